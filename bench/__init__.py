@@ -1,0 +1,1 @@
+"""The harness: cells, stages, store, runner, command line."""

@@ -1,0 +1,1 @@
+"""Measurements of images: to full precision (same seed) and to real images."""

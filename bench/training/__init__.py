@@ -1,0 +1,1 @@
+"""Scripts that build the data sets and train the small models of the zoo."""

@@ -1,0 +1,1 @@
+"""Workloads: a diffusers pipeline with its sampler, conditions and real reference images."""

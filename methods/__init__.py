@@ -1,0 +1,1 @@
+"""Quantization methods: one plug-in a paper, on one shared core."""

@@ -1,0 +1,1 @@
+"""Packed low-bit kernels: formats, integer oracle, native library, packed modules."""
