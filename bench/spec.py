@@ -1,0 +1,122 @@
+"""What one measurement is: a cell, its budget, its key. Plain data, no torch."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from quantarena.methods.core.bits import Bits, parse_bits
+
+DEFAULT_POLICY = "uniform"
+DEFAULT_VARIANT = "paper"
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, dataclasses as objects."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def content_key(value: Any, length: int = 16) -> str:
+    """First ``length`` hex digits of the sha256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a preset spends on one cell; part of the cell, so part of its key.
+
+    Attributes:
+        images: images sampled and scored.
+        batch: images sampled together (with guidance the network sees twice as many).
+        steps: sampler steps; 0 takes the workload's own number.
+        calibration_images: full-precision trajectories recorded for calibration.
+        calibration_samples: points of those trajectories that a method may draw.
+        iterations: reconstruction iterations a block.
+        latency_rounds: timed rounds of one denoiser step.
+    """
+
+    images: int = 128
+    batch: int = 16
+    steps: int = 0
+    calibration_images: int = 32
+    calibration_samples: int = 256
+    iterations: int = 200
+    latency_rounds: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row to be: workload x method x variant x bits x policy x seed, at one budget."""
+
+    workload: str
+    method: str
+    bits: str
+    seed: int = 0
+    variant: str = DEFAULT_VARIANT
+    policy: str = DEFAULT_POLICY
+    budget: Budget = Budget()
+
+    @property
+    def widths(self) -> Bits:
+        """The requested bits, parsed. Raises ValueError as ``parse_bits`` does."""
+        return parse_bits(self.bits)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that name this cell for ever."""
+        return content_key(self)
+
+    @property
+    def shared_key(self) -> str:
+        """Names what cells share: the recorded trajectory and the full-precision images."""
+        return content_key([self.workload, self.seed, self.budget])
+
+    @property
+    def label(self) -> str:
+        """Short name for progress and messages."""
+        return f"{self.workload}/{self.method}/{self.bits}" + (
+            "" if self.variant == DEFAULT_VARIANT else f"/{self.variant}"
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Cell":
+        """Inverse of ``dataclasses.asdict``."""
+        return cls(**{**data, "budget": Budget(**data["budget"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A preset: which cells to run. ``fp`` is a method that takes only the bits ``fp``."""
+
+    name: str
+    title: str
+    workloads: tuple[str, ...]
+    methods: tuple[str, ...]
+    bits: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    variants: tuple[str, ...] = (DEFAULT_VARIANT,)
+    policies: tuple[str, ...] = (DEFAULT_POLICY,)
+    budget: Budget = Budget()
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every planned cell, full precision first within a workload; no duplicates."""
+        found: dict[Cell, None] = {}
+        for workload in self.workloads:
+            for seed in self.seeds:
+                for method in sorted(self.methods, key=lambda name: name != "fp"):
+                    widths = ("fp",) if method == "fp" else self.bits
+                    for policy in self.policies:
+                        for variant in self.variants:
+                            for bits in widths:
+                                cell = Cell(
+                                    workload, method, bits, seed, variant, policy, self.budget
+                                )
+                                found.setdefault(cell)
+        return tuple(found)
