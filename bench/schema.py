@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .spec import Cell
+from quantarena.bench.spec import Cell
 
 SCHEMA_VERSION = 1
 

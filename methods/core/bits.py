@@ -53,7 +53,9 @@ def parse_bits(text: str) -> Bits:
         return FP
     match = _PATTERN.fullmatch(name)
     if match is None:
-        raise ValueError(f"unknown bits {text!r}: write w<weight>a<activation>, such as w4a8, or fp")
+        raise ValueError(
+            f"unknown bits {text!r}: write w<weight>a<activation>, such as w4a8, or fp"
+        )
     try:
         return Bits(int(match[1]), int(match[2]))
     except ValueError as error:
