@@ -1,0 +1,49 @@
+"""What can go wrong and be said in one line. No torch, nothing of ours."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class QuantArenaError(Exception):
+    """Base of every error whose message, one line, is all that its reader needs.
+
+    Attributes:
+        message: the line: what is wrong, where, and what to do about it.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = " ".join(message.split())
+        super().__init__(self.message)
+
+
+class UserError(QuantArenaError):
+    """A mistake in what was asked for: the command line prints the line and exits with 2."""
+
+
+class UnknownName(UserError):
+    """A name that is not registered; the message suggests near ones."""
+
+
+class BrokenModel(UserError):
+    """A model folder that is incomplete, damaged, or no diffusers pipeline."""
+
+
+class Unsupported(QuantArenaError):
+    """A method cannot do what was asked, by design: the cell becomes a ``skipped`` row."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to append to 'unknown ...': near names when there are any, else all of them.
+
+    >>> did_you_mean("rtm", ["fp", "rtn", "q_diffusion"])
+    'did you mean rtn? (known: fp, q_diffusion, rtn)'
+    """
+    names = sorted(set(known))
+    if not names:
+        return "none are known"
+    folded = {option.lower().replace("-", "_"): option for option in names}
+    near = get_close_matches(name.lower().replace("-", "_"), folded, n=3, cutoff=0.55)
+    listing = f"known: {', '.join(names)}"
+    if not near:
+        return listing
+    return f"did you mean {' or '.join(folded[option] for option in near)}? ({listing})"
