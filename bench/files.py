@@ -1,0 +1,128 @@
+"""Files that are either whole or absent: atomic writes, a lock, and one-line errors."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from quantarena.bench.errors import UserError
+
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+def utc_now() -> str:
+    """The current time in UTC, to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def plain_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an operating-system error into a ``UserError`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "free some space, then run the same command again",
+            errno.EDQUOT: "the quota is used up: free some space, then run again",
+            errno.EROFS: "the file system is read-only: choose another place with --results",
+        }.get(error.errno or 0, "choose a writable place with --results")
+        what = error.strerror or type(error).__name__
+        raise UserError(f"cannot {doing} {path}: {what}; {advice}") from error
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader, or a crash at any moment, sees the old file or the new.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    with plain_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # mkstemp makes files private; results are meant to be shared.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make ``folder`` and prove that a file can be written in it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    with plain_errors("write in", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; the kernel lets go when the process dies, however.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    ensure_folder(folder)
+    path = folder / ".lock"
+    with plain_errors("lock", path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                raise UserError(
+                    f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
+                    "or choose another folder with --results"
+                ) from None
+            # Some network file systems know no locks; a run there goes unguarded.
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": utc_now()})
+        with plain_errors("write", path):
+            os.ftruncate(handle, 0)
+            os.write(handle, note.encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _holder(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "holder unknown"
+
+
+def _umask() -> int:
+    # There is no way to read the mask without setting it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system lets us ask for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,178 @@
+"""The grids that come with the harness, and how options change one. Plain data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.spec import Budget, Grid, content_key
+from quantarena.methods.core.bits import parse_bits
+
+DEFAULT = "quick"
+_T = TypeVar("_T")
+_METHODS = ("fp", "rtn", "q_diffusion")
+_WORKLOADS = ("emoji-t2i",)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named grid.
+
+    Attributes:
+        grid: what it runs.
+        warning: a line to print before it starts, or empty.
+        executor: how it runs unless told otherwise: ``local``, ``ray`` or ``auto``.
+    """
+
+    grid: Grid
+    warning: str = ""
+    executor: str = "auto"
+
+
+PRESETS: dict[str, Preset] = {
+    "smoke": Preset(
+        Grid(
+            name="smoke",
+            title="Smoke: every station once, in minutes",
+            workloads=_WORKLOADS,
+            methods=_METHODS,
+            bits=("w4a8", "w4a4"),
+            budget=Budget(
+                images=16,
+                steps=10,
+                calibration_images=8,
+                calibration_samples=64,
+                iterations=20,
+                latency_rounds=20,
+            ),
+        ),
+        # Starting workers costs more than two of them save on so short a run.
+        executor="local",
+    ),
+    "quick": Preset(
+        Grid(
+            name="quick",
+            title="Quick: the default comparison",
+            workloads=_WORKLOADS,
+            methods=_METHODS,
+            bits=("w8a8", "w4a8", "w4a4"),
+            budget=Budget(),
+        )
+    ),
+    "full": Preset(
+        Grid(
+            name="full",
+            title="Full: more images, more iterations, three seeds",
+            workloads=_WORKLOADS,
+            methods=_METHODS,
+            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            seeds=(0, 1, 2),
+            budget=Budget(
+                images=512,
+                calibration_images=64,
+                calibration_samples=1024,
+                iterations=1000,
+                latency_rounds=50,
+            ),
+        ),
+        warning="full takes hours on a few cores; it continues where it stopped when run again",
+    ),
+    # Calibration and reconstruction as the papers state them: 5,120 points, 20,000 iterations a
+    # block. The image count is what covariance-based scores need to be comparable at all.
+    "paper": Preset(
+        Grid(
+            name="paper",
+            title="Paper: calibration and reconstruction at the papers' own budgets",
+            workloads=_WORKLOADS,
+            methods=_METHODS,
+            bits=("w8a8", "w4a8", "w4a4"),
+            seeds=(0, 1, 2),
+            budget=Budget(
+                images=10_000,
+                batch=32,
+                calibration_images=256,
+                calibration_samples=5120,
+                iterations=20_000,
+                latency_rounds=100,
+            ),
+        ),
+        warning="paper takes days on a few cores and many hours on a GPU; start with quick",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What options ask for; empty or None leaves the preset as it is."""
+
+    workloads: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    images: int | None = None
+    steps: int | None = None
+    iterations: int | None = None
+    name: str | None = None
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: {did_you_mean(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def choose(grid: Grid, choice: Choice) -> Grid:
+    """The grid with the options applied.
+
+    Results of one folder share one budget, so that all its rows can be compared: another budget
+    gets another name. Full precision always comes along, it is the row that others are read by.
+
+    Raises:
+        UserError: bits that do not exist, or a number out of range.
+    """
+    budget = replace(grid.budget, **_limits(choice))
+    name = grid.name if budget == grid.budget else f"{grid.name}-{content_key(budget, 6)}"
+    return replace(
+        grid,
+        name=_checked_name(choice.name) if choice.name else name,
+        workloads=_unique(choice.workloads) or grid.workloads,
+        methods=_unique(("fp", *choice.methods)) if choice.methods else grid.methods,
+        bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
+        seeds=_unique(choice.seeds) or grid.seeds,
+        budget=budget,
+    )
+
+
+def canonical_bits(text: str) -> str:
+    """``W4A8`` as ``w4a8``.
+
+    Raises:
+        UserError: no such bits.
+    """
+    try:
+        return str(parse_bits(text))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _limits(choice: Choice) -> dict[str, int]:
+    given = {"images": choice.images, "steps": choice.steps, "iterations": choice.iterations}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: it must be at least 1")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _checked_name(name: str) -> str:
+    if name != name.strip() or not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise UserError(f"--name {name!r}: it names one folder under --results")
+    return name
+
+
+def _unique(values: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys(values))

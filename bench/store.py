@@ -1,0 +1,264 @@
+"""The row store of one results folder: a JSON file a cell, whole or absent, never half.
+
+``rows/<key>.json`` is the row that counts. Whatever it replaced, or what did not deserve to
+replace it, is kept in ``rows/earlier/``; files that are no row of ours go to ``rows/aside/``.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantarena.bench import files
+from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.schema import Measurement, Row, Status
+from quantarena.bench.spec import Cell, canonical_json, content_key
+
+_DIGEST = "digest"
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a results folder is meant to hold.
+
+    Attributes:
+        title: of the page.
+        command: that reproduces it.
+        cells: every planned cell, in the order of the plan.
+    """
+
+    title: str
+    command: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Rows of one results folder.
+
+    Attributes:
+        folder: such as ``results/quick``.
+        warn: takes one line for every file that could not be read.
+    """
+
+    folder: Path
+    warn: Warn = lambda line: None
+
+    @property
+    def rows_folder(self) -> Path:
+        """Where the row files are."""
+        return self.folder / "rows"
+
+    def path(self, key: str) -> Path:
+        """The file of the row with that key."""
+        return self.rows_folder / f"{key}.json"
+
+    def get(self, key: str) -> Row | None:
+        """The row that counts, or None when there is none or its file is damaged."""
+        path = self.path(key)
+        return self._read(path) if path.is_file() else None
+
+    def rows(self) -> tuple[Row, ...]:
+        """Every readable row, in the order of their keys; damaged files are moved aside."""
+        found = (self._read(path) for path in sorted(self.rows_folder.glob("*.json")))
+        return tuple(row for row in found if row is not None)
+
+    def put(self, row: Row, *, force: bool = False) -> Row:
+        """Keep a new attempt at a cell, written before this returns.
+
+        The newest attempt wins, but an ok row gives way only to another ok row, or to ``force``.
+
+        Returns:
+            The row as stored, with its attempt number.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        current = self.get(row.key)
+        row = replace(storable(row), attempt=self._next_attempt(row.key, current))
+        holds = current is not None and current.status is Status.OK
+        if holds and row.status is not Status.OK and not force:
+            self._write(row, self._earlier(row))
+            return row
+        if current is not None:
+            self._write(current, self._earlier(current))
+        self._write(row, self.path(row.key))
+        return row
+
+    def amend(self, row: Row) -> Row:
+        """Replace the row that counts by the same attempt with more in it (its latency)."""
+        row = storable(row)
+        self._write(row, self.path(row.key))
+        return row
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep a second run off this folder while the first one lives."""
+        return files.locked(self.folder)
+
+    def retire(self, rows: Iterable[Row]) -> None:
+        """Move rows that belong to no plan any more into ``earlier``."""
+        for row in rows:
+            with files.plain_errors("move", self.path(row.key)):
+                self._earlier(row).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path(row.key), self._earlier(row))
+
+    def write_planned(self, planned: Planned) -> None:
+        """Remember what was planned here, for ``rank`` and ``render`` by themselves."""
+        text = json.dumps(dataclasses.asdict(planned), indent=1)
+        files.write_atomic(self.folder / "plan.json", text + "\n")
+
+    def read_planned(self) -> Planned | None:
+        """What was planned here, or None."""
+        path = self.folder / "plan.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            cells = tuple(Cell.from_dict(cell) for cell in data["cells"])
+            return Planned(data["title"], data["command"], cells)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            self.warn(f"{path} is damaged and ignored ({type(error).__name__}: {error})")
+            return None
+
+    def _earlier(self, row: Row) -> Path:
+        return self.rows_folder / "earlier" / f"{row.key}.{row.attempt}.json"
+
+    def _next_attempt(self, key: str, current: Row | None) -> int:
+        names = (self.rows_folder / "earlier").glob(f"{key}.*.json")
+        numbers = [int(text) for path in names if (text := path.name.split(".")[1]).isdigit()]
+        return 1 + max([current.attempt if current else 0, *numbers])
+
+    def _write(self, row: Row, path: Path) -> None:
+        document = row.to_dict()
+        document[_DIGEST] = digest(document)
+        files.write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    def _read(self, path: Path) -> Row | None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            self.warn(f"{path} cannot be read ({error.strerror}); its cell counts as missing")
+            return None
+        except ValueError:
+            return self._aside(path, "it is no text")
+        try:
+            row = parse_row(text)
+        except ValueError as error:
+            return self._aside(path, str(error))
+        if row.key != path.stem:
+            return self._aside(path, f"it holds the row {row.key}")
+        return row
+
+    def _aside(self, path: Path, reason: str) -> None:
+        target = self.rows_folder / "aside" / path.name
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{path.stem}.{number}.json")
+        where = ""
+        with contextlib.suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+            where = f"; moved to {target.relative_to(self.folder)}"
+        self.warn(f"{path} is no intact row ({reason}); its cell counts as missing{where}")
+
+
+def parse_row(text: str) -> Row:
+    """Read a stored row and check that nobody edited it.
+
+    Raises:
+        ValueError: truncated, foreign or edited; one line says which.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    stated = document.pop(_DIGEST, None)
+    if stated != digest(document):
+        raise ValueError("its digest does not fit, it was edited or written by another program")
+    return Row.from_dict(document)
+
+
+def digest(document: dict[str, Any]) -> str:
+    """Content hash of a row document; a change of one number changes it."""
+    return content_key(document, 32)
+
+
+def storable(row: Row) -> Row:
+    """The row without NaN or infinity, which JSON does not know.
+
+    A measurement that is not finite becomes 'not computed' with the reason; anywhere else it
+    makes the row a failed one.
+    """
+    kept = tuple(_finite_measurement(m) for m in row.measurements)
+    row = replace(row, measurements=kept)
+    bad = _not_storable(row.to_dict())
+    if bad is None:
+        return row
+    return Row(
+        cell=row.cell,
+        status=Status.FAILED,
+        reason=f"the result holds a number that is not finite: {bad}",
+        method=row.method if _not_storable(row.method) is None else {},
+        started=row.started,
+        finished=row.finished,
+    )
+
+
+def _finite_measurement(m: Measurement) -> Measurement:
+    if m.value is not None and not math.isfinite(m.value):
+        return replace(m, value=None, low=None, high=None, reason=f"not finite ({m.value})")
+    ends = {
+        name: None
+        for name in ("low", "high")
+        if (end := getattr(m, name)) is not None and not math.isfinite(end)
+    }
+    return replace(m, **ends)  # type: ignore[arg-type]
+
+
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """Dotted path of the first number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list | tuple):
+        children = enumerate(value)
+    for name, child in children:
+        found = _not_finite(child, f"{where}.{name}".lstrip("."))
+        if found is not None:
+            return found
+    return None
+
+
+def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
+    """The one row that ``name`` means: a key or its beginning, or ``method@bits``.
+
+    Raises:
+        UserError: no such row, or several.
+    """
+    found: list[tuple[Store, Row]] = []
+    labels: list[str] = []
+    for store in stores:
+        for row in store.rows():
+            short = f"{row.cell.method}@{row.cell.bits}"
+            labels.append(short)
+            if name in (short, f"{row.cell.workload}/{short}") or (
+                len(name) >= 4 and row.key.startswith(name.lower())
+            ):
+                found.append((store, row))
+    if not found:
+        raise UserError(f"no row {name!r}: {did_you_mean(name, labels)}")
+    if len(found) > 1:
+        options = ", ".join(f"{row.key} ({store.folder.name})" for store, row in found[:6])
+        raise UserError(f"{name!r} means {len(found)} rows: {options}; give a key, or one folder")
+    return found[0]
