@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import files
-from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Cell, canonical_json, content_key
 
@@ -193,24 +192,21 @@ def digest(document: dict[str, Any]) -> str:
 
 
 def storable(row: Row) -> Row:
-    """The row without NaN or infinity, which JSON does not know.
+    """The row without NaN, infinity or foreign types, which JSON does not know.
 
-    A measurement that is not finite becomes 'not computed' with the reason; anywhere else it
-    makes the row a failed one.
+    A measurement that is not finite becomes 'not computed' with the reason; anything else of
+    that kind makes the row a failed one.
     """
-    kept = tuple(_finite_measurement(m) for m in row.measurements)
-    row = replace(row, measurements=kept)
-    bad = _not_storable(row.to_dict())
+    row = replace(row, measurements=tuple(_finite_measurement(m) for m in row.measurements))
+    bad = _not_finite(row.to_dict())
+    reason = f"the result holds a number that is not finite: {bad}"
     if bad is None:
-        return row
-    return Row(
-        cell=row.cell,
-        status=Status.FAILED,
-        reason=f"the result holds a number that is not finite: {bad}",
-        method=row.method if _not_storable(row.method) is None else {},
-        started=row.started,
-        finished=row.finished,
-    )
+        try:
+            canonical_json(row.to_dict())
+            return row
+        except (TypeError, ValueError) as error:
+            reason = f"the result holds a value that is no plain data: {error}"
+    return Row(row.cell, Status.FAILED, reason, started=row.started, finished=row.finished)
 
 
 def _finite_measurement(m: Measurement) -> Measurement:
@@ -238,27 +234,3 @@ def _not_finite(value: Any, where: str = "") -> str | None:
         if found is not None:
             return found
     return None
-
-
-def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
-    """The one row that ``name`` means: a key or its beginning, or ``method@bits``.
-
-    Raises:
-        UserError: no such row, or several.
-    """
-    found: list[tuple[Store, Row]] = []
-    labels: list[str] = []
-    for store in stores:
-        for row in store.rows():
-            short = f"{row.cell.method}@{row.cell.bits}"
-            labels.append(short)
-            if name in (short, f"{row.cell.workload}/{short}") or (
-                len(name) >= 4 and row.key.startswith(name.lower())
-            ):
-                found.append((store, row))
-    if not found:
-        raise UserError(f"no row {name!r}: {did_you_mean(name, labels)}")
-    if len(found) > 1:
-        options = ", ".join(f"{row.key} ({store.folder.name})" for store, row in found[:6])
-        raise UserError(f"{name!r} means {len(found)} rows: {options}; give a key, or one folder")
-    return found[0]
