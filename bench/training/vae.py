@@ -1,0 +1,120 @@
+"""The autoencoder that the latent models share: 32 px (f4) or 64 px (f8) images, 8x8 latents."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from quantarena.bench.training import emoji_data
+from torch import Tensor, nn
+
+__all__ = ["LATENT_SIDE", "VaeTask", "encode", "images_tensor", "whiten"]
+
+LATENT_SIDE = 8
+LATENT_CHANNELS = 4
+_WIDTHS = {32: (32, 64, 64), 64: (32, 64, 96, 96)}
+
+
+def images_tensor(split: str | None, size: int, device: str = "cpu") -> Tensor:
+    """Returns the emoji of a split as a tensor in [-1, 1], shape (N, 3, size, size)."""
+    pixels = emoji_data.load_images(emoji_data.records(split), size)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return (images.to(device).float() / 127.5) - 1.0
+
+
+def jitter(images: Tensor, scale: float = 0.1, shift: float = 0.08) -> Tensor:
+    """Flips, scales and shifts every image at random over its white ground."""
+    count, device = images.shape[0], images.device
+    zoom = 1.0 + scale * (2.0 * torch.rand(count, device=device) - 1.0)
+    flip = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0)
+    move = shift * (2.0 * torch.rand(count, 2, device=device) - 1.0)
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom * flip, zoom, move
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    dark = F.grid_sample(1.0 - images, grid, mode="bilinear", align_corners=False)
+    return 1.0 - dark
+
+
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.diff(dim=-1), images.diff(dim=-2)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 + MSE, and L1 between the edges at two scales, which keeps outlines sharp."""
+    loss = F.l1_loss(output, target) + F.mse_loss(output, target)
+    for factor in (1, 2):
+        small = [F.avg_pool2d(x, factor) if factor > 1 else x for x in (output, target)]
+        pairs = zip(_edges(small[0]), _edges(small[1]), strict=True)
+        loss = loss + 0.5 * sum(F.l1_loss(a, b) for a, b in pairs)
+    return loss
+
+
+class VaeTask:
+    """Trains the autoencoder on the train split.
+
+    Args:
+        size: Image side, 32 or 64.
+        device: torch device of the images.
+    """
+
+    name = "vae"
+
+    def __init__(self, size: int = 32, device: str = "cpu") -> None:
+        if size not in _WIDTHS:
+            raise ValueError(f"image size {size} is not one of {sorted(_WIDTHS)}")
+        self.size = size
+        self.images = images_tensor("train", size, device)
+
+    def build(self) -> nn.Module:
+        """Builds the autoencoder."""
+        widths = _WIDTHS[self.size]
+        return AutoencoderKL(
+            in_channels=3,
+            out_channels=3,
+            sample_size=self.size,
+            latent_channels=LATENT_CHANNELS,
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=1,
+            norm_num_groups=16,
+            mid_block_add_attention=False,
+            scaling_factor=1.0,
+        )
+
+    def loss(self, net: nn.Module, batch: int) -> Tensor:
+        """Returns reconstruction plus a small KL term on jittered images."""
+        picks = torch.randint(len(self.images), (batch,), device=self.images.device)
+        images = jitter(self.images[picks])
+        vae = cast("AutoencoderKL", net)
+        posterior = vae.encode(images).latent_dist
+        output = vae.decode(posterior.sample()).sample
+        return reconstruction_loss(output.float(), images) + 1e-5 * posterior.kl().mean()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
+    """Returns the latents' means, scaled as the pipelines expect them."""
+    parts = [vae.encode(part).latent_dist.mode() for part in images.split(batch)]
+    return torch.cat(parts) * float(vae.config.scaling_factor)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
+    """Folds the latents' per-channel mean and deviation into the 1x1 convolutions beside them.
+
+    The images that come out stay the same; the latents have mean 0 and deviation 1 over the given
+    images, so that `scaling_factor` is 1 and white ground does not sit far from the noise's mean.
+    """
+    latents = encode(vae, images)
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    channels = len(mean)
+    quant.weight[:channels] /= std.view(-1, 1, 1, 1)
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2.0 * std.log()
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std.view(1, -1, 1, 1)
+    return vae
