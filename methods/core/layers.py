@@ -1,0 +1,259 @@
+"""The quantized layer: a convolution or linear whose weights and inputs go through quantizers.
+
+A layer has one part, or one part for each half of a concatenated input (Q-Diffusion's split
+shortcut). A part owns a channel range with its own weight and activation quantizer, and packs to one
+integer layer; the layer's output is the sum of its parts plus the bias.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from quantarena.methods.core.bits import FP_WIDTH, Bits
+from quantarena.methods.core.graph import QuantizableModule
+from quantarena.methods.core.quantizer import (
+    QuantParams,
+    dequantize,
+    fake_quantize_ste,
+    quantize,
+)
+from quantarena.methods.core.ranges import RangeSearch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ADAROUND_LOW, _ADAROUND_HIGH = -0.1, 1.1
+"""Stretch of the rectified sigmoid (Louizos et al.; AdaRound eq. 23)."""
+
+
+if TYPE_CHECKING:
+    from quantarena.methods.core.kernels.formats import IntegerLayer
+
+
+class WeightQuantizer(nn.Module):
+    """Codes of one part's weight, per output channel.
+
+    Three states: ranges set (nearest rounding), soft (AdaRound's ``alpha`` decides up or down), and
+    frozen (codes fixed, which is what packs).
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    codes: Tensor | None
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.alpha: nn.Parameter | None = None
+        self.register_buffer("scale", torch.empty(0))
+        self.register_buffer("zero_point", torch.empty(0))
+        self.register_buffer("codes", None)
+
+    @property
+    def params(self) -> QuantParams:
+        """Scale and zero point, shaped over the weight."""
+        return QuantParams(self.scale, self.zero_point, self.bits)
+
+    def set_params(self, params: QuantParams) -> None:
+        """Take a range; forgets rounding and codes made under another."""
+        self.scale, self.zero_point = params.scale.detach(), params.zero_point.detach()
+        self.alpha, self.codes = None, None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the codes stand for."""
+        if self.codes is not None:
+            return dequantize(self.codes.float(), self.params)
+        if self.alpha is not None:
+            top = self.params.levels - 1
+            floor = torch.floor(weight * self.scale.reciprocal())
+            codes = (floor + self.rounding() + self.zero_point).clamp(0, top)
+            return dequantize(codes, self.params)
+        return dequantize(quantize(weight, self.params), self.params)
+
+    def soften(self, weight: Tensor) -> None:
+        """Start AdaRound: ``alpha`` such that the soft weight equals the weight (Nagel et al. 2020)."""
+        position = weight * self.scale.reciprocal()
+        rest = (position - torch.floor(position)).clamp(1e-4, 1 - 1e-4)
+        spread = _ADAROUND_HIGH - _ADAROUND_LOW
+        self.alpha = nn.Parameter(-torch.log(spread / (rest - _ADAROUND_LOW) - 1))
+
+    def rounding(self) -> Tensor:
+        """Soft rounding in [0, 1]: 0 is down, 1 is up."""
+        assert self.alpha is not None
+        spread = _ADAROUND_HIGH - _ADAROUND_LOW
+        return (torch.sigmoid(self.alpha) * spread + _ADAROUND_LOW).clamp(0, 1)
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> None:
+        """Fix the codes: hard rounding where soft, nearest otherwise."""
+        if self.codes is not None:
+            return
+        if self.alpha is None:
+            codes = quantize(weight, self.params)
+        else:
+            top = self.params.levels - 1
+            floor = torch.floor(weight * self.scale.reciprocal())
+            codes = (floor + (self.alpha >= 0).float() + self.zero_point).clamp(0, top)
+        self.codes, self.alpha = codes.to(torch.uint8), None
+
+
+class ActQuantizer(nn.Module):
+    """Static per-tensor quantizer of a layer's input; its scale can learn (LSQ)."""
+
+    zero_point: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.scale = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.register_buffer("zero_point", torch.empty(0))
+
+    @property
+    def params(self) -> QuantParams:
+        """Scale and zero point, scalars."""
+        return QuantParams(self.scale, self.zero_point, self.bits)
+
+    def set_params(self, params: QuantParams) -> None:
+        """Take a range found by a search."""
+        self.scale = nn.Parameter(params.scale.detach().reshape(()), requires_grad=False)
+        self.zero_point = params.zero_point.detach().reshape(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized ``x``, any shape; differentiable in ``x`` and the scale."""
+        return fake_quantize_ste(x, self.params)
+
+
+class Part(nn.Module):
+    """A range of input channels with its own quantizers; None leaves that side in floating point."""
+
+    def __init__(self, start: int, stop: int, bits: Bits) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+        self.weight_quantizer = None if bits.weight == FP_WIDTH else WeightQuantizer(bits.weight)
+        self.act_quantizer = None if bits.act == FP_WIDTH else ActQuantizer(bits.act)
+
+
+class QuantLayer(nn.Module):
+    """A Conv2d or Linear with quantizers in front of its weight and input.
+
+    Args:
+        module: the full-precision layer; its tensors are shared, not copied.
+        bits: widths of every part.
+        splits: widths of the input-channel parts, summing to the input channels; empty for one.
+    """
+
+    def __init__(self, module: QuantizableModule, bits: Bits, splits: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.bits = bits
+        self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        self.bias = (
+            None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
+        )
+        self.is_conv = isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Conv2d):
+            if isinstance(module.padding, str) or module.padding_mode != "zeros":
+                raise ValueError("only convolutions with numeric zero padding can be quantized")
+            self.stride, self.padding = module.stride, module.padding
+            self.dilation, self.groups = module.dilation, module.groups
+            self.in_channels = module.in_channels
+        else:
+            self.in_channels = module.in_features
+        widths = tuple(splits) or (self.in_channels,)
+        if sum(widths) != self.in_channels:
+            raise ValueError(f"splits {widths} do not sum to {self.in_channels} input channels")
+        edges = [0]
+        for width in widths:
+            edges.append(edges[-1] + width)
+        self.parts = nn.ModuleList(Part(a, b, bits) for a, b in pairwise(edges))
+        self.use_weight_quantizer = True
+        self.use_act_quantizer = True
+
+    def part_list(self) -> list[Part]:
+        """The parts, typed."""
+        return [part for part in self.parts if isinstance(part, Part)]
+
+    def part_weight(self, part: Part) -> Tensor:
+        """That part's slice of the full-precision weight."""
+        if len(self.parts) == 1:
+            return self.weight
+        return self.weight[:, part.start : part.stop]
+
+    def part_input(self, part: Part, x: Tensor) -> Tensor:
+        """That part's slice of the layer's input."""
+        if len(self.parts) == 1:
+            return x
+        return x[:, part.start : part.stop] if self.is_conv else x[..., part.start : part.stop]
+
+    def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool) -> None:
+        """Find per-output-channel ranges of every part's weight."""
+        for part in self.part_list():
+            if part.weight_quantizer is not None:
+                found = search(
+                    self.part_weight(part), part.weight_quantizer.bits, axis=0, symmetric=symmetric
+                )
+                part.weight_quantizer.set_params(found)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum of the parts plus bias; shapes as the full-precision layer."""
+        result: Tensor | None = None
+        for index, part in enumerate(self.part_list()):
+            piece, weight = self.part_input(part, x), self.part_weight(part)
+            if part.act_quantizer is not None and self.use_act_quantizer:
+                piece = part.act_quantizer(piece)
+            if part.weight_quantizer is not None and self.use_weight_quantizer:
+                weight = part.weight_quantizer(weight)
+            term = self._apply(piece, weight, self.bias if index == 0 else None)
+            result = term if result is None else result + term
+        assert result is not None
+        return result
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.is_conv:
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.linear(x, weight, bias)
+
+    def freeze(self) -> None:
+        """Fix all weight codes."""
+        for part in self.part_list():
+            if part.weight_quantizer is not None:
+                part.weight_quantizer.freeze(self.part_weight(part))
+
+    def integer_layers(self) -> "list[IntegerLayer]":
+        """One integer layer a part, bias in the first.
+
+        Raises:
+            ValueError: a side is in floating point, or the codes are not frozen.
+        """
+        from quantarena.methods.core.kernels.formats import IntegerLayer
+
+        found = []
+        for index, part in enumerate(self.part_list()):
+            wq, aq = part.weight_quantizer, part.act_quantizer
+            if wq is None or aq is None or wq.codes is None:
+                raise ValueError("only a layer with frozen weight codes and quantized input packs")
+            offset = 2 ** (wq.bits - 1)
+            rows = self.weight.shape[0]
+            found.append(
+                IntegerLayer(
+                    kind="conv2d" if self.is_conv else "linear",
+                    weight_codes=(wq.codes.to(torch.int16) - offset).to(torch.int8),
+                    weight_bits=wq.bits,
+                    weight_scale=wq.scale.detach().reshape(-1).expand(rows).contiguous(),
+                    weight_zero=(wq.zero_point.reshape(-1).expand(rows) - offset).to(torch.int32),
+                    act_bits=aq.bits,
+                    act_scale=aq.scale.detach().reshape(()),
+                    act_zero=aq.zero_point.to(torch.int32).reshape(()),
+                    bias=self.bias if index == 0 else None,
+                    **(
+                        {
+                            "stride": self.stride,
+                            "padding": self.padding,
+                            "dilation": self.dilation,
+                            "groups": self.groups,
+                        }
+                        if self.is_conv
+                        else {}
+                    ),
+                )
+            )
+        return found

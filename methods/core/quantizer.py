@@ -1,0 +1,106 @@
+"""Uniform affine quantization: codes, their float meaning, and gradients through both.
+
+A code is ``q = clamp(round_half_even(x * (1 / scale)) + zero_point, 0, 2**bits - 1)`` and stands for
+``(q - zero_point) * scale``. The reciprocal is taken once in float32, on purpose: the packed
+kernels multiply by the same reciprocal, so fake and packed codes are equal bit for bit.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCALE_FLOOR = 1e-8
+"""Smallest scale: a constant tensor must not divide by zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantParams:
+    """Scale and zero point, shaped to broadcast over the tensor they belong to.
+
+    Attributes:
+        scale: positive float32.
+        zero_point: integer-valued float32 in ``[0, 2**bits - 1]``.
+        bits: 1 to 8.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+
+    @property
+    def levels(self) -> int:
+        """Number of codes."""
+        return int(2**self.bits)
+
+
+def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> QuantParams:
+    """Scale and zero point that cover ``[low, high]``, widened to contain zero.
+
+    Args:
+        low: smallest values, any shape.
+        high: largest values, same shape.
+        bits: 1 to 8.
+        symmetric: zero point fixed at ``2**(bits - 1)``, codes ``-2**(bits-1) .. 2**(bits-1) - 1``
+            around it. At one bit a symmetric grid has no positive code, so it is made affine.
+
+    Raises:
+        ValueError: a bound is not finite.
+    """
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError("cannot quantize: the tensor holds NaN or infinity")
+    if symmetric and bits > 1:
+        half = 2 ** (bits - 1)
+        scale = torch.maximum(high / (half - 1), -low / half).clamp(min=SCALE_FLOOR)
+        return QuantParams(scale, torch.full_like(scale, half), bits)
+    top = 2**bits - 1
+    scale = ((high - low) / top).clamp(min=SCALE_FLOOR)
+    zero_point = torch.round(-low / scale).clamp(0, top)
+    return QuantParams(scale, zero_point, bits)
+
+
+def quantize(x: Tensor, params: QuantParams) -> Tensor:
+    """Codes of ``x`` as integer-valued float32, same shape."""
+    top = params.levels - 1
+    return (torch.round(x * params.scale.reciprocal()) + params.zero_point).clamp(0, top)
+
+
+def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
+    """What the codes stand for, float32."""
+    return (codes - params.zero_point) * params.scale
+
+
+def fake_quantize(x: Tensor, params: QuantParams) -> Tensor:
+    """``dequantize(quantize(x))`` without gradients."""
+    return dequantize(quantize(x, params), params)
+
+
+class _RoundSTE(torch.autograd.Function):
+    """Round to nearest even; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round with a straight-through gradient (Bengio et al., arXiv:1308.3432)."""
+    result: Tensor = _RoundSTE.apply(x)
+    return result
+
+
+def fake_quantize_ste(x: Tensor, params: QuantParams) -> Tensor:
+    """Fake quantization with gradients to ``x`` (inside the range) and to the scale (LSQ).
+
+    The gradient of the scale is LSQ's (Esser et al., ICLR 2020): rounding error inside the range,
+    the clipped code outside. Values equal ``fake_quantize`` exactly.
+    """
+    top = params.levels - 1
+    codes = (round_ste(x * params.scale.reciprocal()) + params.zero_point).clamp(0, top)
+    return (codes - params.zero_point) * params.scale

@@ -1,0 +1,145 @@
+"""Finding methods: built-in, installed under the entry-point group, or in a file."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from quantarena.methods.api import Method
+from quantarena.methods.core.errors import UnknownName, UserError, did_you_mean
+
+GROUP = "quantarena.methods"
+BUILTIN = {
+    "fp": "quantarena.methods.fp",
+    "rtn": "quantarena.methods.rtn",
+    "q_diffusion": "quantarena.methods.q_diffusion",
+}
+M = TypeVar("M", bound=type[Method])
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered method class and where it came from."""
+
+    method: type[Method]
+    origin: str
+    """``builtin``, ``plugin FILE`` or ``package NAME VERSION``."""
+
+
+_entries: dict[str, list[Entry]] = {}
+_loading: list[str] = ["builtin"]
+_loaded: set[str] = set()
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a method known under ``name``.
+
+    Raises:
+        UserError: the name is taken by another class of the same origin.
+    """
+
+    def add(method: M) -> M:
+        origin = _loading[-1]
+        for entry in _entries.get(name, []):
+            if entry.origin == origin and entry.method.__qualname__ != method.__qualname__:
+                raise UserError(
+                    f"method name {name!r} is taken by {entry.method.__module__}, "
+                    f"{method.__module__} wants it too: rename one"
+                )
+        kept = [entry for entry in _entries.get(name, []) if entry.origin != origin]
+        method.name = name
+        _entries[name] = [*kept, Entry(method, origin)]
+        return method
+
+    return add
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a file that registers methods.
+
+    Raises:
+        UserError: no such file, it fails to import, or it registers nothing.
+    """
+    file = Path(path).resolve()
+    if str(file) in _loaded:
+        return
+    if not file.is_file():
+        raise UserError(f"plug-in {path} is no file")
+    module_name = f"quantarena_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plug-in {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    origin = f"plugin {file.name}"
+    _loading.append(origin)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"plug-in {path} fails to import: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        _loading.pop()
+    if not any(entry.origin == origin for entries in _entries.values() for entry in entries):
+        raise UserError(f"plug-in {path} registers no method: use @register('name') on a class")
+    _loaded.add(str(file))
+
+
+def broken_packages() -> dict[str, str]:
+    """Installed plug-in packages that failed to import, with the reason."""
+    _load_packages()
+    return dict(_broken)
+
+
+_broken: dict[str, str] = {}
+
+
+def _load_packages() -> None:
+    if "packages" in _loaded:
+        return
+    _loaded.add("packages")
+    for point in entry_points(group=GROUP):
+        dist = point.dist
+        origin = f"package {dist.name} {dist.version}" if dist else f"package {point.module}"
+        _loading.append(origin)
+        try:
+            found = point.load()
+            if isinstance(found, type) and issubclass(found, Method) and not hasattr(found, "name"):
+                register(point.name)(found)
+        except Exception as error:  # a broken package must not take the others down
+            _broken[point.name] = f"{type(error).__name__}: {error}"
+        finally:
+            _loading.pop()
+
+
+def names(plugins: Sequence[str | Path] = ()) -> tuple[str, ...]:
+    """All method names, built-in first."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    _load_packages()
+    others = sorted(set(_entries) - set(BUILTIN))
+    return (*BUILTIN, *others)
+
+
+def entry(name: str, plugins: Sequence[str | Path] = (), *, prefer_plugin: bool = False) -> Entry:
+    """The method of that name; a built-in wins a clash unless plug-ins are preferred.
+
+    Raises:
+        UnknownName: there is none; the message suggests near names.
+        UserError: a plug-in cannot be loaded.
+    """
+    known = names(plugins)
+    if name in BUILTIN:
+        importlib.import_module(BUILTIN[name])
+    found = _entries.get(name)
+    if not found:
+        raise UnknownName(f"unknown method {name!r}: {did_you_mean(name, known)}")
+    ordered = sorted(found, key=lambda e: (e.origin == "builtin") == prefer_plugin)
+    return ordered[0]

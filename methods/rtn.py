@@ -1,0 +1,30 @@
+"""Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
+
+from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.core.model import QuantizedModel, calibrate_activations
+from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.registry import register
+
+
+@register("rtn")
+class RoundToNearest(Method):
+    """Min-max per output channel for weights, min-max per tensor for activations."""
+
+    info = MethodInfo(
+        title="RTN",
+        venue="-",
+        paper="-",
+        summary="min-max ranges, round to nearest, nothing is optimised",
+    )
+    supports = Capabilities()
+
+    def quantize(self, ctx: MethodContext) -> QuantizedModel:
+        """Ranges from the weights and from uniformly spaced calibration points."""
+        model = ctx.wrap()
+        model.set_weight_ranges(minmax_range)
+        points = ctx.draw(UniformStride(ctx.effort.samples))
+        ctx.progress(0, 1)
+        calibrate_activations(model, points, minmax_range, quantized_weights=False)
+        ctx.progress(1, 1)
+        return model
