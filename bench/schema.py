@@ -203,7 +203,7 @@ class Row:
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"row has schema version {version}, this is {SCHEMA_VERSION}")
-        plain = {name: value for name, value in data.items() if name != "key"}
+        plain = {name: value for name, value in data.items() if name not in ("key", "digest")}
         try:
             cell = Cell.from_dict(plain.pop("cell"))
             plain["status"] = Status(plain["status"])
