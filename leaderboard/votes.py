@@ -1,0 +1,87 @@
+"""One vote: what a judge said about K images of the same prompt and seed. Never edited."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A K-wise comparison with ties.
+
+    Attributes:
+        unit: prompt and seed that all compared images share, such as ``s0/i0007``; the unit of
+            evidence, hence what a bootstrap resamples.
+        contestants: who was compared, in the order shown.
+        tiers: the same names, best tier first; names in one tier are tied.
+        judge: who voted, such as ``lpips/alex-v0.1``.
+    """
+
+    unit: str
+    contestants: tuple[str, ...]
+    tiers: tuple[tuple[str, ...], ...]
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        ranked = [name for tier in self.tiers for name in tier]
+        if not all(self.tiers) or not ranked:
+            raise ValueError("a vote needs at least one tier, and no tier may be empty")
+        if len(set(ranked)) != len(ranked) or set(ranked) != set(self.contestants):
+            raise ValueError("the tiers must hold every contestant exactly once")
+        if len(set(self.contestants)) != len(self.contestants):
+            raise ValueError("a contestant appears twice in one vote")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ballots:
+    """Votes as arrays, padded to one K with a ghost that is compared with nobody.
+
+    Attributes:
+        contestants: names; their positions are the numbers used below.
+        units: names of the units.
+        members: (V, K) contestants of each vote; ``len(contestants)`` is the ghost.
+        outcome: (V, K, K) 1 where row beat column, 0.5 both ways for a tie, 0 otherwise.
+        unit: (V,) unit of each vote.
+    """
+
+    contestants: tuple[str, ...]
+    units: tuple[str, ...]
+    members: Ints
+    outcome: Floats
+    unit: Ints
+
+    @property
+    def wins(self) -> Floats:
+        """(N, N) how often row beat column, a tie counting half for each."""
+        count = len(self.contestants) + 1
+        total = np.zeros((count, count))
+        np.add.at(total, (self.members[:, :, None], self.members[:, None, :]), self.outcome)
+        return total[:-1, :-1]
+
+
+def tabulate(votes: Sequence[Vote], contestants: Sequence[str]) -> Ballots:
+    """Turn votes into arrays. Votes are sorted first, so that their order never matters."""
+    index = {name: number for number, name in enumerate(contestants)}
+    ordered = sorted(votes, key=lambda vote: (vote.unit, sorted(vote.contestants), vote.tiers))
+    units = tuple(dict.fromkeys(vote.unit for vote in ordered))
+    place = {name: number for number, name in enumerate(units)}
+    width = max((len(vote.contestants) for vote in ordered), default=1)
+    members = np.full((len(ordered), width), len(contestants), dtype=np.int64)
+    outcome = np.zeros((len(ordered), width, width))
+    for row, vote in enumerate(ordered):
+        seats = [(index[name], tier) for tier, names in enumerate(vote.tiers) for name in names]
+        # Seats in contestant order: the order of display and of names in a tier is not evidence.
+        seats.sort()
+        tiers = np.array([tier for _, tier in seats])
+        size = len(seats)
+        members[row, :size] = [number for number, _ in seats]
+        beat = (tiers[:, None] < tiers[None, :]) + 0.5 * (tiers[:, None] == tiers[None, :])
+        np.fill_diagonal(beat, 0.0)
+        outcome[row, :size, :size] = beat
+    unit = np.array([place[vote.unit] for vote in ordered], dtype=np.int64)
+    return Ballots(tuple(contestants), units, members, outcome, unit)
