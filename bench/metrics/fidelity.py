@@ -1,0 +1,153 @@
+"""Closeness to the full-precision image of the same seed: PSNR, SSIM, LPIPS, image by image."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from quantarena.bench.metrics.bootstrap import RESAMPLES, mean_interval
+from quantarena.bench.metrics.catalogue import FIDELITY, LPIPS, METRICS, PSNR, SSIM
+from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
+from quantarena.bench.metrics.lpips import lpips, weights_sha256
+from quantarena.bench.schema import Measurement
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+PSNR_CAP = 100.0
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+_NO_SSIM = f"a side is shorter than SSIM's window of {SSIM_WINDOW} px"
+
+
+def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
+    """Peak signal-to-noise ratio of each pair over all channels, in dB; higher is better.
+
+    Capped at 100 dB, so that equal images (infinite) can be averaged. One level off in one
+    value of a 64 px image is 89 dB: the cap is out of reach below 256 px.
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W).
+        test: images of the same seeds, the same shape.
+
+    Returns:
+        (N,) float64. Their mean is a mean of dB, not the dB of a mean error.
+
+    Raises:
+        BadImages: not pairs of uint8 images.
+    """
+    check_pairs(fp, test)
+    out = np.empty(fp.shape[0])
+    for part in chunks(fp):
+        values = peak_signal_noise_ratio(
+            test[part].double(),
+            fp[part].double(),
+            data_range=255.0,
+            dim=(1, 2, 3),
+            reduction="none",
+        )
+        out[part] = values.clamp(max=PSNR_CAP).numpy()
+    return out
+
+
+def ssim(fp: Tensor, test: Tensor) -> np.ndarray:
+    """Structural similarity of each pair: Gaussian window 11, sigma 1.5, mean over RGB.
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W), sides of at least 11 px.
+        test: images of the same seeds, the same shape.
+
+    Returns:
+        (N,) float64, at most 1; higher is better. Wang et al., 2004.
+
+    Raises:
+        BadImages: not pairs of uint8 images.
+        ValueError: a side is shorter than the window.
+    """
+    check_pairs(fp, test)
+    if min(fp.shape[2:]) < SSIM_WINDOW:
+        raise ValueError(_NO_SSIM)
+    out = np.empty(fp.shape[0])
+    for part in chunks(fp):
+        values = structural_similarity_index_measure(
+            to_unit(test[part]),
+            to_unit(fp[part]),
+            sigma=SSIM_SIGMA,
+            kernel_size=SSIM_WINDOW,
+            data_range=1.0,
+            reduction="none",
+        )
+        out[part] = values.double().reshape(-1).numpy()
+    return out
+
+
+def fidelity(
+    fp: Tensor,
+    test: Tensor,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Every fidelity metric of each pair.
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W).
+        test: images of the same seeds, the same shape.
+        device: where LPIPS runs.
+        progress: called with the number of pairs done.
+
+    Returns:
+        Name to (N,) float64. SSIM is left out where its window does not fit.
+
+    Raises:
+        BadImages: not pairs of uint8 images.
+    """
+    values = {PSNR: psnr(fp, test)}
+    if min(fp.shape[2:]) >= SSIM_WINDOW:
+        values[SSIM] = ssim(fp, test)
+    values[LPIPS] = lpips(fp, test, device=device, progress=progress)
+    return values
+
+
+def summarise(
+    per_image: dict[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[Measurement, ...]:
+    """Means with 95 % bootstrap intervals over images, in the catalogue's order.
+
+    Args:
+        per_image: as ``fidelity`` returns it.
+        seed: of the resamples.
+        resamples: how many.
+    """
+    return tuple(_measurement(name, per_image.get(name), seed, resamples) for name in FIDELITY)
+
+
+def _measurement(name: str, values: np.ndarray | None, seed: int, resamples: int) -> Measurement:
+    info = METRICS[name]
+    empty = Measurement(
+        name=name,
+        value=None,
+        unit=info.unit,
+        higher_is_better=info.higher_is_better,
+        board=info.board,
+        impl=_impl(name),
+        extractor_sha256=weights_sha256() if name == LPIPS else None,
+        reference="fp",
+        reason=_NO_SSIM,
+    )
+    if values is None:
+        return empty
+    mean, low, high = mean_interval(values, seed=seed, resamples=resamples)
+    return replace(empty, value=mean, low=low, high=high, n=len(values), reason=None)
+
+
+def _impl(name: str) -> str:
+    metrics = f"torchmetrics {version('torchmetrics')}"
+    return {
+        PSNR: f"{metrics}, mean of dB, capped at {PSNR_CAP:g} dB",
+        SSIM: f"{metrics}, window {SSIM_WINDOW}, sigma {SSIM_SIGMA}, RGB",
+        LPIPS: f"quantarena, LPIPS v0.1 AlexNet, short side >= 64 px, torch {torch.__version__}",
+    }[name]

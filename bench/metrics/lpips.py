@@ -1,0 +1,158 @@
+"""LPIPS with AlexNet, version 0.1: distance of deep features, fitted to human judgement.
+
+Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
+The weights are those of the ``lpips`` package; ``derive_lpips`` says how they came here.
+"""
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
+from quantarena.bench.metrics.weights import ASSETS, BrokenWeights, verified
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn import functional
+
+WEIGHTS = "lpips-alex-v0.1.safetensors"
+MIN_SIDE = 64
+_REMEDY = "install the package again, or derive the file anew (docs/metrics.md)"
+
+# (out, in, kernel, stride, padding) of AlexNet's convolutions; which have a pool before them.
+_LAYERS = (
+    (64, 3, 11, 4, 2),
+    (192, 64, 5, 1, 2),
+    (384, 192, 3, 1, 1),
+    (256, 384, 3, 1, 1),
+    (256, 256, 3, 1, 1),
+)
+_POOL_BEFORE = (1, 2)
+_PARTS = ("weight", "bias")
+
+
+class LpipsAlex(nn.Module):
+    """The metric as a module; ``forward`` takes float images in [0, 1]."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inner, outer, kernel, stride, padding)
+            for outer, inner, kernel, stride, padding in _LAYERS
+        )
+        self.heads = nn.ParameterList(
+            nn.Parameter(torch.zeros(outer), requires_grad=False) for outer, *_ in _LAYERS
+        )
+        # ImageNet's mean and deviation, for images in [-1, 1], rounded as the authors did.
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Five maps of unit length along the channels, for images in [0, 1]."""
+        x = (2 * images - 1 - self.shift) / self.scale
+        maps = []
+        for index, conv in enumerate(self.convs):
+            if index in _POOL_BEFORE:
+                x = functional.max_pool2d(x, 3, 2)
+            x = functional.relu(conv(x))
+            maps.append(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10))
+        return maps
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distance of each pair: (N, 3, H, W) twice, float in [0, 1]; returns (N,)."""
+        total = torch.zeros(first.shape[0], device=first.device)
+        # One pass over both halves: the same kernels see both, so equal images differ by 0.
+        for head, maps in zip(self.heads, self.features(torch.cat([first, second])), strict=True):
+            a, b = maps.chunk(2)
+            total += torch.einsum("nchw,c->nhw", (a - b).pow(2), head).mean((1, 2))
+        return total
+
+
+def read_weights(folder: Path = ASSETS) -> dict[str, Tensor]:
+    """The committed tensors, checked against the manifest beside them.
+
+    Returns:
+        ``conv{1..5}.weight`` (O, I, H, W), ``conv{1..5}.bias`` (O,), ``head{1..5}`` (C,); fp32.
+
+    Raises:
+        BrokenWeights: file or manifest is missing, cut short or changed.
+    """
+    path = verified(folder / WEIGHTS, weights_sha256(folder), _REMEDY)
+    tensors: dict[str, Tensor] = load(path.read_bytes())
+    return tensors
+
+
+def weights_sha256(folder: Path = ASSETS) -> str:
+    """The sha256 that the manifest states. Raises BrokenWeights when it cannot be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return str(manifest[WEIGHTS]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenWeights(f"cannot read {folder / 'manifest.json'}: {error}; {_REMEDY}") from None
+
+
+@lru_cache(maxsize=2)
+def lpips_alex(device: str = "cpu") -> LpipsAlex:
+    """The metric with its weights, ready to use. Raises BrokenWeights."""
+    tensors = read_weights()
+    net = LpipsAlex()
+    names = {f"convs.{i}.{part}": f"conv{i + 1}.{part}" for i in range(5) for part in _PARTS}
+    names |= {f"heads.{i}": f"head{i + 1}" for i in range(5)}
+    state = {ours: tensors[theirs] for ours, theirs in names.items()}
+    net.load_state_dict(state | {"shift": net.shift, "scale": net.scale})
+    net = net.to(device).to(memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False)
+
+
+def enlarge(images: Tensor, side: int = MIN_SIDE) -> Tensor:
+    """Bilinear, so that the shorter side is at least ``side``; larger images pass unchanged.
+
+    AlexNet's first layers shrink 32 px to a 1x1 map, on which there is no structure to compare.
+    """
+    short = min(images.shape[2:])
+    if short >= side:
+        return images
+    size = [round(length * side / short) for length in images.shape[2:]]
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def lpips(
+    fp: Tensor,
+    test: Tensor,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """LPIPS of each pair; 0 is equal, lower is better.
+
+    Images with a side under 64 px are enlarged to 64 first (bilinear).
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W).
+        test: images of the same seeds, the same shape.
+        device: where to compute.
+        progress: called with the number of pairs done.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        BadImages: not pairs of uint8 images.
+        BrokenWeights: the committed weights are damaged.
+    """
+    check_pairs(fp, test)
+    net = lpips_alex(device)
+    out = np.empty(fp.shape[0])
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        for part in chunks(fp, 1 << 16):
+            pair = (enlarge(to_unit(images[part], device)) for images in (fp, test))
+            first, second = (x.contiguous(memory_format=torch.channels_last) for x in pair)
+            out[part] = net(first, second).double().cpu().numpy()
+            if progress:
+                progress(min(part.stop, fp.shape[0]))
+    return out

@@ -1,0 +1,107 @@
+"""One call scores one set of images: what the stage code uses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from quantarena.bench.metrics.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.features import Features
+from quantarena.bench.metrics.fidelity import fidelity, summarise
+from quantarena.bench.metrics.images import check_pairs
+from quantarena.bench.metrics.quality import not_computed, quality
+from quantarena.bench.schema import Measurement
+from torch import Tensor
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """The numbers of one set of images.
+
+    Attributes:
+        measurements: every metric of the catalogue, those without a value included.
+        per_image: fidelity metric to (N,) float64, in the order of the images.
+        warnings: lines worth a reader's attention.
+    """
+
+    measurements: tuple[Measurement, ...]
+    per_image: dict[str, np.ndarray]
+    warnings: tuple[str, ...] = ()
+
+
+def score(
+    fp: Tensor,
+    test: Tensor,
+    reference: Features | None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Scores:
+    """Every metric of one set of images.
+
+    The full-precision row is scored by the same call with ``test`` = ``fp``. Its fidelity is
+    then perfect (the PSNR cap, SSIM 1, LPIPS 0, intervals without width) and says only that the
+    pairing is right; its quality is what the other rows are read against.
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W).
+        test: images of the same seeds, the same shape.
+        reference: real images as features; None leaves the quality metrics without a value.
+        seed: of the bootstrap. Keep it equal over the rows of a table: they then share their
+            resamples.
+        progress: called with a station's name, images done, images in all.
+        device: where the networks run.
+
+    Raises:
+        BadImages: not pairs of uint8 images; NaN is named.
+        UserError: weights are damaged or a package is missing.
+        ValueError: the features are not those of this extractor.
+    """
+    check_pairs(fp, test)
+    n = fp.shape[0]
+    warnings = []
+    if n > 1 and bool((test == test[:1]).all()):
+        warnings.append("all test images are equal: the sampler collapsed")
+
+    def report(station: str) -> Callable[[int], None] | None:
+        return (lambda done: progress(station, done, n)) if progress else None
+
+    per_image = fidelity(fp, test, device=device, progress=report("lpips"))
+    found = summarise(per_image, seed=seed)
+    if reference is None:
+        found += not_computed("the workload has no reference images")
+    elif test.shape[2] != test.shape[3]:
+        reason = f"images of {test.shape[3]}x{test.shape[2]}: the extractor takes square ones"
+        found += not_computed(reason, reference.label)
+    else:
+        extractor = effnet_lite0(device)
+        if (reference.extractor, reference.extractor_sha256) != (extractor.name, extractor.sha256):
+            raise ValueError(
+                f"reference features are of {reference.extractor}, not of this network"
+            )
+        if reference.size != test.shape[2]:
+            warnings.append(
+                f"reference images are {reference.size} px, generated ones {test.shape[2]} px: "
+                "part of the distance is the resize"
+            )
+        features = extract(test, extractor, progress=report("features"))
+        found += quality(features, reference, seed=seed)
+    return Scores(found, per_image, tuple(warnings))
+
+
+def floor(fp: Tensor, fp_other: Tensor, *, device: str = "cpu") -> dict[str, np.ndarray]:
+    """What full precision differs from itself by: another dtype, another machine.
+
+    A method whose interval reaches into this floor is tied with full precision.
+
+    Args:
+        fp: full-precision images, uint8 (N, 3, H, W).
+        fp_other: the same seeds, sampled in another dtype.
+        device: where LPIPS runs.
+
+    Returns:
+        Fidelity metric to (N,) float64. Raises BadImages as ``score`` does.
+    """
+    return fidelity(fp, fp_other, device=device)
