@@ -148,6 +148,11 @@ def choose(grid: Grid, choice: Choice) -> Grid:
     )
 
 
+def with_workloads(grid: Grid, workloads: tuple[str, ...]) -> Grid:
+    """The grid on other workloads."""
+    return replace(grid, workloads=_unique(workloads))
+
+
 def canonical_bits(text: str) -> str:
     """``W4A8`` as ``w4a8``.
 

@@ -154,7 +154,7 @@ class Store:
             return self._aside(path, f"it holds the row {row.key}")
         return row
 
-    def _aside(self, path: Path, reason: str) -> None:
+    def _aside(self, path: Path, reason: str) -> Row | None:
         target = self.rows_folder / "aside" / path.name
         number = 1
         while target.exists():
@@ -166,6 +166,7 @@ class Store:
             os.replace(path, target)
             where = f"; moved to {target.relative_to(self.folder)}"
         self.warn(f"{path} is no intact row ({reason}); its cell counts as missing{where}")
+        return None
 
 
 def parse_row(text: str) -> Row:

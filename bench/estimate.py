@@ -1,0 +1,177 @@
+"""How long cells will take and how much disk: from measured rows of this machine when there are
+any, else from stated defaults. Pure arithmetic, no torch.
+
+A stage's time is its *work* (images x steps for sampling, iterations for quantizing, ...) times
+seconds a unit of work. Rows that were measured give that rate; the nearest ones win: same method
+and bits, then same method, then any quantized cell. Only the rate is guessed when there are none.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from quantarena.bench.machine import same_machine
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.spec import Cell
+
+SHARED = "record"
+"""Stage of ``prepare``: trajectory and full-precision images, once for many cells."""
+
+ALONE = "time"
+"""Stage that runs by itself, after all others."""
+
+_WORK: dict[str, Callable[[Cell], float]] = {
+    SHARED: lambda c: (c.budget.images + c.budget.calibration_images) * _steps(c),
+    "quantize": lambda c: 20.0 + c.budget.calibration_samples / 16 + _iterations(c),
+    "pack": lambda c: 1.0,
+    "parity": lambda c: 1.0,
+    "sample": lambda c: c.budget.images * _steps(c),
+    "score": lambda c: 16.0 + c.budget.images,
+    ALONE: lambda c: 5.0 + c.budget.latency_rounds,
+}
+_DEFAULT_RATE = {
+    SHARED: 0.009,
+    "quantize": 0.15,
+    "pack": 1.0,
+    "parity": 2.0,
+    "sample": 0.012,
+    "score": 0.08,
+    ALONE: 0.25,
+}
+"""Seconds a unit on one core of an ordinary server, guidance included."""
+
+_START_SECONDS = {"local": 12.0, "ray": 30.0}
+_PAGE_SECONDS = 8.0
+_DEFAULT_STEPS = 20
+_NO_TRAINING = frozenset({"fp", "rtn"})
+
+
+def _steps(cell: Cell) -> int:
+    return cell.budget.steps or _DEFAULT_STEPS
+
+
+def _iterations(cell: Cell) -> float:
+    """Iterations of methods that train; the baselines only look at ranges."""
+    return 0.0 if cell.method in _NO_TRAINING else 2.0 * cell.budget.iterations
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds a unit of work, as measured here.
+
+    Attributes:
+        measured: rates of finished rows by (stage, method, bits).
+    """
+
+    measured: Mapping[tuple[str, str, str], tuple[float, ...]]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], machine: Mapping[str, Any]) -> "Rates":
+        """Rates of the ok rows that were measured on this machine."""
+        found: dict[tuple[str, str, str], list[float]] = {}
+        for row in rows:
+            if row.status is not Status.OK or not same_machine(row.machine, dict(machine)):
+                continue
+            for stage, seconds in row.seconds.items():
+                # A stage answered from the cache says nothing of what it costs.
+                if stage in _WORK and seconds > 0.01:
+                    key = (stage, row.cell.method, row.cell.bits)
+                    found.setdefault(key, []).append(seconds / _WORK[stage](row.cell))
+        return cls({key: tuple(values) for key, values in found.items()})
+
+    def __bool__(self) -> bool:
+        return bool(self.measured)
+
+    def rate(self, stage: str, cell: Cell) -> float:
+        """The nearest measured rate, else the default one."""
+        nearest: list[Callable[[str, str], bool]] = [
+            lambda method, bits: method == cell.method and bits == cell.bits,
+            lambda method, bits: method == cell.method,
+        ]
+        # What full precision or another method's search costs says nothing of this method's.
+        if stage == SHARED:
+            nearest.append(lambda method, bits: True)
+        elif stage != "quantize" and cell.method != "fp":
+            nearest.append(lambda method, bits: method != "fp")
+        for fits in nearest:
+            values = [
+                value
+                for (name, method, bits), rates in self.measured.items()
+                if name == stage and fits(method, bits)
+                for value in rates
+            ]
+            if values:
+                return median(values)
+        return _DEFAULT_RATE[stage]
+
+    def stage_seconds(self, stage: str, cell: Cell) -> float:
+        """Seconds of one stage of a cell. Full precision was sampled by ``record``."""
+        if cell.method == "fp" and stage in {"quantize", "pack", "parity", "sample"}:
+            return 0.0
+        return self.rate(stage, cell) * _WORK[stage](cell)
+
+    def cell_seconds(self, cell: Cell) -> float:
+        """Seconds of the stages that ``run_cell`` goes through."""
+        return sum(self.stage_seconds(s, cell) for s in _WORK if s not in (SHARED, ALONE))
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What a run still has to do.
+
+    Attributes:
+        shared: one cell of each shared key that has to be prepared.
+        cells: cells to run.
+        untimed: cells to time afterwards, those above included.
+    """
+
+    shared: tuple[Cell, ...] = ()
+    cells: tuple[Cell, ...] = ()
+    untimed: tuple[Cell, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.shared or self.cells or self.untimed)
+
+
+def wall_seconds(todo: Todo, rates: Rates, workers: int, executor: str) -> float:
+    """Seconds until all is done, with that many workers, starting them included."""
+    if not todo:
+        return 0.0
+    return _START_SECONDS[executor] + remaining_seconds(todo, rates, workers)
+
+
+def remaining_seconds(todo: Todo, rates: Rates, workers: int) -> float:
+    """The same without starting the workers: what an estimate in mid-run is made of."""
+    shared = _makespan((rates.stage_seconds(SHARED, cell) for cell in todo.shared), workers)
+    fanned = _makespan((rates.cell_seconds(cell) for cell in todo.cells), workers)
+    alone = sum(rates.stage_seconds(ALONE, cell) for cell in todo.untimed)
+    return shared + fanned + alone + (_PAGE_SECONDS if todo else 0.0)
+
+
+def _makespan(seconds: Iterable[float], workers: int) -> float:
+    """When the last worker is done, each taking the next task in order as it gets free."""
+    free = [0.0] * max(1, workers)
+    for task in seconds:
+        free[free.index(min(free))] += task
+    return max(free)
+
+
+def disk_bytes(todo: Todo, resolution: Callable[[str], int], model_bytes: int) -> int:
+    """Bytes that a run will add: images, scores, recorded trajectories, quantized states."""
+    images = sum(
+        cell.budget.images * (resolution(cell.workload) ** 2 * 3 + 1024)
+        for cell in (*todo.cells, *todo.shared)
+    )
+    # A recorded point is a latent of a quarter of the resolution and one prediction, as float32.
+    recorded = sum(
+        cell.budget.calibration_images
+        * _steps(cell)
+        * (resolution(cell.workload) // 4) ** 2
+        * 4
+        * 2
+        * 4
+        for cell in todo.shared
+    )
+    states = len(todo.cells) * model_bytes
+    return int(images + recorded + states + 20_000 * len(todo.cells))

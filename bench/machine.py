@@ -1,0 +1,136 @@
+"""What a number was measured on: processor, memory, versions, commit. No torch import."""
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "numpy", "ray")
+_ISA = (
+    "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
+    "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+
+
+@functools.cache
+def _fingerprint() -> dict[str, Any]:
+    fields = _cpuinfo()
+    return {
+        "cpu": _cpu_name(fields),
+        "cores": cores(),
+        "isa": sorted(set(fields.get("flags", fields.get("Features", "")).split()) & set(_ISA)),
+        "arch": platform.machine(),
+        "ram_bytes": memory_limit(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "git": git_state(),
+        "gpu": gpu(),
+    }
+
+
+def fingerprint() -> dict[str, Any]:
+    """Everything above in plain JSON types; a fresh copy each time, measured once."""
+    found = dict(_fingerprint())
+    found["versions"] = dict(found["versions"])
+    return found
+
+
+def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """True when times of one say something about times of the other."""
+    return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "gpu"))
+
+
+def cores() -> int:
+    """Cores that this process may use: affinity and the container's quota included."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+        return max(1, min(allowed or 1, round(int(quota[0]) / int(quota[1]))))
+    return max(1, allowed or 1)
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or the container's if lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory so far, here and in the container."""
+    texts = (_cgroup("memory.events"), _read(Path("/proc/vmstat")))
+    pairs = (line.split() for text in texts for line in text.splitlines())
+    return sum(int(p[1]) for p in pairs if len(p) == 2 and p[0] == "oom_kill" and p[1].isdigit())
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that numbers depend on."""
+    found: dict[str, str] = {}
+    for name in ("quantarena", *PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the source tree and whether it was changed since; None for a plain install."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if not commit:
+        return None
+    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def gpu() -> dict[str, Any] | None:
+    """Name, memory and driver of the first NVIDIA GPU, or None."""
+    line = _output(
+        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
+    ).partition("\n")[0]
+    parts = [part.strip() for part in line.split(",")]
+    return dict(zip(("name", "memory", "driver"), parts, strict=True)) if len(parts) == 3 else None
+
+
+def _output(*command: str) -> str:
+    """Standard output of a small tool; empty when it is absent, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the first processor in ``/proc/cpuinfo``."""
+    fields: dict[str, str] = {}
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _cpu_name(fields: dict[str, str]) -> str:
+    named = fields.get("model name") or _output("sysctl", "-n", "machdep.cpu.brand_string")
+    return named or platform.processor() or platform.machine()
+
+
+def _cgroup(name: str) -> str:
+    return _read(Path("/sys/fs/cgroup") / name)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
