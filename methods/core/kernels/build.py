@@ -1,0 +1,160 @@
+"""Compiles the native library with whatever C++ compiler the machine has.
+
+Used by ``setup.py`` at install time and by ``python -m quantarena.methods.core.kernels.build``.
+The module imports nothing but the standard library, so that a build environment without torch can
+load it by path.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY_NAME = "libquantarena.so"
+REASON_NAME = "libquantarena.txt"
+"""Written beside the sources when no library could be built: one line that says why."""
+
+_COMMON = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-pthread",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One translation unit: source file, target flags, and the macro that announces it."""
+
+    source: str
+    flags: tuple[str, ...]
+    macro: str | None
+
+
+def units(machine: str) -> tuple[Unit, ...]:
+    """Translation units for a machine name as reported by ``platform.machine()``."""
+    scalar = Unit("isa_scalar.cpp", (), None)
+    if machine in ("x86_64", "AMD64"):
+        avx2 = ("-mavx2", "-mfma")
+        wide = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni")
+        return (
+            scalar,
+            Unit("isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
+            Unit("isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
+            Unit("isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
+        )
+    if machine in ("aarch64", "arm64"):
+        return (scalar, Unit("isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))
+    return (scalar,)
+
+
+def find_compiler() -> list[str] | None:
+    """``$CXX`` (which may carry arguments), else g++, clang++ or c++; None when there is none."""
+    named = os.environ.get("CXX", "").split()
+    if named:
+        return named if shutil.which(named[0]) else None
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    return None
+
+
+def _run(command: list[str]) -> str | None:
+    """Runs a command; its error output on failure, None on success."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+    return next((line for line in lines if "error" in line), lines[0])
+
+
+def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
+    """Compiles every unit that the compiler can handle and links them.
+
+    An instruction-set unit that an old compiler rejects is left out; the portable one must build.
+
+    Args:
+        sources: the ``csrc`` folder.
+        target: path of the shared library to write.
+
+    Returns:
+        Macros of the instruction-set units that were left out.
+
+    Raises:
+        RuntimeError: no compiler, or the portable unit or the link failed; one line.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise RuntimeError("no C++ compiler found (looked for $CXX, g++, clang++, c++)")
+    extra = [] if "clang" in compiler[0] else ["-fno-tree-reassoc"]
+    extra += os.environ.get("QUANTARENA_CXXFLAGS", "").split()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(unit: Unit) -> tuple[Unit, str, str | None]:
+            output = str(Path(folder) / (unit.source + ".o"))
+            source = str(sources / unit.source)
+            command = [*compiler, *_COMMON, *extra, *unit.flags, "-c", source, "-o", output]
+            return unit, output, _run(command)
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            results = list(pool.map(compile_one, units(platform.machine())))
+        objects, macros, missing = [], [], []
+        for unit, output, error in results:
+            if error is None:
+                objects.append(output)
+                macros += [f"-D{unit.macro}"] if unit.macro else []
+            elif unit.macro is None:
+                raise RuntimeError(f"compiling {unit.source} failed: {error}")
+            else:
+                missing.append(unit.macro)
+        library = Unit("library.cpp", tuple(macros), None)
+        _, output, error = compile_one(library)
+        if error is None:
+            linked = str(Path(folder) / target.name)
+            flags = ["-shared", "-pthread", *os.environ.get("QUANTARENA_CXXFLAGS", "").split()]
+            error = _run([*compiler, *flags, output, *objects, "-o", linked])
+        if error is not None:
+            raise RuntimeError(f"linking {target.name} failed: {error}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_suffix(f".{os.getpid()}.tmp")
+        shutil.copyfile(linked, staged)
+        staged.replace(target)  # a running process keeps the old file
+    return tuple(missing)
+
+
+def build_into(package: Path, sources: Path | None = None) -> str:
+    """Builds the library into a kernels package folder; never raises for a failed build.
+
+    Args:
+        package: folder of ``quantarena.methods.core.kernels`` that receives the library, or the
+            file with the reason when there is none.
+        sources: ``csrc`` folder, by default the one inside ``package``.
+
+    Returns:
+        One line that tells the outcome.
+    """
+    library, reason = package / LIBRARY_NAME, package / REASON_NAME
+    try:
+        missing = compile_library(sources or package / "csrc", library)
+    except RuntimeError as error:
+        library.unlink(missing_ok=True)
+        package.mkdir(parents=True, exist_ok=True)
+        reason.write_text(f"{error}\n", encoding="utf-8")
+        return f"native kernels not built: {error}"
+    reason.unlink(missing_ok=True)
+    note = f" without {', '.join(missing)}" if missing else ""
+    return f"built {library}{note}"
+
+
+if __name__ == "__main__":
+    sys.stderr.write(build_into(Path(__file__).resolve().parent) + "\n")

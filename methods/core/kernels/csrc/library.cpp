@@ -1,0 +1,145 @@
+// Exported functions: choice of the instruction set, threads, scratch memory.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "quantarena.h"
+
+#define QA_EXPORT __attribute__((visibility("default")))
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace {
+
+typedef void (*GompParallel)(void (*)(void*), void*, unsigned, unsigned);
+GompParallel gomp_parallel = nullptr;
+
+struct Isa {
+    const char* name;
+    QaRun run;
+    bool usable;
+};
+
+#if defined(__x86_64__)
+struct X86 {
+    bool avx2 = false, avxvnni = false, avx512vnni = false;
+    X86() {
+        unsigned a, b, c, d;
+        if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+        const bool fma = c & (1u << 12), osxsave = c & (1u << 27), avx = c & (1u << 28);
+        if (!osxsave || !avx || !fma) return;
+        unsigned lo, hi;
+        __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+        if ((lo & 0x6) != 0x6) return;  // the system saves the ymm registers
+        const bool zmm = (lo & 0xe6) == 0xe6;
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        avx2 = b & (1u << 5);
+        const bool avx512f = b & (1u << 16), avx512vl = b & (1u << 31);
+        const bool avx512bw = b & (1u << 30);
+        avx512vnni = avx2 && zmm && avx512f && avx512vl && avx512bw && (c & (1u << 11));
+        const unsigned leaves = a;
+        if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) avxvnni = avx2 && (a & (1u << 4));
+    }
+};
+#endif
+
+// Best first.
+const Isa* isa_table(int* count) {
+    static Isa table[5];
+    static int used = [] {
+        int n = 0;
+#if defined(__x86_64__)
+        const X86 cpu;
+#if defined(QA_WITH_AVXVNNI)
+        table[n++] = {"avxvnni", qa_run_avxvnni, cpu.avxvnni};
+#endif
+#if defined(QA_WITH_AVX512VNNI)
+        table[n++] = {"avx512vnni", qa_run_avx512vnni, cpu.avx512vnni};
+#endif
+#if defined(QA_WITH_AVX2)
+        table[n++] = {"avx2", qa_run_avx2, cpu.avx2};
+#endif
+#endif
+#if defined(QA_WITH_NEON)
+#if defined(__linux__)
+        const bool dotprod = getauxval(AT_HWCAP) & (1ul << 20);
+#else
+        const bool dotprod = true;
+#endif
+        table[n++] = {"neon", qa_run_neon, dotprod};
+#endif
+        table[n++] = {"scalar", qa_run_scalar, true};
+        return n;
+    }();
+    *count = used;
+    return table;
+}
+
+struct Scratch {
+    void* block[QA_SLOT_COUNT] = {};
+    size_t bytes[QA_SLOT_COUNT] = {};
+    ~Scratch() {
+        for (void* p : block) std::free(p);
+    }
+};
+thread_local Scratch scratch;
+
+}  // namespace
+
+void* qa_scratch(QaSlot slot, size_t bytes) {
+    Scratch& mine = scratch;
+    if (mine.bytes[slot] < bytes) {
+        const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        std::free(mine.block[slot]);
+        mine.bytes[slot] = 0;
+        mine.block[slot] = std::aligned_alloc(64, rounded);
+        if (mine.block[slot] == nullptr) return nullptr;
+        std::memset(mine.block[slot], 0, rounded);
+        mine.bytes[slot] = rounded;
+    }
+    return mine.block[slot];
+}
+
+void qa_parallel(int threads, void (*fn)(void*), void* arg) {
+    if (threads <= 1 || gomp_parallel == nullptr) {
+        fn(arg);
+    } else {
+        gomp_parallel(fn, arg, static_cast<unsigned>(threads), 0);
+    }
+}
+
+extern "C" {
+
+// Version of this ABI; the Python side refuses any other.
+QA_EXPORT int32_t qa_abi(void) { return 1; }
+
+// Takes GOMP_parallel of the OpenMP runtime that the process already uses (null: one thread).
+QA_EXPORT void qa_set_parallel(void* function) { gomp_parallel = reinterpret_cast<GompParallel>(function); }
+
+// Name of the index-th compiled instruction set that this machine can run, best first; null past
+// the last.
+QA_EXPORT const char* qa_isa_name(int32_t index) {
+    int count;
+    const Isa* table = isa_table(&count);
+    for (int i = 0; i < count; ++i) {
+        if (table[i].usable && index-- == 0) return table[i].name;
+    }
+    return nullptr;
+}
+
+// Entry point for an instruction set by name; null when it is unknown or this machine lacks it.
+QA_EXPORT void* qa_entry(const char* name) {
+    int count;
+    const Isa* table = isa_table(&count);
+    for (int i = 0; i < count; ++i) {
+        if (table[i].usable && std::strcmp(table[i].name, name) == 0)
+            return reinterpret_cast<void*>(table[i].run);
+    }
+    return nullptr;
+}
+}

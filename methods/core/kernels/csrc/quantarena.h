@@ -1,0 +1,78 @@
+// C ABI of the packed low-bit kernels, shared by every translation unit.
+//
+// A layer is a matrix of integer weight codes c, stored as panels of 16 output channels, and a
+// static affine activation quantizer a = clamp(round(x / sx) + zx, 0, act_max).  Every entry point
+// computes the integer  T = sum (a - zx) * (c - zw)  exactly and writes  sx * sw * T + bias.
+#ifndef QUANTARENA_H
+#define QUANTARENA_H
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// One packed layer.  All pointers belong to the caller and must outlive the call.
+struct QaLayer {
+    int32_t weight_bits;   // 1..8
+    int32_t act_max;       // 2^act_bits - 1
+    int32_t pair;          // 0: four 8-bit k per dword, 1: two 16-bit k per dword
+    int32_t groups;
+    int32_t out_channels;  // per group
+    int32_t in_channels;   // per group
+    int32_t in_padded;     // in_channels rounded up to 4
+    int32_t units;         // 16-wide slices of the padded K axis
+    int32_t panels;        // 16-channel panels per group
+    int32_t kernel_h, kernel_w;
+    int32_t stride_h, stride_w;
+    int32_t pad_h, pad_w;
+    int32_t dilation_h, dilation_w;
+    int32_t table_size;           // entries of act_scale and act_zero
+    const uint8_t* codes;         // [groups * panels][units][32 * weight_bits]
+    const int32_t* chunk_start;   // [groups * panels + 1] into chunk_units
+    const uint16_t* chunk_units;  // units that an int16 accumulator provably survives
+    const float* weight_scale;    // [groups * out_channels]
+    const int32_t* weight_sum;    // [groups * out_channels], sum of codes over K
+    const int32_t* weight_zero;   // [groups * out_channels] or null
+    const float* bias;            // [groups * out_channels] or null
+    const float* in_mult;         // [groups * in_channels] or null
+    const float* act_scale;       // [table_size]
+    const int32_t* act_zero;      // [table_size]
+};
+
+// Shape and strides (in elements) of one input and output.  A linear layer is a 1x1 convolution
+// over an image of one row, whose pixels are the rows of the matrix.
+struct QaGeometry {
+    int64_t batch, height, width;
+    int64_t out_height, out_width;
+    int64_t x_batch, x_row, x_pixel, x_channel;
+    int64_t y_batch, y_row, y_pixel, y_channel;
+};
+
+enum QaFlags {
+    QA_ACCUMULATE = 1,  // add to y instead of overwriting it
+    QA_INTEGER = 2,     // y is int32 and receives T
+};
+
+enum QaError { QA_OK = 0, QA_NO_MEMORY = 1, QA_BAD_ARGUMENT = 2 };
+
+typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y, int32_t step,
+                     int32_t threads, int32_t flags);
+}
+
+// Runs fn(arg) on `threads` threads at once and returns when all have finished.
+void qa_parallel(int threads, void (*fn)(void*), void* arg);
+
+// A 64-byte aligned block of at least `bytes` bytes, private to the calling thread and valid until
+// its next request for the same slot.  Null when memory is exhausted.
+enum QaSlot { QA_SLOT_ACTIVATIONS, QA_SLOT_PANEL, QA_SLOT_BLOCK, QA_SLOT_CALL, QA_SLOT_COUNT };
+void* qa_scratch(QaSlot slot, size_t bytes);
+
+int qa_run_scalar(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
+int qa_run_avx2(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
+int qa_run_avxvnni(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t,
+                   int32_t);
+int qa_run_avx512vnni(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t,
+                      int32_t);
+int qa_run_neon(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
+
+#endif

@@ -1,0 +1,95 @@
+"""Where an input of one shape and layout is read, and where its output is written."""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from quantarena.methods.core.kernels import native, oracle
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Strides of an input and of the output that answers it, as the native kernels take them."""
+
+    struct: native.GeometryStruct | None
+    """None where the input must be made contiguous first."""
+    address: int
+    """Address of ``struct``."""
+    shape: tuple[int, ...]
+    """Shape of the output."""
+    strides: tuple[int, ...]
+    """Strides of the output, in elements."""
+
+    @property
+    def copy(self) -> bool:
+        """Whether the input must be made contiguous first."""
+        return self.struct is None
+
+
+_COPY = Geometry(None, 0, (), ())
+
+
+def plan(metadata: dict[str, Any], x: Tensor) -> Geometry:
+    """Plans the call of a layer on an input.
+
+    Args:
+        metadata: description of the layer, see ``IntegerLayer.metadata``.
+        x: the input; only its shape and strides matter.
+
+    Returns:
+        The geometry, to be kept for inputs of the same shape and strides.
+
+    Raises:
+        ValueError: the input does not fit the layer.
+    """
+    oracle.check_shape(metadata, tuple(x.shape))
+    return (_linear if metadata["kind"] == "linear" else _convolution)(metadata, x)
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides of a shape, in elements."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _linear(metadata: dict[str, Any], x: Tensor) -> Geometry:
+    """A matrix of rows with one pitch: an image of one row whose pixels are the matrix rows."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        return _COPY
+    out = int(metadata["weight_shape"][0])
+    rows, pitch = 1, x.shape[-1]
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        if rows == 1:
+            pitch = stride
+        elif x.numel() and stride != rows * pitch:
+            return _COPY
+        rows *= size
+    shape = (*x.shape[:-1], out)
+    struct = native.GeometryStruct(1, 1, rows, 1, rows, 0, 0, pitch, 1, 0, 0, out, 1)
+    return Geometry(struct, ctypes.addressof(struct), shape, contiguous_strides(shape))
+
+
+def _convolution(metadata: dict[str, Any], x: Tensor) -> Geometry:
+    """Pixels or channels contiguous; the output takes the memory format of the input."""
+    batch, _, height, width = x.shape
+    out = int(metadata["weight_shape"][0])
+    out_height, out_width = oracle.output_size(metadata, height, width)
+    shape = (batch, out, out_height, out_width)
+    xb, xc, xr, xp = x.stride()
+    if xc == 1 and not x.is_contiguous():
+        strides: tuple[int, ...] = (out_height * out_width * out, 1, out_width * out, out)
+    elif xp == 1 or x.is_contiguous():
+        strides = contiguous_strides(shape)
+    else:
+        return _COPY
+    yb, yc, yr, yp = strides
+    struct = native.GeometryStruct(
+        batch, height, width, out_height, out_width, xb, xr, xp, xc, yb, yr, yp, yc
+    )
+    return Geometry(struct, ctypes.addressof(struct), shape, strides)

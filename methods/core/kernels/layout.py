@@ -1,0 +1,181 @@
+"""Panels: the packed form that the native kernels read, and the int16 overflow proof.
+
+Output channels go in panels of 16, the K axis (kernel row, kernel column, channel padded to 4) in
+units of 16.  A unit is eight 32-byte vectors; a code takes exactly its bits, split into planes of
+4, 2 and 1 bits, so that 3 = 2 + 1 and 5 = 4 + 1 need no byte more than promised.  Within a vector
+the order is 8 channels x 4 k (``quad``: unsigned-by-signed byte products) or 16 channels x 2 k
+(``pair``: 16-bit products).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from quantarena.methods.core.kernels.formats import IntegerLayer
+from torch import Tensor
+
+PANEL = 16
+UNIT = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panels:
+    """Packed weights of one layer."""
+
+    codes: Tensor
+    """uint8 ``(groups * panels, units, 32 * bits)``."""
+    chunk_start: Tensor
+    """int32 ``(groups * panels + 1,)`` into ``chunk_units``."""
+    chunk_units: Tensor
+    """int16 bit pattern of uint16: lengths, in units, that an int16 accumulator survives."""
+    pair: bool
+    sums: Tensor
+    """int32 ``(out,)``: sum of the weight codes of an output channel."""
+
+
+def _unit_blocks(layer: IntegerLayer) -> Tensor:
+    """Codes as int8 ``(groups * panels, 16, units, 16)``, zero where padded."""
+    groups = layer.groups
+    out = layer.out_features // groups
+    kh, kw = layer.kernel_size
+    codes = layer.weight_codes.reshape(groups, out, -1, kh, kw).permute(0, 1, 3, 4, 2)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 4))
+    codes = codes.reshape(groups, out, -1)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % UNIT, 0, -out % PANEL))
+    return codes.reshape(-1, PANEL, codes.shape[-1] // UNIT, UNIT).contiguous()
+
+
+def _planes(vectors: Tensor, bits: int) -> Tensor:
+    """Packs ``(..., 8, 32)`` codes into ``(..., 32 * bits)`` bytes."""
+    if bits == 8:
+        return vectors.view(torch.uint8).flatten(-2)
+    values = (vectors.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+    parts, shift = [], 0
+    for width in (4, 2, 1):
+        if not bits & width:
+            continue
+        fields = (values >> shift) & ((1 << width) - 1)
+        per_byte = 8 // width
+        fields = fields.reshape(*fields.shape[:-2], 8 // per_byte, per_byte, 32)
+        packed = torch.zeros_like(fields.select(-2, 0))
+        for i in range(per_byte):
+            packed |= fields.select(-2, i) << (width * i)
+        parts.append(packed.flatten(-2))
+        shift += width
+    return torch.cat(parts, dim=-1)
+
+
+def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
+    """Splits each panel's K axis so that no int16 accumulator can overflow, whatever the input.
+
+    A lane of an int16 accumulator receives two products per step of four k.  The sum of its
+    positive weights times ``act_max`` bounds every partial sum from above, that of its negative
+    weights from below.  Chunks grow greedily, which gives the fewest.
+
+    Args:
+        blocks: int8 ``(panels, 16, units, 16)`` weight codes.
+        act_max: largest activation code.
+
+    Returns:
+        Chunk lengths in units per panel, or None where a single unit overflows.
+    """
+    lanes = blocks.view(*blocks.shape[:3], 4, 2, 2).to(torch.int32)
+    up = lanes.clamp(min=0).sum(dim=(3, 5)).permute(2, 0, 1, 3).flatten(2) * act_max
+    down = lanes.clamp(max=0).sum(dim=(3, 5)).permute(2, 0, 1, 3).flatten(2) * act_max
+    if int(up.max()) > 32767 or int(down.min()) < -32768:
+        return None
+    units, panels = up.shape[:2]
+    chunks: list[list[int]] = [[] for _ in range(panels)]
+    length = [0] * panels
+    high, low = torch.zeros_like(up[0]), torch.zeros_like(up[0])
+    for unit in range(units):
+        high, low = high + up[unit], low + down[unit]
+        over = (high.amax(dim=1) > 32767) | (low.amin(dim=1) < -32768)
+        if bool(over.any()):
+            high[over], low[over] = up[unit][over], down[unit][over]
+        for panel, full in enumerate(over.tolist()):
+            if full:
+                chunks[panel].append(length[panel])
+                length[panel] = 0
+            length[panel] += 1
+    for panel in range(panels):
+        chunks[panel].append(length[panel])
+    return chunks
+
+
+def pack_panels(layer: IntegerLayer, wide_accumulators: bool) -> Panels:
+    """Repacks a layer for the native kernels.
+
+    Args:
+        layer: the layer.
+        wide_accumulators: the kernels accumulate byte products in int32 (VNNI, scalar), so that
+            neither the proof nor the 16-bit form is needed.
+
+    Returns:
+        The packed panels.
+    """
+    blocks = _unit_blocks(layer)
+    panels, _, units, _ = blocks.shape
+    chunks: list[list[int]] | None = [[units]] * panels
+    if not wide_accumulators:
+        chunks = prove_chunks(blocks, (1 << layer.act_bits) - 1)
+        # shorter chunks than 8 steps on average cost more than 16-bit products do
+        if chunks is not None and 2 * sum(map(len, chunks)) > panels * max(units, 2):
+            chunks = None
+    pair = chunks is None
+    if chunks is None:
+        chunks = [[units]] * panels
+    lanes = 2 if pair else 4
+    order = blocks.view(panels, PANEL, units, UNIT // lanes, lanes).permute(0, 2, 3, 1, 4)
+    codes = _planes(order.reshape(panels, units, 8, 32).contiguous(), layer.weight_bits)
+    counts = torch.tensor([0, *map(len, chunks)], dtype=torch.int32)
+    flat = torch.tensor([n for panel in chunks for n in panel], dtype=torch.int32)
+    sums = layer.weight_codes.flatten(1).sum(dim=1, dtype=torch.int32)
+    return Panels(
+        codes=codes.contiguous(),
+        chunk_start=counts.cumsum(0, dtype=torch.int32),
+        chunk_units=flat.to(torch.int16),
+        pair=pair,
+        sums=sums,
+    )
+
+
+def unpack_panels(
+    codes: Tensor, layer_shape: tuple[int, ...], bits: int, groups: int, pair: bool
+) -> Tensor:
+    """Weight codes read back from packed panels.
+
+    Args:
+        codes: ``Panels.codes``.
+        layer_shape: shape of the weight codes, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
+        bits: width of one code.
+        groups: convolution groups.
+        pair: ``Panels.pair``.
+
+    Returns:
+        int8 tensor of ``layer_shape``.
+    """
+    panels, units, _ = codes.shape
+    if bits == 8:
+        vectors = codes.view(panels, units, 8, 32).view(torch.int8)
+    else:
+        values = torch.zeros(panels, units, 8, 32, dtype=torch.uint8)
+        start = shift = 0
+        for width in (4, 2, 1):
+            if not bits & width:
+                continue
+            plane = codes[..., start : start + 32 * width].reshape(panels, units, width, 1, 32)
+            moves = torch.arange(0, 8, width, dtype=torch.uint8).view(-1, 1)
+            fields = (plane >> moves) & ((1 << width) - 1)
+            values |= fields.flatten(-3, -2) << shift
+            start += 32 * width
+            shift += width
+        vectors = (values.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+    lanes = 2 if pair else 4
+    blocks = vectors.reshape(panels, units, UNIT // lanes, PANEL, lanes).permute(0, 3, 1, 2, 4)
+    out = layer_shape[0] // groups
+    kh, kw = (layer_shape[2], layer_shape[3]) if len(layer_shape) == 4 else (1, 1)
+    channels = layer_shape[1]
+    padded = -(-channels // 4) * 4
+    flat = blocks.reshape(groups, panels // groups * PANEL, units * UNIT)
+    flat = flat[:, :out, : kh * kw * padded].reshape(groups, out, kh, kw, padded)
+    return flat[..., :channels].permute(0, 1, 4, 2, 3).reshape(layer_shape).contiguous()

@@ -1,0 +1,166 @@
+"""Loads the compiled library with ctypes and describes what this machine can run.
+
+The environment variable ``QUANTARENA_KERNELS`` picks an instruction set by name (``scalar``,
+``avx2``, ...) or ``reference`` for the torch oracle; it is read once, at the first use.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
+
+ABI = 1
+ACCUMULATE = 1
+INTEGER = 2
+NO_MEMORY = 1
+WIDE = frozenset({"scalar", "avxvnni", "avx512vnni", "neon"})
+"""Instruction sets whose byte kernels accumulate in int32 without intermediate rounding."""
+
+_int = ctypes.c_int32
+_ptr = ctypes.c_void_p
+
+
+_LAYER_INTS = (
+    "weight_bits act_max pair groups out_channels in_channels in_padded units panels "
+    "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w table_size"
+)
+_LAYER_POINTERS = (
+    "codes chunk_start chunk_units weight_scale weight_sum weight_zero bias in_mult "
+    "act_scale act_zero"
+)
+_GEOMETRY_INTS = (
+    "batch height width out_height out_width x_batch x_row x_pixel x_channel "
+    "y_batch y_row y_pixel y_channel"
+)
+
+
+def _fields(names: str, kind: Any) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split(" ")]
+
+
+class LayerStruct(ctypes.Structure):
+    """Mirror of ``QaLayer`` in ``csrc/quantarena.h``."""
+
+    _fields_ = [*_fields(_LAYER_INTS, _int), *_fields(_LAYER_POINTERS, _ptr)]
+
+
+class GeometryStruct(ctypes.Structure):
+    """Mirror of ``QaGeometry`` in ``csrc/quantarena.h``."""
+
+    _fields_ = _fields(_GEOMETRY_INTS, ctypes.c_int64)
+
+
+RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What executes packed layers here."""
+
+    backend: Literal["packed", "reference"]
+    isa: str
+    """Instruction set of the native unit, or ``torch`` for the reference."""
+    reason: str
+    """Why the reference runs; empty when the native kernels do."""
+    available: tuple[str, ...]
+    """Instruction sets compiled in and usable on this machine, best first."""
+    threads: str
+    """OpenMP runtime whose threads the kernels share, or why there is only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The loaded library and the chosen entry point; ``run`` is None for the reference."""
+
+    status: Status
+    run: "ctypes._CFunctionType | None"
+
+    @property
+    def wide(self) -> bool:
+        """Whether byte products accumulate in int32, so that no overflow proof is needed."""
+        return self.status.isa in WIDE
+
+
+def _share_threads(library: ctypes.CDLL) -> str:
+    """Hands the library the GOMP_parallel of the OpenMP runtime that torch has already loaded.
+
+    Wheels rename that runtime, so it is looked up in the process map rather than linked against:
+    one pool of threads serves torch and the kernels.
+    """
+    torch.get_num_threads()
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "one thread: no /proc to find torch's OpenMP runtime in"
+    paths = {line.split(maxsplit=5)[5] for line in maps if len(line.split(maxsplit=5)) == 6}
+    for path in sorted(paths):
+        if not any(tag in Path(path).name for tag in ("gomp", "libomp", "iomp")):
+            continue
+        try:
+            function = ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        library.qa_set_parallel(ctypes.cast(function, _ptr))
+        return Path(path).name
+    return "one thread: torch's OpenMP runtime was not found"
+
+
+def load(choice: str | None = None) -> Library:
+    """Loads the library for one instruction set.
+
+    Args:
+        choice: ``reference`` or the name of an instruction set; None for the best one.
+
+    Returns:
+        The library, or the reference with the reason when there is nothing to load.
+
+    Raises:
+        ValueError: the named instruction set is not compiled in or not usable here.
+    """
+    folder = Path(__file__).resolve().parent
+    path = folder / LIBRARY_NAME
+    if not path.exists():
+        note = folder / REASON_NAME
+        why = note.read_text(encoding="utf-8").strip() if note.exists() else "was never built"
+        reason = f"no native library: {why}"
+        if choice not in (None, "reference"):
+            raise ValueError(f"kernels {choice!r} asked for, but there is {reason}")
+        return Library(Status("reference", "torch", reason, (), "torch"), None)
+    try:
+        library = ctypes.CDLL(str(path))
+        library.qa_isa_name.restype = ctypes.c_char_p
+        library.qa_entry.restype = _ptr
+        library.qa_set_parallel.argtypes = [_ptr]
+        if library.qa_abi() != ABI:
+            raise OSError(f"{LIBRARY_NAME} has ABI {library.qa_abi()}, expected {ABI}: reinstall")
+    except (OSError, AttributeError) as error:
+        if choice not in (None, "reference"):
+            raise ValueError(f"kernels {choice!r} asked for, but {error}") from error
+        return Library(Status("reference", "torch", str(error), (), "torch"), None)
+    names: list[str] = []
+    while (name := library.qa_isa_name(len(names))) is not None:
+        names.append(name.decode())
+    if choice == "reference":
+        reason = "asked for by QUANTARENA_KERNELS"
+        return Library(Status("reference", "torch", reason, tuple(names), "torch"), None)
+    if choice is not None and choice not in names:
+        raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
+    isa = choice or names[0]
+    run = RunFunction(library.qa_entry(isa.encode()))
+    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), run)
+
+
+@cache
+def library() -> Library:
+    """The library of this process, chosen once (see the module docstring)."""
+    return load(os.environ.get("QUANTARENA_KERNELS") or None)
+
+
+def status() -> Status:
+    """What executes packed layers in this process, and why."""
+    return library().status

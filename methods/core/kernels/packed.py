@@ -1,0 +1,320 @@
+"""Modules that run on packed weights.
+
+A :class:`PackedLayer` holds nothing of the float weights: only the panels that the kernels read,
+scales, zero points and sums.  Its ``state_dict`` holds the canonical bit stream instead, so that a
+checkpoint loads on any backend.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from quantarena.methods.core.kernels import native, oracle
+from quantarena.methods.core.kernels.formats import IntegerLayer
+from quantarena.methods.core.kernels.geometry import Geometry, plan
+from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
+from torch import Tensor, nn
+
+_MAX_GEOMETRIES = 64
+_CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
+
+
+class PackedLayer(nn.Module):
+    """One quantized layer on the native kernels, or on the torch reference where there are none.
+
+    Example:
+        >>> module = PackedLayer(integer_layer)          # doctest: +SKIP
+        >>> y = module(x)                                # doctest: +SKIP
+        >>> module.packed_bytes, module.backend          # doctest: +SKIP
+        (11264, 'packed')
+    """
+
+    panels: Tensor
+    chunk_start: Tensor
+    chunk_units: Tensor
+    weight_sum: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor | None
+    act_scale: Tensor
+    act_zero: Tensor
+    in_mult: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layer: IntegerLayer, library: native.Library | None = None) -> None:
+        """Packs a layer.
+
+        Args:
+            layer: the layer.
+            library: kernels to run on; by default those of this process.
+        """
+        super().__init__()
+        self._library = library or native.library()
+        self._step = 0
+        self._pack(layer)
+
+    @classmethod
+    def from_metadata(
+        cls, metadata: dict[str, Any], library: native.Library | None = None
+    ) -> "PackedLayer":
+        """An all-zero layer of the given description, to be filled by ``load_state_dict``."""
+        shape = tuple(int(v) for v in metadata["weight_shape"])
+        table = tuple(int(v) for v in metadata["act_shape"])
+        inputs = shape[1] * int(metadata["groups"])
+        layer = IntegerLayer(
+            kind=metadata["kind"],
+            weight_codes=torch.zeros(shape, dtype=torch.int8),
+            weight_bits=metadata["weight_bits"],
+            weight_scale=torch.ones(shape[0]),
+            weight_zero=torch.zeros(shape[0], dtype=torch.int32),
+            act_bits=metadata["act_bits"],
+            act_scale=torch.ones(table),
+            act_zero=torch.zeros(table, dtype=torch.int32),
+            in_mult=torch.ones(inputs) if metadata["has_in_mult"] else None,
+            bias=torch.zeros(shape[0]) if metadata["has_bias"] else None,
+            stride=tuple(metadata["stride"]),
+            padding=tuple(metadata["padding"]),
+            dilation=tuple(metadata["dilation"]),
+            groups=metadata["groups"],
+        )
+        return cls(layer, library)
+
+    # ---- packing ---------------------------------------------------------------------------
+
+    def _pack(self, layer: IntegerLayer) -> None:
+        self.metadata = layer.metadata()
+        packed = pack_panels(layer, self._library.wide)
+        self._pair = packed.pair
+        self.register_buffer("panels", packed.codes)
+        self.register_buffer("chunk_start", packed.chunk_start)
+        self.register_buffer("chunk_units", packed.chunk_units)
+        self.register_buffer("weight_sum", packed.sums)
+        for name in _CANONICAL:
+            self.register_buffer(name, getattr(layer, name))
+        if not layer.weight_zero.any():
+            self.weight_zero = None  # symmetric: nothing to store
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops what is derived from the addresses of the buffers."""
+        self._geometries: dict[tuple[Any, ...], Geometry] = {}
+        self._struct: native.LayerStruct | None = None
+        self._source: IntegerLayer | None = None
+
+    def integer_layer(self) -> IntegerLayer:
+        """The layer, read back from the packed panels."""
+        meta = self.metadata
+        shape = tuple(meta["weight_shape"])
+        codes = unpack_panels(self.panels, shape, meta["weight_bits"], meta["groups"], self._pair)
+        tensors = {name: getattr(self, name) for name in _CANONICAL}
+        if tensors["weight_zero"] is None:
+            tensors["weight_zero"] = torch.zeros(shape[0], dtype=torch.int32)
+        return IntegerLayer(
+            kind=meta["kind"],
+            weight_codes=codes,
+            weight_bits=meta["weight_bits"],
+            act_bits=meta["act_bits"],
+            stride=tuple(meta["stride"]),
+            padding=tuple(meta["padding"]),
+            dilation=tuple(meta["dilation"]),
+            groups=meta["groups"],
+            **tensors,
+        )
+
+    def _layer_struct(self) -> native.LayerStruct:
+        """The C view of the buffers."""
+        meta = self.metadata
+        shape, groups = meta["weight_shape"], meta["groups"]
+        kernel = shape[2:] or (1, 1)
+        panels, units, _ = self.panels.shape
+
+        def pointer(tensor: Tensor | None) -> int | None:
+            return None if tensor is None else tensor.data_ptr()
+
+        struct = native.LayerStruct(
+            meta["weight_bits"],
+            (1 << meta["act_bits"]) - 1,
+            int(self._pair),
+            groups,
+            shape[0] // groups,
+            shape[1],
+            -(-shape[1] // 4) * 4,
+            units,
+            panels // groups,
+            *kernel,
+            *meta["stride"],
+            *meta["padding"],
+            *meta["dilation"],
+            self.act_scale.numel(),
+            pointer(self.panels),
+            pointer(self.chunk_start),
+            pointer(self.chunk_units),
+            pointer(self.weight_scale),
+            pointer(self.weight_sum),
+            pointer(self.weight_zero),
+            pointer(self.bias),
+            pointer(self.in_mult),
+            pointer(self.act_scale),
+            pointer(self.act_zero),
+        )
+        self._struct = struct
+        return struct
+
+    # ---- running ---------------------------------------------------------------------------
+
+    def set_step(self, index: int) -> None:
+        """Selects the entry of the activation table that later calls use.
+
+        Raises:
+            IndexError: no such entry.
+        """
+        if not 0 <= index < self.act_scale.numel():
+            raise IndexError(f"step {index} is not in the table of {self.act_scale.numel()}")
+        self._step = index
+
+    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
+        """Quantizes the input, multiplies, and scales back.
+
+        Args:
+            x: float32; ``(..., in)`` for linear, ``(batch, in, height, width)`` for conv2d.
+            step: entry of the activation table; by default the one of :meth:`set_step`.
+
+        Returns:
+            float32 output in the memory format of the input.
+
+        Raises:
+            ValueError: wrong shape, type or device.
+        """
+        return self._run(x, self._step if step is None else step, None, 0)
+
+    def accumulators(self, x: Tensor, step: int | None = None) -> Tensor:
+        """The integer T before scaling, int32 in the shape of the output."""
+        return self._run(x, self._step if step is None else step, None, native.INTEGER)
+
+    def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
+        """Adds the layer's output to ``y`` in place; ``y`` must have the layout of the output."""
+        return self._run(x, self._step if step is None else step, y, native.ACCUMULATE)
+
+    def _run(self, x: Tensor, step: int, into: Tensor | None, flags: int) -> Tensor:
+        run = self._library.run
+        if run is None:
+            return self._run_reference(x, step, into, flags)
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
+        key = (x.shape, x.stride())
+        geometry = self._geometries.get(key)
+        if geometry is None:
+            geometry = plan(self.metadata, x)
+            if len(self._geometries) >= _MAX_GEOMETRIES:
+                self._geometries = {}
+            self._geometries[key] = geometry
+        if geometry.copy:
+            return self._run(x.contiguous(), step, into, flags)
+        if into is None:
+            dtype = torch.int32 if flags & native.INTEGER else torch.float32
+            into = torch.empty_strided(geometry.shape, geometry.strides, dtype=dtype)
+        elif (into.shape, into.stride(), into.dtype) != (
+            geometry.shape,
+            geometry.strides,
+            torch.float32,
+        ):
+            raise ValueError(f"cannot add to a {into.dtype} tensor of strides {into.stride()}")
+        struct = self._struct
+        if struct is None:
+            struct = self._struct = self._layer_struct()
+        error = run(
+            ctypes.addressof(struct),
+            geometry.address,
+            x.data_ptr(),
+            into.data_ptr(),
+            step,
+            torch.get_num_threads(),
+            flags,
+        )
+        if error == native.NO_MEMORY:
+            raise MemoryError("packed layer: no memory for scratch")
+        if error:
+            raise IndexError(f"step {step} is not in the table of {self.act_scale.numel()}")
+        return into
+
+    def _run_reference(self, x: Tensor, step: int, into: Tensor | None, flags: int) -> Tensor:
+        if self._source is None:
+            self._source = self.integer_layer()
+        if not 0 <= step < self._source.steps:
+            raise IndexError(f"step {step} is not in the table of {self._source.steps}")
+        if flags & native.INTEGER:
+            return oracle.accumulators(self._source, x, step).to(torch.int32)
+        y = oracle.forward(self._source, x, step)
+        return y if into is None else into.add_(y)
+
+    # ---- accounting ------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """``packed`` on native kernels, ``reference`` on the torch oracle."""
+        return self._library.status.backend
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of everything that is kept for inference, padding included."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def weight_bits_observed(self) -> float:
+        """Bits per weight code slot, read from the size of the packed panels."""
+        return int(self.panels.shape[2]) * 8 / (PANEL * 16)
+
+    def extra_repr(self) -> str:
+        """Bits, shape and backend."""
+        meta = self.metadata
+        shape = "x".join(map(str, meta["weight_shape"]))
+        return f"{meta['kind']} {shape}, w{meta['weight_bits']}a{meta['act_bits']}, {self.backend}"
+
+    # ---- state -----------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
+        """Packed buffers keep their types and stay on the CPU."""
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        for name, tensor in self.integer_layer().tensors().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        expected = set(self.integer_layer().tensors())
+        found = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        missing_keys += [prefix + name for name in sorted(expected - set(found))]
+        unexpected_keys += [prefix + name for name in sorted(set(found) - expected) if strict]
+        if expected - set(found):
+            return
+        try:
+            tensors = {name: found[name] for name in expected}
+            self._pack(IntegerLayer.from_tensors(self.metadata, tensors))
+        except ValueError as error:
+            error_msgs.append(f"{prefix or 'packed layer'}: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses and the library, which another process cannot use."""
+        state = dict(self.__dict__)
+        for name in ("_library", "_geometries", "_struct", "_source"):
+            del state[name]
+        return {**state, "_wide": self._library.wide}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Repacks when this machine's kernels need another form."""
+        wide = state.pop("_wide")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._library = native.library()
+        self._forget()
+        if wide != self._library.wide:
+            self._pack(self.integer_layer())
