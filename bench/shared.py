@@ -1,0 +1,167 @@
+"""What all cells of a workload share: the recorded trajectory and the full-precision images."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from quantarena.bench.cache import StageCache
+from quantarena.bench.code import package_sha256
+from quantarena.bench.metrics.features import Features, reference_features
+from quantarena.bench.metrics.images import load_folder
+from quantarena.bench.metrics.score import floor
+from quantarena.bench.spec import Budget, Cell, content_key
+from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.emoji import heldout_images
+from quantarena.bench.workloads.pipeline import LoadedPipeline
+from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, draw_images
+from quantarena.methods.core.trajectory import Trajectory, recording
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A loaded workload and the settings at which a cell uses it.
+
+    Attributes:
+        info: the workload.
+        loaded: its pipeline.
+        seed: of the cell.
+        budget: of the cell.
+    """
+
+    info: WorkloadInfo
+    loaded: LoadedPipeline
+    seed: int
+    budget: Budget
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps: the budget's, or the workload's own."""
+        return self.budget.steps or self.info.steps
+
+    def draw(self, *, calibration: bool = False) -> Draw:
+        """Which images the cell draws."""
+        count = self.budget.calibration_images if calibration else self.budget.images
+        purpose = "calibrate" if calibration else "evaluate"
+        return Draw(purpose, count, self.seed, self.steps, self.budget.batch)  # type: ignore[arg-type]
+
+    def key(self, draw: Draw) -> str:
+        """Content hash of a full-precision run."""
+        info = self.info
+        conditions = content_key(list(info.prompts)) if info.prompts else ""
+        settings = [info.name, info.guidance, info.eta, conditions]
+        code = package_sha256("quantarena.bench.workloads.sampling")
+        return content_key([self.loaded.sha256, settings, draw, code])
+
+
+def open_ground(cell: Cell) -> Ground:
+    """Load the cell's workload.
+
+    Raises:
+        UnknownName, BrokenModel: one line each.
+    """
+    info = registry.resolve(cell.workload)
+    return Ground(info, pipeline.load(info), cell.seed, cell.budget)
+
+
+def trajectory(ground: Ground, cache: StageCache, progress: Progress = silent) -> Trajectory:
+    """The full-precision sampler's network calls on the calibration images."""
+    draw = ground.draw(calibration=True)
+
+    def make(folder: Path) -> None:
+        with recording(ground.loaded.denoiser) as done:
+            draw_images(ground.loaded, ground.info, draw, progress)
+        done().save(folder / "trajectory.safetensors")
+
+    entry = cache.get("trajectory", trajectory_key(ground), make)
+    return Trajectory.load(entry / "trajectory.safetensors")
+
+
+def trajectory_key(ground: Ground) -> str:
+    """Content hash of the recorded trajectory."""
+    code = package_sha256("quantarena.methods.core.trajectory")
+    return content_key([ground.key(ground.draw(calibration=True)), code])
+
+
+def fp_images(ground: Ground, cache: StageCache, progress: Progress = silent) -> Drawn:
+    """The full-precision images of the evaluation seeds."""
+    draw = ground.draw()
+
+    def make(folder: Path) -> None:
+        save_drawn(draw_images(ground.loaded, ground.info, draw, progress), folder)
+
+    return load_drawn(cache.get("images", ground.key(draw), make))
+
+
+def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> dict[str, Tensor]:
+    """How far full precision is from itself with its weights in bfloat16, image by image.
+
+    Rounding weights to bf16 is what people ship without a second thought; a method whose distance
+    lies inside this one is tied with full precision.
+    """
+    draw = ground.draw()
+
+    def make(folder: Path) -> None:
+        reference = fp_images(ground, cache)
+        original = ground.loaded.denoiser
+        other = _bf16_weights(original)
+        ground.loaded.put(other)
+        try:
+            drawn = draw_images(ground.loaded, ground.info, draw, progress)
+        finally:
+            ground.loaded.put(original)
+        found = floor(reference.images, drawn.images)
+        save_file({k: torch.from_numpy(v) for k, v in found.items()}, folder / "floor.safetensors")
+
+    code = package_sha256("quantarena.bench.metrics")
+    entry = cache.get("floor", content_key([ground.key(draw), code]), make)
+    return load_file(entry / "floor.safetensors")
+
+
+def _bf16_weights(model: torch.nn.Module) -> torch.nn.Module:
+    import copy
+
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).float()
+    return other
+
+
+def real_features(ground: Ground, cache: StageCache) -> Features | None:
+    """Features of the workload's real images, or None where it has none.
+
+    Raises:
+        UserError: the reference names nothing that can be read.
+    """
+    name = ground.info.reference
+    if not name:
+        return None
+    folder = cache.root
+    if name == "emoji64/heldout":
+        images = heldout_images(ground.info.resolution)
+        return reference_features(images, folder, name="emoji64-heldout")
+    local = ground.info.path / name
+    path = local if local.exists() else Path(name).expanduser()
+    if path.is_dir():
+        loaded = load_folder(path)
+        return reference_features(loaded.images, folder, name=path.name)
+    return reference_features(path, folder)
+
+
+def save_drawn(drawn: Drawn, folder: Path) -> None:
+    """Keep images and noise fingerprint."""
+    save_file({"images": drawn.images}, folder / "images.safetensors")
+    (folder / "noise.json").write_text(json.dumps({"sha256": drawn.noise_sha256}))
+
+
+def load_drawn(folder: Path) -> Drawn:
+    """Read what ``save_drawn`` kept."""
+    images = load_file(folder / "images.safetensors")["images"]
+    return Drawn(images, json.loads((folder / "noise.json").read_text())["sha256"])

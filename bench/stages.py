@@ -1,0 +1,367 @@
+"""The stations of one cell: quantize, pack, parity, sample, score; then, alone, time.
+
+Every station is cached under a hash of all that it depends on, code included, so a cell that was
+stopped goes on where it stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from quantarena.bench import shared
+from quantarena.bench.cache import StageCache
+from quantarena.bench.code import class_sha256, package_sha256
+from quantarena.bench.latency import measure, peak_growth
+from quantarena.bench.machine import fingerprint
+from quantarena.bench.metrics.images import save_folder
+from quantarena.bench.metrics.score import score
+from quantarena.bench.schema import Observed, Parity, Row, Status
+from quantarena.bench.shared import Ground, load_drawn, open_ground, save_drawn
+from quantarena.bench.spec import Cell, content_key
+from quantarena.bench.workloads.sampling import Drawn, draw_images
+from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.core import kernels
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.graph import trace
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.pack import PARITY_LIMIT, PackedModel, observe, pack, parity
+from quantarena.methods.core.policy import policy
+from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.registry import Entry, entry
+from safetensors.torch import load_file, save_file
+
+Progress = Callable[[str, int, int], None]
+PARITY_POINTS = 4
+TIMING_THREADS = 1
+"""One thread: the same on every machine, and the steadiest where other processes live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things go.
+
+    Attributes:
+        results: folder of this run.
+        cache: folder of cached stages, shared by all runs.
+    """
+
+    results: Path
+    cache: Path
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a cell gathers on its way."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage_keys: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def station(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def prepare(
+    cell: Cell, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress
+) -> dict[str, float]:
+    """Make what all cells of ``cell.shared_key`` share; nothing to do when it is cached.
+
+    Returns:
+        Wall seconds by station.
+
+    Raises:
+        UserError: the workload is unknown or damaged.
+    """
+    work, cache = _Work(), StageCache(paths.cache)
+    torch.set_num_threads(1)
+    ground = open_ground(cell)
+    with work.station("record"):
+        shared.trajectory(ground, cache, lambda done, total: progress("record", done, total))
+    with work.station("fp_images"):
+        shared.fp_images(ground, cache, lambda done, total: progress("fp images", done, total))
+    with work.station("fp_floor"):
+        shared.fp_floor(ground, cache, lambda done, total: progress("fp floor", done, total))
+    with work.station("reference"):
+        progress("reference", 0, 1)
+        shared.real_features(ground, cache)
+        progress("reference", 1, 1)
+    return work.seconds
+
+
+def run_cell(
+    cell: Cell,
+    paths: Paths,
+    *,
+    plugins: tuple[str, ...] = (),
+    prefer_plugin: bool = False,
+    progress: Progress,
+) -> Row:
+    """Everything of a cell but its latency. A cell that fails is a row with the reason.
+
+    Only an interrupt or a signal of the executor comes out as an exception.
+    """
+    started = _now()
+    row = Row(cell, Status.OK, machine=fingerprint(), started=started)
+    torch.set_num_threads(1)
+    try:
+        found = entry(cell.method, plugins, prefer_plugin=prefer_plugin)
+        row = replace(row, method=_describe(found))
+        row = _stations(row, found, paths, progress)
+    except Unsupported as error:
+        row = replace(row, status=Status.SKIPPED, reason=str(error))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        row = replace(row, status=Status.OOM, reason=_line(error))
+    except QuantArenaError as error:
+        row = replace(row, status=Status.FAILED, reason=str(error))
+    except Exception as error:  # whatever a plug-in raises is this cell's own affair
+        row = replace(row, status=Status.FAILED, reason=_line(error))
+    return replace(row, finished=_now())
+
+
+def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
+    cell, work, cache = row.cell, _Work(), StageCache(paths.cache)
+    method = found.method()
+    method.check(cell.widths, cell.variant)  # before anything expensive
+    ground = open_ground(cell)
+    recorded = shared.trajectory(ground, cache)
+    model, calibration = quantized(ground, recorded, cell, method, cache, work, progress)
+    with work.station("pack"):
+        packed = pack(model)
+    probe = recorded.pick(*_probe(recorded))
+    checked = None
+    if model.layers:
+        progress("parity", 0, 1)
+        with work.station("parity"):
+            report = parity(model, packed, probe)
+        checked = Parity(report.max_rel, report.worst_layer, report.layers, PARITY_LIMIT)
+    observed = Observed(**_fields(observe(model, packed, ground.loaded.denoiser)))
+    reference = shared.fp_images(ground, cache)
+    drawn = sampled(ground, packed, cell, cache, work, progress)
+    if drawn.noise_sha256 != reference.noise_sha256:
+        raise QuantArenaError("initial noise differs from full precision's: images are no pairs")
+    with work.station("score"):
+        real = shared.real_features(ground, cache)
+        scores = score(reference.images, drawn.images, real, seed=cell.seed, progress=progress)
+    arrays = dict(scores.per_image)
+    if cell.method == "fp":
+        floor = shared.fp_floor(ground, cache)
+        arrays |= {f"floor:{name}": values.numpy() for name, values in floor.items()}
+    return replace(
+        row,
+        backend=packed.backend,
+        measurements=scores.measurements,
+        observed=observed,
+        parity=checked,
+        calibration=calibration,
+        workload=_describe_workload(ground, drawn),
+        seconds={name: round(value, 3) for name, value in work.seconds.items()},
+        peak_bytes=_peak_bytes(),
+        stage_keys=work.stage_keys,
+        artefacts=_keep(cell, drawn, arrays, paths),
+        warnings=scores.warnings,
+    )
+
+
+def quantized(
+    ground: Ground,
+    recorded: Trajectory,
+    cell: Cell,
+    method: Method,
+    cache: StageCache,
+    work: _Work,
+    progress: Progress,
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """The method's model: from the cache, or made now."""
+    denoiser = ground.loaded.denoiser
+    effort = Effort(cell.budget.calibration_samples, cell.budget.iterations)
+    with torch.no_grad():
+        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
+        graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
+    context = MethodContext(
+        denoiser, graph, recorded, cell.widths, policy(cell.policy), cell.variant, cell.seed, effort,
+        lambda done, total: progress("quantize", done, total),
+    )  # fmt: skip
+    key = content_key(
+        [
+            shared.trajectory_key(ground), cell.method, cell.variant, cell.bits, cell.policy,
+            cell.seed, effort, method.info.version, class_sha256(type(method)),
+            package_sha256("quantarena.methods.core"), package_sha256("quantarena.methods.api"),
+        ]
+    )  # fmt: skip
+    work.stage_keys["quantize"] = key
+    made: list[QuantizedModel] = []
+
+    def make(folder: Path) -> None:
+        def run() -> None:
+            made.append(method.run(context))
+
+        peak = peak_growth(run)
+        model = made[0]
+        save_file(model.state(), folder / "state.safetensors")
+        notes = {"notes": model.notes, "calibration": context.calibration, "peak_bytes": peak}
+        notes["splits"] = {
+            n: [[p.start, p.stop] for p in x.part_list()] for n, x in model.layers.items()
+        }
+        (folder / "notes.json").write_text(json.dumps(notes))
+
+    folder = cache.get("quantize", key, make)
+    kept = json.loads((folder / "notes.json").read_text())
+    work.seconds["quantize"] = float(kept["notes"].get("quantize_seconds", 0.0))
+    calibration = kept["calibration"] | {"peak_bytes": kept["peak_bytes"], "notes": kept["notes"]}
+    if made:
+        return made[0], calibration
+    split = any(len(parts) > 1 for parts in kept["splits"].values())
+    model = context.wrap(splits=split)
+    model.load_state(load_file(folder / "state.safetensors"))
+    return model, calibration
+
+
+def sampled(
+    ground: Ground,
+    packed: PackedModel,
+    cell: Cell,
+    cache: StageCache,
+    work: _Work,
+    progress: Progress,
+) -> Drawn:
+    """The cell's images, drawn by the packed network inside its own pipeline."""
+    draw = ground.draw()
+    if packed.backend == "fp32":
+        return shared.fp_images(ground, cache)
+    key = content_key([work.stage_keys["quantize"], ground.key(draw), packed.backend])
+    work.stage_keys["images"] = key
+
+    def make(folder: Path) -> None:
+        original = ground.loaded.denoiser
+        ground.loaded.put(packed.module)
+        started = time.perf_counter()
+        try:
+            drawn = draw_images(
+                ground.loaded,
+                ground.info,
+                draw,
+                lambda done, total: progress("sample", done, total),
+            )
+        finally:
+            ground.loaded.put(original)
+        save_drawn(drawn, folder)
+        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
+
+    folder = cache.get("images", key, make)
+    work.seconds["sample"] = float(json.loads((folder / "seconds.json").read_text()))
+    return load_drawn(folder)
+
+
+def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress) -> Row:
+    """The row with its latency. Call it when nothing else runs on the machine."""
+    if row.status is not Status.OK:
+        return row
+    torch.set_num_threads(TIMING_THREADS)
+    cache, cell = StageCache(paths.cache), row.cell
+    ground = open_ground(cell)
+    recorded = shared.trajectory(ground, cache)
+    prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
+    method = entry(cell.method, plugins, prefer_plugin=prefer).method()
+    model, _ = quantized(ground, recorded, cell, method, cache, _Work(), progress)
+    packed = pack(model)
+    latency = measure(
+        packed.module,
+        ground.loaded.denoiser,
+        _batch(recorded, cell.budget.batch),
+        backend=packed.backend,
+        images=cell.budget.batch,
+        steps=recorded.calls,
+        rounds=cell.budget.latency_rounds,
+        progress=lambda done, total: progress("time", done, total),
+    )
+    return replace(row, latency=latency)
+
+
+def _batch(recorded: Trajectory, images: int) -> CalibrationSet:
+    """One denoiser call as the sampler makes it for ``images`` images."""
+    doubled = (
+        "encoder_hidden_states" in recorded.conditions or "class_labels" in recorded.conditions
+    )
+    rows = torch.arange(images * (2 if doubled else 1)) % recorded.rows
+    return recorded.pick(torch.full_like(rows, recorded.calls // 2), rows)
+
+
+def _probe(recorded: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
+    calls = torch.linspace(0, recorded.calls - 1, PARITY_POINTS).round().long()
+    return calls, torch.arange(PARITY_POINTS) % recorded.rows
+
+
+def _keep(
+    cell: Cell, drawn: Drawn, arrays: dict[str, np.ndarray[Any, Any]], paths: Paths
+) -> dict[str, str]:
+    images, scores = f"images/{cell.key}", f"scores/{cell.key}.npz"
+    save_folder(drawn.images, paths.results / images)
+    (paths.results / "scores").mkdir(parents=True, exist_ok=True)
+    work = paths.results / "scores" / f".{cell.key}.npz"
+    np.savez_compressed(work, **{k: np.asarray(v, np.float64) for k, v in arrays.items()})
+    work.replace(paths.results / scores)
+    return {"images": images, "scores": scores}
+
+
+def _describe(found: Entry) -> dict[str, Any]:
+    info = found.method.info
+    return {
+        "title": info.title,
+        "venue": info.venue,
+        "paper": info.paper,
+        "summary": info.summary,
+        "version": info.version,
+        "deviations": list(info.deviations),
+        "origin": found.origin,
+        "code_sha256": class_sha256(found.method),
+        "kernels": str(kernels.status()),
+    }
+
+
+def _describe_workload(ground: Ground, drawn: Drawn) -> dict[str, Any]:
+    info, pipe = ground.info, ground.loaded.pipe
+    return {
+        "title": info.title,
+        "model_sha256": ground.loaded.sha256,
+        "pipeline": type(pipe).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": ground.steps,
+        "guidance": info.guidance,
+        "eta": info.eta,
+        "resolution": int(drawn.images.shape[-1]),
+        "images": int(drawn.images.shape[0]),
+        "batch": ground.budget.batch,
+        "conditions": info.conditions,
+        "reference": info.reference,
+        "licence": info.licence,
+        "noise_sha256": drawn.noise_sha256,
+    }
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _line(error: BaseException) -> str:
+    from quantarena.bench.executors import one_line
+
+    return one_line(error)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,115 @@
+"""Loading a workload's pipeline and checking that its files are whole."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.methods.core.errors import BrokenModel
+from torch import nn
+
+MANIFEST = "manifest.json"
+_WEIGHTS = (".safetensors", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPipeline:
+    """A pipeline in fp32 on its device, and the network inside it that gets quantized.
+
+    Attributes:
+        pipe: the diffusers pipeline.
+        slot: attribute that holds the denoiser, ``unet`` or ``transformer``.
+        sha256: over all weight files.
+    """
+
+    pipe: Any
+    slot: str
+    sha256: str
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network now in the slot."""
+        module: nn.Module = getattr(self.pipe, self.slot)
+        return module
+
+    def put(self, denoiser: nn.Module) -> None:
+        """Put another network in the slot."""
+        setattr(self.pipe, self.slot, denoiser)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash of all weight files of a pipeline folder, checked against its manifest if it has one.
+
+    Raises:
+        BrokenModel: no weight file, or one that differs from the manifest.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.suffix in _WEIGHTS and f.is_file())
+    if not files:
+        raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
+    found = {str(file.relative_to(folder)): _digest(file) for file in files}
+    for name, expected in _manifest(folder).items():
+        actual = found.get(name) or (
+            _digest(folder / name) if (folder / name).is_file() else "missing"
+        )
+        if actual != expected:
+            raise BrokenModel(
+                f"{folder / name} is damaged: sha256 {actual[:12]}, the manifest says "
+                f"{expected[:12]}; install again or restore the file"
+            )
+    return hashlib.sha256("".join(found.values()).encode()).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        data = json.loads(file.read_text())
+        files = data.get("files", data)
+        return {
+            str(name): str(value["sha256"] if isinstance(value, dict) else value)
+            for name, value in files.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenModel(f"{file} cannot be read: {error}") from None
+
+
+def load(info: WorkloadInfo) -> LoadedPipeline:
+    """Load a workload's pipeline in fp32 for the CPU.
+
+    Raises:
+        BrokenModel: damaged files, or no denoiser inside; one line.
+    """
+    sha256 = weights_sha256(info.path)
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    diffusers_logging.disable_progress_bar()
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(info.path), dtype=torch.float32, local_files_only=True
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise BrokenModel(
+            f"{info.path} does not load as a diffusers pipeline: {first[0]}"
+        ) from None
+    pipe.set_progress_bar_config(disable=True)
+    slot = next((name for name in ("unet", "transformer") if getattr(pipe, name, None)), None)
+    if slot is None:
+        raise BrokenModel(f"{info.path} has no unet and no transformer to quantize")
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+    return LoadedPipeline(pipe, slot, sha256)
