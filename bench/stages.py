@@ -187,7 +187,8 @@ def quantized(
         first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
         graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
     context = MethodContext(
-        denoiser, graph, recorded, cell.widths, policy(cell.policy), cell.variant, cell.seed, effort,
+        denoiser, graph, recorded, cell.widths, policy(cell.policy), cell.variant, cell.seed,
+        effort,
         lambda done, total: progress("quantize", done, total),
     )  # fmt: skip
     key = content_key(

@@ -15,8 +15,8 @@ packing, parity, accounting, sampling, scoring). A complete method::
             calibrate_activations(model, ctx.draw(UniformStride(64)), minmax_range)
             return model
 
-Put it in a file and run ``quantarena run quick --plugin mine.py --method mine``, or publish it under
-the entry-point group ``quantarena.methods``.
+Put it in a file and run ``quantarena run quick --plugin mine.py --method mine``, or publish it
+under the entry-point group ``quantarena.methods``.
 """
 
 import time

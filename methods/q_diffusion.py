@@ -1,4 +1,4 @@
-"""Q-Diffusion: uniform-step calibration, split shortcuts, block reconstruction (Li et al., ICCV 2023).
+"""Q-Diffusion: uniform steps, split shortcuts, block reconstruction (Li et al., ICCV 2023).
 
 Order as in the paper: (1) calibration points at equally spaced steps (section 4.2); (2) weights by
 AdaRound, block by block, inputs from the quantized prefix, activations in floating point; (3)
@@ -45,7 +45,7 @@ class QDiffusion(Method):
         deviations=(
             "iterations follow the preset; learning rates grow as they shrink, so that rounding "
             "still has time to decide (paper: 20,000 at 1e-3, then 5,000 at 4e-4)",
-            "both halves of a split layer enter the rounding regulariser (released code: the first)",
+            "both halves of a split layer enter the regulariser (released code: the first alone)",
             "activation scales learn relative to their size (released code: one absolute rate)",
             "attention products stay in floating point under the uniform policy",
         ),

@@ -47,7 +47,7 @@ def _digest(file: Path) -> str:
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash of all weight files of a pipeline folder, checked against its manifest if it has one.
+    """One hash of all weight files of a pipeline folder, checked against its manifest, if any.
 
     Raises:
         BrokenModel: no weight file, or one that differs from the manifest.

@@ -1,4 +1,4 @@
-"""Which workloads there are: the zoo that ships with the package, and any pipeline folder. No torch."""
+"""Which workloads there are: the zoo of the package, and any pipeline folder. No torch."""
 
 import json
 from dataclasses import dataclass

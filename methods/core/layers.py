@@ -1,8 +1,8 @@
 """The quantized layer: a convolution or linear whose weights and inputs go through quantizers.
 
 A layer has one part, or one part for each half of a concatenated input (Q-Diffusion's split
-shortcut). A part owns a channel range with its own weight and activation quantizer, and packs to one
-integer layer; the layer's output is the sum of its parts plus the bias.
+shortcut). A part owns a channel range with its own weight and activation quantizer, and packs to
+one integer layer; the layer's output is the sum of its parts plus the bias.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class WeightQuantizer(nn.Module):
         return dequantize(quantize(weight, self.params), self.params)
 
     def soften(self, weight: Tensor) -> None:
-        """Start AdaRound: ``alpha`` such that the soft weight equals the weight (Nagel et al. 2020)."""
+        """Start AdaRound: ``alpha`` makes the soft weight equal the weight (Nagel et al. 2020)."""
         position = weight * self.scale.reciprocal()
         rest = (position - torch.floor(position)).clamp(1e-4, 1 - 1e-4)
         spread = _ADAROUND_HIGH - _ADAROUND_LOW
@@ -124,7 +124,7 @@ class ActQuantizer(nn.Module):
 
 
 class Part(nn.Module):
-    """A range of input channels with its own quantizers; None leaves that side in floating point."""
+    """A range of input channels with its own quantizers; None leaves a side in floating point."""
 
     def __init__(self, start: int, stop: int, bits: Bits) -> None:
         super().__init__()

@@ -59,7 +59,7 @@ class QuantizedModel:
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that quantization decided, by name; the network's own weights are not in it."""
+        """Everything that quantization decided, by name; not the network's own weights."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             for index, part in enumerate(layer.part_list()):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_LAYERS = 12
-"""A transformer block with self- and cross-attention has ten layers; stages of a U-Net have more."""
+"""A transformer block with self- and cross-attention has ten; a stage of a U-Net has more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Uniform affine quantization: codes, their float meaning, and gradients through both.
 
-A code is ``q = clamp(round_half_even(x * (1 / scale)) + zero_point, 0, 2**bits - 1)`` and stands for
-``(q - zero_point) * scale``. The reciprocal is taken once in float32, on purpose: the packed
+A code is ``q = clamp(round_half_even(x * (1 / scale)) + zero_point, 0, 2**bits - 1)`` and stands
+for ``(q - zero_point) * scale``. The reciprocal is taken once in float32, on purpose: the packed
 kernels multiply by the same reciprocal, so fake and packed codes are equal bit for bit.
 """
 
