@@ -151,9 +151,11 @@ def save_features(features: Features, path: Path) -> None:
     blob = save(tensors, metadata={_META: canonical_json(meta)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            stream.write(blob)
-        os.replace(stream.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".features-") as folder:
+            # Written beside and renamed: a reader sees no file or all of it.
+            draft = Path(folder) / path.name
+            draft.write_bytes(blob)
+            os.replace(draft, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 

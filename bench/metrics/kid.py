@@ -76,26 +76,27 @@ def kid(
         raise ValueError("a kernel distance needs at least two images on each side")
     known = reference_similarity
     constant = self_similarity(reference) if known is None else known
-    within = kernel(test, test).numpy()
+    within = kernel(test, test)
     across = _mean_kernel(test, reference)
-    diagonal = np.diagonal(within)
+    diagonal = within.diagonal()
 
-    def estimate(counts: Array) -> Array:
+    def estimate(counts: Tensor) -> Array:
         # Sums over pairs of different originals, each weighted by how often it was drawn.
         pairs = ((counts @ within) * counts).sum(1) - counts**2 @ diagonal
         number = n * n - (counts**2).sum(1)
-        return np.asarray(SCALE * (pairs / number + constant - 2 * counts @ across / n))
+        found = SCALE * (pairs / number + constant - 2 * counts @ across / n)
+        return np.asarray(found.numpy())
 
-    value = float(estimate(np.ones((1, n)))[0])
+    value = float(estimate(torch.ones(1, n, dtype=torch.float64))[0])
     if not resamples:
         return Estimate(value, np.empty(0))
-    return Estimate(value, estimate(resample_counts(n, resamples, seed)))
+    return Estimate(value, estimate(torch.tensor(resample_counts(n, resamples, seed))))
 
 
-def _mean_kernel(test: Tensor, reference: Tensor) -> Array:
+def _mean_kernel(test: Tensor, reference: Tensor) -> Tensor:
     """Mean kernel of each test image to the reference, (N,)."""
     exact = test.double()
     total = torch.zeros(test.shape[0], dtype=torch.float64)
     for start in range(0, reference.shape[0], _ROWS):
         total += kernel(exact, reference[start : start + _ROWS]).sum(1)
-    return np.asarray((total / reference.shape[0]).numpy())
+    return total / reference.shape[0]

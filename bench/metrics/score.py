@@ -1,7 +1,7 @@
 """One call scores one set of images: what the stage code uses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from quantarena.bench.metrics.effnet import effnet_lite0, extract
@@ -22,11 +22,14 @@ class Scores:
     Attributes:
         measurements: every metric of the catalogue, those without a value included.
         per_image: fidelity metric to (N,) float64, in the order of the images.
+        replicates: quality metric to (2000,) bootstrap values, where it was computed; those of
+            two rows with equal N and seed are paired, so their difference has an interval too.
         warnings: lines worth a reader's attention.
     """
 
     measurements: tuple[Measurement, ...]
     per_image: dict[str, np.ndarray]
+    replicates: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -70,6 +73,7 @@ def score(
 
     per_image = fidelity(fp, test, device=device, progress=report("lpips"))
     found = summarise(per_image, seed=seed)
+    replicates: dict[str, np.ndarray] = {}
     if reference is None:
         found += not_computed("the workload has no reference images")
     elif test.shape[2] != test.shape[3]:
@@ -87,8 +91,10 @@ def score(
                 "part of the distance is the resize"
             )
         features = extract(test, extractor, progress=report("features"))
-        found += quality(features, reference, seed=seed)
-    return Scores(found, per_image, tuple(warnings))
+        real = quality(features, reference, seed=seed)
+        found += real.measurements
+        replicates = real.replicates
+    return Scores(found, per_image, replicates, tuple(warnings))
 
 
 def floor(fp: Tensor, fp_other: Tensor, *, device: str = "cpu") -> dict[str, np.ndarray]:
