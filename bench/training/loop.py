@@ -71,6 +71,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    device: str = "CPU"
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -91,6 +92,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.net = task.build().to(config.device).train()
         self.ema = {key: value.detach().clone() for key, value in self.net.state_dict().items()}
+        if torch.device(config.device).type == "cuda":
+            self.progress.device = torch.cuda.get_device_name(config.device)
         params = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             params, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01

@@ -1,0 +1,94 @@
+"""Trains and exports the models of the zoo.
+
+    python -m quantarena.bench.training vae --minutes 10 --out runs
+    python -m quantarena.bench.training emoji-t2i --minutes 40 --out runs
+    python -m quantarena.bench.training emoji-t2i --out runs --export
+
+A run that was stopped goes on with `--resume`, also with more minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from quantarena.bench.training import zoo
+from quantarena.bench.training.loop import LoopConfig, Trainer
+
+log = logging.getLogger("quantarena.training")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quantarena.bench.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", choices=zoo.MODELS)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the checkpoints")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="budget, resumed parts included"
+    )
+    parser.add_argument("--steps", type=int, help="train this many steps instead")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--ema", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--bf16", action="store_true", help="autocast (GPU)")
+    parser.add_argument("--size", type=int, default=32, help="image side of the autoencoder")
+    parser.add_argument("--copies", type=int, default=2, help="jittered copies of every latent")
+    parser.add_argument("--cifar", type=Path, default=Path("cifar10"), help="zip or folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument(
+        "--export", action="store_true", help="write the pipeline folder, no training"
+    )
+    parser.add_argument("--zoo", type=Path, default=zoo.zoo_dir(), help="where the export goes")
+    return parser
+
+
+def _config(args: argparse.Namespace) -> LoopConfig:
+    preset = zoo.PRESETS[args.model]
+    return LoopConfig(
+        minutes=args.minutes,
+        steps=args.steps,
+        batch=args.batch or preset.batch,
+        lr=args.lr or preset.lr,
+        ema=args.ema or preset.ema,
+        seed=args.seed,
+        device=args.device,
+        bf16=args.bf16,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 stopped early, 2 wrong use."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        if args.export:
+            folder = zoo.export(args.model, args.out, args.zoo, args.cifar)
+            log.info("%s -> %s", args.model, folder)
+            return 0
+        folder = args.out / args.model
+        if (folder / "checkpoint.pt").is_file() and not args.resume:
+            raise ValueError(f"{folder} holds a checkpoint: add --resume or choose another --out")
+        task = zoo.make_task(args.model, args.out, args.size, args.device, args.copies, args.cifar)
+        trainer = Trainer(task, _config(args), folder)
+        if args.resume:
+            trainer.resume()
+        return 0 if trainer.run() else 1
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        log.error("error: %s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`cifar10-uncond`: a small pixel U-Net on the CIFAR-10 train images."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from quantarena.bench.training.noise import NoiseObjective, scheduler
+from torch import Tensor, nn
+
+__all__ = ["CifarTask", "cifar_images"]
+
+
+def cifar_images(source: Path, train: bool) -> Tensor:
+    """Reads CIFAR-10.
+
+    Args:
+        source: A zip with `train/<class>/*.jpg` and `test/<class>/*.jpg`, or a torchvision root.
+        train: Whether to read the train part.
+
+    Returns:
+        uint8 tensor of shape (N, 3, 32, 32).
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"no CIFAR-10 at {source}: give a zip or a torchvision folder")
+    if source.is_dir():
+        from torchvision.datasets import CIFAR10
+
+        pixels = CIFAR10(str(source), train=train).data
+    else:
+        prefix = "train/" if train else "test/"
+        with zipfile.ZipFile(source) as archive:
+            names = sorted(n for n in archive.namelist() if n.startswith(prefix) and "." in n)
+            pixels = np.stack(
+                [np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names]
+            )
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+class CifarTask:
+    """Trains the pixel U-Net.
+
+    Args:
+        source: See `cifar_images`.
+        device: torch device.
+    """
+
+    name = "cifar10-uncond"
+
+    def __init__(self, source: Path, device: str = "cpu") -> None:
+        self.images = cifar_images(source, train=True).to(device)
+        self.objective = NoiseObjective(scheduler(latent=False), device)
+
+    def build(self) -> nn.Module:
+        """Builds the U-Net: 32, 64 and 64 channels, attention at 8x8."""
+        return UNet2DModel(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(32, 64, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            attention_head_dim=16,
+            norm_num_groups=16,
+        )
+
+    def loss(self, net: nn.Module, batch: int) -> Tensor:
+        """Returns the noise-prediction loss on randomly flipped images."""
+        device = self.images.device
+        picks = torch.randint(len(self.images), (batch,), device=device)
+        clean = self.images[picks].float() / 127.5 - 1.0
+        flip = torch.rand(batch, 1, 1, 1, device=device) < 0.5
+        clean = torch.where(flip, clean.flip(3), clean)
+        return self.objective(clean, lambda noisy, steps: net(noisy, steps).sample)
