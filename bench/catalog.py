@@ -1,16 +1,29 @@
 """Names that a user can give, looked up without importing torch where that can be avoided."""
 
+import functools
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench import presets
+from quantarena.bench.code import class_sha256, file_sha256, package_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
 from quantarena.bench.plan import Facts
-from quantarena.bench.spec import Grid
+from quantarena.bench.spec import Grid, content_key
 
 UNKNOWN_RESOLUTION = 32
+SMALL_FILE = 1_000_000
+NUMBER_MAKERS = (
+    "quantarena.methods.core",
+    "quantarena.methods.api",
+    "quantarena.bench.metrics",
+    "quantarena.bench.workloads",
+    "quantarena.bench.shared",
+    "quantarena.bench.stages",
+    "quantarena.bench.latency",
+)
+"""Code whose change makes finished rows stale."""
 
 
 def plugin_paths(given: Iterable[str]) -> tuple[str, ...]:
@@ -80,20 +93,47 @@ def canonical_workload(name_or_path: str) -> str:
     return str(Path(info.path).resolve())
 
 
-def facts(grid: Grid, plugins: Sequence[str] = (), *, versions: bool) -> Facts:
-    """What a plan asks about the names in a grid.
-
-    Args:
-        grid: whose names.
-        plugins: plug-in files.
-        versions: whether to import methods for their versions, which imports torch.
-    """
+def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = False) -> Facts:
+    """What a plan asks about the names in a grid."""
     infos = {name: workload(name) for name in grid.workloads}
 
-    def version(name: str) -> int | None:
-        return int(method(name, plugins).method.info.version) if versions else None
+    @functools.cache
+    def stamp(method_name: str, workload_name: str) -> str:
+        return content_key(
+            [
+                [package_sha256(name) for name in NUMBER_MAKERS],
+                _method_code(method_name, plugins, prefer_plugin),
+                _folder_stamp(Path(infos[workload_name].path)),
+            ]
+        )
 
     def resolution(name: str) -> int:
         return int(infos[name].resolution) or UNKNOWN_RESOLUTION
 
-    return Facts(version, resolution, lambda name: float(infos[name].megabytes))
+    return Facts(
+        lambda cell: stamp(cell.method, cell.workload),
+        resolution,
+        lambda name: float(infos[name].megabytes),
+    )
+
+
+def _method_code(name: str, plugins: Sequence[str], prefer_plugin: bool) -> str:
+    """Hash of the file of a method; a built-in is found without importing it."""
+    package = Path(__file__).parent.parent / "methods"
+    built_in = package / f"{name}.py"
+    if built_in.is_file() and not (prefer_plugin and plugins):
+        return file_sha256(built_in)
+    return class_sha256(method(name, plugins, prefer_plugin=prefer_plugin).method)
+
+
+def _folder_stamp(folder: Path) -> str:
+    """Hash of a pipeline folder's small files and of the sizes of all; it reads no weights.
+
+    The zoo's manifest is a small file and holds the weights' own hashes.
+    """
+    parts = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        content = file_sha256(path) if size < SMALL_FILE else ""
+        parts.append([str(path.relative_to(folder)), size, content])
+    return content_key(parts)

@@ -1,6 +1,7 @@
 """The verbs that read results: ``rank``, ``render``, ``compare``, ``show``, ``export``."""
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,8 @@ def rank(
 ) -> None:
     """Rank what a run has measured, with tie groups."""
     store = opened(results, run)
-    module = pages.leaderboard()
-    ranking = module.rank_results(store.folder)
-    module.write_ranking(store.folder)
-    value = _plain(ranking)
+    path = pages.leaderboard("ranking").write_ranking(store.folder)
+    value = json.loads(path.read_text(encoding="utf-8"))
     emit(value, _ranking_lines(value), as_json=as_json)
 
 
@@ -150,17 +149,6 @@ def _pm(d: Difference) -> str:
     value = f"{d.mean:+.4g}"
     interval = "" if d.low is None or d.high is None else f" [{d.low:+.4g}, {d.high:+.4g}]"
     return value + interval + (f" {d.unit}" if d.unit else "")
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as plain JSON types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 def _ranking_lines(value: Any, depth: int = 0) -> list[str]:

@@ -1,9 +1,8 @@
 """The verbs ``plan`` and ``run``."""
 
-import shlex
-import sys
+import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,70 +15,34 @@ from quantarena.bench.cli_common import (
     ResultsOption,
     Verb,
     emit,
-    listed,
+)
+from quantarena.bench.cli_request import (
+    BitsOption,
+    ExecutorOption,
+    ForceOption,
+    ImagesOption,
+    IterationsOption,
+    MethodOption,
+    NameOption,
+    PreferOption,
+    PresetArgument,
+    Request,
+    SeedOption,
+    StepsOption,
+    WorkersOption,
+    WorkloadOption,
+    made_choice,
+    made_request,
 )
 from quantarena.bench.console import Reporter
-from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError
 from quantarena.bench.plan import Plan, make_plan, minutes, plan_lines
 from quantarena.bench.runner import Options, Run, counts, counts_line
 from quantarena.bench.schema import Row
-from quantarena.bench.spec import Cell, Grid
+from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store
 
-EXECUTORS = ("auto", "local", "ray")
 CACHE = ".cache"
-
-PresetArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(presets.PRESETS)}.")]
-WorkloadOption = Annotated[
-    list[str] | None,
-    typer.Option("--workload", help="Workload, or a diffusers pipeline folder; repeatable."),
-]
-MethodOption = Annotated[
-    list[str] | None, typer.Option("--method", help="Method; repeatable, commas allowed.")
-]
-BitsOption = Annotated[
-    list[str] | None, typer.Option("--bits", help="Such as w4a8; repeatable, commas allowed.")
-]
-SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed; repeatable.")]
-ImagesOption = Annotated[int | None, typer.Option("--images", help="Images a cell.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampler steps.")]
-IterationsOption = Annotated[
-    int | None, typer.Option("--iterations", help="Reconstruction iterations a block.")
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Folder under --results; the preset's name if absent.")
-]
-ForceOption = Annotated[bool, typer.Option("--force/--only-missing", help="Run done cells again.")]
-ExecutorOption = Annotated[str, typer.Option("--executor", help=f"{', '.join(EXECUTORS)}.")]
-WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Workers of Ray.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the options of ``plan`` and ``run`` come to.
-
-    Attributes:
-        grid: the cells asked for.
-        executor: ``auto``, ``local`` or ``ray``.
-        workers: of Ray, or None.
-        plugins: absolute paths.
-        results: root of the results folders.
-        force: whether done cells run again.
-        warning: of the preset, or empty.
-    """
-
-    grid: Grid
-    executor: str
-    workers: int | None
-    plugins: tuple[str, ...]
-    results: Path
-    force: bool
-    warning: str
-
-    @property
-    def folder(self) -> Path:
-        """Where rows and page go."""
-        return self.results / self.grid.name
 
 
 def plan(
@@ -93,6 +56,7 @@ def plan(
     iterations: IterationsOption = None,
     name: NameOption = None,
     plugin: PluginOption = None,
+    prefer_plugin: PreferOption = False,
     results: ResultsOption = RESULTS,
     force: ForceOption = False,
     executor: ExecutorOption = "auto",
@@ -100,8 +64,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show the cells, the estimated time and the disk of a run, without running anything."""
-    choice = _choice(workload, method, bits, seed, images, steps, iterations, name)
-    request = _request(preset, choice, plugin, results, force, executor, workers)
+    choice = made_choice(workload, method, bits, seed, images, steps, iterations, name)
+    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     store = Store(request.folder, Reporter().warn)
     made = _plan(request, store.rows())
     cells = [
@@ -123,9 +87,7 @@ def run(
     iterations: IterationsOption = None,
     name: NameOption = None,
     plugin: PluginOption = None,
-    prefer_plugin: Annotated[
-        bool, typer.Option(help="A plug-in wins over a built-in of the same name.")
-    ] = False,
+    prefer_plugin: PreferOption = False,
     results: ResultsOption = RESULTS,
     force: ForceOption = False,
     executor: ExecutorOption = "auto",
@@ -139,8 +101,8 @@ def run(
 ) -> int:
     """Run what is missing of a preset or of your own choice of cells, then write the page."""
     reporter = Reporter(quiet=quiet)
-    choice = _choice(workload, method, bits, seed, images, steps, iterations, name)
-    request = _request(preset, choice, plugin, results, force, executor, workers)
+    choice = made_choice(workload, method, bits, seed, images, steps, iterations, name)
+    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     options = Options(
         cache=results / CACHE,
         plugins=request.plugins,
@@ -202,59 +164,8 @@ def _execute(
     return made, _by_key(store), page
 
 
-def _choice(
-    workload: list[str] | None,
-    method: list[str] | None,
-    bits: list[str] | None,
-    seed: list[int] | None,
-    images: int | None,
-    steps: int | None,
-    iterations: int | None,
-    name: str | None,
-) -> presets.Choice:
-    return presets.Choice(
-        workloads=listed(workload),
-        methods=listed(method),
-        bits=listed(bits),
-        seeds=tuple(seed or ()),
-        images=images,
-        steps=steps,
-        iterations=iterations,
-        name=name,
-    )
-
-
-def _request(
-    preset: str,
-    choice: presets.Choice,
-    plugin: list[str] | None,
-    results: Path,
-    force: bool,
-    executor: str,
-    workers: int | None,
-) -> Request:
-    """Check every name before anything is written or started."""
-    base = presets.preset(preset)
-    if executor not in EXECUTORS:
-        raise UserError(f"unknown executor {executor!r}: {did_you_mean(executor, EXECUTORS)}")
-    plugins = catalog.plugin_paths(plugin or ())
-    grid = presets.choose(base.grid, choice)
-    catalog.check_methods(grid.methods, plugins)
-    workloads = tuple(catalog.canonical_workload(name) for name in grid.workloads)
-    own = base.executor if executor == "auto" else executor
-    return Request(
-        grid=presets.with_workloads(grid, workloads),
-        executor=own,
-        workers=workers,
-        plugins=plugins,
-        results=results,
-        force=force,
-        warning=base.warning,
-    )
-
-
 def _plan(request: Request, rows: tuple[Row, ...]) -> Plan:
-    facts = catalog.facts(request.grid, request.plugins, versions=bool(request.plugins))
+    facts = catalog.facts(request.grid, request.plugins, prefer_plugin=request.prefer_plugin)
     return make_plan(
         request.grid,
         rows,
@@ -278,13 +189,10 @@ def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned
     before = store.read_planned()
     earlier = before.cells if before else ()
     kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
-    command = shlex.join(["quantarena", *sys.argv[1:]])
-    return Planned(request.grid.title, command, tuple(dict.fromkeys((*kept, *cells))))
+    return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
 
 
 def _check_disk(made: Plan, folder: Path) -> None:
-    import shutil
-
     free = shutil.disk_usage(folder).free
     if made.todo and made.disk > free:
         raise UserError(

@@ -16,18 +16,19 @@ from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 
 SHARED = "record"
-"""Stage of ``prepare``: trajectory and full-precision images, once for many cells."""
+"""Stands for ``prepare``: trajectory, full-precision images and their floor, once for many."""
 
 ALONE = "time"
 """Stage that runs by itself, after all others."""
 
 _WORK: dict[str, Callable[[Cell], float]] = {
-    SHARED: lambda c: (c.budget.images + c.budget.calibration_images) * _steps(c),
+    SHARED: lambda c: (2 * c.budget.images + c.budget.calibration_images) * _steps(c),
     "quantize": lambda c: 20.0 + c.budget.calibration_samples / 16 + _iterations(c),
     "pack": lambda c: 1.0,
     "parity": lambda c: 1.0,
     "sample": lambda c: c.budget.images * _steps(c),
     "score": lambda c: 16.0 + c.budget.images,
+    "other": lambda c: 1.0,
     ALONE: lambda c: 5.0 + c.budget.latency_rounds,
 }
 _DEFAULT_RATE = {
@@ -37,6 +38,7 @@ _DEFAULT_RATE = {
     "parity": 2.0,
     "sample": 0.012,
     "score": 0.08,
+    "other": 5.0,
     ALONE: 0.25,
 }
 """Seconds a unit on one core of an ordinary server, guidance included."""
@@ -124,11 +126,13 @@ class Todo:
         shared: one cell of each shared key that has to be prepared.
         cells: cells to run.
         untimed: cells to time afterwards, those above included.
+        prepared: shared keys whose shared stages are cached already.
     """
 
     shared: tuple[Cell, ...] = ()
     cells: tuple[Cell, ...] = ()
     untimed: tuple[Cell, ...] = ()
+    prepared: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.shared or self.cells or self.untimed)
@@ -143,7 +147,8 @@ def wall_seconds(todo: Todo, rates: Rates, workers: int, executor: str) -> float
 
 def remaining_seconds(todo: Todo, rates: Rates, workers: int) -> float:
     """The same without starting the workers: what an estimate in mid-run is made of."""
-    shared = _makespan((rates.stage_seconds(SHARED, cell) for cell in todo.shared), workers)
+    fresh = (cell for cell in todo.shared if cell.shared_key not in todo.prepared)
+    shared = _makespan((rates.stage_seconds(SHARED, cell) for cell in fresh), workers)
     fanned = _makespan((rates.cell_seconds(cell) for cell in todo.cells), workers)
     alone = sum(rates.stage_seconds(ALONE, cell) for cell in todo.untimed)
     return shared + fanned + alone + (_PAGE_SECONDS if todo else 0.0)

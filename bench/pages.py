@@ -11,6 +11,7 @@ from quantarena.bench import files
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import content_key
 from quantarena.bench.store import Planned, Store, digest
+from quantarena.bench.texttables import latex, markdown
 
 PAGE = "leaderboard.html"
 FORMATS = ("csv", "parquet", "latex", "md")
@@ -27,10 +28,8 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
     mark, page = store.folder / ".page.json", store.folder / PAGE
     if not force and page.is_file() and _read(mark) == stamp:
         return page
-    module = leaderboard()
-    module.write_ranking(store.folder)
-    module.export_tables(rows, store.folder)
-    page = module.render(
+    leaderboard("ranking").write_ranking(store.folder)
+    page = leaderboard("page").render(
         store.folder, grid_title=planned.title, planned=planned.cells, command=planned.command
     )
     files.write_atomic(mark, json.dumps(stamp))
@@ -43,15 +42,19 @@ def export(store: Store, form: str, folder: Path) -> Path:
     Returns:
         The file.
     """
-    suffix = {"latex": "tex"}.get(form, form)
     files.ensure_folder(folder)
-    leaderboard().export_tables(store.rows(), folder)
-    return folder / f"rows.{suffix}"
+    rows = store.rows()
+    if form in ("csv", "parquet"):
+        leaderboard("export").export_tables(rows, folder)
+        return folder / f"rows.{form}"
+    path = folder / ("rows.tex" if form == "latex" else "rows.md")
+    files.write_atomic(path, (latex if form == "latex" else markdown)(rows))
+    return path
 
 
-def leaderboard() -> Any:
-    """The page module; it reads rows and imports no torch."""
-    return importlib.import_module("quantarena.leaderboard.page")
+def leaderboard(module: str) -> Any:
+    """A module of the leaderboard; it reads rows and imports no torch."""
+    return importlib.import_module(f"quantarena.leaderboard.{module}")
 
 
 def _stamp(rows: Sequence[Row], planned: Planned) -> str:

@@ -15,6 +15,9 @@ RAY_FROM_CELLS = 6
 DONE = frozenset({Status.OK, Status.SKIPPED})
 """A cell that failed, timed out or ran out of memory is tried again by the next run."""
 
+STAMP = "inputs"
+"""Stage key under which a row keeps the stamp of the code and the model that made it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fan:
@@ -32,12 +35,13 @@ class Plan:
         grid: what was asked for.
         cells: every cell of the grid.
         done: keys of cells that need nothing more but perhaps their timing.
-        stale: keys of done cells whose method has changed since; they run again.
+        stale: keys of done cells whose code or model has changed since; they run again.
         todo: what will run.
         fan: how.
         seconds: estimated wall seconds.
         measured: True when the estimate rests on rows measured on this machine.
         disk: estimated bytes to be written.
+        stamp: hash of a cell's inputs, kept with its row.
     """
 
     grid: Grid
@@ -49,6 +53,7 @@ class Plan:
     seconds: float
     measured: bool
     disk: int
+    stamp: Callable[[Cell], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,12 @@ class Facts:
     """What a plan has to know about names, looked up by whoever may import registries.
 
     Attributes:
-        version: current version of a method, or None when it is not known.
+        stamp: hash of the code and the model that a cell's numbers depend on, or "" when unknown.
         resolution: pixels a side of a workload.
         megabytes: of a workload's weights.
     """
 
-    version: Callable[[str], int | None] = lambda method: None
+    stamp: Callable[[Cell], str] = lambda cell: ""
     resolution: Callable[[str], int] = lambda workload: 32
     megabytes: Callable[[str], float] = lambda workload: 20.0
 
@@ -99,6 +104,7 @@ def make_plan(
         shared=tuple({c.shared_key: c for c in missing}.values()),
         cells=missing,
         untimed=tuple(c for c in cells if c.key not in done or needs_timing(by_key[c.key])),
+        prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
     fan = choose_fan(executor, workers, len(missing))
     rates = Rates.of((*rows, *history), machine.fingerprint())
@@ -113,6 +119,7 @@ def make_plan(
         seconds=wall_seconds(todo, rates, fan.workers, fan.executor),
         measured=bool(rates),
         disk=disk_bytes(todo, facts.resolution, model_bytes),
+        stamp=facts.stamp,
     )
 
 
@@ -141,7 +148,7 @@ def plan_lines(plan: Plan, folder: Path) -> list[str]:
     if plan.done:
         state += f": {len(plan.done)} done, {len(plan.todo.cells)} to run"
     if plan.stale:
-        state += f", {len(plan.stale)} of them again because their method has changed"
+        state += f", {len(plan.stale)} of them again because code or model changed"
     lines = [f"plan {grid.name}: {state}"]
     if plan.todo:
         basis = "measured here" if plan.measured else "defaults, refined while running"
@@ -168,5 +175,5 @@ def _fan_text(fan: Fan) -> str:
 
 
 def _is_stale(row: Row, facts: Facts) -> bool:
-    current, measured = facts.version(row.cell.method), row.method.get("version")
-    return current is not None and measured is not None and current != measured
+    current, measured = facts.stamp(row.cell), row.stage_keys.get(STAMP, "")
+    return bool(current and measured and current != measured)

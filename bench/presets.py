@@ -1,5 +1,6 @@
 """The grids that come with the harness, and how options change one. Plain data."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -181,3 +182,19 @@ def _checked_name(name: str) -> str:
 
 def _unique(values: Iterable[_T]) -> tuple[_T, ...]:
     return tuple(dict.fromkeys(values))
+
+
+def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> str:
+    """The shortest command line that asks for the same cells."""
+    if choice == Choice() and not tuple(plugins):
+        return f"./run_all.sh {preset_name}"
+    words = ["quantarena", "run", preset_name]
+    many = {"workload": choice.workloads, "method": choice.methods, "bits": choice.bits}
+    for option, values in {**many, "seed": choice.seeds, "plugin": tuple(plugins)}.items():
+        for value in values:
+            words += [f"--{option}", str(value)]
+    one = {"images": choice.images, "steps": choice.steps, "iterations": choice.iterations}
+    for option, value in {**one, "name": choice.name}.items():
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)

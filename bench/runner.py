@@ -24,7 +24,7 @@ from quantarena.bench.executors import (
     Setting,
     Task,
 )
-from quantarena.bench.plan import Fan, Plan, minutes, needs_timing
+from quantarena.bench.plan import STAMP, Fan, Plan, minutes, needs_timing
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Store
@@ -106,7 +106,7 @@ class Run:
                     continue
                 cells = blocked.pop(outcome.task.cell.shared_key)
                 if outcome.status is Status.OK:
-                    self._shared[outcome.task.cell.shared_key] = outcome.seconds
+                    self._shared[outcome.task.cell.shared_key] = round(outcome.seconds, 3)
                     self._say(outcome.task, f"shared stages, {minutes(outcome.seconds)}")
                     ready.extend(Task("cell", cell) for cell in self._ordered(cells))
                 else:
@@ -137,10 +137,14 @@ class Run:
         row = outcome.row or Row(cell, outcome.status, outcome.reason)
         if row.key != cell.key:
             row = Row(cell, Status.FAILED, f"the stages returned the row of {row.cell.label}")
-        row = complete(row, outcome.seconds)
-        if cell.method == "fp" and cell.shared_key in self._shared:
-            seconds = {SHARED: self._shared.pop(cell.shared_key), **row.seconds}
-            row = replace(row, seconds=seconds)
+        row = complete(row, outcome.seconds, self.plan.stamp(cell))
+        if cell.method == "fp":
+            # What cells share is booked once. Shared stages from the cache cost next to nothing;
+            # what they cost when they were made is what an estimate wants.
+            before = self._rows.get(cell.key)
+            past = before.seconds.get(SHARED, 0.0) if before else 0.0
+            spent = max(past, self._shared.get(cell.shared_key, 0.0))
+            row = replace(row, seconds={SHARED: spent, **row.seconds})
         force = self.options.force or cell.key in self.plan.stale
         row = self.store.put(row, force=force)
         self._rows[row.key] = row
@@ -218,12 +222,13 @@ class Run:
             shared=tuple(c for c in todo.shared if ("prepare", c.key) not in self._over),
             cells=tuple(c for c in todo.cells if ("cell", c.key) not in self._over),
             untimed=tuple(c for c in todo.untimed if ("time", c.key) not in self._over),
+            prepared=todo.prepared,
         )
         spent = sum(now - began for began in self._began.values()) / workers
         return max(1.0, remaining_seconds(left, self._rates(), workers) - spent)
 
 
-def complete(row: Row, seconds: float) -> Row:
+def complete(row: Row, seconds: float, stamp: str = "") -> Row:
     """Fill in what every row has, when the stages did not come so far."""
     now = datetime.now(UTC)
     accounted = sum(row.seconds.values())
@@ -233,6 +238,7 @@ def complete(row: Row, seconds: float) -> Row:
         started=row.started or (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         finished=row.finished or now.isoformat(timespec="seconds"),
         seconds={**row.seconds, "other": round(max(0.0, seconds - accounted), 3)},
+        stage_keys={**row.stage_keys, STAMP: stamp} if stamp else row.stage_keys,
     )
 
 

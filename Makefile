@@ -1,0 +1,37 @@
+# Verbs for people who work on quantarena. `make` alone lists them.
+PY := .venv/bin/python
+PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint format type test bench clean
+
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install:  ## make .venv and install the package with everything that developing needs
+	@./run_all.sh --install '[dev,metrics,train]'
+
+lint: install type  ## ruff check, ruff format, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: install  ## let ruff rewrite
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+type: install  ## mypy, on an installed copy: it cannot follow the mapped folders of an editable one
+	@rm -rf .typecheck && mkdir -p .typecheck/quantarena && touch .typecheck/quantarena/py.typed
+	@cp bench/_root/__init__.py .typecheck/quantarena/
+	@cp -R bench methods leaderboard .typecheck/quantarena/
+	@rm -rf .typecheck/quantarena/bench/_root
+	cd .typecheck && ../$(PY) -m mypy --config-file ../pyproject.toml \
+	  --cache-dir ../.mypy_cache $(addprefix -p ,$(PACKAGES))
+
+test: install  ## all tests that this machine can run; skipped ones say why
+	$(PY) -m pytest
+
+bench: install  ## time the methods and the kernels: tests/benchmarks
+	$(PY) -m pytest tests/benchmarks --benchmark-only
+
+clean:  ## forget builds and caches, keep results
+	rm -rf build .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info
