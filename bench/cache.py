@@ -1,5 +1,6 @@
 """A folder of stage results under content hashes. Entries appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantarena.bench.errors import UserError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class StageCache:
@@ -47,6 +50,8 @@ class StageCache:
                 if not final.is_dir():  # else another process was first, and its entry is as good
                     raise
         except OSError as error:
+            if error.errno not in _DISK:  # a method's own missing file is not the cache's fault
+                raise
             raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -19,12 +19,14 @@ Put it in a file and run ``quantarena run quick --plugin mine.py --method mine``
 under the entry-point group ``quantarena.methods``.
 """
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -172,13 +174,20 @@ class Method(ABC):
                 the policy's).
         """
         self.check(ctx.bits, ctx.variant)
-        torch.manual_seed(ctx.seed)
+        seed_all(ctx.seed)
         started = time.perf_counter()
         model = self.quantize(ctx)
         verify(model, ctx, self.name)
         model.freeze()
         model.notes["quantize_seconds"] = time.perf_counter() - started
         return model
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a method may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def verify(model: QuantizedModel, ctx: MethodContext, name: str) -> None:

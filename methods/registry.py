@@ -1,5 +1,6 @@
 """Finding methods: built-in, installed under the entry-point group, or in a file."""
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -43,9 +44,12 @@ def register(name: str) -> Callable[[M], M]:
     """
 
     def add(method: M) -> M:
-        origin = _loading[-1]
+        # a plug-in may import a built-in to build on it; that does not make it the plug-in's
+        builtin = BUILTIN.get(name) == method.__module__
+        origin = "builtin" if builtin else _loading[-1]
         for entry in _entries.get(name, []):
-            if entry.origin == origin and entry.method.__qualname__ != method.__qualname__:
+            other = (entry.method.__module__, entry.method.__qualname__)
+            if entry.origin == origin and other != (method.__module__, method.__qualname__):
                 raise UserError(
                     f"method name {name!r} is taken by {entry.method.__module__}, "
                     f"{method.__module__} wants it too: rename one"
@@ -69,7 +73,8 @@ def load_plugin(path: str | Path) -> None:
         return
     if not file.is_file():
         raise UserError(f"plug-in {path} is no file")
-    module_name = f"quantarena_plugin_{file.stem}"
+    # the path's hash keeps two files of one name apart
+    module_name = f"quantarena_plugin_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plug-in {path} is no Python file")
@@ -80,16 +85,37 @@ def load_plugin(path: str | Path) -> None:
     try:
         spec.loader.exec_module(module)
     except UserError:
+        _forget(module_name)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        _forget(module_name)
         raise UserError(
             f"plug-in {path} fails to import: {type(error).__name__}: {error}"
         ) from error
     finally:
         _loading.pop()
-    if not any(entry.origin == origin for entries in _entries.values() for entry in entries):
+    if not _of(module_name):
+        _forget(module_name)
         raise UserError(f"plug-in {path} registers no method: use @register('name') on a class")
     _loaded.add(str(file))
+
+
+def _of(module_name: str) -> list[str]:
+    """Names that a module's classes are registered under."""
+    return [
+        name
+        for name, entries in _entries.items()
+        if any(entry.method.__module__ == module_name for entry in entries)
+    ]
+
+
+def _forget(module_name: str) -> None:
+    """Undo a failed import: no half of a plug-in stays behind."""
+    sys.modules.pop(module_name, None)
+    for name in _of(module_name):
+        left = [e for e in _entries.pop(name) if e.method.__module__ != module_name]
+        if left:
+            _entries[name] = left
 
 
 def broken_packages() -> dict[str, str]:

@@ -60,7 +60,16 @@ def image_seed(workload: str, draw: Draw, index: int) -> int:
 
 
 def condition(info: WorkloadInfo, purpose: Purpose, index: int) -> str:
-    """Prompt or class of one image; calibration walks the list from its end."""
+    """Prompt or class of one image; calibration walks the list from its end.
+
+    Raises:
+        BrokenModel: the pipeline asks for conditions and the workload names none.
+    """
+    if not info.prompts:
+        raise BrokenModel(
+            f"{info.name} draws from prompts or classes and names none: list them in its "
+            'workload.json under "conditions": {"kind": "prompt", "values": [...]}'
+        )
     place = index if purpose == "evaluate" else -1 - index
     return info.prompts[place % len(info.prompts)]
 

@@ -139,7 +139,7 @@ def wrap(
 
 
 class _Collector:
-    """Extremes and an even sample of one part's input over all batches."""
+    """Extremes and a random sample of one part's input over all batches."""
 
     def __init__(self, batches: int) -> None:
         self.quota = max(1024, _KEEP // max(1, batches))
@@ -148,8 +148,11 @@ class _Collector:
     def add(self, x: Tensor) -> None:
         flat = x.detach().reshape(-1)
         low, high = flat.aminmax()
-        stride = max(1, flat.numel() // self.quota)
-        self.kept.append(torch.cat([flat[::stride], torch.stack([low, high])]))
+        if flat.numel() > self.quota:
+            # drawn, not strided: a stride that divides the row length sees one channel only
+            generator = torch.Generator().manual_seed(len(self.kept))
+            flat = flat[torch.randint(flat.numel(), (self.quota,), generator=generator)]
+        self.kept.append(torch.cat([flat, torch.stack([low, high])]))
 
     def values(self) -> Tensor:
         return torch.cat(self.kept)
@@ -168,7 +171,8 @@ def calibrate_activations(
     """Set the range of every layer's input from one pass over the calibration points.
 
     Inputs are those of the network with floating-point activations; its weights are quantized or
-    not as asked. Searches see the exact extremes and an even sample of the values.
+    not as asked. Searches see the exact extremes and a random sample of the values, the same one in
+    every run.
     """
     collectors: dict[tuple[str, int], _Collector] = {}
     count = -(-len(points) // batch)

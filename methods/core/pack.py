@@ -1,6 +1,7 @@
 """From a quantized model to packed integer layers, and the gate that ties the two together."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,9 +151,10 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
         points: a few calibration points.
 
     Raises:
-        QuantArenaError: a layer differs by more than ``PARITY_LIMIT``.
+        QuantArenaError: a layer differs by more than ``PARITY_LIMIT``, or never ran.
     """
     worst, where = 0.0, ""
+    compared: set[str] = set()
 
     def compare(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -160,7 +162,10 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
             other = packed.layers[name](args[0])
             scale = float(output.abs().max())
             gap = float((output - other).abs().max()) / max(scale, 1e-12)
-            if not gap <= worst:  # also catches NaN
+            compared.add(name)
+            if math.isnan(gap):  # no number is above NaN, a later layer would hide it
+                gap = math.inf
+            if gap > worst:
                 worst, where = gap, name
 
         return note
@@ -176,7 +181,9 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
             f"packed and fake quantization differ by {worst:.2e} at {where}; the limit is "
             f"{PARITY_LIMIT:.0e}"
         )
-    return ParityReport(worst, where, len(model.layers))
+    if missed := sorted(set(model.layers) - compared):
+        raise QuantArenaError(f"parity never reached {missed[0]}: {len(missed)} layers did not run")
+    return ParityReport(worst, where, len(compared))
 
 
 def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Account:

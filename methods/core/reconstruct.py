@@ -88,7 +88,7 @@ def block_targets(
 
     def keep(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Tensor) -> None:
-            targets[name] = output.detach()
+            targets.setdefault(name, output.detach())  # optimised at the first call as well
 
         return note
 
