@@ -1,0 +1,123 @@
+"""Numbers as a reader wants them: as many digits as the interval supports, and no more."""
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from markupsafe import Markup
+from quantarena.bench.schema import Measurement
+
+DASH = "–"
+
+
+def digits(low: float | None, high: float | None, value: float) -> int:
+    """Decimals that show two digits of the interval's half width, or three of the value."""
+    if low is not None and high is not None and math.isfinite(high - low) and high > low:
+        return max(0, min(6, 1 - math.floor(math.log10((high - low) / 2))))
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
+
+
+def number(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A value with the digits that its interval supports."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return f"{value:.{digits(low, high, value)}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(low: float | None, high: float | None, value: float | None = None) -> str:
+    """``low to high`` with matching digits; empty where there is none."""
+    if low is None or high is None or value is None:
+        return ""
+    return f"{number(low, low, high)} to {number(high, low, high)}"
+
+
+def figure(measurement: Measurement | None) -> str:
+    """The value of a measurement, or a dash."""
+    if measurement is None:
+        return DASH
+    return number(measurement.value, measurement.low, measurement.high)
+
+
+def ends(measurement: Measurement | None) -> str:
+    """The interval of a measurement, or nothing."""
+    if measurement is None:
+        return ""
+    return interval(measurement.low, measurement.high, measurement.value)
+
+
+def percent(share: float | None) -> str:
+    """A share in percent; never ``100 %`` for a part."""
+    if share is None or not math.isfinite(share):
+        return DASH
+    value = 100 * share
+    text = f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
+    return ("99.9" if text == "100" and value < 100 else text) + "\N{NARROW NO-BREAK SPACE}%"
+
+
+def size(count: float | None) -> str:
+    """Bytes in MB (10^6)."""
+    if not count:
+        return DASH
+    value = count / 1e6
+    text = f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+    return text + "\N{NARROW NO-BREAK SPACE}MB"
+
+
+def seconds(value: float | None) -> str:
+    """A duration."""
+    if value is None:
+        return DASH
+    if value < 120:
+        return f"{value:.1f}\N{NARROW NO-BREAK SPACE}s"
+    return str(timedelta(seconds=round(value)))
+
+
+def chance(share: float | None) -> str:
+    """A bootstrap probability; its resamples cannot tell more than 99.5 % from certainty."""
+    if share is None:
+        return DASH
+    if share > 0.995:
+        return ">\N{NARROW NO-BREAK SPACE}99\N{NARROW NO-BREAK SPACE}%"
+    return percent(share)
+
+
+def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, str]]:
+    """A nested mapping as printable pairs; long values are cut, empty ones left out."""
+    pairs = []
+    for key, value in table.items():
+        if value in (None, "", [], {}, ()):
+            continue
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{k}: {v}" for k, v in value.items())
+        elif isinstance(value, list | tuple):
+            text = ", ".join(str(item) for item in value)
+        else:
+            text = str(value)
+        pairs.append((str(key).replace("_", " "), text[:longest] + ("…" * (len(text) > longest))))
+    return pairs
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text that may wrap after an underscore, a slash or an at sign."""
+    safe = str(Markup.escape(text))
+    for mark in "_/@":
+        safe = safe.replace(mark, f"{mark}<wbr>")
+    return Markup(safe)
+
+
+FILTERS = {
+    "number": number,
+    "figure": figure,
+    "ends": ends,
+    "percent": percent,
+    "size": size,
+    "seconds": seconds,
+    "chance": chance,
+    "facts": facts,
+    "breakable": breakable,
+}
