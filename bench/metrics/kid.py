@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, resample_counts
 from torch import Tensor
-from torchmetrics.image.kid import poly_kernel
 
 SCALE = 1000.0
 _ROWS = 1024
@@ -27,6 +26,9 @@ class Estimate:
 
 def kernel(first: Tensor, second: Tensor) -> Tensor:
     """The cubic kernel of (N, D) and (M, D) features, float64 (N, M)."""
+    # Seconds to import: paid by those who score, not by those who list or read.
+    from torchmetrics.image.kid import poly_kernel
+
     values: Tensor = poly_kernel(first.double(), second.double())
     return values
 

@@ -35,7 +35,7 @@ def test_full_precision_row_is_perfect_and_has_quality(fp_scores):
     assert found[LPIPS].value == 0
     for name in (KID, FRECHET):
         assert found[name].low < found[name].value < found[name].high
-        assert found[name].n == 96
+        assert found[name].n == 80
         assert found[name].extractor_sha256 == effnet_lite0().sha256
         assert found[name].reference.startswith("crops sha256:")
     assert fp_scores.warnings == ()
@@ -55,7 +55,7 @@ def test_every_number_has_its_interval_and_origin(photos, noisy, reference, fp_s
         assert m.reason is None
     assert scores.per_image.keys() == set(FIDELITY)
     for name, values in scores.per_image.items():
-        assert values.shape == (96,)
+        assert values.shape == (80,)
         assert values.mean() == pytest.approx(by_name(scores)[name].value)
     # Worse than full precision, and the paired replicates say so beyond doubt.
     for name in (KID, FRECHET):
