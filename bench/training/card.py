@@ -29,14 +29,14 @@ _ABOUT = {
         "Text to image in the Stable Diffusion layout: byte-pair CLIP tokenizer with 16 tokens, a "
         "CLIP text encoder of two layers trained with the U-Net, an autoencoder to 8x8x4 latents, "
         "a cross-attention U-Net, epsilon prediction, classifier-free guidance (a tenth of the "
-        "captions left out). A caption is `a NAME, flat` (Noto) or `a NAME, 3d` (Fluent): the style "
-        "word keeps one caption from standing for two different pictures."
+        "captions left out). A caption is `a NAME, flat` (Noto) or `a NAME, 3d` (Fluent): the "
+        "style word keeps one caption from standing for two different pictures."
     ),
     "emoji-dit": (
         "A class-conditional diffusion transformer (adaLN-zero, 6 blocks of width 192, patch 2) on "
-        "8x8x4 latents. A class is an emoji subcategory: `classes.txt` has their names, line number "
-        "minus one is the id. The stock DiTPipeline writes `no class` as 1000, so the class tables "
-        "have 1,001 rows, of which the first ones and the last are trained. `class_ids.txt` is the "
+        "8x8x4 latents. A class is an emoji subcategory: `classes.txt` has their names, the line "
+        "number minus one is the id. The stock DiTPipeline writes `no class` as 1000, so the class "
+        "tables have 1,001 rows; the first ones and the last are trained. `class_ids.txt` is the "
         "evaluation list."
     ),
     "cifar10-uncond": (
@@ -169,8 +169,8 @@ Seed 0 everywhere; AdamW, cosine schedule, averaged weights (EMA), min-SNR weigh
 | --- | --- |
 {rows}
 
-The weights are stored in fp16. This is a small model for comparing quantization methods: results on it show
-relative harm and do not carry over to large models' image quality.
+The weights are stored in fp16. This is a small model for comparing quantization methods: results
+on it show relative harm and do not carry over to large models' image quality.
 
 Licence: {settings["licence"]}.
 """

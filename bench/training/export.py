@@ -212,6 +212,15 @@ def _cifar(runs: Path, source: Path) -> Exported:
 _EXPORTERS = {"emoji-t2i": _t2i, "emoji-dit": _dit, "cifar10-uncond": _cifar}
 
 
+def _load_as_fp32(folder: Path) -> None:
+    """Makes transformers load the fp16 text encoder in fp32, as diffusers does with its parts."""
+    path = folder / "text_encoder" / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def export(model: str, runs: Path, out: Path, cifar: Path) -> Path:
     """Writes the pipeline folder of a trained model.
 
@@ -231,6 +240,7 @@ def export(model: str, runs: Path, out: Path, cifar: Path) -> Path:
     partial, folder = out / f".{model}.partial", out / model
     shutil.rmtree(partial, ignore_errors=True)
     made.pipeline.to(torch.float16).save_pretrained(partial)
+    _load_as_fp32(partial)
     for name, text in made.files.items():
         (partial / name).write_text(text, encoding="utf-8")
     settings = json.dumps(made.settings, indent=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from diffusers import AutoencoderKL
 from quantarena.bench.training import emoji_data
 from torch import Tensor, nn
 
-__all__ = ["LATENT_SIDE", "VaeTask", "encode", "images_tensor", "whiten"]
+__all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "images_tensor", "whiten"]
 
 LATENT_SIDE = 8
 LATENT_CHANNELS = 4
@@ -92,6 +93,40 @@ class VaeTask:
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
         return reconstruction_loss(output.float(), images) + 1e-5 * posterior.kl().mean()
+
+
+class DecoderTask:
+    """Trains the decoder further; the latents, and so the other models, stay as they are.
+
+    Args:
+        vae: The trained autoencoder, latents whitened.
+        device: torch device.
+        copies: Jittered versions of every image beside the original.
+    """
+
+    name = "vae-decoder"
+
+    def __init__(self, vae: AutoencoderKL, device: str = "cpu", copies: int = 8) -> None:
+        self.vae = vae
+        images = images_tensor("train", int(vae.config.sample_size), device)
+        torch.manual_seed(11)
+        self.images = torch.cat([images, *(jitter(images) for _ in range(copies))])
+        self.latents = encode(vae, self.images)
+
+    def build(self) -> nn.Module:
+        """Returns a copy of the autoencoder with a frozen encoder."""
+        vae = cast("AutoencoderKL", copy.deepcopy(self.vae))
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+        return vae
+
+    def loss(self, net: nn.Module, batch: int) -> Tensor:
+        """Returns the reconstruction loss from slightly noisy latents."""
+        picks = torch.randint(len(self.images), (batch,), device=self.images.device)
+        latents = self.latents[picks]
+        latents = latents + 0.03 * torch.randn_like(latents)
+        output = cast("AutoencoderKL", net).decode(latents).sample
+        return reconstruction_loss(output.float(), self.images[picks])
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ from quantarena.bench.training.cifar import CifarTask
 from quantarena.bench.training.dit import DitTask
 from quantarena.bench.training.loop import LoopConfig, Task, averaged, load_checkpoint
 from quantarena.bench.training.t2i import TextToImageTask
-from quantarena.bench.training.vae import VaeTask, images_tensor, whiten
+from quantarena.bench.training.vae import DecoderTask, VaeTask, images_tensor, whiten
 
 __all__ = ["MODELS", "PRESETS", "export", "load_vae", "make_task", "zoo_dir"]
 
 PRESETS = {
     "vae": LoopConfig(batch=32, lr=2e-3, ema=0.995),
+    "vae-decoder": LoopConfig(batch=32, lr=1e-3, ema=0.995),
     "emoji-t2i": LoopConfig(batch=48, lr=1.5e-3, ema=0.998),
     "emoji-dit": LoopConfig(batch=64, lr=1e-3, ema=0.998),
     "cifar10-uncond": LoopConfig(batch=32, lr=1e-3, ema=0.998),
@@ -33,7 +34,8 @@ def load_vae(runs: Path, device: str = "cpu") -> AutoencoderKL:
     """Returns the trained autoencoder with whitened latents.
 
     Args:
-        runs: Folder of the training runs; its `vae` part holds the checkpoint.
+        runs: Folder of the training runs; its `vae` part holds the checkpoint, `vae-decoder` that
+            of a decoder that was trained further, if any.
         device: torch device.
 
     Raises:
@@ -42,7 +44,10 @@ def load_vae(runs: Path, device: str = "cpu") -> AutoencoderKL:
     state = load_checkpoint(runs / "vae")["ema"]
     size = 64 if any(key.startswith("encoder.down_blocks.3.") for key in state) else 32
     vae = cast("AutoencoderKL", averaged(VaeTask(size), runs / "vae"))
-    return whiten(vae, images_tensor("train", size)).to(device)
+    vae = whiten(vae, images_tensor("train", size))
+    if (runs / "vae-decoder" / "checkpoint.pt").is_file():
+        vae.load_state_dict(load_checkpoint(runs / "vae-decoder")["ema"])
+    return vae.to(device)
 
 
 def make_task(model: str, runs: Path, size: int, device: str, copies: int, cifar: Path) -> Task:
@@ -52,6 +57,8 @@ def make_task(model: str, runs: Path, size: int, device: str, copies: int, cifar
     if model == "cifar10-uncond":
         return CifarTask(cifar, device)
     vae = load_vae(runs, device)
+    if model == "vae-decoder":
+        return DecoderTask(vae, device)
     if model == "emoji-t2i":
         return TextToImageTask(vae, device, copies)
     if model == "emoji-dit":
