@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from quantarena.leaderboard.entries import Entry
 from quantarena.leaderboard.pareto import Span, overlap, span_of
 from quantarena.leaderboard.tables import short_name
+from quantarena.leaderboard.wording import interval, number, percent, times
 
 TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
 """How much fidelity speed may cost, in the judge's metric, against the nearest packed method."""
@@ -68,7 +69,7 @@ def rule_text(metric: str | None) -> str:
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
     return (
         f"Among cells on packed kernels: keep those whose {name} interval ends within {width:g} of "
-        "the nearest one's; of these the fastest whose speed-up interval is above 1. Speeds whose "
+        "the nearest one’s; of these the fastest whose speed-up interval is above 1. Speeds whose "
         "intervals overlap are tied; then fidelity rank decides, then size."
     )
 
@@ -87,12 +88,12 @@ def _ship(faster: Sequence[Entry], spans: dict[str, Span], metric: str) -> Advic
     tied = [e for e in faster if overlap(_ratio(e).ends, _ratio(lead).ends)]
     choice = min(tied, key=lambda e: (_place(e), e.share or 1.0, e.name))
     ratio = _ratio(choice)
-    size = f", in {choice.share:.0%} of its bytes" if choice.share is not None else ""
+    size = f", in {percent(choice.share)} of its bytes" if choice.share is not None else ""
     return Advice(
         SHIP,
         f"Ship {choice.title} at {choice.bits}",
-        f"A step takes {1 / ratio.value:.0%} of full precision's time "
-        f"({ratio.value:.2f}× as fast, 95 % interval {ratio.low:.2f} to {ratio.high:.2f}){size}; "
+        f"A step takes {percent(1 / ratio.value)} of full precision’s time ({times(ratio.value)}× "
+        f"as fast, 95 % interval {times(ratio.low)} to {times(ratio.high)}){size}; "
         f"{_distance(spans[choice.name], metric)}.",
         choice,
         rule_text(metric),
@@ -121,7 +122,8 @@ def _not_faster(
     return Advice(
         MEMORY,
         "Stay with full precision, unless memory binds",
-        f"{speed}. For memory alone, {choice.title} at {choice.bits} needs {choice.share:.0%} of "
+        f"{speed}. For memory alone, {choice.title} at {choice.bits} needs "
+        f"{percent(choice.share)} of "
         f"the bytes at {_ratio(choice).value:.2f}× the speed; "
         f"{_distance(spans[choice.name], metric)}.",
         choice,
@@ -131,8 +133,8 @@ def _not_faster(
 
 def _distance(span: Span, metric: str) -> str:
     return (
-        f"{short_name(metric)} to full precision {span.value:.3g} "
-        f"({span.low:.3g} to {span.high:.3g})"
+        f"{short_name(metric)} to full precision {number(span.value, span.low, span.high)} "
+        f"({interval(span.low, span.high)})"
     )
 
 

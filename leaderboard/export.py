@@ -70,13 +70,11 @@ def rows_frame(rows: Sequence[Row]) -> pd.DataFrame:
     names = sorted({figure.name for row in rows for figure in row.measurements})
     measured = [name + end for name in names for end in ("", ".low", ".high", ".n")]
     columns = [*FIXED_COLUMNS, *measured, "schema_version"]
-    frame = pd.DataFrame([flat_row(row) for row in rows], columns=columns)
+    frame = pd.DataFrame([flat_row(row) for row in rows], columns=columns, dtype=object)
     # One type a column whatever the rows hold: an all-empty column stays what it is.
     kinds = {name: "string" if name in TEXT else "Int64" for name in columns}
     kinds |= {name: "Float64" for name in [*FLOATS, *measured]}
-    for name in columns:
-        frame[name] = frame[name].astype(kinds[name])
-    return frame
+    return frame.astype(kinds)
 
 
 def export_tables(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:

@@ -190,6 +190,8 @@ def _round_values(axis: Axis) -> list[float]:
 def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     """Name the front's points where a name fits without touching a point or another name."""
     taken = [(m.x - 7, m.y - 7, m.x + 7, m.y + 7) for m in marks]
+    taken += [(m.x_low, m.y - 1, m.x_high, m.y + 1) for m in marks]
+    taken += [(m.x - 1, m.y_high, m.x + 1, m.y_low) for m in marks]
     done = []
     for mark in marks:
         done.append(mark)
@@ -198,8 +200,9 @@ def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
         text = f"{mark.point.entry.title} {mark.point.entry.bits}"
         width = GLYPH * len(text)
         for anchor, dx, dy in (
-            ("start", 11, 4), ("end", -11, 4), ("middle", 0, -12), ("middle", 0, 21),
-            ("start", 9, -9), ("end", -9, -9), ("start", 9, 17), ("end", -9, 17),
+            ("start", 11, 4), ("end", -11, 4), ("start", 8, -8), ("end", -8, -8),
+            ("start", 8, 16), ("end", -8, 16), ("middle", 0, -14), ("middle", 0, 23),
+            ("start", mark.x_high - mark.x + 6, 4), ("end", mark.x_low - mark.x - 6, 4),
         ):  # fmt: skip
             left = mark.x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             box = (left, mark.y + dy - 11, left + width, mark.y + dy + 3)

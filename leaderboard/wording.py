@@ -12,9 +12,14 @@ DASH = "–"
 
 
 def digits(low: float | None, high: float | None, value: float) -> int:
-    """Decimals that show two digits of the interval's half width, or three of the value."""
+    """Decimals for one digit of the interval's half width (two if it starts with 1 or 2).
+
+    Without an interval, three digits of the value.
+    """
     if low is not None and high is not None and math.isfinite(high - low) and high > low:
-        return max(0, min(6, 1 - math.floor(math.log10((high - low) / 2))))
+        half = (high - low) / 2
+        power = math.floor(math.log10(half))
+        return max(0, min(6, (1 if half / 10.0**power < 3 else 0) - power))
     if value == 0 or not math.isfinite(value):
         return 0
     return max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
@@ -29,11 +34,11 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     return f"{value:.{digits(low, high, value)}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(low: float | None, high: float | None, value: float | None = None) -> str:
-    """``low to high`` with matching digits; empty where there is none."""
-    if low is None or high is None or value is None:
+def interval(low: float | None, high: float | None, joint: str = " to ") -> str:
+    """``low to high`` with the digits of the value; empty where there is none."""
+    if low is None or high is None:
         return ""
-    return f"{number(low, low, high)} to {number(high, low, high)}"
+    return f"{number(low, low, high)}{joint}{number(high, low, high)}"
 
 
 def figure(measurement: Measurement | None) -> str:
@@ -47,7 +52,12 @@ def ends(measurement: Measurement | None) -> str:
     """The interval of a measurement, or nothing."""
     if measurement is None:
         return ""
-    return interval(measurement.low, measurement.high, measurement.value)
+    return interval(measurement.low, measurement.high, "–")
+
+
+def times(ratio: float) -> str:
+    """A speed-up: two decimals are all that a timing supports."""
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
 
 
 def percent(share: float | None) -> str:
@@ -114,6 +124,7 @@ FILTERS = {
     "number": number,
     "figure": figure,
     "ends": ends,
+    "times": times,
     "percent": percent,
     "size": size,
     "seconds": seconds,

@@ -77,7 +77,7 @@ function sortable(table) {
 function openCell(id) {
   const record = document.getElementById(id);
   if (!record) return;
-  const summary = record.closest("details").querySelector("summary");
+  const summary = record.closest(".record").querySelector("summary");
   document.getElementById("drawer-title").textContent = summary.childNodes[0].textContent.trim() + " "
     + summary.querySelector(".bits").textContent;
   document.getElementById("drawer-body").replaceChildren(...[...record.cloneNode(true).childNodes]);
