@@ -497,6 +497,10 @@ class Engine {
 
     // ---- panels ------------------------------------------------------------------------------
 
+    static void prefetch(const Call& call, int64_t at) {
+        __builtin_prefetch(static_cast<const char*>(call.y) + 4 * at, 1);
+    }
+
     template <int ROWS>
     static void dense_rows(const Call& call, const uint8_t* image, const void* panel,
                            const uint16_t* chunk, int chunks, const int32_t* from, int32_t* tile) {
@@ -514,10 +518,14 @@ class Engine {
         const int64_t channel = static_cast<int64_t>(group) * l.out_channels + n0;
         const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
         const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
+        const int64_t shift = channel * call.geo.y_channel;
         alignas(64) int32_t tile[6 * 16];
         for (int m = 0; m < count;) {
             const int left = count - m;
             int rows = 6;
+            // the micro-kernel hides the time that the output lines take to arrive
+            for (int r = 0; r < smaller(left, 6); ++r)
+                prefetch(call, to[m + r] + shift);
             if (left >= 6) {
                 dense_rows<6>(call, image, panel, chunk, chunks, from + m, tile);
             } else {
@@ -530,11 +538,9 @@ class Engine {
                     default: dense_rows<1>(call, image, panel, chunk, chunks, from + m, tile);
                 }
             }
-            for (int r = 0; r < rows; ++r) {
-                Isa::store_dense(tile + 16 * r, call.epilogue, p * 16, width,
-                                 l.weight_zero ? sums[m + r] : 0, call.y,
-                                 to[m + r] + channel * call.geo.y_channel, call.geo.y_channel);
-            }
+            Isa::store_dense(tile, rows, call.epilogue, p * 16, width,
+                             l.weight_zero ? sums + m : nullptr, call.y, to + m, shift,
+                             call.geo.y_channel);
             m += rows;
         }
     }
@@ -566,6 +572,9 @@ class Engine {
             for (int n = 0; n < width;) {
                 const int left = width - n;
                 const uint8_t* weights = static_cast<const uint8_t*>(panel) + 4 * n;
+                for (int v = 0; v < 2; ++v)
+                    for (int c = 0; c < smaller(left, 6); ++c)
+                        prefetch(call, pair[v].y_lo + (channel + n + c) * call.geo.y_channel);
                 int channels;
                 if (left >= 9 || left == 5 || left == 6) {
                     channels = 6;

@@ -162,9 +162,12 @@ struct Scalar {
         *out = value;
     }
 
-    static void store_dense(const int32_t* tile, const Epilogue& e, int n0, int width, int32_t sum,
-                            void* y, int64_t at, int64_t pitch) {
-        for (int n = 0; n < width; ++n) store(tile[n], e, n0 + n, sum, y, at + n * pitch);
+    static void store_dense(const int32_t* tile, int rows, const Epilogue& e, int n0, int width,
+                            const int32_t* sums, void* y, const int64_t* to, int64_t shift,
+                            int64_t pitch) {
+        for (int r = 0; r < rows; ++r)
+            for (int n = 0; n < width; ++n)
+                store(tile[16 * r + n], e, n0 + n, sums ? sums[r] : 0, y, to[r] + shift + n * pitch);
     }
 
     static void store_planar(const int32_t* tile, int channels, const Epilogue& e, int n0,
