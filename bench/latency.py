@@ -1,6 +1,8 @@
 """Latency of one denoiser step: warm, alone, interleaved with full precision."""
 
 import copy
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -59,10 +61,13 @@ def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[f
 def peak_growth(run: Callable[[], object]) -> int:
     """Peak resident memory during ``run`` above what was resident before, in bytes.
 
-    Linux only (resets the process's high-water mark); 0 where it cannot be read.
+    Freed pages go back to the system first, else an allocator that kept them would hide the need.
+    Linux with glibc only (it resets the process's high-water mark); 0 where it cannot be read.
     """
     before: int | None = None
-    with suppress(OSError, KeyError):
+    with suppress(OSError, KeyError, AttributeError):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     run()  # outside of the guards: what it raises is not ours

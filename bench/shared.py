@@ -122,7 +122,8 @@ def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> 
 
     code = package_sha256("quantarena.bench.metrics")
     entry = cache.get("floor", content_key([ground.key(draw), code]), make)
-    return load_file(entry / "floor.safetensors")
+    found: dict[str, Tensor] = load_file(entry / "floor.safetensors")
+    return found
 
 
 def _bf16_weights(model: torch.nn.Module) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from quantarena.bench.metrics.score import score
 from quantarena.bench.schema import Observed, Parity, Row, Status
 from quantarena.bench.shared import Ground, load_drawn, open_ground, save_drawn
 from quantarena.bench.spec import Cell, content_key
-from quantarena.bench.workloads.sampling import Drawn, draw_images
+from quantarena.bench.workloads.sampling import Drawn, condition, draw_images
 from quantarena.methods.api import Effort, Method, MethodContext
 from quantarena.methods.core import kernels
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -39,6 +39,8 @@ from safetensors.torch import load_file, save_file
 
 Progress = Callable[[str, int, int], None]
 PARITY_POINTS = 4
+SHOWN_PROMPTS = 64
+"""Conditions that a row repeats, for captions of its gallery."""
 TIMING_THREADS = 1
 """One thread: the same on every machine, and the steadiest where other processes live."""
 
@@ -308,7 +310,8 @@ def _keep(
     save_folder(drawn.images, paths.results / images)
     (paths.results / "scores").mkdir(parents=True, exist_ok=True)
     work = paths.results / "scores" / f".{cell.key}.npz"
-    np.savez_compressed(work, **{k: np.asarray(v, np.float64) for k, v in arrays.items()})
+    plain: dict[str, Any] = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
+    np.savez_compressed(work, **plain)
     work.replace(paths.results / scores)
     return {"images": images, "scores": scores}
 
@@ -342,6 +345,9 @@ def _describe_workload(ground: Ground, drawn: Drawn) -> dict[str, Any]:
         "images": int(drawn.images.shape[0]),
         "batch": ground.budget.batch,
         "conditions": info.conditions,
+        "prompts": [condition(info, "evaluate", i) for i in range(SHOWN_PROMPTS)]
+        if info.prompts
+        else [],
         "reference": info.reference,
         "licence": info.licence,
         "noise_sha256": drawn.noise_sha256,

@@ -96,6 +96,9 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
     diffusers_logging.set_verbosity_error()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     diffusers_logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     try:
         pipe = DiffusionPipeline.from_pretrained(
             str(info.path), dtype=torch.float32, local_files_only=True

@@ -7,11 +7,12 @@ one integer layer; the layer's output is the sum of its parts plus the bias.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.graph import QuantizableModule
+from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.quantizer import (
     QuantParams,
     dequantize,
@@ -24,10 +25,6 @@ from torch.nn import functional as F
 
 _ADAROUND_LOW, _ADAROUND_HIGH = -0.1, 1.1
 """Stretch of the rectified sigmoid (Louizos et al.; AdaRound eq. 23)."""
-
-
-if TYPE_CHECKING:
-    from quantarena.methods.core.kernels.formats import IntegerLayer
 
 
 class WeightQuantizer(nn.Module):
@@ -202,12 +199,12 @@ class QuantLayer(nn.Module):
                 piece = part.act_quantizer(piece)
             if part.weight_quantizer is not None and self.use_weight_quantizer:
                 weight = part.weight_quantizer(weight)
-            term = self._apply(piece, weight, self.bias if index == 0 else None)
+            term = self._affine(piece, weight, self.bias if index == 0 else None)
             result = term if result is None else result + term
         assert result is not None
         return result
 
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.is_conv:
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return F.linear(x, weight, bias)
@@ -218,15 +215,17 @@ class QuantLayer(nn.Module):
             if part.weight_quantizer is not None:
                 part.weight_quantizer.freeze(self.part_weight(part))
 
-    def integer_layers(self) -> "list[IntegerLayer]":
+    def integer_layers(self) -> list[IntegerLayer]:
         """One integer layer a part, bias in the first.
 
         Raises:
             ValueError: a side is in floating point, or the codes are not frozen.
         """
-        from quantarena.methods.core.kernels.formats import IntegerLayer
-
         found = []
+        geometry: dict[str, Any] = {}
+        if self.is_conv:
+            geometry = {"stride": self.stride, "padding": self.padding}
+            geometry |= {"dilation": self.dilation, "groups": self.groups}
         for index, part in enumerate(self.part_list()):
             wq, aq = part.weight_quantizer, part.act_quantizer
             if wq is None or aq is None or wq.codes is None:
@@ -244,16 +243,7 @@ class QuantLayer(nn.Module):
                     act_scale=aq.scale.detach().reshape(()),
                     act_zero=aq.zero_point.to(torch.int32).reshape(()),
                     bias=self.bias if index == 0 else None,
-                    **(
-                        {
-                            "stride": self.stride,
-                            "padding": self.padding,
-                            "dilation": self.dilation,
-                            "groups": self.groups,
-                        }
-                        if self.is_conv
-                        else {}
-                    ),
+                    **geometry,
                 )
             )
         return found

@@ -7,7 +7,7 @@ channel of a weight). Searches work on all channels at once, one pass over the c
 from typing import Protocol
 
 import torch
-from quantarena.methods.core.quantizer import QuantParams, affine_params, fake_quantize
+from quantarena.methods.core.quantizer import QuantParams, affine_params
 from torch import Tensor
 
 
@@ -56,32 +56,49 @@ def mse_range(
     *,
     axis: int | None = None,
     symmetric: bool = False,
-    candidates: int = 80,
     norm: float = 2.4,
+    coarse: int = 17,
+    fine: int = 8,
 ) -> QuantParams:
     """The shrunk min-max range with the smallest mean ``|x - q(x)| ** norm``.
 
-    Candidates are the min-max range times ``1 - 0.8 * i / candidates`` (down to 21 % of it), as in
-    the BRECQ lineage. Each channel takes its own best; ties keep the wider range.
+    As in the BRECQ lineage (80 shrinkings, 1 % apart), but in two passes: ``coarse`` shrinkings
+    from the full range down to a fifth of it for all channels, then ``fine`` ones around each
+    channel's own best. That finds the same minimum of this one-humped curve with a third of the
+    candidates. The full range is a candidate, so the result never loses to min-max in its norm.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
     rows, shape = _rows(x.float(), axis)
     low, high = rows.aminmax(dim=1, keepdim=True)
-    best = affine_params(low, high, bits, symmetric)
-    best_loss = torch.full_like(low, torch.inf)
-    scale, zero_point = best.scale.clone(), best.zero_point.clone()
-    for index in range(candidates):
-        shrink = 1.0 - 0.8 * index / candidates
+    affine_params(low, high, bits, symmetric)  # refuses what is not finite, by name
+    error = torch.empty_like(rows)
+
+    def loss_of(shrink: Tensor) -> Tensor:
         params = affine_params(low * shrink, high * shrink, bits, symmetric)
-        error = (fake_quantize(rows, params) - rows).abs_()
-        loss = error.pow_(norm).mean(dim=1, keepdim=True)
-        better = loss < best_loss
-        best_loss = torch.where(better, loss, best_loss)
-        scale = torch.where(better, params.scale, scale)
-        zero_point = torch.where(better, params.zero_point, zero_point)
-    return _shaped(QuantParams(scale, zero_point, bits), shape)
+        torch.mul(rows, params.scale.reciprocal(), out=error)
+        error.round_().clamp_(-params.zero_point, params.levels - 1 - params.zero_point)
+        error.mul_(params.scale).sub_(rows).abs_()
+        return error.pow_(norm).mean(dim=1, keepdim=True)
+
+    best = torch.ones_like(low)
+    best_loss = loss_of(best)
+
+    def keep_better(shrink: Tensor) -> None:
+        nonlocal best, best_loss
+        loss = loss_of(shrink)
+        best = torch.where(loss < best_loss, shrink, best)
+        best_loss = torch.minimum(loss, best_loss)
+
+    step = 0.8 / (coarse - 1)
+    for index in range(1, coarse):
+        keep_better(torch.full_like(low, 1.0 - step * index))
+    centre = best
+    for index in range(1, fine + 1):
+        offset = step * (2 * index / (fine + 1) - 1)
+        keep_better((centre + offset).clamp(max=1.0))
+    return _shaped(affine_params(low * best, high * best, bits, symmetric), shape)
 
 
 RANGES: dict[str, RangeSearch] = {"minmax": minmax_range, "mse": mse_range}
