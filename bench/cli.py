@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import typer
+
 from quantarena.bench import cli_info, cli_results, cli_run
 from quantarena.bench.cli_common import Verb
 from quantarena.bench.errors import UserError

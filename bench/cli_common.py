@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
 from quantarena.bench.console import Reporter
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.presets import DEFAULT
 from quantarena.bench.store import Store
-from rich.console import Console
-from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ResultsOption = Annotated[

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
 from quantarena.bench import catalog, presets
 from quantarena.bench.cli_common import (
     RESULTS,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from quantarena.bench import catalog, presets
 from quantarena.bench.cli_common import listed
 from quantarena.bench.errors import UserError, did_you_mean

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from quantarena.bench import pages
 from quantarena.bench.cli_common import (
     RESULTS,

@@ -1,13 +1,16 @@
 """The verbs ``plan`` and ``run``."""
 
+import contextlib
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from quantarena.bench import catalog, files, pages, presets
+
+from quantarena.bench import catalog, executors, files, pages, presets
 from quantarena.bench.cli_common import (
     RESULTS,
     JsonOption,
@@ -105,6 +108,7 @@ def run(
     request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     options = Options(
         cache=results / CACHE,
+        stages=executors.STAGES,
         plugins=request.plugins,
         prefer_plugin=prefer_plugin,
         timeout=None if timeout is None else timeout * 60,
@@ -112,7 +116,8 @@ def run(
     )
     began = time.monotonic()
     store = Store(request.folder, reporter.warn)
-    with store.lock():
+    # What methods and libraries print must not mix with the result, which may be JSON.
+    with store.lock(), contextlib.redirect_stdout(sys.stderr):
         made, rows, page = _execute(request, options, store, reporter)
     found = counts(made.cells, rows)
     line = f"{counts_line(found)} -> {page}"

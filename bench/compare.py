@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array, mean_interval
 from quantarena.bench.schema import Row, Status

@@ -4,10 +4,11 @@ import sys
 import time
 from typing import Any
 
-from quantarena.bench.executors import Task
-from quantarena.bench.plan import minutes
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from quantarena.bench.executors import Task
+from quantarena.bench.plan import minutes
 
 _HEARTBEAT_SECONDS = 30.0
 

@@ -76,15 +76,12 @@ def _libraries() -> Iterator[Check]:
 def _kernels() -> Iterator[Check]:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     yield Check("compiler", "ok" if compiler else "note", compiler or "none: no native kernels")
-    kernels = importlib.import_module("quantarena.methods.core.kernels")
-    describe = getattr(kernels, "describe", None)
-    if describe is None:
-        yield Check("kernels", "note", "they do not say what they can do")
-        return
-    text = str(describe())
-    native = "reference" not in text
-    more = "" if native else ": rows are labelled reference, their latency is not ranked"
-    yield Check("kernels", "ok" if native else "note", text + more)
+    found = importlib.import_module("quantarena.methods.core.kernels").status()
+    if found.backend == "packed":
+        yield Check("kernels", "ok", f"{found.isa} (of {', '.join(found.available)})")
+    else:
+        less = "rows are labelled reference, their latency is not ranked"
+        yield Check("kernels", "note", f"torch reference, {found.reason}: {less}")
 
 
 def _workloads() -> Iterator[Check]:

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal, Protocol
 
@@ -34,16 +34,16 @@ class Setting:
     Attributes:
         results: results folder of this run.
         cache: folder of cached stages, shared by all runs.
+        stages: module that does the work.
         plugins: plug-in files.
         prefer_plugin: whether a plug-in wins over a built-in of the same name.
-        stages: module that does the work.
     """
 
     results: str
     cache: str
+    stages: str
     plugins: tuple[str, ...] = ()
     prefer_plugin: bool = False
-    stages: str = STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Task:
 
     kind: Kind
     cell: Cell
-    row: Row | None = None
+    row: Row | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str:

@@ -22,7 +22,9 @@ from quantarena.bench.executors import Listener, Outcome, Setting, Task, attempt
 from quantarena.bench.schema import Status
 
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
+START_SECONDS = 600.0
 _POLL_SECONDS = 0.25
+# Two threads of two workers on two cores are far slower than one thread each.
 _THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 _QUIET = {
     # Ray runs workers at niceness 15 otherwise, which starves them beside anything else.
@@ -63,16 +65,8 @@ class Worker:
                 draft.write_text(json.dumps([stage, done, total]), encoding="utf-8")
                 draft.replace(self._note)
 
-        _one_thread(self._setting)
+        progress("starting", 0, 1)
         return attempt(task, self._setting, progress)
-
-
-def _one_thread(setting: Setting) -> None:
-    """Two threads of two workers on two cores are far slower than one thread each."""
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)
 
 
 @dataclass(slots=True)
@@ -84,6 +78,7 @@ class _Slot:
     task: Task | None = None
     reference: Any = None
     began: float = 0.0
+    working: float | None = None
     seen: tuple[str, int, int] = ("", 0, 0)
 
 
@@ -107,7 +102,8 @@ class RayExecutor:
     def start(self, task: Task) -> None:
         """Give the task to an idle worker."""
         slot = next(slot for slot in self._slots if slot.task is None)
-        slot.task, slot.began, slot.seen = task, time.monotonic(), ("", 0, 0)
+        slot.task, slot.began, slot.working = task, time.monotonic(), None
+        slot.seen = ("", 0, 0)
         slot.note.unlink(missing_ok=True)
         slot.reference = slot.actor.do.remote(task)
 
@@ -122,9 +118,8 @@ class RayExecutor:
             if ready:
                 return self._collect(busy[ready[0]])
             for slot in busy.values():
-                if self._timeout and time.monotonic() - slot.began > self._timeout:
-                    reason = f"stopped after {self._timeout:.0f} s{_where(slot)}"
-                    return self._replace(slot, Status.TIMEOUT, reason)
+                if (overdue := self._overdue(slot)) is not None:
+                    return self._replace(slot, Status.TIMEOUT, overdue)
 
     def close(self) -> None:
         """Kill the workers and stop Ray."""
@@ -134,6 +129,15 @@ class RayExecutor:
         with contextlib.suppress(Exception):
             self._ray.shutdown()
         self._notes.cleanup()
+
+    def _overdue(self, slot: _Slot) -> str | None:
+        """Why a task has to be stopped; the start of its worker does not count as its time."""
+        now = time.monotonic()
+        if slot.working is None:
+            late = now - slot.began > START_SECONDS
+            return f"its worker did not start in {START_SECONDS:.0f} s" if late else None
+        late = bool(self._timeout) and now - slot.working > self._timeout
+        return f"stopped after {self._timeout:.0f} s{_where(slot)}" if late else None
 
     def _new_slot(self) -> _Slot:
         self._spawned += 1
@@ -179,6 +183,8 @@ class RayExecutor:
     def _report(self, slot: _Slot) -> None:
         with contextlib.suppress(OSError, ValueError):
             stage, done, total = json.loads(slot.note.read_text(encoding="utf-8"))
+            if slot.working is None:
+                slot.working = time.monotonic()
             if (stage, done, total) != slot.seen and slot.task is not None:
                 slot.seen = (stage, done, total)
                 self._listener(slot.task, stage, done, total)
@@ -217,4 +223,7 @@ def _start_ray(workers: int) -> Any:
                 f"Ray could not start its workers: {one_line(error)}; "
                 "run in this process instead with --executor local"
             ) from error
+    with contextlib.suppress(AttributeError):
+        # Ray prints a paragraph on stdout for each worker that dies; its cell's row says why.
+        ray._private.worker._worker_logs_enabled = False
     return ray

@@ -16,7 +16,6 @@ from quantarena.bench.console import Reporter
 from quantarena.bench.errors import UserError
 from quantarena.bench.estimate import SHARED, Rates, Todo, remaining_seconds
 from quantarena.bench.executors import (
-    STAGES,
     Executor,
     Listener,
     LocalExecutor,
@@ -39,20 +38,20 @@ class Options:
 
     Attributes:
         cache: folder of cached stages.
+        stages: module that does the work.
         plugins: plug-in files, as absolute paths.
         prefer_plugin: whether a plug-in wins over a built-in of the same name.
         timeout: seconds a cell may take; None gives eight times its estimate, at least half an
             hour; 0 is no limit.
         force: a failed attempt may replace an ok row.
-        stages: module that does the work.
     """
 
     cache: Path
+    stages: str
     plugins: tuple[str, ...] = ()
     prefer_plugin: bool = False
     timeout: float | None = None
     force: bool = False
-    stages: str = STAGES
 
 
 @dataclass(slots=True)

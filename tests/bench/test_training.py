@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from quantarena.bench.training import __main__ as cli
 from quantarena.bench.training import emoji_data, report, vae
 from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint
 from quantarena.bench.training.noise import NoiseObjective, scheduler
-from torch import nn
 
 
 class LineTask:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from quantarena.bench.training import zoo
 from safetensors import safe_open
+
+from quantarena.bench.training import zoo
 
 FOLDERS = sorted(path for path in zoo.zoo_dir().glob("*") if (path / "model_index.json").is_file())
 

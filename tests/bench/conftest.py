@@ -1,0 +1,148 @@
+"""A world with fake stages and one fake workload: a command line that runs in milliseconds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+FAKES = Path(__file__).parent / "fakes"
+
+
+@dataclass
+class Bench:
+    """The command line over fake stages, in a folder of its own."""
+
+    root: Path
+    capture: pytest.CaptureFixture
+
+    @property
+    def results(self):
+        return self.root / "results"
+
+    @property
+    def cache(self):
+        return self.results / ".cache"
+
+    def behave(self, **script):
+        self.cache.mkdir(parents=True, exist_ok=True)
+        named = {name.replace("__", "/"): what for name, what in script.items()}
+        (self.cache / "behaviour.json").write_text(json.dumps(named))
+
+    def log(self):
+        """What ran, without process ids."""
+        file = self.cache / "log.txt"
+        return [line.rpartition(" ")[0] for line in file.read_text().splitlines()]
+
+    def __call__(self, *arguments, results=True):
+        """Exit code, stdout and stderr of a command line."""
+        from quantarena.bench.cli import run
+
+        self.capture.readouterr()
+        where = ("--results", str(self.results)) if results else ()
+        code = run([*arguments, *where])
+        out, err = self.capture.readouterr()
+        return code, out, err
+
+    def rows(self, name="smoke"):
+        from quantarena.bench.store import Store
+
+        return Store(self.results / name).rows()
+
+
+@pytest.fixture
+def real_page():
+    """Ask for the real leaderboard."""
+
+
+def fake_workload(name_or_path):
+    from quantarena.bench.errors import UnknownName, did_you_mean
+
+    if name_or_path != "emoji-t2i":
+        hint = did_you_mean(name_or_path, ["emoji-t2i"])
+        raise UnknownName(f"unknown workload {name_or_path!r}: {hint}")
+    return SimpleNamespace(
+        name="emoji-t2i",
+        title="a fake",
+        path=FAKES,
+        resolution=32,
+        steps=20,
+        guidance=1.0,
+        conditions="none",
+        megabytes=1.0,
+        licence="none",
+    )
+
+
+def plain_page(module):
+    """A leaderboard of one line: the real one takes seconds and has tests of its own."""
+
+    def render(folder, *, grid_title, planned, command):
+        (folder / "leaderboard.html").write_text(f"{grid_title}: {len(planned)} cells, {command}")
+        return folder / "leaderboard.html"
+
+    return SimpleNamespace(render=render, write_ranking=lambda folder: folder / "ranking.json")
+
+
+@pytest.fixture
+def bench(tmp_path, capsys, monkeypatch, request):
+    """The command line over fake stages; with the real page where ``real_page`` is asked for."""
+    from quantarena.bench import catalog, executors, pages
+
+    monkeypatch.syspath_prepend(str(FAKES))
+    # Workers are other processes: they find the fakes by the environment.
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    monkeypatch.setattr(executors, "STAGES", "fake_stages")
+    monkeypatch.setattr(catalog, "workload", fake_workload)
+    monkeypatch.setattr(catalog, "workload_names", lambda: ("emoji-t2i",))
+    if "real_page" not in request.fixturenames:
+        monkeypatch.setattr(pages, "leaderboard", plain_page)
+    yield Bench(tmp_path, capsys)
+    sys.modules.pop("fake_stages", None)
+
+
+SCRIPT = """
+import subprocess
+import sys
+sys.path.insert(0, {here!r})
+import conftest
+from quantarena.bench import catalog, executors, pages
+from quantarena.bench.cli import run
+executors.STAGES = "fake_stages"
+pages.leaderboard = conftest.plain_page
+catalog.workload = conftest.fake_workload
+catalog.workload_names = lambda: ("emoji-t2i",)
+sys.path.insert(0, conftest.__file__.rpartition("/")[0] + "/fakes")
+if __name__ == "__main__":
+    code = run({arguments!r})
+    {epilogue}
+    sys.exit(code)
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A command line over fake stages as arguments of a process of its own."""
+
+    def make(bench, *arguments, epilogue="pass"):
+        given = [*arguments, "--results", str(bench.results)]
+        here = str(Path(__file__).parent)
+        script = tmp_path / "script.py"
+        script.write_text(SCRIPT.format(here=here, arguments=given, epilogue=epilogue))
+        return [sys.executable, str(script)]
+
+    return make
+
+
+@pytest.fixture
+def run_script(command):
+    """Run such a process to its end."""
+
+    def go(bench, *arguments, epilogue="pass"):
+        line = command(bench, *arguments, epilogue=epilogue)
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    return go
