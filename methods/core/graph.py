@@ -74,6 +74,13 @@ class Graph:
         return sum(layer.macs for layer in self.layers.values()) + self.other_macs
 
 
+_ADDED_PRODUCTS = {torch.baddbmm, Tensor.baddbmm}
+_PRODUCTS = {
+    torch.bmm, torch.matmul, Tensor.bmm, Tensor.matmul, Tensor.__matmul__, *_ADDED_PRODUCTS,
+}  # fmt: skip
+"""How the products of attention are written where they are not one fused call."""
+
+
 class _Watch(TorchFunctionMode):
     """Remembers channel concatenations and counts the products of attention."""
 
@@ -97,8 +104,8 @@ class _Watch(TorchFunctionMode):
         elif func is nn.functional.scaled_dot_product_attention:
             query, key = args[0], args[1] if len(args) > 1 else kwargs["key"]
             self.attention_macs += 2 * query.numel() * key.shape[-2]
-        elif func in (torch.baddbmm, torch.bmm, torch.matmul) and isinstance(result, Tensor):
-            inner = (args[1] if func is torch.baddbmm else args[0]).shape[-1]
+        elif func in _PRODUCTS and isinstance(result, Tensor):
+            inner = args[1 if func in _ADDED_PRODUCTS else 0].shape[-1]
             self.attention_macs += result.numel() * inner
         return result
 

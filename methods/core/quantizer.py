@@ -49,7 +49,7 @@ def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Quan
         ValueError: a bound is not finite.
     """
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+    if not bool(torch.isfinite(high - low).all()):
         raise ValueError("cannot quantize: the tensor holds NaN or infinity")
     if symmetric and bits > 1:
         half = 2 ** (bits - 1)
