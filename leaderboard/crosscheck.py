@@ -1,6 +1,7 @@
 """A second opinion on a ranking: a batch Bradley-Terry fit that knows no vote order."""
 
 import numpy as np
+
 from quantarena.leaderboard.votes import Floats
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
 from quantarena.bench.schema import Latency, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.load import FP_METHOD, BoardId, contestant

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
 from quantarena.bench.files import plain_errors, write_atomic
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import canonical_json

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+
 from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.entries import Entry
 

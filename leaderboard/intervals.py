@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+
 from quantarena.leaderboard.ksort import DEFAULT_RULES, Rules, replay
 from quantarena.leaderboard.votes import Ballots, Floats, Ints
-from scipy.sparse.csgraph import connected_components
 
 LEVEL = 0.95
 """Of every interval, and of the claim that all shown separations hold at once."""

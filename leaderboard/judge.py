@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from quantarena.leaderboard.votes import Floats, Vote
 
 FAMILIES = {"lpips": False, "ssim": True, "psnr": True}

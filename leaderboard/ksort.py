@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from quantarena.leaderboard.votes import Ballots, Floats, Ints, Vote, tabulate
 from scipy.special import erfcx
+
+from quantarena.leaderboard.votes import Ballots, Floats, Ints, Vote, tabulate
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from quantarena.leaderboard.ksort import DEFAULT_RULES, Rating, Rules
 from quantarena.leaderboard.votes import Floats
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Measurement, Row
 from quantarena.bench.spec import Cell

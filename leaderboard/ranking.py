@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Row
 from quantarena.leaderboard.crosscheck import bradley_terry

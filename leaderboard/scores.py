@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.judge import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.load import FLOOR_PREFIX, FP_METHOD, contestant, load_scores

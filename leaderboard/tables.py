@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pandas as pd
+
 from quantarena.bench.schema import Measurement
 from quantarena.leaderboard.entries import Entry
 from quantarena.leaderboard.pareto import overlap

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from markupsafe import Markup
+
 from quantarena.bench.schema import Measurement
 
 DASH = "–"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from quantarena.bench.schema import Latency, Measurement, Observed, Parity, Row, Status
-from quantarena.bench.spec import Budget, Cell, Grid
+from quantarena.bench.spec import Budget, Grid
 
 LPIPS = "lpips/alex-v0.1"
 METHODS = {"rtn": 1.0, "q_diffusion": 0.45, "steady": 0.7}
@@ -45,7 +45,7 @@ def picture(side, index, noise, rng):
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def interval(values, name, rng, **extra):
+def bootstrapped(values, name, rng, **extra):
     draws = rng.choice(values, size=(200, len(values))).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Measurement(name, float(values.mean()), float(low), float(high), n=len(values), **extra)
@@ -67,7 +67,9 @@ def measured(folder, cell, rng, shared, pictures):
         scores = {LPIPS: lpips, "psnr": 10 - 12 * np.log10(lpips), "ssim": 1 - 0.8 * lpips}
         for name, unit, up in ((LPIPS, "", False), ("psnr", "dB", True), ("ssim", "", True)):
             measurements.append(
-                interval(scores[name], name, rng, unit=unit, higher_is_better=up, reference="fp")
+                bootstrapped(
+                    scores[name], name, rng, unit=unit, higher_is_better=up, reference="fp"
+                )
             )
     kid = 0.021 + (0 if fp else 0.09 * level)
     measurements.append(
@@ -123,7 +125,7 @@ def measured(folder, cell, rng, shared, pictures):
         ),
         calibration={} if fp else {"images": 32, "samples": 256, "steps": {"0": 12, "10": 13}},
         method={
-            "title": cell.method,
+            "title": TITLES.get(cell.method, cell.method),
             "venue": "synthetic",
             "paper": "none",
             "version": 1,
