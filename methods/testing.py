@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from quantarena.methods.api import Effort, Method, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -21,7 +23,6 @@ from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.trajectory import CalibrationSet
 from quantarena.methods.registry import entry
 from quantarena.methods.testing_networks import Probe, probes
-from torch import Tensor
 
 EFFORT = Effort(samples=16, iterations=4)
 LADDER = (Bits(8, 8), Bits(4, 8), Bits(4, 4))

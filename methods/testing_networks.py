@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.api import Effort, MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.graph import Graph, trace
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory, recording
-from torch import Tensor, nn
 
 CALLS, ROWS = 4, 8
 """Sampler calls and images of each network's trajectory."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from quantarena.methods import testing_networks as networks
 
 torch.set_num_threads(1)

@@ -1,4 +1,5 @@
 import pytest
+
 from quantarena.methods.core.bits import FP, Bits, parse_bits
 from quantarena.methods.core.errors import QuantArenaError, UnknownName, did_you_mean
 from quantarena.methods.core.graph import Role

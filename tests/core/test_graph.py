@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 import torch
-from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.graph import Role, trace
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.graph import Role, trace
 
 
 def test_pixel_unet_roles(pixel):

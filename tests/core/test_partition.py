@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model import wrap
 from quantarena.methods.core.partition import partition
 from quantarena.methods.core.policy import UNIFORM
-from torch import Tensor, nn
 
 
 def cut(probe, limit=12):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quantarena.methods.core.quantizer import fake_quantize
 from quantarena.methods.core.ranges import RANGES, minmax_range, mse_range
 
