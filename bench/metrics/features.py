@@ -1,6 +1,7 @@
 """A reference set as features, with what every comparison against it needs, in one file."""
 
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+_LOG = logging.getLogger(__name__)
 _META = "quantarena"
 _PCA = ("pca_mean", "pca_axes", "pca_variances")
 
@@ -98,7 +100,8 @@ def reference_features(
     """Features of a reference set, computed once.
 
     Args:
-        source: uint8 images (N, 3, S, S), a folder of pictures, or a file of features.
+        source: uint8 images (N, 3, S, S), a folder of pictures, or a file of features. What had
+            to be changed in a folder's pictures is logged as a warning.
         cache_dir: where computed features are kept, under the hash of images and extractor. A
             damaged file there is computed again.
         name: of the set; a folder's or a file's own name wins over the default.
@@ -113,7 +116,10 @@ def reference_features(
         if source.is_file():
             return load_features(source, network)
         name = source.name if name == "reference" else name
-        source = load_folder(source, lossy=True).images
+        found_set = load_folder(source, lossy=True)
+        for line in found_set.warnings:
+            _LOG.warning(line)
+        source = found_set.images
     if cache_dir is None:
         return features_of(source, name, network)
     mark = sha256(f"{images_sha256(source)} {network.name} {network.sha256}".encode()).hexdigest()

@@ -48,7 +48,7 @@ def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
             dim=(1, 2, 3),
             reduction="none",
         )
-        out[part] = values.clamp(max=PSNR_CAP).numpy()
+        out[part] = values.clamp(max=PSNR_CAP).cpu().numpy()
     return out
 
 
@@ -81,7 +81,7 @@ def ssim(fp: Tensor, test: Tensor) -> np.ndarray:
             data_range=1.0,
             reduction="none",
         )
-        out[part] = values.double().reshape(-1).numpy()
+        out[part] = values.double().reshape(-1).cpu().numpy()
     return out
 
 

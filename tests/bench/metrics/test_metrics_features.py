@@ -3,6 +3,7 @@ import stat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import features as module
 from quantarena.bench.metrics.effnet import effnet_lite0
@@ -96,6 +97,14 @@ def test_folder_and_tensor_agree_and_are_computed_once(tmp_path, photos, means):
     assert len(list(cache.iterdir())) == 1
     reference_features(photos[:70], cache, extractor=means)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_changed_pictures_are_logged(tmp_path, photos, means, caplog):
+    save_folder(photos[:2], tmp_path)
+    clear = torch.cat([photos[2], photos[2, :1]]).permute(1, 2, 0).numpy()
+    Image.fromarray(clear).save(tmp_path / "0009.png")
+    reference_features(tmp_path, extractor=means)
+    assert "transparent pixels put on white (1 images, 0009.png first)" in caplog.text
 
 
 def test_without_a_cache_nothing_is_written(tmp_path, photos, means, monkeypatch):
