@@ -125,7 +125,9 @@ def run_cell(
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
     except Exception as error:  # whatever a plug-in raises is this cell's own affair
-        row = replace(row, status=Status.FAILED, reason=_line(error))
+        # torch's CPU allocator has no error class of its own
+        status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
+        row = replace(row, status=status, reason=_line(error))
     return replace(row, finished=_now())
 
 
@@ -279,7 +281,7 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     latency = measure(
         packed.module,
         ground.loaded.denoiser,
-        _batch(recorded, cell.budget.batch),
+        _batch(recorded, cell.budget.batch, guided=ground.info.guidance > 1),
         backend=packed.backend,
         images=cell.budget.batch,
         steps=recorded.calls,
@@ -289,11 +291,9 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     return replace(row, latency=latency)
 
 
-def _batch(recorded: Trajectory, images: int) -> CalibrationSet:
+def _batch(recorded: Trajectory, images: int, *, guided: bool) -> CalibrationSet:
     """One denoiser call as the sampler makes it for ``images`` images."""
-    doubled = (
-        "encoder_hidden_states" in recorded.conditions or "class_labels" in recorded.conditions
-    )
+    doubled = guided and bool(recorded.conditions)
     rows = torch.arange(images * (2 if doubled else 1)) % recorded.rows
     return recorded.pick(torch.full_like(rows, recorded.calls // 2), rows)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.methods.core.errors import BrokenModel
 from torch import nn
 
 MANIFEST = "manifest.json"
 _WEIGHTS = (".safetensors", ".bin")
+_CONFIGS = (".json", ".txt", ".model")
+_ASIDE = (MANIFEST, SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class LoadedPipeline:
     Attributes:
         pipe: the diffusers pipeline.
         slot: attribute that holds the denoiser, ``unet`` or ``transformer``.
-        sha256: over all weight files.
+        sha256: over all weight and configuration files.
     """
 
     pipe: Any
@@ -46,8 +48,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def weights_sha256(folder: Path) -> str:
-    """One hash of all weight files of a pipeline folder, checked against its manifest, if any.
+def pipeline_sha256(folder: Path) -> str:
+    """One hash of a pipeline folder's weights and configurations, checked against its manifest.
+
+    The sampler's and the networks' configurations are in it, since they decide the images as much
+    as the weights do. The workload's settings are not: what matters of them enters keys by itself.
 
     Raises:
         BrokenModel: no weight file, or one that differs from the manifest.
@@ -65,7 +70,9 @@ def weights_sha256(folder: Path) -> str:
                 f"{folder / name} is damaged: sha256 {actual[:12]}, the manifest says "
                 f"{expected[:12]}; install again or restore the file"
             )
-    return hashlib.sha256("".join(found.values()).encode()).hexdigest()
+    configs = (f for f in folder.rglob("*") if f.suffix in _CONFIGS and f.is_file())
+    found |= {str(f.relative_to(folder)): _digest(f) for f in configs if f.name not in _ASIDE}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(folder: Path) -> dict[str, str]:
@@ -89,7 +96,7 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
     Raises:
         BrokenModel: damaged files, or no denoiser inside; one line.
     """
-    sha256 = weights_sha256(info.path)
+    sha256 = pipeline_sha256(info.path)
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
 
