@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.images import BadImages, check_images, to_unit
 from quantarena.bench.metrics.weights import verified
-from torch import Tensor, nn
-from torch.nn import functional
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIM = 1280

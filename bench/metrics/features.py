@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.effnet import Extractor, effnet_lite0, extract
 from quantarena.bench.metrics.frechet import AXES, Pca, fit_pca
 from quantarena.bench.metrics.images import load_folder
 from quantarena.bench.metrics.kid import self_similarity
 from quantarena.bench.spec import canonical_json
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 _META = "quantarena"

@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from quantarena.bench.metrics.bootstrap import RESAMPLES, mean_interval
 from quantarena.bench.metrics.catalogue import FIDELITY, LPIPS, METRICS, PSNR, SSIM
 from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
 from quantarena.bench.metrics.lpips import lpips, weights_sha256
 from quantarena.bench.schema import Measurement
-from torch import Tensor
 
 PSNR_CAP = 100.0
 SSIM_WINDOW = 11

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from quantarena.bench.metrics.bootstrap import RESAMPLES, resample_counts
 from quantarena.bench.metrics.kid import Estimate
-from torch import Tensor
 
 AXES = 32
 _STRIP = 250

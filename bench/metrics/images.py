@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from quantarena.bench.errors import QuantArenaError, UserError
 from torch import Tensor
+
+from quantarena.bench.errors import QuantArenaError, UserError
 
 MIN_SIDE = 8
 LOSSLESS = (".png",)

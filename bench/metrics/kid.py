@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, resample_counts
 from torch import Tensor
+
+from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, resample_counts
 
 SCALE = 1000.0
 _ROWS = 1024

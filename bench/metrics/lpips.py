@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
-from quantarena.bench.metrics.weights import ASSETS, BrokenWeights, verified
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
+
+from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
+from quantarena.bench.metrics.weights import ASSETS, BrokenWeights, verified
 
 WEIGHTS = "lpips-alex-v0.1.safetensors"
 MIN_SIDE = 64

@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
+from torch import Tensor
+
 from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, interval, recentred_interval
 from quantarena.bench.metrics.catalogue import FRECHET, KID, METRICS, QUALITY
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.frechet import AXES, frechet
 from quantarena.bench.metrics.kid import Estimate, kid
 from quantarena.bench.schema import Measurement
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
+
 from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.fidelity import fidelity, summarise
 from quantarena.bench.metrics.images import check_pairs
 from quantarena.bench.metrics.quality import not_computed, quality
 from quantarena.bench.schema import Measurement
-from torch import Tensor
 
 Progress = Callable[[str, int, int], None]
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from quantarena.bench.metrics.features import features_of
 from quantarena.bench.metrics.fidelity import psnr, ssim

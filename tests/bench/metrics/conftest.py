@@ -5,9 +5,10 @@ import socket
 import numpy as np
 import pytest
 import torch
-from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from skimage import data
 from torch import Tensor
+
+from quantarena.bench.metrics.effnet import effnet_lite0, extract
 
 
 @pytest.fixture(autouse=True)

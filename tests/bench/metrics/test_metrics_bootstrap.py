@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from quantarena.bench.metrics.bootstrap import (
     interval,
     mean_interval,

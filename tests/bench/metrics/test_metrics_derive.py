@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import derive_lpips
 from quantarena.bench.metrics.derive_lpips import (

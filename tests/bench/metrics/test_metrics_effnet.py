@@ -3,12 +3,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from skimage import data
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import effnet
 from quantarena.bench.metrics.effnet import DIM, effnet_lite0, extract, weights_path
 from quantarena.bench.metrics.images import BadImages
 from quantarena.bench.metrics.weights import BrokenWeights
-from skimage import data
 
 EGYPTIAN_CAT, TABBY, TIGER_CAT, ESPRESSO = 285, 281, 282, 967
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import features as module
 from quantarena.bench.metrics.effnet import effnet_lite0
@@ -16,7 +18,6 @@ from quantarena.bench.metrics.features import (
 )
 from quantarena.bench.metrics.images import BadImages, save_folder
 from quantarena.bench.metrics.kid import self_similarity
-from safetensors.torch import load_file, save_file
 
 
 class Means:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from quantarena.bench.metrics.catalogue import FIDELITY, LPIPS, PSNR, SSIM
 from quantarena.bench.metrics.fidelity import PSNR_CAP, fidelity, psnr, ssim, summarise
 from quantarena.bench.metrics.images import BadImages

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from quantarena.bench.metrics.frechet import AXES, distance, fit_pca, frechet
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.images import (
     BadImages,

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from quantarena.bench.metrics import kid as module
 from quantarena.bench.metrics.bootstrap import interval
 from quantarena.bench.metrics.effnet import effnet_lite0, extract

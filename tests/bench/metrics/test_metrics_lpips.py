@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+
 from quantarena.bench.metrics.images import BadImages
 from quantarena.bench.metrics.lpips import (
     WEIGHTS,

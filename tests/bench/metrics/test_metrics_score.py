@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from quantarena.bench.metrics.catalogue import FIDELITY, FRECHET, KID, LPIPS, METRICS, PSNR, SSIM
 from quantarena.bench.metrics.effnet import effnet_lite0
 from quantarena.bench.metrics.features import Features, features_of
