@@ -59,7 +59,7 @@ class Reporter:
 
     def running(self, task: Task, stage: str, done: int, total: int) -> None:
         """A task is at that point of a stage."""
-        self._stages[task] = stage
+        self._stages[task] = f"{stage} {done}/{total}" if total > 1 else stage
         if self._bar is not None:
             if task not in self._rows:
                 self._rows[task] = self._bar.add_task(f"  {task.label}", total=1, note="")

@@ -145,13 +145,40 @@ def wall_seconds(todo: Todo, rates: Rates, workers: int, executor: str) -> float
     return _START_SECONDS[executor] + remaining_seconds(todo, rates, workers)
 
 
-def remaining_seconds(todo: Todo, rates: Rates, workers: int) -> float:
-    """The same without starting the workers: what an estimate in mid-run is made of."""
-    fresh = (cell for cell in todo.shared if cell.shared_key not in todo.prepared)
-    shared = _makespan((rates.stage_seconds(SHARED, cell) for cell in fresh), workers)
-    fanned = _makespan((rates.cell_seconds(cell) for cell in todo.cells), workers)
-    alone = sum(rates.stage_seconds(ALONE, cell) for cell in todo.untimed)
-    return shared + fanned + alone + (_PAGE_SECONDS if todo else 0.0)
+def remaining_seconds(
+    todo: Todo, rates: Rates, workers: int, running: Mapping[str, float] | None = None
+) -> float:
+    """The same without starting the workers: what an estimate in mid-run is made of.
+
+    Args:
+        todo: what is not over yet, running tasks included.
+        rates: as measured so far.
+        workers: that share the cells.
+        running: seconds that running tasks have behind them, by ``stage:key``.
+    """
+    running = running or {}
+    fresh = [cell for cell in todo.shared if cell.shared_key not in todo.prepared]
+    shared = [_rest(rates.stage_seconds(SHARED, c), running.get(f"prepare:{c.key}")) for c in fresh]
+    full = {cell.key: rates.cell_seconds(cell) for cell in todo.cells}
+    # A cell over its estimate says that the others of its method will be over theirs.
+    late: dict[str, float] = {}
+    for cell in todo.cells:
+        over = running.get(f"cell:{cell.key}", 0.0) / max(full[cell.key], 1e-9)
+        late[cell.method] = max(late.get(cell.method, 1.0), over)
+    cells = [
+        _rest(full[cell.key] * late[cell.method], running.get(f"cell:{cell.key}"))
+        for cell in todo.cells
+    ]
+    alone = (
+        _rest(rates.stage_seconds(ALONE, c), running.get(f"time:{c.key}")) for c in todo.untimed
+    )
+    page = _PAGE_SECONDS if todo else 0.0
+    return _makespan(shared, workers) + _makespan(cells, workers) + sum(alone) + page
+
+
+def _rest(estimate: float, spent: float | None) -> float:
+    """What is left of a task; one that is over its estimate has a tenth of it left."""
+    return estimate if spent is None else max(estimate - spent, estimate / 10)
 
 
 def _makespan(seconds: Iterable[float], workers: int) -> float:

@@ -223,8 +223,8 @@ class Run:
             untimed=tuple(c for c in todo.untimed if ("time", c.key) not in self._over),
             prepared=todo.prepared,
         )
-        spent = sum(now - began for began in self._began.values()) / workers
-        return max(1.0, remaining_seconds(left, self._rates(), workers) - spent)
+        running = {f"{t.kind}:{t.cell.key}": now - began for t, began in self._began.items()}
+        return remaining_seconds(left, self._rates(), workers, running)
 
 
 def complete(row: Row, seconds: float, stamp: str = "") -> Row:

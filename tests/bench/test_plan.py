@@ -101,6 +101,19 @@ def test_two_workers_halve_the_fan_but_not_the_timing():
     assert wall_seconds(Todo(), rates, 2, "ray") == 0
 
 
+def test_a_task_that_is_late_makes_the_estimate_longer():
+    cells = [Cell("w", "q_diffusion", bits) for bits in ("w8a8", "w4a8", "w4a4")]
+    todo, rates = Todo(cells=tuple(cells)), Rates({})
+    one = rates.cell_seconds(cells[0])
+    left = [
+        remaining_seconds(todo, rates, 1, {f"cell:{cells[0].key}": share * one})
+        for share in (0.0, 0.5, 1.0, 2.0)
+    ]
+    assert left[0] - left[1] == pytest.approx(one / 2)
+    assert left[1] - left[2] == pytest.approx(0.4 * one)
+    assert left[3] > left[2] + one
+
+
 def test_shared_stages_that_are_cached_cost_nothing():
     fresh = Todo(shared=CELLS[:1], cells=CELLS[1:])
     cached = replace(fresh, prepared=frozenset({CELLS[0].shared_key}))
