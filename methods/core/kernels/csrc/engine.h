@@ -387,36 +387,37 @@ class Engine {
         const uint32_t zero =
             static_cast<uint32_t>(call.quant.zero) * (PAIR ? 0x00010001u : 0x01010101u);
         const int64_t cell = call.image_cols;
-        const float* plane[kLanes];
-        float mult[kLanes];
+        const int64_t pitch = cell * l.stride_w;
+        // channels outermost: planes are read front to back, as the prefetcher likes it
         for (int i = 0; i < b.images; ++i) {
-            for (int qy = 0; qy < rows; ++qy) {
-                const int64_t y = y0 + qy;
-                const bool inside = y >= 0 && y < g.height;
-                uint32_t* out =
-                    reinterpret_cast<uint32_t*>(image + i * call.image_pitch + qy * call.row_pitch);
-                for (int c = 0; c < call.tap_steps; ++c, out += cell * l.stride_w) {
+            for (int c = 0; c < call.tap_steps; ++c) {
+                const float* plane[kLanes];
+                float mult[kLanes];
+                for (int k = 0; k < kLanes; ++k) {
+                    const int channel = smaller(c * kLanes + k, l.in_channels - 1);
+                    const int64_t wide = static_cast<int64_t>(group) * l.in_channels + channel;
+                    plane[k] = call.x + (b.image0 + i) * g.x_batch + wide * g.x_channel + x0 + left;
+                    mult[k] = l.in_mult ? l.in_mult[wide] : 1.0f;
+                }
+                uint8_t* at = image + i * call.image_pitch + c * pitch * 4;
+                for (int qy = 0; qy < rows; ++qy, at += call.row_pitch) {
+                    const int64_t y = y0 + qy;
+                    uint32_t* out = reinterpret_cast<uint32_t*>(at);
                     uint32_t* to = l.stride_w == 1 ? out : spare;
-                    if (inside) {
-                        for (int k = 0; k < kLanes; ++k) {
-                            const int channel = smaller(c * kLanes + k, l.in_channels - 1);
-                            const int64_t wide = static_cast<int64_t>(group) * l.in_channels + channel;
-                            plane[k] = call.x + (b.image0 + i) * g.x_batch + y * g.x_row +
-                                       (x0 + left) * 1 + wide * g.x_channel;
-                            mult[k] = l.in_mult ? l.in_mult[wide] : 1.0f;
-                        }
+                    if (y < 0 || y >= g.height) {
+                        for (int k = 0; k < cols; ++k) to[k] = zero;
+                    } else {
+                        const float* line[kLanes];
+                        for (int k = 0; k < kLanes; ++k) line[k] = plane[k] + y * g.x_row;
                         for (int k = 0; k < left; ++k) to[k] = zero;
-                        Isa::template quantize_planar<PAIR>(plane, l.in_mult ? mult : nullptr,
+                        Isa::template quantize_planar<PAIR>(line, l.in_mult ? mult : nullptr,
                                                             right - left, call.quant, to + left);
                         for (int k = right; k < cols; ++k) to[k] = zero;
-                    } else {
-                        for (int k = 0; k < cols; ++k) to[k] = zero;
                     }
-                    if (l.stride_w != 1) {
-                        for (int phase = 0; phase < l.stride_w; ++phase) {
-                            uint32_t* lane = out + phase * cell;
-                            for (int k = phase; k < cols; k += l.stride_w) *lane++ = spare[k];
-                        }
+                    if (l.stride_w == 1) continue;
+                    for (int phase = 0; phase < l.stride_w; ++phase) {
+                        uint32_t* lane = out + phase * cell;
+                        for (int k = phase; k < cols; k += l.stride_w) *lane++ = spare[k];
                     }
                 }
             }
@@ -434,19 +435,29 @@ class Engine {
         const int64_t first = static_cast<int64_t>(group) * l.in_channels;
         const float* mult = l.in_mult ? l.in_mult + first : nullptr;
         const int64_t pitch = static_cast<int64_t>(call.tap_steps) * 4;
+        const int left = static_cast<int>(smaller<int64_t>(larger<int64_t>(-x0, 0), cols));
+        const int right =
+            static_cast<int>(larger<int64_t>(smaller<int64_t>(g.width - x0, cols), left));
+        // pixels that follow each other without a gap are one long row to the quantizer
+        const bool packed = g.x_channel == 1 && g.x_pixel == l.in_channels && mult == nullptr &&
+                            l.in_padded == l.in_channels;
         for (int i = 0; i < b.images; ++i) {
             for (int qy = 0; qy < rows; ++qy) {
                 const int64_t y = y0 + qy;
-                uint8_t* out = image + i * call.image_pitch + qy * call.row_pitch;
-                for (int qx = 0; qx < cols; ++qx, out += pitch) {
-                    const int64_t x = x0 + qx;
-                    if (y < 0 || y >= g.height || x < 0 || x >= g.width) {
-                        uint32_t* to = reinterpret_cast<uint32_t*>(out);
-                        for (int c = 0; c < call.tap_steps; ++c) to[c] = zero;
-                        continue;
-                    }
-                    const float* from = call.x + (b.image0 + i) * g.x_batch + y * g.x_row +
-                                        x * g.x_pixel + first * g.x_channel;
+                uint8_t* row = image + i * call.image_pitch + qy * call.row_pitch;
+                const bool inside = y >= 0 && y < g.height;
+                fill(row, inside ? left * call.tap_steps : cols * call.tap_steps, zero);
+                if (!inside) continue;
+                fill(row + right * pitch, (cols - right) * call.tap_steps, zero);
+                const float* from = call.x + (b.image0 + i) * g.x_batch + y * g.x_row +
+                                    (x0 + left) * g.x_pixel + first * g.x_channel;
+                uint8_t* out = row + left * pitch;
+                if (packed) {
+                    Isa::template quantize_dense<PAIR>(from, nullptr, (right - left) * l.in_channels,
+                                                       call.quant, out);
+                    continue;
+                }
+                for (int x = left; x < right; ++x, out += pitch, from += g.x_pixel) {
                     if (g.x_channel == 1) {
                         Isa::template quantize_dense<PAIR>(from, mult, l.in_channels, call.quant, out);
                     } else {
@@ -460,6 +471,11 @@ class Engine {
                 }
             }
         }
+    }
+
+    static void fill(uint8_t* at, int dwords, uint32_t value) {
+        uint32_t* to = reinterpret_cast<uint32_t*>(at);
+        for (int i = 0; i < dwords; ++i) to[i] = value;
     }
 
     static void store_code(uint8_t* out, int c, uint32_t code) {
@@ -572,9 +588,11 @@ class Engine {
             for (int n = 0; n < width;) {
                 const int left = width - n;
                 const uint8_t* weights = static_cast<const uint8_t*>(panel) + 4 * n;
-                for (int v = 0; v < 2; ++v)
-                    for (int c = 0; c < smaller(left, 6); ++c)
-                        prefetch(call, pair[v].y_lo + (channel + n + c) * call.geo.y_channel);
+                for (int c = 0; c < smaller(left, 6); ++c) {
+                    const int64_t plane = (channel + n + c) * call.geo.y_channel;
+                    prefetch(call, pair[0].y_lo + plane);
+                    prefetch(call, pair[1].y_hi + plane);
+                }
                 int channels;
                 if (left >= 9 || left == 5 || left == 6) {
                     channels = 6;

@@ -8,8 +8,8 @@
 
 // Plain additions, hidden from the optimizer: gcc would re-associate them across unrolled steps,
 // run out of registers and spill the accumulators.
-#define QA_ADD16(acc, value) __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(value))
-#define QA_ADD32(acc, value) __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(value))
+#define QA_ADD16(acc, value) __asm__("vpaddw %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
+#define QA_ADD32(acc, value) __asm__("vpaddd %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
 #define QA_NOINLINE __attribute__((noinline))
 
 namespace {
