@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from quantarena.bench.training import zoo
 from quantarena.bench.training.loop import LoopConfig, Trainer
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantarena.bench.training import report
 from torch import Tensor
+
+from quantarena.bench.training import report
 
 __all__ = ["card", "common_numbers", "parts", "t2i_numbers", "vae_numbers"]
 

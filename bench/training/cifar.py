@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
-from quantarena.bench.training.noise import NoiseObjective, scheduler
 from torch import Tensor, nn
+
+from quantarena.bench.training.noise import NoiseObjective, scheduler
 
 __all__ = ["CifarTask", "cifar_images"]
 

@@ -6,10 +6,11 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
+from torch import Tensor, nn
+
 from quantarena.bench.training import emoji_data
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
 from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
-from torch import Tensor, nn
 
 __all__ = ["DitTask", "class_names"]
 

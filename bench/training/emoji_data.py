@@ -161,7 +161,7 @@ def _key(codepoints: str) -> str:
 
 def _name(row: dict[str, Any]) -> str:
     """Returns the lower-case spoken name of an emoji."""
-    name = row["name"].lower().replace("\u201c", "").replace("\u201d", "")
+    name = str(row["name"]).lower().replace("\u201c", "").replace("\u201d", "")
     name = _RENAMED.get(name, name)
     return name.removesuffix(" symbol").removesuffix(" sign").strip()
 

@@ -13,13 +13,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, DiTPipeline, StableDiffusionPipeline
+from torch import Tensor
+
 from quantarena.bench.training import card, emoji_data, noise, report, zoo
 from quantarena.bench.training.cifar import CifarTask, cifar_images
 from quantarena.bench.training.dit import DitTask, class_names
 from quantarena.bench.training.loop import averaged, load_checkpoint
 from quantarena.bench.training.t2i import TextToImage, TextToImageTask
 from quantarena.bench.training.vae import images_tensor
-from torch import Tensor
 
 __all__ = ["evaluation_prompts", "export", "write_manifest"]
 
@@ -194,7 +195,7 @@ def _cifar(runs: Path, source: Path) -> Exported:
         "eta": 0.0,
         "resolution": 32,
         "conditions": {"kind": "none"},
-        "reference": "",
+        "reference": "../../data/cifar10/cifar10-test-effnet-lite0.safetensors",
         "licence": "weights Apache-2.0; the authors of CIFAR-10 state no licence for the images",
     }
     held_out = cifar_images(source, train=False)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler
-from quantarena.bench.training.vae import jitter
 from torch import Tensor
+
+from quantarena.bench.training.vae import jitter
 
 __all__ = ["NoiseObjective", "augmented", "scheduler"]
 

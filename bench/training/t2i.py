@@ -6,11 +6,12 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
 from quantarena.bench.training import emoji_data
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
 from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 __all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer"]
 

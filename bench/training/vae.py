@@ -8,8 +8,9 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from quantarena.bench.training import emoji_data
 from torch import Tensor, nn
+
+from quantarena.bench.training import emoji_data
 
 __all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "images_tensor", "whiten"]
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
+
 from quantarena.bench.training.cifar import CifarTask
 from quantarena.bench.training.dit import DitTask
 from quantarena.bench.training.loop import LoopConfig, Task, averaged, load_checkpoint
