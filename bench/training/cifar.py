@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,16 +63,19 @@ class CifarTask:
 
     def build(self) -> nn.Module:
         """Builds the U-Net: 32, 64 and 64 channels, attention at 8x8."""
-        return UNet2DModel(
-            sample_size=32,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(32, 64, 64),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            attention_head_dim=16,
-            norm_num_groups=16,
+        return cast(
+            "nn.Module",
+            UNet2DModel(
+                sample_size=32,
+                in_channels=3,
+                out_channels=3,
+                block_out_channels=(32, 64, 64),
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+                attention_head_dim=16,
+                norm_num_groups=16,
+            ),
         )
 
     def loss(self, net: nn.Module, batch: int) -> Tensor:

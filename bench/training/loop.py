@@ -154,7 +154,7 @@ class Trainer:
         with torch.autocast(device_type, torch.bfloat16, enabled=self.config.bf16):
             loss = self.task.loss(self.net, self.config.batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         self._average()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from diffusers import DDIMScheduler
@@ -58,7 +59,7 @@ class NoiseObjective:
         shape = (-1, *[1] * (clean.dim() - 1))
         noisy = self.signal[steps].view(shape) * clean + self.noise[steps].view(shape) * noise
         error = (predict(noisy, steps).float() - noise).square().flatten(1).mean(1)
-        return (self.weight[steps] * error).mean()
+        return cast("Tensor", (self.weight[steps] * error).mean())
 
 
 def augmented(images: Tensor, encode: Callable[[Tensor], Tensor], copies: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def side_by_side(samples: Tensor, real: Tensor) -> Image.Image:
 def _nearest(samples: Tensor, pool: Tensor) -> Tensor:
     """Returns every sample's smallest RMS pixel distance to a pool, on the 0-255 scale."""
     distances = torch.cdist(samples.flatten(1).float(), pool.flatten(1).float()).amin(1)
-    return distances / samples[0].numel() ** 0.5
+    return cast("Tensor", distances / samples[0].numel() ** 0.5)
 
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -76,7 +76,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor) -> dict[str, 
 def held_out_psnr(vae: Any, images: Tensor) -> float:
     """Returns the mean PSNR in dB of the autoencoder on images in [-1, 1]."""
     output = torch.cat(
-        [vae.decode(vae.encode(p).latent_dist.mode()).sample for p in images.split(64)]
+        [vae.decode(vae.encode(p).latent_dist.mode()).sample for p in torch.split(images, 64)]
     )
     error = F.mse_loss(output.clamp(-1, 1), images, reduction="none").flatten(1).mean(1)
     return float((10.0 * torch.log10(4.0 / error)).mean())

@@ -72,18 +72,21 @@ class VaeTask:
     def build(self) -> nn.Module:
         """Builds the autoencoder."""
         widths = _WIDTHS[self.size]
-        return AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            sample_size=self.size,
-            latent_channels=LATENT_CHANNELS,
-            block_out_channels=widths,
-            down_block_types=("DownEncoderBlock2D",) * len(widths),
-            up_block_types=("UpDecoderBlock2D",) * len(widths),
-            layers_per_block=1,
-            norm_num_groups=16,
-            mid_block_add_attention=False,
-            scaling_factor=1.0,
+        return cast(
+            "nn.Module",
+            AutoencoderKL(
+                in_channels=3,
+                out_channels=3,
+                sample_size=self.size,
+                latent_channels=LATENT_CHANNELS,
+                block_out_channels=widths,
+                down_block_types=("DownEncoderBlock2D",) * len(widths),
+                up_block_types=("UpDecoderBlock2D",) * len(widths),
+                layers_per_block=1,
+                norm_num_groups=16,
+                mid_block_add_attention=False,
+                scaling_factor=1.0,
+            ),
         )
 
     def loss(self, net: nn.Module, batch: int) -> Tensor:
@@ -93,7 +96,8 @@ class VaeTask:
         vae = cast("AutoencoderKL", net)
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
-        return reconstruction_loss(output.float(), images) + 1e-5 * posterior.kl().mean()
+        loss = reconstruction_loss(output.float(), images) + 1e-5 * posterior.kl().mean()
+        return cast("Tensor", loss)
 
 
 class DecoderTask:
@@ -116,10 +120,10 @@ class DecoderTask:
 
     def build(self) -> nn.Module:
         """Returns a copy of the autoencoder with a frozen encoder."""
-        vae = cast("AutoencoderKL", copy.deepcopy(self.vae))
+        vae = copy.deepcopy(self.vae)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-        return vae
+        return cast("nn.Module", vae)
 
     def loss(self, net: nn.Module, batch: int) -> Tensor:
         """Returns the reconstruction loss from slightly noisy latents."""
@@ -133,7 +137,7 @@ class DecoderTask:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     """Returns the latents' means, scaled as the pipelines expect them."""
-    parts = [vae.encode(part).latent_dist.mode() for part in images.split(batch)]
+    parts = [vae.encode(part).latent_dist.mode() for part in torch.split(images, batch)]
     return torch.cat(parts) * float(vae.config.scaling_factor)
 
 
