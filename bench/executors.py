@@ -57,7 +57,8 @@ class Task:
     @property
     def label(self) -> str:
         """Short name for progress."""
-        return {"prepare": "shared stages", "time": "timing"}.get(self.kind, self.cell.label)
+        timing = f"timing {self.cell.label}"
+        return {"prepare": "shared stages", "time": timing}.get(self.kind, self.cell.label)
 
 
 @dataclass(frozen=True, slots=True)

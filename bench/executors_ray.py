@@ -34,6 +34,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    # Its handler would turn a SIGTERM of the driver into an abort with a stack trace.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
 
@@ -204,6 +206,7 @@ def _start_ray(workers: int) -> Any:
         UserError: Ray cannot be started here.
     """
     os.environ.update(_QUIET)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -223,6 +226,9 @@ def _start_ray(workers: int) -> Any:
                 f"Ray could not start its workers: {one_line(error)}; "
                 "run in this process instead with --executor local"
             ) from error
+    with contextlib.suppress(ValueError):
+        # Ray takes SIGTERM for itself; the command line means to end a run in its own words.
+        signal.signal(signal.SIGTERM, on_terminate)
     with contextlib.suppress(AttributeError):
         # Ray prints a paragraph on stdout for each worker that dies; its cell's row says why.
         ray._private.worker._worker_logs_enabled = False

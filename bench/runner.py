@@ -110,6 +110,9 @@ class Run:
                     ready.extend(Task("cell", cell) for cell in self._ordered(cells))
                 else:
                     self._cannot_prepare(outcome, cells, others=bool(blocked))
+        except KeyboardInterrupt:
+            self.reporter.say("stopping the workers")
+            raise
         finally:
             executor.close()
             self._began.clear()
