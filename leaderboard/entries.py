@@ -112,14 +112,17 @@ def board_entries(
     owned: dict[str, list[Row]] = {name: [] for name in cells}
     for row in rows:
         owned[contestant(row.cell)].append(row)
+    titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
     entries = [
-        _entry(name, board, tuple(owned[name]), tuple(cells[name]), ranking) for name in cells
+        _entry(name, titles, board, tuple(owned[name]), tuple(cells[name]), ranking)
+        for name in cells
     ]
     return tuple(sorted(entries, key=_order))
 
 
 def _entry(
     name: str,
+    titles: Mapping[str, str],
     board: BoardId,
     rows: tuple[Row, ...],
     cells: tuple[Cell, ...],
@@ -127,13 +130,12 @@ def _entry(
 ) -> Entry:
     good = [row for row in rows if row.status is Status.OK]
     state, reason = _state(rows, cells)
-    title = next((str(row.method["title"]) for row in rows if row.method.get("title")), "")
     times = [row.latency for row in good if row.latency is not None]
     parities = [row.parity for row in good if row.parity is not None]
     return Entry(
         name=name,
         method=cells[0].method,
-        title=title or cells[0].method,
+        title=titles.get(cells[0].method, cells[0].method),
         bits=cells[0].bits,
         board=board,
         state=state,

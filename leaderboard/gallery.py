@@ -80,6 +80,8 @@ def _gallery(
     if fp is None or reference is None or not any(reference.uris):
         return None
     left = budget - sum(map(len, reference.uris))
+    if left < 0:
+        return None
     others, left_out = [], []
     for entry in entries:
         if entry.is_fp or not entry.ok:
@@ -141,6 +143,6 @@ def _caption(row: Row, number: int) -> str:
     """The prompt or class of an image where the row tells, else its number."""
     for name in ("prompts", "captions", "classes", "labels"):
         texts = row.workload.get(name)
-        if isinstance(texts, list | tuple) and texts:
-            return str(texts[number % len(texts)])
+        if isinstance(texts, list | tuple) and number < len(texts):
+            return str(texts[number])
     return f"seed {row.cell.seed}, image {number}"

@@ -92,13 +92,15 @@ def separations(spread: Spread) -> NDArray[np.bool_]:
     count = len(spread.mu)
     if count < 2 or spread.units < FEWEST_UNITS:
         return np.zeros((count, count), dtype=bool)
-    gap = spread.mu[:, None] - spread.mu[None, :]
-    gaps = spread.samples[:, :, None] - spread.samples[:, None, :]
+    one, other = np.triu_indices(count, 1)
+    gaps = spread.samples[:, one] - spread.samples[:, other]
     scale = np.maximum(gaps.std(axis=0), 1e-9)
-    upper = np.triu_indices(count, 1)
     drift = np.abs(gaps - gaps.mean(axis=0)) / scale
-    bar = float(np.quantile(drift[:, *upper].max(axis=1), LEVEL))
-    return np.asarray((gap / scale > bar) & spread.comparable)
+    bar = float(np.quantile(drift.max(axis=1), LEVEL))
+    lead = (spread.mu[one] - spread.mu[other]) / scale
+    above = np.zeros((count, count), dtype=bool)
+    above[one, other], above[other, one] = lead > bar, lead < -bar
+    return above & spread.comparable
 
 
 def tie_groups(mu: Floats, above: NDArray[np.bool_]) -> Ints:

@@ -19,6 +19,7 @@ from quantarena.leaderboard.advice import Advice, advise
 from quantarena.leaderboard.entries import Entry, board_entries
 from quantarena.leaderboard.export import export_tables
 from quantarena.leaderboard.gallery import Gallery, make_galleries
+from quantarena.leaderboard.hardware import machines
 from quantarena.leaderboard.judge import FAMILIES
 from quantarena.leaderboard.load import BoardId, by_board, load_rows
 from quantarena.leaderboard.pareto import size_points, speed_points
@@ -52,6 +53,7 @@ class BoardView:
         size: the plot against bytes.
         gallery: images, if any.
         scale: axis of the small score intervals.
+        higher: the judge's metric is better when higher.
     """
 
     number: int
@@ -67,6 +69,7 @@ class BoardView:
     size: plot.Plot | None
     gallery: Gallery | None
     scale: plot.Axis | None
+    higher: bool
 
     @property
     def reference(self) -> Row | None:
@@ -196,6 +199,7 @@ def _view(
         size=plot.make_plot(size, key, x_zero=True),
         gallery=gallery,
         scale=plot.Axis(min(ends) - 1, max(ends) + 1, 0, 76) if ends else None,
+        higher=higher,
     )
 
 
@@ -209,16 +213,6 @@ def tally(entries: Sequence[Entry]) -> dict[str, int]:
             found[state] = found.get(state, 0) + 1
     order = ["ok", "skipped", "timeout", "oom", "failed", "missing"]
     return {state: found[state] for state in order if state in found}
-
-
-def machines(rows: Sequence[Row]) -> list[list[tuple[str, str]]]:
-    """Distinct machines of the rows, as printable pairs."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        pairs = wording.facts(row.machine)
-        if pairs:
-            found.setdefault(str(pairs), pairs)
-    return list(found.values())
 
 
 def _version() -> str:

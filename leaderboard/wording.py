@@ -107,6 +107,8 @@ def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, st
             text = ", ".join(f"{k}: {v}" for k, v in value.items())
         elif isinstance(value, list | tuple):
             text = ", ".join(str(item) for item in value)
+        elif str(key).endswith("_bytes") and isinstance(value, int):
+            text, key = size(value), str(key).removesuffix("_bytes")
         else:
             text = str(value)
         pairs.append((str(key).replace("_", " "), text[:longest] + ("…" * (len(text) > longest))))

@@ -116,7 +116,12 @@ for (const point of all(".point")) {
   point.addEventListener("focus", () => showTip(point));
   point.addEventListener("blur", hideTip);
 }
-addEventListener("scroll", hideTip, { passive: true });
+/* Focus scrolls a point into view: its label has to follow, not to vanish. */
+addEventListener("scroll", () => {
+  const point = document.activeElement?.closest?.(".point");
+  if (point && !tip.hidden) showTip(point);
+  else hideTip();
+}, { passive: true });
 
 all("table.sortable").forEach(sortable);
 if (filters) {

@@ -17,7 +17,16 @@ TITLES = {"rtn": "RTN", "q_diffusion": "Q-Diffusion", "steady": "Steady (made up
 BITS = {"w8a8": (0.012, 1.32, 0.26), "w4a8": (0.085, 1.48, 0.14), "w4a4": (0.34, 1.63, 0.135)}
 WORKLOADS = {"synthetic-shapes": 64, "synthetic-blobs": 32}
 FP_BYTES = 26_800_000
-PROMPTS = ["red dot", "green tile", "blue moon", "yellow sun", "pink drop", "teal gem"]
+PROMPTS = [
+    "red dot",
+    "green tile",
+    "blue moon",
+    "yellow sun",
+    "pink drop",
+    "teal gem",
+    "coral button",
+    "mint key",
+]
 
 
 def grid(images=24, workloads=tuple(WORKLOADS), methods=tuple(METHODS), bits=tuple(BITS)):
@@ -141,11 +150,11 @@ def measured(folder, cell, rng, shared, pictures):
             "prompts": PROMPTS,
         },
         machine={
-            "processor": "Synthetic CPU @ 2.0 GHz",
+            "cpu": "Synthetic CPU @ 2.0 GHz",
             "cores": 2,
-            "memory_gb": 8,
-            "torch": "0.0",
-            "git": "0000000",
+            "ram_bytes": 8_000_000_000,
+            "versions": {"torch": "0.0"},
+            "git": None,
         },
         seconds={
             "record": 3.2,
