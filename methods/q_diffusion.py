@@ -76,9 +76,11 @@ class QDiffusion(Method):
     def schedules(self, iterations: int) -> tuple[Schedule, Schedule]:
         """Weight and activation schedules for this many weight iterations a block."""
         speedup = max(1.0, PAPER_ITERATIONS / max(1, iterations))
-        weights = Schedule(iterations, lr=min(3e-2, 1e-3 * speedup))
+        weights = Schedule(iterations, lr=min(0.1, 1e-3 * speedup))
         share = PAPER_ACT_ITERATIONS / PAPER_ITERATIONS
-        acts = replace(weights, iterations=round(iterations * share), lr=5e-3, norm=2.4)
+        acts = replace(
+            weights, iterations=round(iterations * share), lr=5e-3, norm=2.4, cosine=True
+        )
         return weights, acts
 
 
