@@ -215,4 +215,4 @@ def _order(entry: Entry) -> tuple[int, float, str, str]:
         return (0, 0.0, entry.bits, entry.name)
     if entry.standing is not None:
         return (1, -entry.standing.mu, entry.name, "")
-    return (2 if entry.ok else 3, 0.0, entry.state, entry.name)
+    return (2 if entry.ok else 3, 0.0, entry.state, "")

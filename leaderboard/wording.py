@@ -71,12 +71,12 @@ def percent(share: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes in MB (10^6)."""
+    """Bytes in MB (10^6) or GB (10^9)."""
     if not count:
         return DASH
-    value = count / 1e6
+    unit, value = ("GB", count / 1e9) if count >= 1e9 else ("MB", count / 1e6)
     text = f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-    return text + "\N{NARROW NO-BREAK SPACE}MB"
+    return f"{text}\N{NARROW NO-BREAK SPACE}{unit}"
 
 
 def seconds(value: float | None) -> str:
