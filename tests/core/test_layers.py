@@ -137,7 +137,7 @@ def test_soft_rounding_starts_at_the_weight_and_hardens_to_nearest():
     inside = (codes >= 0) & (codes <= 15)
     assert inside.float().mean() > 0.8
     assert ((quantizer(weight) - weight).abs() <= 2e-4 * quantizer.scale + 1e-6)[inside].all()
-    soft = quantizer.rounding()
+    soft = quantizer.soft.rounding()
     assert soft.min() >= 0
     assert soft.max() <= 1
     quantizer.freeze(weight)

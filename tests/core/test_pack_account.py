@@ -51,8 +51,10 @@ def test_split_layers_pack_to_sums(pixel):
 def test_one_wrong_code_is_caught(pixel, victim):
     model = quantized(pixel, Bits(8, 8))
     packed = pack(model)
-    codes = model.layers[victim].part_list()[0].weight_quantizer.codes
+    quantizer = model.layers[victim].part_list()[0].weight_quantizer
+    codes = quantizer.codes.clone()
     codes.view(-1)[0] += 1 if codes.view(-1)[0] < 255 else -1
+    quantizer.set_codes(codes)
     with pytest.raises(QuantArenaError, match=victim):
         parity(model, packed, pixel.heldout.rows(slice(0, 4)))
 

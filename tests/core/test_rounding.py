@@ -1,0 +1,43 @@
+"""The gradients of soft rounding are written by hand, so they are held against autograd's."""
+
+import pytest
+import torch
+
+from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.rounding import HIGH, LOW, SoftRounding
+
+
+@pytest.fixture
+def soft():
+    weight = torch.randn(4, 30)
+    made = SoftRounding(weight, minmax_range(weight, 4, axis=0))
+    made.alpha.data += torch.randn(4, 30) * 2  # some of them beyond the cut
+    return made, weight
+
+
+def plain(alpha):
+    return (torch.sigmoid(alpha) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def test_weight_gradient_is_autograds(soft):
+    made, weight = soft
+    params = minmax_range(weight, 4, axis=0)
+    pull = torch.randn(4, 30)
+    (made.weight() * pull).sum().backward()
+    alpha = made.alpha.detach().clone().requires_grad_(True)
+    codes = torch.floor(weight / params.scale) + plain(alpha) + params.zero_point
+    other = (codes.clamp(0, 15) - params.zero_point) * params.scale
+    (other * pull).sum().backward()
+    assert torch.allclose(made.weight(), other, atol=1e-6)
+    inner = (codes > 0) & (codes < 15)
+    assert torch.allclose(made.alpha.grad[inner], alpha.grad[inner], atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [20.0, 7.5, 2.0])
+def test_penalty_gradient_is_autograds(soft, beta):
+    made, _ = soft
+    made.alpha.grad = torch.ones_like(made.alpha)
+    made.add_penalty_gradient(0.3, beta)
+    alpha = made.alpha.detach().clone().requires_grad_(True)
+    (0.3 * (1 - (2 * plain(alpha) - 1).abs().pow(beta)).sum()).backward()
+    assert torch.allclose(made.alpha.grad - 1, alpha.grad, atol=1e-5)

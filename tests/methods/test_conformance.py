@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from quantarena.methods import registry
+from quantarena.methods.api import Effort
+from quantarena.methods.core.errors import UnknownName
+from quantarena.methods.testing import check
+
+HEAD = """
+import torch
+from quantarena.methods.api import Capabilities, Method, MethodInfo
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.model import calibrate_activations
+from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.registry import register
+
+
+@register("mine")
+class Mine(Method):
+    info = MethodInfo(title="Mine", venue="-", paper="-", summary="-")
+    supports = Capabilities()
+
+    def quantize(self, ctx):
+        model = ctx.wrap()
+        first = next(iter(model.layers.values()), None)
+        model.set_weight_ranges(minmax_range)
+        calibrate_activations(model, ctx.draw(UniformStride(ctx.effort.samples)), minmax_range)
+"""
+
+
+def run(tmp_path, monkeypatch, text, name="mine"):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    return check(name, [file], effort=Effort(8, 1))
+
+
+def failures(results):
+    return {(r.name, r.model): r.detail for r in results if not r.passed}
+
+
+@pytest.mark.parametrize("name", ["fp", "rtn", pytest.param("q_diffusion", marks=pytest.mark.slow)])
+def test_builtins_conform(name):
+    results = check(name, effort=Effort(samples=8, iterations=2))
+    assert failures(results) == {}
+    assert {r.model for r in results} == {"-", "pixel-unet", "conditional-unet", "transformer"}
+    assert len(results) == 2 + 3 * 10
+    assert all(r.detail for r in results)
+
+
+def test_a_plugin_in_one_file_conforms(tmp_path, monkeypatch):
+    assert failures(run(tmp_path, monkeypatch, HEAD + "        return model\n")) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "check_name", "message"),
+    [
+        ("raise RuntimeError('boom')", "quantizes", "RuntimeError: boom (mine.py:"),
+        (
+            "first.parts[0].weight_quantizer.scale.fill_(float('nan')); return model",
+            "quantizes",
+            "weight scale that is not positive",
+        ),
+        (
+            "from quantarena.methods.core.layers import ActQuantizer; "
+            "first.parts[0].act_quantizer = ActQuantizer(8); return model",
+            "quantizes",
+            "has no act range",
+        ),
+        ("model.layers.popitem(); return model", "quantizes", "disagree about"),
+        (
+            "torch.manual_seed(__import__('time').time_ns()); "
+            "first.parts[0].act_quantizer.scale.data *= 1 + torch.rand(()); return model",
+            "deterministic",
+            "differs between two runs",
+        ),
+        (
+            "next(iter(ctx.model.parameters())).data.add_(1e-3); return model",
+            "original untouched",
+            "was changed",
+        ),
+        (
+            "first.parts[0].act_quantizer.zero_point += 0.4; return model",
+            "packed equals fake",
+            "packed and fake quantization differ",
+        ),
+        ("ctx.calibration.clear(); return model", "calibration noted", "ctx.draw"),
+        (
+            "first.weight.data.mul_(1.5); return model",
+            "pass-through",
+            "differ from full precision",
+        ),
+        (
+            "first.parts[0].act_quantizer.scale.data *= 90 if ctx.bits.act == 8 else 1; return model",
+            "error falls with bits",
+            "fewer bits are better",
+        ),
+    ],
+)
+def test_each_check_can_fail(tmp_path, monkeypatch, body, check_name, message):
+    from quantarena.methods import testing, testing_networks
+
+    def one():
+        yield testing_networks.probe("transformer", testing_networks.transformer)
+
+    monkeypatch.setattr(testing, "probes", one)
+    found = failures(run(tmp_path, monkeypatch, f"{HEAD}        {body}\n"))
+    assert message in found[(check_name, "transformer")]
+
+
+def test_unsupported_must_be_said(tmp_path, monkeypatch):
+    text = HEAD + "        return model\n\n    def check(self, bits, variant):\n        pass\n"
+    found = failures(run(tmp_path, monkeypatch, text))
+    assert "was accepted" in found[("unsupported said so", "-")]
+
+
+def test_a_class_that_is_not_complete(tmp_path, monkeypatch):
+    text = HEAD.partition("    def quantize")[0]
+    results = run(tmp_path, monkeypatch, text)
+    assert len(results) == 1
+    assert "abstract" in results[0].detail
+
+
+def test_unknown_method():
+    with pytest.raises(UnknownName, match="did you mean rtn"):
+        check("rtm")
+
+
+def test_global_random_state_is_not_what_decides():
+    torch.manual_seed(123)
+    one = check("rtn", effort=Effort(8, 1))
+    torch.manual_seed(321)
+    assert one == check("rtn", effort=Effort(8, 1))
