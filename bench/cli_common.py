@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from quantarena.bench.console import Reporter
 from quantarena.bench.errors import UserError, did_you_mean
@@ -32,25 +33,28 @@ RESULTS = Path("results")
 Verb = Callable[..., int | None]
 
 
-def emit(value: Any, text: str | Table | Iterable[str] = "", *, as_json: bool) -> None:
+def emit(value: Any, text: str | Table | Iterable[str | Table] = "", *, as_json: bool) -> None:
     """Print a result: ``value`` as JSON, or ``text`` for people."""
     if as_json:
         json.dump(value, sys.stdout, indent=2, default=str)
         sys.stdout.write("\n")
-    elif isinstance(text, Table):
-        # A pipe has no width; 80 columns there would cut names that a reader greps for.
-        width = None if sys.stdout.isatty() else 200
-        Console(highlight=False, width=width).print(text)
-    else:
-        lines = [text] if isinstance(text, str) else list(text)
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        return
+    # A pipe has no width; 80 columns there would cut names that a reader greps for.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for part in [text] if isinstance(text, str | Table) else text:
+        if isinstance(part, Table):
+            if part.title:
+                # Not as the table's own title, which is folded to the table's width.
+                console.print(part.title, markup=False, style="bold", soft_wrap=True)
+                part.title = None
+            console.print(part)
+        else:
+            sys.stdout.write(f"{part}\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A plain table; cells are shown as they are, without markup."""
-    from rich.text import Text
-
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(title=title, box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from quantarena.bench import pages
 from quantarena.bench.cli_common import (
@@ -36,7 +37,7 @@ def rank(
     store = opened(results, run)
     path = pages.leaderboard("ranking").write_ranking(store.folder)
     value = json.loads(path.read_text(encoding="utf-8"))
-    emit(value, _ranking_lines(value), as_json=as_json)
+    emit(value, _ranking_tables(value), as_json=as_json)
 
 
 def render(
@@ -152,8 +153,21 @@ def _pm(d: Difference) -> str:
     return value + interval + (f" {d.unit}" if d.unit else "")
 
 
-def _ranking_lines(value: Any, depth: int = 0) -> list[str]:
-    return _describe(value, depth)
+def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
+    """A table for each board, and what could not be ranked."""
+    for found in value["boards"]:
+        judged = f"{found['board']['workload']}, judged by {found['metric'] or 'nothing'}"
+        yield table(
+            f"{judged}, {found['votes']} votes of {found['size']}",
+            ("place", "method", "score [95 % interval]", "tie group"),
+            [
+                (s["place"], s["contestant"], f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
+                 s["group"])
+                for s in found["standings"]
+            ],
+        )  # fmt: skip
+        for name, reason in found["unranked"].items():
+            yield f"not ranked: {name} ({reason})"
 
 
 def _describe(value: Any, depth: int = 0) -> list[str]:
