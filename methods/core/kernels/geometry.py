@@ -4,8 +4,9 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from quantarena.methods.core.kernels import native, oracle
 from torch import Tensor
+
+from quantarena.methods.core.kernels import native, oracle
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ the order is 8 channels x 4 k (``quad``: unsigned-by-signed byte products) or 16
 from dataclasses import dataclass
 
 import torch
-from quantarena.methods.core.kernels.formats import IntegerLayer
 from torch import Tensor
+
+from quantarena.methods.core.kernels.formats import IntegerLayer
 
 PANEL = 16
 UNIT = 16

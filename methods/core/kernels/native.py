@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 1
+ABI = 2
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -56,6 +57,7 @@ class GeometryStruct(ctypes.Structure):
 
 
 RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int)
+PeakFunction = ctypes.CFUNCTYPE(_int, _int, _int, ctypes.c_int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Library:
 
     status: Status
     run: "ctypes._CFunctionType | None"
+    peak: "ctypes._CFunctionType | None" = None
+    """``peak(pair, units, repeats)``: the micro-kernel alone on cache-resident data."""
 
     @property
     def wide(self) -> bool:
@@ -151,8 +155,9 @@ def load(choice: str | None = None) -> Library:
     if choice is not None and choice not in names:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
-    run = RunFunction(library.qa_entry(isa.encode()))
-    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), run)
+    run = RunFunction(library.qa_entry(isa.encode(), 0))
+    peak = PeakFunction(library.qa_entry(isa.encode(), 1))
+    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), run, peak)
 
 
 @cache

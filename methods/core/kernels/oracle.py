@@ -6,9 +6,10 @@ Every native kernel must reproduce :func:`accumulators` bit for bit.
 from typing import Any
 
 import torch
-from quantarena.methods.core.kernels.formats import IntegerLayer
 from torch import Tensor
 from torch.nn import functional
+
+from quantarena.methods.core.kernels.formats import IntegerLayer
 
 
 def quantize(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:

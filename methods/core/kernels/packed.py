@@ -9,11 +9,12 @@ import ctypes
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.kernels import native, oracle
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.geometry import Geometry, plan
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
-from torch import Tensor, nn
 
 _MAX_GEOMETRIES = 64
 _CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
@@ -257,6 +258,11 @@ class PackedLayer(nn.Module):
     def packed_bytes(self) -> int:
         """Bytes of everything that is kept for inference, padding included."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether 16-bit products are used, because the int16 overflow proof failed."""
+        return self._pair
 
     @property
     def weight_bits_observed(self) -> float:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
-from torch import Tensor, nn
 
 _SHARED = ("kind", "out_features", "kernel_size", "stride", "padding", "dilation", "groups")
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import Tensor
+
 from quantarena.methods.core.kernels import formats, native
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from torch import Tensor
 
 
 def random_layer(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quantarena.methods.core.kernels import formats
 from quantarena.methods.core.kernels.formats import IntegerLayer, pack_codes, unpack_codes
 

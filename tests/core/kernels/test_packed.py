@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.kernels.packed import PackedLayer
 

@@ -85,6 +85,7 @@ template <class Isa, bool PAIR>
 class Engine {
     static constexpr int kLanes = PAIR ? 2 : 4;             // k per 32-bit step
     static constexpr int kStepsPerUnit = 16 / kLanes;
+    static constexpr int kWideBytes = 256;  // channel bytes under a tile that strain the L1 cache
     static constexpr int64_t kPanelBytes = PAIR ? 512 : 256;  // per unit, unpacked
 
   public:
@@ -116,6 +117,24 @@ class Engine {
         if (!prepare(call, step)) return QA_NO_MEMORY;
         qa_parallel(smaller<int64_t>(threads, call.items), worker, &call);
         return call.failed ? QA_NO_MEMORY : QA_OK;
+    }
+
+    static int peak(int32_t units, int64_t repeats) {
+        const size_t depth = static_cast<size_t>(units) * kPanelBytes;
+        uint8_t* rows = static_cast<uint8_t*>(qa_scratch(QA_SLOT_ACTIVATIONS, depth));
+        void* panel = qa_scratch(QA_SLOT_PANEL, depth);
+        const int steps = units * kStepsPerUnit;
+        int32_t* offset =
+            static_cast<int32_t*>(qa_scratch(QA_SLOT_CALL, sizeof(int32_t) * steps));
+        if (rows == nullptr || panel == nullptr || offset == nullptr) return QA_NO_MEMORY;
+        for (int s = 0; s < steps; ++s) offset[s] = 4 * s;
+        const uint8_t* row[6];
+        for (int r = 0; r < 6; ++r) row[r] = rows + r * 4 * static_cast<int64_t>(steps);
+        const uint16_t chunk = static_cast<uint16_t>(units);
+        alignas(64) int32_t tile[6 * 16];
+        for (int64_t i = 0; i < repeats; ++i)
+            Isa::template dense<PAIR, 6>(row, offset, panel, &chunk, 1, tile);
+        return QA_OK;
     }
 
   private:
@@ -167,8 +186,11 @@ class Engine {
             rows = g.out_height;
             images = smaller<int64_t>(larger<int64_t>(target / area, 1), g.batch);
             images = ceil_div(g.batch, ceil_div(g.batch, images));
-        } else if (g.out_width <= target || g.out_height > 1) {
-            rows = larger<int64_t>(target / g.out_width, 1);
+        } else if (g.out_height > 1) {
+            // a planar tile reads 16 pixels of every channel row: short rows waste no cache lines
+            if (call.planar && g.out_width >= 32 && call.tap_steps * 4 * l.kernel_h >= kWideBytes)
+                cols = 16;
+            rows = larger<int64_t>(target / cols, 1);
             rows = ceil_div(g.out_height, ceil_div(g.out_height, rows));
         } else {
             cols = ceil_div(g.out_width, ceil_div(g.out_width, target));
@@ -612,6 +634,32 @@ class Engine {
                 n += channels;
             }
         }
+    }
+};
+
+// Both forms of a trait class, or only the dword = 4 k form for units that never need the other.
+template <class Isa>
+struct BothForms {
+    static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
+                   int32_t step, int32_t threads, int32_t flags) {
+        return layer->pair ? Engine<Isa, true>::run(layer, geometry, x, y, step, threads, flags)
+                           : Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags);
+    }
+    static int peak(int32_t pair, int32_t units, int64_t repeats) {
+        return pair ? Engine<Isa, true>::peak(units, repeats)
+                    : Engine<Isa, false>::peak(units, repeats);
+    }
+};
+
+template <class Isa>
+struct QuadForm {
+    static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
+                   int32_t step, int32_t threads, int32_t flags) {
+        if (layer->pair) return QA_BAD_ARGUMENT;
+        return Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags);
+    }
+    static int peak(int32_t pair, int32_t units, int64_t repeats) {
+        return pair ? static_cast<int>(QA_BAD_ARGUMENT) : Engine<Isa, false>::peak(units, repeats);
     }
 };
 

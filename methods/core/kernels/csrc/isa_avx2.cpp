@@ -2,8 +2,4 @@
 #define QA_UNIT Avx2
 #include "vec256.h"
 
-int qa_run_avx2(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
-                int32_t step, int32_t threads, int32_t flags) {
-    return layer->pair ? Engine<Avx2, true>::run(layer, geometry, x, y, step, threads, flags)
-                       : Engine<Avx2, false>::run(layer, geometry, x, y, step, threads, flags);
-}
+extern const QaUnit qa_unit_avx2 = {BothForms<Avx2>::run, BothForms<Avx2>::peak};

@@ -184,8 +184,4 @@ struct Scalar {
 
 }  // namespace
 
-int qa_run_scalar(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
-                  int32_t step, int32_t threads, int32_t flags) {
-    return layer->pair ? Engine<Scalar, true>::run(layer, geometry, x, y, step, threads, flags)
-                       : Engine<Scalar, false>::run(layer, geometry, x, y, step, threads, flags);
-}
+extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak};

@@ -21,7 +21,7 @@ GompParallel gomp_parallel = nullptr;
 
 struct Isa {
     const char* name;
-    QaRun run;
+    const QaUnit* unit;
     bool usable;
 };
 
@@ -56,13 +56,13 @@ const Isa* isa_table(int* count) {
 #if defined(__x86_64__)
         const X86 cpu;
 #if defined(QA_WITH_AVXVNNI)
-        table[n++] = {"avxvnni", qa_run_avxvnni, cpu.avxvnni};
+        table[n++] = {"avxvnni", &qa_unit_avxvnni, cpu.avxvnni};
 #endif
 #if defined(QA_WITH_AVX512VNNI)
-        table[n++] = {"avx512vnni", qa_run_avx512vnni, cpu.avx512vnni};
+        table[n++] = {"avx512vnni", &qa_unit_avx512vnni, cpu.avx512vnni};
 #endif
 #if defined(QA_WITH_AVX2)
-        table[n++] = {"avx2", qa_run_avx2, cpu.avx2};
+        table[n++] = {"avx2", &qa_unit_avx2, cpu.avx2};
 #endif
 #endif
 #if defined(QA_WITH_NEON)
@@ -71,9 +71,9 @@ const Isa* isa_table(int* count) {
 #else
         const bool dotprod = true;
 #endif
-        table[n++] = {"neon", qa_run_neon, dotprod};
+        table[n++] = {"neon", &qa_unit_neon, dotprod};
 #endif
-        table[n++] = {"scalar", qa_run_scalar, true};
+        table[n++] = {"scalar", &qa_unit_scalar, true};
         return n;
     }();
     *count = used;
@@ -93,8 +93,14 @@ thread_local Scratch scratch;
 
 void* qa_scratch(QaSlot slot, size_t bytes) {
     Scratch& mine = scratch;
+#if defined(__SANITIZE_ADDRESS__)
+    mine.bytes[slot] = 0;  // a fresh block of just this size, so that overruns show
+    constexpr size_t grain = 64;
+#else
+    constexpr size_t grain = 4096;
+#endif
     if (mine.bytes[slot] < bytes) {
-        const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        const size_t rounded = (bytes + grain - 1) / grain * grain;
         std::free(mine.block[slot]);
         mine.bytes[slot] = 0;
         mine.block[slot] = std::aligned_alloc(64, rounded);
@@ -116,7 +122,7 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg) {
 extern "C" {
 
 // Version of this ABI; the Python side refuses any other.
-QA_EXPORT int32_t qa_abi(void) { return 1; }
+QA_EXPORT int32_t qa_abi(void) { return 2; }
 
 // Takes GOMP_parallel of the OpenMP runtime that the process already uses (null: one thread).
 QA_EXPORT void qa_set_parallel(void* function) { gomp_parallel = reinterpret_cast<GompParallel>(function); }
@@ -132,13 +138,15 @@ QA_EXPORT const char* qa_isa_name(int32_t index) {
     return nullptr;
 }
 
-// Entry point for an instruction set by name; null when it is unknown or this machine lacks it.
-QA_EXPORT void* qa_entry(const char* name) {
+// Entry points of an instruction set by name: `run` for which = 0, `peak` for which = 1; null when it
+// is unknown or this machine lacks it.
+QA_EXPORT void* qa_entry(const char* name, int32_t which) {
     int count;
     const Isa* table = isa_table(&count);
     for (int i = 0; i < count; ++i) {
-        if (table[i].usable && std::strcmp(table[i].name, name) == 0)
-            return reinterpret_cast<void*>(table[i].run);
+        if (!table[i].usable || std::strcmp(table[i].name, name) != 0) continue;
+        return which == 0 ? reinterpret_cast<void*>(table[i].unit->run)
+                          : reinterpret_cast<void*>(table[i].unit->peak);
     }
     return nullptr;
 }

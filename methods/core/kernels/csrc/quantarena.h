@@ -67,12 +67,12 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg);
 enum QaSlot { QA_SLOT_ACTIVATIONS, QA_SLOT_PANEL, QA_SLOT_BLOCK, QA_SLOT_CALL, QA_SLOT_COUNT };
 void* qa_scratch(QaSlot slot, size_t bytes);
 
-int qa_run_scalar(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
-int qa_run_avx2(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
-int qa_run_avxvnni(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t,
-                   int32_t);
-int qa_run_avx512vnni(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t,
-                      int32_t);
-int qa_run_neon(const QaLayer*, const QaGeometry*, const float*, void*, int32_t, int32_t, int32_t);
+// Entry points of one instruction-set unit.  `peak` runs the micro-kernel alone on data that stay in
+// the first-level cache, `repeats` times over 6 x 16 outputs and `units` units of K.
+struct QaUnit {
+    QaRun run;
+    int (*peak)(int32_t pair, int32_t units, int64_t repeats);
+};
+extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
 
 #endif

@@ -31,7 +31,9 @@ struct QA_UNIT {
         constexpr int lanes = PAIR ? 2 : 4;
         const __m256 inv = _mm256_set1_ps(q.inv), lo = _mm256_set1_ps(q.lo);
         const __m256 hi = _mm256_set1_ps(q.hi);
-        const __m256i zero = _mm256_set1_epi32(q.zero * (PAIR ? 0x00010001 : 0x01010101));
+        const uint32_t every = PAIR ? 0x00010001u : 0x01010101u;  // the zero point in every lane
+        const __m256i zero =
+            _mm256_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(q.zero) * every));
         int i = 0;
         for (; i + 8 <= n; i += 8) {
             // signed codes, summed at their bit positions; adding the zero points makes every lane

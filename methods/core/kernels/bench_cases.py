@@ -1,0 +1,123 @@
+"""Shapes of the kernel benchmark, and the layers and inputs made for them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.kernels.formats import IntegerLayer, code_range
+
+LINEAR = (
+    (256, 320, 320),
+    (1024, 320, 1280),
+    (4096, 128, 128),
+    (64, 1280, 1280),
+    (256, 256, 768),
+    (1, 1280, 1280),
+)
+"""Rows, input features, output features."""
+CONVOLUTION = (
+    (16, 64, 32, 64),
+    (16, 128, 16, 128),
+    (8, 256, 8, 256),
+    (1, 320, 64, 320),
+    (1, 64, 32, 64),
+)
+"""Batch, input channels, height = width, output channels; 3x3, stride 1, padding 1."""
+BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (2, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layer shape: ``linear`` (rows, in, out) or ``conv2d`` (batch, in, size, out)."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and test ids."""
+        if self.kind == "linear":
+            return "lin {}x{}x{}".format(*self.shape)
+        batch, inputs, size, outputs = self.shape
+        return f"conv {batch}x{inputs}x{size}x{size}->{outputs}"
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates."""
+        return math.prod(self.shape) * (1 if self.kind == "linear" else 9 * self.shape[2])
+
+    @property
+    def outputs(self) -> int:
+        """Output elements."""
+        shape = self.shape
+        return shape[0] * shape[-1] * (1 if self.kind == "linear" else shape[2] ** 2)
+
+    @property
+    def inputs(self) -> int:
+        """Input elements."""
+        return self.shape[0] * self.shape[1] * (1 if self.kind == "linear" else self.shape[2] ** 2)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Measured times of a case, in seconds per call."""
+
+    case: Case
+    fp32: dict[str, float]
+    packed: dict[str, float] = field(default_factory=dict)
+    torch_int8: float | None = None
+    share: dict[str, float] = field(default_factory=dict)
+    """Share of the roofline that was reached."""
+    macs_per_byte: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def base(self) -> float:
+        """The faster fp32."""
+        return min(self.fp32.values())
+
+    def ratio(self, bits: str) -> float:
+        """Speed-up over the faster fp32, in the faster memory format of the packed layer."""
+        return self.base / min(t for name, t in self.packed.items() if name.split("/")[0] == bits)
+
+
+def cases() -> list[Case]:
+    """The shapes of the table."""
+    return [Case("linear", s) for s in LINEAR] + [Case("conv2d", s) for s in CONVOLUTION]
+
+
+def gaussian_layer(
+    case: Case, weight_bits: int, act_bits: int, seed: int = 0
+) -> tuple[IntegerLayer, Tensor]:
+    """Per-channel symmetric codes of Gaussian weights, and the float weights."""
+    make = torch.Generator().manual_seed(seed)
+    shape: tuple[int, ...] = (case.shape[-1], case.shape[1])
+    options: dict[str, Any] = {}
+    if case.kind == "conv2d":
+        shape, options = (*shape, 3, 3), {"padding": (1, 1)}
+    weight = torch.randn(shape, generator=make)
+    low, high = code_range(weight_bits)
+    scale = weight.flatten(1).abs().amax(dim=1) / max(high, 1)
+    codes = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round().clamp(low, high)
+    top = (1 << act_bits) - 1
+    layer = IntegerLayer(
+        kind="linear" if case.kind == "linear" else "conv2d",
+        weight_codes=codes.to(torch.int8),
+        weight_bits=weight_bits,
+        weight_scale=scale,
+        weight_zero=torch.zeros(shape[0], dtype=torch.int32),
+        act_bits=act_bits,
+        act_scale=torch.tensor(8 / top),
+        act_zero=torch.tensor((top + 1) // 2),
+        bias=torch.randn(shape[0], generator=make),
+        **options,
+    )
+    return layer, weight
+
+
+def example_input(case: Case) -> Tensor:
+    """Normal input of a case."""
+    size = case.shape[:2] if case.kind == "linear" else (*case.shape[:2], *[case.shape[2]] * 2)
+    return torch.randn(size, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,246 @@
+// Stand-alone fuzz driver for the sanitizers: random layers and shapes on every usable instruction
+// set, inputs and outputs in heap blocks of exactly their size, results against a naive loop.
+// Build and run with `python -m quantarena.methods.core.kernels.sanitize`.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "quantarena.h"
+
+extern "C" {
+const char* qa_isa_name(int32_t);
+void* qa_entry(const char*, int32_t);
+void qa_set_parallel(void*);
+}
+
+namespace {
+
+std::mt19937_64 generator;
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+
+void threads_of_our_own(void (*fn)(void*), void* arg, unsigned count, unsigned) {
+    std::vector<std::thread> team;
+    for (unsigned i = 1; i < count; ++i) team.emplace_back(fn, arg);
+    fn(arg);
+    for (std::thread& t : team) t.join();
+}
+
+struct Problem {
+    QaLayer layer{};
+    std::vector<int> weight;  // [group][out][channel][kh][kw]
+    std::vector<uint8_t> codes;
+    std::vector<int32_t> chunk_start{0}, sum, zero, table_zero;
+    std::vector<uint16_t> chunks;
+    std::vector<float> scale, bias, mult, table;
+};
+
+// The layout of layout.py, written a second time from its description.
+void encode(Problem& p) {
+    QaLayer& l = p.layer;
+    const int taps = l.kernel_h * l.kernel_w, lanes = l.pair ? 2 : 4, bits = l.weight_bits;
+    p.codes.assign(static_cast<size_t>(l.groups) * l.panels * l.units * 32 * bits, 0);
+    for (int g = 0; g < l.groups; ++g)
+        for (int n = 0; n < l.panels * 16; ++n)
+            for (int k = 0; k < l.units * 16; ++k) {
+                const int tap = k / l.in_padded, c = k % l.in_padded;
+                int code = 0;
+                if (n < l.out_channels && tap < taps && c < l.in_channels)
+                    code = p.weight[((static_cast<size_t>(g) * l.out_channels + n) * l.in_channels + c) *
+                                        taps + tap];
+                const int within = k % 16, step = within / lanes;
+                const int position = (step * 16 + n % 16) * lanes + within % lanes;
+                const int v = position / 32, byte = position % 32;
+                uint8_t* unit = p.codes.data() +
+                                ((static_cast<size_t>(g) * l.panels + n / 16) * l.units + k / 16) * 32 * bits;
+                if (bits == 8) {
+                    unit[v * 32 + byte] = static_cast<uint8_t>(code);
+                    continue;
+                }
+                int value = code + (1 << (bits - 1));
+                for (int width = 4; width >= 1; width /= 2) {
+                    if (!(bits & width)) continue;
+                    const int per_byte = 8 / width;
+                    const int field = value & ((1 << width) - 1);
+                    unit[v / per_byte * 32 + byte] |= static_cast<uint8_t>(field << (v % per_byte * width));
+                    unit += 32 * width;
+                    value >>= width;
+                }
+            }
+}
+
+Problem random_problem() {
+    Problem p;
+    QaLayer& l = p.layer;
+    l.weight_bits = pick(1, 8);
+    const int act_bits = pick(1, 8);
+    l.act_max = (1 << act_bits) - 1;
+    l.groups = pick(0, 3) ? 1 : pick(2, 3);
+    l.out_channels = pick(1, 40);
+    l.in_channels = pick(1, 40);
+    l.kernel_h = pick(1, 3);
+    l.kernel_w = pick(1, 3);
+    if (pick(0, 2) == 0) l.kernel_h = l.kernel_w = 1;
+    l.stride_h = pick(1, 3);
+    l.stride_w = pick(1, 3);
+    if (pick(0, 1)) l.stride_h = l.stride_w = 1;
+    l.pad_h = pick(0, 2);
+    l.pad_w = pick(0, 2);
+    l.dilation_h = pick(1, 2);
+    l.dilation_w = pick(1, 2);
+    l.in_padded = (l.in_channels + 3) / 4 * 4;
+    const int taps = l.kernel_h * l.kernel_w, outs = l.groups * l.out_channels;
+    l.units = (l.in_padded * taps + 15) / 16;
+    l.panels = (l.out_channels + 15) / 16;
+    // a unit of 4 steps is safe up to 5 bits, two units up to 4
+    l.pair = l.weight_bits > 5 ? 1 : pick(0, 1);
+    const int low = -(1 << (l.weight_bits - 1)), high = -low - 1;
+    p.weight.resize(static_cast<size_t>(outs) * l.in_channels * taps);
+    const int style = pick(0, 3);
+    for (int& w : p.weight) w = style == 0 ? low : style == 1 ? high : style == 2 ? (pick(0, 1) ? low : high) : pick(low, high);
+    p.sum.assign(outs, 0);
+    for (size_t i = 0; i < p.weight.size(); ++i)
+        p.sum[i / (static_cast<size_t>(l.in_channels) * taps)] += p.weight[i];
+    for (int q = 0; q < l.groups * l.panels; ++q) {
+        for (int left = l.units; left > 0;) {
+            const int n = l.pair ? left : std::min(left, l.weight_bits < 5 ? pick(1, 2) : 1);
+            p.chunks.push_back(static_cast<uint16_t>(n));
+            left -= n;
+        }
+        p.chunk_start.push_back(static_cast<int32_t>(p.chunks.size()));
+    }
+    for (int n = 0; n < outs; ++n) {
+        p.scale.push_back(0.01f * pick(1, 9));
+        p.bias.push_back(0.1f * pick(-9, 9));
+        p.zero.push_back(pick(low, high));
+    }
+    for (int c = 0; c < l.groups * l.in_channels; ++c) p.mult.push_back(0.25f * pick(1, 8));
+    l.table_size = pick(1, 3);
+    for (int i = 0; i < l.table_size; ++i) {
+        p.table.push_back(0.05f * pick(1, 5));
+        p.table_zero.push_back(pick(0, l.act_max));
+    }
+    encode(p);
+    l.codes = p.codes.data();
+    l.chunk_start = p.chunk_start.data();
+    l.chunk_units = p.chunks.data();
+    l.weight_scale = p.scale.data();
+    l.weight_sum = p.sum.data();
+    l.weight_zero = pick(0, 1) ? p.zero.data() : nullptr;
+    l.bias = pick(0, 1) ? p.bias.data() : nullptr;
+    l.in_mult = pick(0, 2) ? nullptr : p.mult.data();
+    l.act_scale = p.table.data();
+    l.act_zero = p.table_zero.data();
+    return p;
+}
+
+int code_of(float x, const Problem& p, int step, int channel) {
+    float v = x * (1.0f / p.table[step]);
+    if (p.layer.in_mult) v *= p.mult[channel];
+    const int zero = p.table_zero[step];
+    if (std::isnan(v)) return 0;
+    const float low = static_cast<float>(-zero), high = static_cast<float>(p.layer.act_max - zero);
+    return static_cast<int>(std::nearbyint(v < low ? low : v > high ? high : v)) + zero;
+}
+
+int64_t naive(const Problem& p, const QaGeometry& g, const float* x, int step, int64_t b, int n,
+              int64_t oy, int64_t ox) {
+    const QaLayer& l = p.layer;
+    const int taps = l.kernel_h * l.kernel_w, group = n / l.out_channels;
+    const int zw = l.weight_zero ? p.zero[n] : 0, zx = p.table_zero[step];
+    int64_t total = 0;
+    for (int c = 0; c < l.in_channels; ++c)
+        for (int t = 0; t < taps; ++t) {
+            const int64_t y = oy * l.stride_h - l.pad_h + t / l.kernel_w * l.dilation_h;
+            const int64_t xx = ox * l.stride_w - l.pad_w + t % l.kernel_w * l.dilation_w;
+            if (y < 0 || y >= g.height || xx < 0 || xx >= g.width) continue;
+            const int channel = group * l.in_channels + c;
+            const float v = x[b * g.x_batch + channel * g.x_channel + y * g.x_row + xx * g.x_pixel];
+            const int w = p.weight[(static_cast<size_t>(n) * l.in_channels + c) * taps + t];
+            total += static_cast<int64_t>(code_of(v, p, step, channel) - zx) * (w - zw);
+        }
+    return total;
+}
+
+bool trial(uint64_t seed) {
+    generator.seed(seed);
+    Problem p = random_problem();
+    const QaLayer& l = p.layer;
+    QaGeometry g{};
+    g.batch = pick(1, 3);
+    g.height = pick(1, 14);
+    g.width = pick(1, 36);
+    g.out_height = (g.height + 2 * l.pad_h - l.dilation_h * (l.kernel_h - 1) - 1) / l.stride_h + 1;
+    g.out_width = (g.width + 2 * l.pad_w - l.dilation_w * (l.kernel_w - 1) - 1) / l.stride_w + 1;
+    if (g.height + 2 * l.pad_h < l.dilation_h * (l.kernel_h - 1) + 1 ||
+        g.width + 2 * l.pad_w < l.dilation_w * (l.kernel_w - 1) + 1)
+        return true;
+    const int64_t in = static_cast<int64_t>(l.groups) * l.in_channels;
+    const int64_t out = static_cast<int64_t>(l.groups) * l.out_channels;
+    if (pick(0, 1)) {  // channels last
+        g.x_channel = g.y_channel = 1;
+        g.x_pixel = in, g.x_row = in * g.width, g.x_batch = in * g.width * g.height;
+        g.y_pixel = out, g.y_row = out * g.out_width, g.y_batch = g.y_row * g.out_height;
+    } else {
+        g.x_pixel = g.y_pixel = 1;
+        g.x_row = g.width, g.x_channel = g.width * g.height, g.x_batch = in * g.x_channel;
+        g.y_row = g.out_width, g.y_channel = g.out_width * g.out_height, g.y_batch = out * g.y_channel;
+    }
+    const size_t inputs = static_cast<size_t>(in * g.width * g.height * g.batch);
+    const size_t outputs = static_cast<size_t>(out * g.out_width * g.out_height * g.batch);
+    const std::unique_ptr<float[]> x(new float[inputs]);
+    const float special[] = {NAN, INFINITY, -INFINITY, 1e30f, -1e30f, 0.0f, -0.0f};
+    for (size_t i = 0; i < inputs; ++i)
+        x[i] = pick(0, 9) ? 0.05f * pick(-400, 400) : special[pick(0, 6)];
+    const int step = pick(0, l.table_size - 1);
+    char text[16];
+    for (int i = 0; qa_isa_name(i) != nullptr; ++i) {
+        const std::string name = qa_isa_name(i);
+        if (l.pair && (name == "avxvnni" || name == "avx512vnni" || name == "neon")) continue;
+        std::snprintf(text, sizeof text, "%s", name.c_str());
+        const QaRun run = reinterpret_cast<QaRun>(qa_entry(text, 0));
+        const std::unique_ptr<int32_t[]> total(new int32_t[outputs]);
+        const std::unique_ptr<float[]> y(new float[outputs]);
+        std::memset(y.get(), 0, outputs * sizeof(float));
+        const int threads = pick(1, 3);
+        if (run(&l, &g, x.get(), total.get(), step, threads, QA_INTEGER) != QA_OK ||
+            run(&l, &g, x.get(), y.get(), step, threads, QA_ACCUMULATE) != QA_OK) {
+            std::printf("seed %llu: %s failed\n", static_cast<unsigned long long>(seed), text);
+            return false;
+        }
+        for (int64_t b = 0; b < g.batch; ++b)
+            for (int n = 0; n < out; ++n)
+                for (int64_t oy = 0; oy < g.out_height; ++oy)
+                    for (int64_t ox = 0; ox < g.out_width; ++ox) {
+                        const size_t at = static_cast<size_t>(b * g.y_batch + n * g.y_channel +
+                                                              oy * g.y_row + ox * g.y_pixel);
+                        const int64_t want = naive(p, g, x.get(), step, b, n, oy, ox);
+                        const double value =
+                            static_cast<double>(want) * p.table[step] * p.scale[n] + (l.bias ? p.bias[n] : 0);
+                        if (total[at] == want && std::fabs(y[at] - value) <= 1e-5 * std::fabs(value) + 1e-3)
+                            continue;
+                        std::printf("seed %llu: %s gives %d instead of %lld\n",
+                                    static_cast<unsigned long long>(seed), text, total[at],
+                                    static_cast<long long>(want));
+                        return false;
+                    }
+    }
+    return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const uint64_t first = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 0;
+    const uint64_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 300;
+    qa_set_parallel(reinterpret_cast<void*>(&threads_of_our_own));
+    for (uint64_t seed = first; seed < first + count; ++seed)
+        if (!trial(seed)) return 1;
+    std::printf("%llu trials exact\n", static_cast<unsigned long long>(count));
+    return 0;
+}

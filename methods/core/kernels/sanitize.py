@@ -1,0 +1,87 @@
+"""Fuzzes the native kernels under the address and undefined-behaviour sanitizers.
+
+``python -m quantarena.methods.core.kernels.sanitize [--trials N] [--thread]`` builds the library's
+sources together with ``csrc/fuzz.cpp`` into one program and runs it.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from quantarena.methods.core.kernels.build import find_compiler, units
+
+
+def build(folder: Path, sanitizers: str) -> Path:
+    """Compiles the fuzz program.
+
+    Args:
+        folder: where to put it.
+        sanitizers: value of ``-fsanitize``.
+
+    Returns:
+        Path of the program.
+
+    Raises:
+        RuntimeError: no compiler, or it failed; carries its output.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise RuntimeError("no C++ compiler found")
+    sources = Path(__file__).resolve().parent / "csrc"
+    flags = ["-std=c++17", "-O1", "-g", "-pthread", "-ffp-contract=off", f"-fsanitize={sanitizers}"]
+    flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    macros, objects = [], []
+    parts = [(unit.source, unit.flags, unit.macro) for unit in units(platform.machine())]
+    for source, extra, macro in [*parts, ("library.cpp", (), None), ("fuzz.cpp", (), None)]:
+        output = str(folder / f"{source}.o")
+        macros += [f"-D{macro}"] if macro else []
+        command = [*compiler, *flags, *extra, *macros, "-c", str(sources / source), "-o", output]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"compiling {source} failed:\n{done.stderr}")
+        objects.append(output)
+    program = folder / "fuzz"
+    done = subprocess.run(
+        [*compiler, *flags, *objects, "-o", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"linking failed:\n{done.stderr}")
+    return program
+
+
+def fuzz(trials: int, sanitizers: str = "address,undefined", first: int = 0) -> tuple[int, str]:
+    """Builds and runs the fuzz program.
+
+    Returns:
+        Its exit code (0: every trial exact and no complaint) and its output.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        program = build(Path(name), sanitizers)
+        done = subprocess.run(
+            [str(program), str(first), str(trials)], capture_output=True, text=True, check=False
+        )
+    return done.returncode, done.stdout + done.stderr
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="quantarena.methods.core.kernels.sanitize")
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--thread", action="store_true", help="thread sanitizer instead")
+    options = parser.parse_args(arguments)
+    code, output = fuzz(
+        options.trials, "thread" if options.thread else "address,undefined", options.first
+    )
+    sys.stdout.write(output)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
