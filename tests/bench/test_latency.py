@@ -60,7 +60,7 @@ def test_full_precision_is_measured_against_itself():
 
 
 def test_peak_growth_sees_a_large_tensor():
-    grown = peak_growth(lambda: torch.ones(64, 1024, 1024, dtype=torch.uint8).sum())
+    grown = peak_growth(lambda: torch.ones(16, 1024, 1024))
     assert grown == 0 or 50e6 < grown < 400e6
 
 

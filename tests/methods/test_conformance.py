@@ -93,7 +93,7 @@ def test_a_plugin_in_one_file_conforms(tmp_path, monkeypatch):
             "differ from full precision",
         ),
         (
-            "first.parts[0].act_quantizer.scale.data *= 90 if ctx.bits.act == 8 else 1; return model",
+            "first.parts[0].act_quantizer.scale.data *= 90 ** (ctx.bits.act == 8); return model",
             "error falls with bits",
             "fewer bits are better",
         ),
