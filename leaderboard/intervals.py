@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
 from quantarena.leaderboard.ksort import DEFAULT_RULES, Rules, replay
@@ -76,7 +77,7 @@ def estimate(
     return Spread(
         mu=mu[:shuffles].mean(axis=0),
         sigma=np.sqrt(var[:shuffles].mean(axis=0)),
-        samples=mu[shuffles:],
+        samples=_widened(mu[shuffles:], units),
         comparable=part[:, None] == part[None, :],
         units=units,
     )
@@ -112,6 +113,18 @@ def tie_groups(mu: Floats, above: NDArray[np.bool_]) -> Ints:
             current, head = current + 1, int(number)
         group[number] = current
     return group
+
+
+def _widened(samples: Floats, units: int) -> Floats:
+    """Resamples spread out by what a bootstrap of few units misses.
+
+    It divides by n where n - 1 is due, and its tails are the normal's where Student's are.
+    """
+    if units < 2 or not len(samples):
+        return samples
+    tails = stats.t.ppf((1 + LEVEL) / 2, units - 1) / stats.norm.ppf((1 + LEVEL) / 2)
+    centre = samples.mean(axis=0)
+    return np.asarray(centre + (samples - centre) * tails * np.sqrt(units / (units - 1)))
 
 
 def _padded(orders: list[Ints]) -> Ints:

@@ -47,6 +47,7 @@ class BoardView:
         entries: table lines.
         fidelity: columns of the fidelity board.
         quality: columns of the quality board.
+        uncomputed: measurements of quality that no entry has a number for.
         places: places on the quality board, by metric and entry.
         advice: what to ship.
         speed: the plot against speed-up.
@@ -63,6 +64,7 @@ class BoardView:
     entries: tuple[Entry, ...]
     fidelity: tuple[Measurement, ...]
     quality: tuple[Measurement, ...]
+    uncomputed: tuple[Measurement, ...]
     places: dict[str, dict[str, int]]
     advice: Advice
     speed: plot.Plot | None
@@ -178,7 +180,8 @@ def _view(
     gallery: Gallery | None,
     key: plot.Key,
 ) -> BoardView:
-    quality = metrics_of(entries, QUALITY)
+    asked = metrics_of(entries, QUALITY)
+    quality = tuple(m for m in asked if any(_known(entry, m.name) for entry in entries))
     metric = ranking.metric if ranking else None
     higher = FAMILIES[metric.split("/")[0]] if metric else False
     standings = ranking.standings if ranking else ()
@@ -193,6 +196,7 @@ def _view(
         entries=entries,
         fidelity=metrics_of(entries, FIDELITY),
         quality=quality,
+        uncomputed=tuple(m for m in asked if m not in quality),
         places={figure.name: quality_places(entries, figure.name) for figure in quality},
         advice=advise(entries, metric),
         speed=plot.make_plot(speed, key, include_x=1.0),
@@ -201,6 +205,11 @@ def _view(
         scale=plot.Axis(min(ends) - 1, max(ends) + 1, 0, 76) if ends else None,
         higher=higher,
     )
+
+
+def _known(entry: Entry, name: str) -> bool:
+    figure = entry.figure(name)
+    return figure is not None and figure.value is not None
 
 
 def tally(entries: Sequence[Entry]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Which methods are worth a look when two things matter at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantarena.leaderboard.entries import Entry
 
@@ -86,13 +86,23 @@ def speed_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tu
 
 
 def size_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
-    """Fidelity against packed bytes as a share of full precision's; bytes are exact."""
+    """Fidelity against packed bytes as a share of full precision's.
+
+    Bytes are exact, but less than one percent of full precision's decides nothing.
+    """
     points = []
     for entry in entries:
         y, share = span_of(entry, metric), entry.share
         if y and share is not None and not entry.is_fp:
             points.append(Point(entry, Span(share, share, share), y))
-    return front(points, x_higher=False, y_higher=y_higher)
+    whole = [replace(point, x=_whole_percent(point.x)) for point in points]
+    marked = front(whole, x_higher=False, y_higher=y_higher)
+    return tuple(replace(m, x=point.x) for m, point in zip(marked, points, strict=True))
+
+
+def _whole_percent(span: Span) -> Span:
+    value = round(span.value, 2)
+    return Span(value, value, value)
 
 
 def span_of(entry: Entry, metric: str) -> Span | None:

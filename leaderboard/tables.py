@@ -10,7 +10,14 @@ from quantarena.leaderboard.pareto import overlap
 
 FIDELITY, QUALITY = "fidelity", "quality"
 
-SHORT_NAMES = {"lpips": "LPIPS", "psnr": "PSNR", "ssim": "SSIM", "kid": "KID", "fid": "FID"}
+SHORT_NAMES = {
+    "lpips": "LPIPS",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "kid": "KID",
+    "fid": "FID",
+    "frechet-pca32": "Fréchet",
+}
 
 
 def short_name(name: str) -> str:

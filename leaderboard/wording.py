@@ -97,6 +97,14 @@ def chance(share: float | None) -> str:
     return percent(share)
 
 
+def unit(text: str) -> str:
+    """A unit as print has it: ``x1e-3`` becomes a power of ten."""
+    base, _, power = text.partition("1e")
+    if base in ("x", "") and power.lstrip("-").isdigit():
+        return "×10" + power.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return text
+
+
 def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, str]]:
     """A nested mapping as printable pairs; long values are cut, empty ones left out."""
     pairs = []
@@ -109,6 +117,8 @@ def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, st
             text = ", ".join(str(item) for item in value)
         elif str(key).endswith("_bytes") and isinstance(value, int):
             text, key = size(value), str(key).removesuffix("_bytes")
+        elif isinstance(value, float):
+            text = f"{value:.6g}"
         else:
             text = str(value)
         pairs.append((str(key).replace("_", " "), text[:longest] + ("…" * (len(text) > longest))))
@@ -128,6 +138,7 @@ FILTERS = {
     "figure": figure,
     "ends": ends,
     "times": times,
+    "unit": unit,
     "percent": percent,
     "size": size,
     "seconds": seconds,

@@ -159,13 +159,13 @@ def test_missing_images_latency_and_numbers(tmp_path, make_results, make_grid):
 
 
 def test_hundreds_of_rows(tmp_path, make_results, make_grid):
-    methods = tuple(f"method_{n:02d}" for n in range(50))
+    methods = tuple(f"method_{n:02d}" for n in range(30))
     bits = ("w8a8", "w4a8", "w4a4", "w6a6")
     plan = make_grid(images=8, workloads=("synthetic-blobs",), methods=methods, bits=bits)
     cells = make_results(tmp_path, plan=plan, broken=False, pictures=False)
     text, _ = page(tmp_path, cells)
-    assert len(cells) == 201
-    assert "201 of 201" not in text  # the script counts; without it nothing is claimed
+    assert len(cells) == 121
+    assert "121 of 121" not in text  # the script counts; without it nothing is claimed
     assert len(text) < 5_000_000
 
 

@@ -41,6 +41,8 @@ def test_units():
     assert wording.seconds(3725) == "1:02:05"
     assert wording.chance(1.0).startswith(">")
     assert wording.times(1.519) == "1.52"
+    assert wording.unit("x1e-3") == "×10⁻³"
+    assert [wording.unit(text) for text in ("dB", "", "x")] == ["dB", "", "x"]
 
 
 def test_facts_are_flat_short_and_complete():
