@@ -169,9 +169,10 @@ def _axis(
     low, high = min(s.low for s in spans), max(s.high for s in spans)
     if may_log and low > 0 and high / low > 12:
         return Axis(low / 1.35, high * 1.25, start, end, log=True)
+    from_zero = zero and low >= 0
+    low = 0.0 if from_zero else low
     pad = 0.09 * ((high - low) or abs(high) or 1.0)
-    bottom = 0.0 if zero and low >= 0 else low - pad
-    return Axis(bottom, high + pad, start, end)
+    return Axis(low if from_zero else low - pad, high + pad, start, end)
 
 
 def _round_values(axis: Axis) -> list[float]:
