@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.graph import Graph
-from torch import nn
 
 FLOAT_BITS = 32
 

@@ -11,9 +11,10 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from quantarena.methods.core.errors import BrokenModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from quantarena.methods.core.errors import BrokenModel
 
 QuantizableModule = nn.Conv2d | nn.Linear
 

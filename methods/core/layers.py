@@ -10,6 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.graph import QuantizableModule
 from quantarena.methods.core.kernels.formats import IntegerLayer
@@ -20,18 +23,14 @@ from quantarena.methods.core.quantizer import (
     quantize,
 )
 from quantarena.methods.core.ranges import RangeSearch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-_ADAROUND_LOW, _ADAROUND_HIGH = -0.1, 1.1
-"""Stretch of the rectified sigmoid (Louizos et al.; AdaRound eq. 23)."""
+from quantarena.methods.core.rounding import SoftRounding
 
 
 class WeightQuantizer(nn.Module):
     """Codes of one part's weight, per output channel.
 
-    Three states: ranges set (nearest rounding), soft (AdaRound's ``alpha`` decides up or down), and
-    frozen (codes fixed, which is what packs).
+    Three states: ranges set (nearest rounding), soft (AdaRound decides up or down), and frozen
+    (codes fixed, which is what packs).
     """
 
     scale: Tensor
@@ -41,7 +40,8 @@ class WeightQuantizer(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        self.alpha: nn.Parameter | None = None
+        self.soft: SoftRounding | None = None
+        self._value: Tensor | None = None  # what frozen codes stand for, computed once
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0))
         self.register_buffer("codes", None)
@@ -54,44 +54,37 @@ class WeightQuantizer(nn.Module):
     def set_params(self, params: QuantParams) -> None:
         """Take a range; forgets rounding and codes made under another."""
         self.scale, self.zero_point = params.scale.detach(), params.zero_point.detach()
-        self.alpha, self.codes = None, None
+        self.soft, self.codes, self._value = None, None, None
+
+    def set_codes(self, codes: Tensor) -> None:
+        """Fix the codes, uint8 in the weight's shape."""
+        self.codes, self.soft, self._value = codes.to(torch.uint8), None, None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the codes stand for."""
         if self.codes is not None:
-            return dequantize(self.codes.float(), self.params)
-        if self.alpha is not None:
-            top = self.params.levels - 1
-            floor = torch.floor(weight * self.scale.reciprocal())
-            codes = (floor + self.rounding() + self.zero_point).clamp(0, top)
-            return dequantize(codes, self.params)
+            if self._value is None:
+                self._value = dequantize(self.codes.float(), self.params)
+            return self._value
+        if self.soft is not None:
+            return self.soft.weight()
         return dequantize(quantize(weight, self.params), self.params)
 
-    def soften(self, weight: Tensor) -> None:
-        """Start AdaRound: ``alpha`` makes the soft weight equal the weight (Nagel et al. 2020)."""
-        position = weight * self.scale.reciprocal()
-        rest = (position - torch.floor(position)).clamp(1e-4, 1 - 1e-4)
-        spread = _ADAROUND_HIGH - _ADAROUND_LOW
-        self.alpha = nn.Parameter(-torch.log(spread / (rest - _ADAROUND_LOW) - 1))
-
-    def rounding(self) -> Tensor:
-        """Soft rounding in [0, 1]: 0 is down, 1 is up."""
-        assert self.alpha is not None
-        spread = _ADAROUND_HIGH - _ADAROUND_LOW
-        return (torch.sigmoid(self.alpha) * spread + _ADAROUND_LOW).clamp(0, 1)
+    def soften(self, weight: Tensor) -> SoftRounding:
+        """Start AdaRound on this weight."""
+        self.soft = SoftRounding(weight.detach(), self.params)
+        return self.soft
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> None:
         """Fix the codes: hard rounding where soft, nearest otherwise."""
         if self.codes is not None:
             return
-        if self.alpha is None:
-            codes = quantize(weight, self.params)
+        if self.soft is None:
+            self.set_codes(quantize(weight, self.params))
         else:
-            top = self.params.levels - 1
-            floor = torch.floor(weight * self.scale.reciprocal())
-            codes = (floor + (self.alpha >= 0).float() + self.zero_point).clamp(0, top)
-        self.codes, self.alpha = codes.to(torch.uint8), None
+            floor = torch.floor(weight * self.scale.reciprocal()) + self.soft.up()
+            self.set_codes((floor + self.zero_point).clamp(0, self.params.levels - 1))
 
 
 class ActQuantizer(nn.Module):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.graph import Graph
@@ -14,7 +16,6 @@ from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch
 from quantarena.methods.core.trajectory import CalibrationSet
-from torch import Tensor, nn
 
 _KEEP = 1 << 16
 """Activation values kept of each part for range searches; extremes are always kept."""
@@ -92,9 +93,10 @@ class QuantizedModel:
                             state[f"{prefix}/weight_zero"],
                         )
                         wq.set_params(QuantParams(scale, zero, wq.bits))
-                        wq.codes = state[f"{prefix}/codes"]
-                        if wq.codes.shape != layer.part_weight(part).shape:
-                            raise BrokenModel(f"{prefix}: codes have shape {tuple(wq.codes.shape)}")
+                        codes = state[f"{prefix}/codes"]
+                        if codes.shape != layer.part_weight(part).shape:
+                            raise BrokenModel(f"{prefix}: codes have shape {tuple(codes.shape)}")
+                        wq.set_codes(codes)
                     if aq is not None:
                         scale, zero = state[f"{prefix}/act_scale"], state[f"{prefix}/act_zero"]
                         aq.set_params(QuantParams(scale, zero, aq.bits))

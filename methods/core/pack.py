@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.account import Account, account
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import QuantArenaError
@@ -14,7 +16,6 @@ from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.trajectory import CalibrationSet
-from torch import Tensor, nn
 
 PARITY_LIMIT = 1e-5
 """Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""

@@ -7,8 +7,9 @@ channel of a weight). Searches work on all channels at once, one pass over the c
 from typing import Protocol
 
 import torch
-from quantarena.methods.core.quantizer import QuantParams, affine_params
 from torch import Tensor
+
+from quantarena.methods.core.quantizer import QuantParams, affine_params
 
 
 class RangeSearch(Protocol):

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.partition import Block
 from quantarena.methods.core.trajectory import CalibrationSet
-from torch import Tensor, nn
 
 BlockProgress = Callable[[int, int], None]
 

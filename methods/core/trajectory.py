@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from quantarena.methods.core.errors import BrokenModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from quantarena.methods.core.errors import BrokenModel
 
 
 @dataclass(frozen=True, slots=True)
