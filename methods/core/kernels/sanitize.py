@@ -1,14 +1,17 @@
 """Fuzzes the native kernels under the address and undefined-behaviour sanitizers.
 
 ``python -m quantarena.methods.core.kernels.sanitize [--trials N] [--thread]`` builds the library's
-sources together with ``csrc/fuzz.cpp`` into one program and runs it.
+sources together with ``csrc/fuzz.cpp`` into one program and runs it.  There the AVX-VNNI unit is
+built with an emulated dot product, so that its code runs on machines that lack the instruction.
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quantarena.methods.core.kernels.build import find_compiler, units
@@ -33,25 +36,27 @@ def build(folder: Path, sanitizers: str) -> Path:
     sources = Path(__file__).resolve().parent / "csrc"
     flags = ["-std=c++17", "-O1", "-g", "-pthread", "-ffp-contract=off", f"-fsanitize={sanitizers}"]
     flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    macros, objects = [], []
-    parts = [(unit.source, unit.flags, unit.macro) for unit in units(platform.machine())]
-    for source, extra, macro in [*parts, ("library.cpp", (), None), ("fuzz.cpp", (), None)]:
-        output = str(folder / f"{source}.o")
-        macros += [f"-D{macro}"] if macro else []
-        command = [*compiler, *flags, *extra, *macros, "-c", str(sources / source), "-o", output]
+    parts = units(platform.machine())
+    macros = tuple(f"-D{unit.macro}" for unit in parts if unit.macro)
+    flags += [*macros, "-DQA_EMULATE_VNNI"]
+    named = [(unit.source, unit.flags) for unit in parts]
+    named += [("library.cpp", ()), ("fuzz.cpp", ())]
+
+    def run(arguments: list[str], output: Path) -> str:
+        command = [*compiler, *flags, *arguments, "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"compiling {source} failed:\n{done.stderr}")
-        objects.append(output)
+            raise RuntimeError(f"building {output.name} failed:\n{done.stderr}")
+        return str(output)
+
+    def compile_one(part: tuple[str, tuple[str, ...]]) -> str:
+        source, extra = part
+        return run([*extra, "-c", str(sources / source)], folder / f"{source}.o")
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        objects = list(pool.map(compile_one, named))
     program = folder / "fuzz"
-    done = subprocess.run(
-        [*compiler, *flags, *objects, "-o", str(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"linking failed:\n{done.stderr}")
+    run(objects, program)
     return program
 
 

@@ -76,3 +76,12 @@ def make_layer():
 @pytest.fixture
 def make_input():
     return random_input
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small jobs on a shared machine lose to their own thread pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -43,6 +43,10 @@ struct X86 {
         const bool avx512bw = b & (1u << 30);
         avx512vnni = avx2 && zmm && avx512f && avx512vl && avx512bw && (c & (1u << 11));
         const unsigned leaves = a;
+#if defined(QA_EMULATE_VNNI)
+        avxvnni = avx2;
+        return;
+#endif
         if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) avxvnni = avx2 && (a & (1u << 4));
     }
 };
