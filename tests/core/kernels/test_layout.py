@@ -33,9 +33,6 @@ def test_chunks_never_overflow_and_are_maximal(bits, extreme):
     for panel in range(3):
         start = 0
         for first, second in zip(chunks[panel], chunks[panel][1:], strict=False):
-
-                [start, first + 1, 40 - start - first - 1] if start else [first + 1, 40 - first - 1]
-            ]
             longer = blocks[panel : panel + 1, :, start : start + first + 1]
             over = worst_lane(longer, [[first + 1]], 255)
             assert over[0] > 32767 or over[1] < -32768
