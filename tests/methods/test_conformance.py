@@ -1,7 +1,10 @@
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
-from quantarena.methods import registry
+from quantarena.methods import registry, testing
 from quantarena.methods.api import Effort
 from quantarena.methods.core.errors import UnknownName
 from quantarena.methods.testing import check
@@ -35,6 +38,13 @@ def run(tmp_path, monkeypatch, text, name="mine"):
     file = tmp_path / "mine.py"
     file.write_text(text)
     return check(name, [file], effort=Effort(8, 1))
+
+
+@pytest.fixture
+def only_transformer(transformer, monkeypatch):
+    """One network instead of three, where one is enough."""
+    copy = replace(transformer, model=deepcopy(transformer.model))
+    monkeypatch.setattr(testing, "probes", lambda: iter([copy]))
 
 
 def failures(results):
@@ -99,18 +109,12 @@ def test_a_plugin_in_one_file_conforms(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_each_check_can_fail(tmp_path, monkeypatch, body, check_name, message):
-    from quantarena.methods import testing, testing_networks
-
-    def one():
-        yield testing_networks.probe("transformer", testing_networks.transformer)
-
-    monkeypatch.setattr(testing, "probes", one)
+def test_each_check_can_fail(only_transformer, tmp_path, monkeypatch, body, check_name, message):
     found = failures(run(tmp_path, monkeypatch, f"{HEAD}        {body}\n"))
     assert message in found[(check_name, "transformer")]
 
 
-def test_unsupported_must_be_said(tmp_path, monkeypatch):
+def test_unsupported_must_be_said(only_transformer, tmp_path, monkeypatch):
     text = HEAD + "        return model\n\n    def check(self, bits, variant):\n        pass\n"
     found = failures(run(tmp_path, monkeypatch, text))
     assert "was accepted" in found[("unsupported said so", "-")]
@@ -128,7 +132,7 @@ def test_unknown_method():
         check("rtm")
 
 
-def test_global_random_state_is_not_what_decides():
+def test_global_random_state_is_not_what_decides(only_transformer):
     torch.manual_seed(123)
     one = check("rtn", effort=Effort(8, 1))
     torch.manual_seed(321)
