@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ def probe(name: str, build: Callable[[], nn.Module]) -> Probe:
 
 
 def _trajectory(model: nn.Module, seed: int) -> Trajectory:
-    config = model.config
+    config: Any = model.config
     make = _generator(seed)
     conditions: dict[str, Tensor] = {}
     if getattr(config, "cross_attention_dim", None) and "encoder_hid_dim" in config:
