@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+
 from quantarena.bench.schema import Latency
 from quantarena.methods.core.pack import channels_last
 from quantarena.methods.core.trajectory import CalibrationSet
-from torch import nn
 
 WARMUP = 3
 Progress = Callable[[int, int], None]

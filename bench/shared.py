@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import package_sha256
 from quantarena.bench.metrics.features import Features, reference_features
@@ -17,8 +20,6 @@ from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, draw_images
 from quantarena.methods.core.trajectory import Trajectory, recording
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 
 def silent(done: int, total: int) -> None:

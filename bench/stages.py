@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+
 from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import class_sha256, package_sha256
@@ -35,7 +37,6 @@ from quantarena.methods.core.pack import PARITY_LIMIT, PackedModel, observe, pac
 from quantarena.methods.core.policy import policy
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.registry import Entry, entry
-from safetensors.torch import load_file, save_file
 
 Progress = Callable[[str, int, int], None]
 PARITY_POINTS = 4

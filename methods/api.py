@@ -28,6 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
+
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.graph import Graph
@@ -35,7 +37,6 @@ from quantarena.methods.core.model import QuantizedModel, wrap
 from quantarena.methods.core.partition import Block, partition
 from quantarena.methods.core.policy import Policy
 from quantarena.methods.core.trajectory import CalibrationSet, StepPolicy, Trajectory
-from torch import nn
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); total may change."""

@@ -1,8 +1,9 @@
 """The emoji64 set as real reference images."""
 
 import torch
-from quantarena.bench.training.emoji_data import load_images, records
 from torch import Tensor
+
+from quantarena.bench.training.emoji_data import load_images, records
 
 
 def heldout_images(resolution: int) -> Tensor:

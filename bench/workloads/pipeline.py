@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.methods.core.errors import BrokenModel
-from torch import nn
 
 MANIFEST = "manifest.json"
 _WEIGHTS = (".safetensors", ".bin")

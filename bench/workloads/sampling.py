@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.methods.core.errors import BrokenModel
-from torch import Tensor, nn
 
 Purpose = Literal["evaluate", "calibrate"]
 Progress = Callable[[int, int], None]
