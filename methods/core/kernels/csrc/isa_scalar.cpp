@@ -184,4 +184,6 @@ struct Scalar {
 
 }  // namespace
 
+#if !defined(QA_PORTABLE_TRAITS_ONLY)
 extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak};
+#endif
