@@ -142,6 +142,7 @@ def card(
     settings: Mapping[str, Any],
     numbers: Mapping[str, str],
     progress: Mapping[str, Mapping[str, Any]],
+    judged: str = "",
 ) -> str:
     """Returns the card's Markdown text."""
     data = _DATA["cifar" if model.startswith("cifar") else "emoji"]
@@ -155,7 +156,7 @@ def card(
 Left: 64 samples, seeded, with the settings of `workload.json` ({settings["steps"]} DDIM steps,
 guidance {settings["guidance"]:g}, eta {settings["eta"]:g}). Right: real images
 {"of the same captions or classes" if settings["conditions"]["kind"] != "none" else ""}.
-
+{chr(10) + judged + chr(10) if judged else ""}
 ## Training
 {data}
 

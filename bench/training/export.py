@@ -122,7 +122,7 @@ def _emoji_settings(name: str, title: str, pipeline: str, size: int) -> dict[str
 def _t2i(runs: Path, _: Path) -> Exported:
     vae = zoo.load_vae(runs)
     size = int(vae.config.sample_size)
-    task = TextToImageTask(vae, copies=0)
+    task = TextToImageTask(vae, runs / TextToImageTask.name / "tokenizer", copies=0)
     net = cast("TextToImage", averaged(task, runs / task.name))
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -231,6 +231,8 @@ def export(model: str, runs: Path, out: Path, cifar: Path) -> Path:
         out: Parent of the pipeline folder, which is replaced.
         cifar: CIFAR-10, for that model's card.
 
+    A `note.md` in the run's folder, how the samples look to the eye, goes into the card.
+
     Raises:
         ValueError: The model is no pipeline of its own.
         FileNotFoundError: It has not been trained.
@@ -253,7 +255,9 @@ def export(model: str, runs: Path, out: Path, cifar: Path) -> Path:
     numbers = card.common_numbers(pipeline, samples, made.train, made.held_out)
     numbers |= made.numbers(pipeline)
     progress = {name: load_checkpoint(runs / name)["progress"] for name in card.parts(model, runs)}
-    text = card.card(model, made.settings, numbers, progress)
+    note = runs / model / "note.md"
+    judged = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    text = card.card(model, made.settings, numbers, progress, judged)
     (partial / "README.md").write_text(text, encoding="utf-8")
     write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from quantarena.bench.training import emoji_data
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
 from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
 
-__all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer"]
+__all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer", "kept_tokenizer"]
 
 MAX_TOKENS = 16
 TEXT_WIDTH = 128
@@ -25,6 +26,17 @@ def build_tokenizer(captions: list[str], vocab: int = 2048) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer().train_new_from_iterator(captions, vocab_size=vocab)
     tokenizer.model_max_length = MAX_TOKENS
     return cast("CLIPTokenizer", tokenizer)
+
+
+def kept_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """Returns the tokenizer of a training run, which is trained and saved at the run's start.
+
+    The trainer breaks ties by hash order: another process gives some tokens other ids, so a run
+    must keep the tokenizer that its weights were trained with.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        build_tokenizer(captions).save_pretrained(folder)
+    return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -86,14 +98,17 @@ class TextToImageTask:
         vae: The trained autoencoder.
         device: torch device.
         copies: Jittered versions of every image beside the original.
+        tokenizer: Folder of the run's tokenizer; made if it is not there.
     """
 
     name = "emoji-t2i"
 
-    def __init__(self, vae: AutoencoderKL, device: str = "cpu", copies: int = 2) -> None:
+    def __init__(
+        self, vae: AutoencoderKL, tokenizer: Path, device: str = "cpu", copies: int = 2
+    ) -> None:
         rows = emoji_data.records("train")
         captions = [row.caption for row in rows]
-        self.tokenizer = build_tokenizer(captions)
+        self.tokenizer = kept_tokenizer(tokenizer, captions)
         self.ids = tokenize(self.tokenizer, captions).to(device)
         self.empty = tokenize(self.tokenizer, [""]).to(device)
         images = images_tensor("train", int(vae.config.sample_size), device)

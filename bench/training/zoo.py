@@ -61,7 +61,7 @@ def make_task(model: str, runs: Path, size: int, device: str, copies: int, cifar
     if model == "vae-decoder":
         return DecoderTask(vae, device)
     if model == "emoji-t2i":
-        return TextToImageTask(vae, device, copies)
+        return TextToImageTask(vae, runs / model / "tokenizer", device, copies)
     if model == "emoji-dit":
         return DitTask(vae, device, copies)
     raise ValueError(f"unknown model {model!r}: use one of {', '.join(MODELS)}")

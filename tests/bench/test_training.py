@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quantarena.bench.training import __main__ as cli
-from quantarena.bench.training import emoji_data, report, vae
+from quantarena.bench.training import emoji_data, report, t2i, vae
 from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 
@@ -208,3 +208,14 @@ def test_memorised_samples_are_found():
     assert near["samples_to_train"] == 0.0
     assert near["share_of_near_copies"] == 1.0
     assert near["samples_to_heldout"] > 50.0
+
+
+def test_a_run_keeps_its_tokenizer(tmp_path):
+    captions = ["a red apple, 3d", "a green apple, flat", "a clock, flat"]
+    first = t2i.kept_tokenizer(tmp_path, captions)
+    again = t2i.kept_tokenizer(tmp_path, ["other words"])
+    assert again.get_vocab() == first.get_vocab()
+    ids = t2i.tokenize(first, [captions[0], ""])
+    assert torch.equal(ids, t2i.tokenize(again, [captions[0], ""]))
+    assert ids.shape == (2, t2i.MAX_TOKENS)
+    assert (ids[:, 0] == first.bos_token_id).all()
