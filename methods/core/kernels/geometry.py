@@ -1,4 +1,4 @@
-"""Where an input of one shape and layout is read, and where its output is written."""
+"""The C view of a layer, and of where its input is read and its output written."""
 
 import ctypes
 from dataclasses import dataclass
@@ -22,11 +22,6 @@ class Geometry:
     strides: tuple[int, ...]
     """Strides of the output, in elements."""
 
-    @property
-    def copy(self) -> bool:
-        """Whether the input must be made contiguous first."""
-        return self.struct is None
-
 
 _COPY = Geometry(None, 0, (), ())
 
@@ -46,6 +41,44 @@ def plan(metadata: dict[str, Any], x: Tensor) -> Geometry:
     """
     oracle.check_shape(metadata, tuple(x.shape))
     return (_linear if metadata["kind"] == "linear" else _convolution)(metadata, x)
+
+
+def layer_struct(
+    metadata: dict[str, Any], pair: bool, buffers: dict[str, Tensor]
+) -> native.LayerStruct:
+    """The C view of a packed layer.
+
+    Args:
+        metadata: description of the layer, see ``IntegerLayer.metadata``.
+        pair: form of the panels, see ``Panels.pair``.
+        buffers: the layer's buffers by name; they must outlive the result.
+
+    Returns:
+        The structure, with null pointers for absent buffers.
+    """
+    shape, groups = metadata["weight_shape"], metadata["groups"]
+    panels, units, _ = buffers["panels"].shape
+    names = (
+        "panels chunk_start chunk_units weight_scale weight_sum weight_zero bias in_mult "
+        "act_scale act_zero"
+    )
+    return native.LayerStruct(
+        metadata["weight_bits"],
+        (1 << metadata["act_bits"]) - 1,
+        int(pair),
+        groups,
+        shape[0] // groups,
+        shape[1],
+        -(-shape[1] // 4) * 4,
+        units,
+        panels // groups,
+        *(shape[2:] or (1, 1)),
+        *metadata["stride"],
+        *metadata["padding"],
+        *metadata["dilation"],
+        buffers["act_scale"].numel(),
+        *[buffers[name].data_ptr() if name in buffers else None for name in names.split(" ")],
+    )
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

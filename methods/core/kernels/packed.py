@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.kernels import native, oracle
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.kernels.geometry import Geometry, plan
+from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
 
 _MAX_GEOMETRIES = 64
@@ -99,6 +99,7 @@ class PackedLayer(nn.Module):
         """Drops what is derived from the addresses of the buffers."""
         self._geometries: dict[tuple[Any, ...], Geometry] = {}
         self._struct: native.LayerStruct | None = None
+        self._address = 0
         self._source: IntegerLayer | None = None
 
     def integer_layer(self) -> IntegerLayer:
@@ -120,45 +121,6 @@ class PackedLayer(nn.Module):
             groups=meta["groups"],
             **tensors,
         )
-
-    def _layer_struct(self) -> native.LayerStruct:
-        """The C view of the buffers."""
-        meta = self.metadata
-        shape, groups = meta["weight_shape"], meta["groups"]
-        kernel = shape[2:] or (1, 1)
-        panels, units, _ = self.panels.shape
-
-        def pointer(tensor: Tensor | None) -> int | None:
-            return None if tensor is None else tensor.data_ptr()
-
-        struct = native.LayerStruct(
-            meta["weight_bits"],
-            (1 << meta["act_bits"]) - 1,
-            int(self._pair),
-            groups,
-            shape[0] // groups,
-            shape[1],
-            -(-shape[1] // 4) * 4,
-            units,
-            panels // groups,
-            *kernel,
-            *meta["stride"],
-            *meta["padding"],
-            *meta["dilation"],
-            self.act_scale.numel(),
-            pointer(self.panels),
-            pointer(self.chunk_start),
-            pointer(self.chunk_units),
-            pointer(self.weight_scale),
-            pointer(self.weight_sum),
-            pointer(self.weight_zero),
-            pointer(self.bias),
-            pointer(self.in_mult),
-            pointer(self.act_scale),
-            pointer(self.act_zero),
-        )
-        self._struct = struct
-        return struct
 
     # ---- running ---------------------------------------------------------------------------
 
@@ -199,7 +161,7 @@ class PackedLayer(nn.Module):
         run = self._library.run
         if run is None:
             return self._run_reference(x, step, into, flags)
-        if x.dtype != torch.float32 or x.device.type != "cpu":
+        if x.dtype is not torch.float32 or not x.is_cpu:
             raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
         key = (x.shape, x.stride())
         geometry = self._geometries.get(key)
@@ -208,7 +170,7 @@ class PackedLayer(nn.Module):
             if len(self._geometries) >= _MAX_GEOMETRIES:
                 self._geometries = {}
             self._geometries[key] = geometry
-        if geometry.copy:
+        if geometry.struct is None:  # neither pixels nor channels are contiguous
             return self._run(x.contiguous(), step, into, flags)
         if into is None:
             dtype = torch.int32 if flags & native.INTEGER else torch.float32
@@ -219,11 +181,11 @@ class PackedLayer(nn.Module):
             torch.float32,
         ):
             raise ValueError(f"cannot add to a {into.dtype} tensor of strides {into.stride()}")
-        struct = self._struct
-        if struct is None:
-            struct = self._struct = self._layer_struct()
+        if self._struct is None:
+            self._struct = layer_struct(self.metadata, self._pair, dict(self.named_buffers()))
+            self._address = ctypes.addressof(self._struct)
         error = run(
-            ctypes.addressof(struct),
+            self._address,
             geometry.address,
             x.data_ptr(),
             into.data_ptr(),

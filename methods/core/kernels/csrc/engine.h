@@ -329,11 +329,18 @@ class Engine {
             }
             const uint8_t* codes =
                 l.codes + static_cast<int64_t>(p) * l.units * 32 * l.weight_bits;
+            // a handful of rows would not pay for unpacking 8-bit codes first
+            if constexpr (PAIR && Isa::kDirect) {
+                if (!call.planar && count <= 6 && l.weight_bits == 8) {
+                    dense_panel<true>(call, p, image, codes, static_cast<int64_t*>(list), count, sums);
+                    continue;
+                }
+            }
             Isa::template unpack<PAIR>(codes, l.weight_bits, l.units, panel);
             if (call.planar) {
                 planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
             } else {
-                dense_panel(call, p, image, panel, static_cast<int64_t*>(list), count, sums);
+                dense_panel<false>(call, p, image, panel, static_cast<int64_t*>(list), count, sums);
             }
         }
         return true;
@@ -539,14 +546,20 @@ class Engine {
         __builtin_prefetch(static_cast<const char*>(call.y) + 4 * at, 1);
     }
 
-    template <int ROWS>
+    template <int ROWS, bool DIRECT>
     static void dense_rows(const Call& call, const uint8_t* image, const void* panel,
                            const uint16_t* chunk, int chunks, const int32_t* from, int32_t* tile) {
         const uint8_t* row[ROWS];
         for (int r = 0; r < ROWS; ++r) row[r] = image + from[r];
-        Isa::template dense<PAIR, ROWS>(row, call.step_offset, panel, chunk, chunks, tile);
+        if constexpr (DIRECT) {
+            Isa::template dense_direct<ROWS>(row, call.step_offset, panel, call.total_steps, tile);
+        } else {
+            Isa::template dense<PAIR, ROWS>(row, call.step_offset, panel, chunk, chunks, tile);
+        }
     }
 
+    // DIRECT: `panel` are 8-bit codes in pair order, still packed.
+    template <bool DIRECT>
     static void dense_panel(const Call& call, int p, const uint8_t* image, const void* panel,
                             const int64_t* to, int count, const int32_t* sums) {
         const QaLayer& l = *call.layer;
@@ -565,15 +578,15 @@ class Engine {
             for (int r = 0; r < smaller(left, 6); ++r)
                 prefetch(call, to[m + r] + shift);
             if (left >= 6) {
-                dense_rows<6>(call, image, panel, chunk, chunks, from + m, tile);
+                dense_rows<6, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
             } else {
                 rows = left;
                 switch (left) {
-                    case 5: dense_rows<5>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 4: dense_rows<4>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 3: dense_rows<3>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 2: dense_rows<2>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    default: dense_rows<1>(call, image, panel, chunk, chunks, from + m, tile);
+                    case 5: dense_rows<5, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 4: dense_rows<4, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 3: dense_rows<3, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 2: dense_rows<2, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
                 }
             }
             Isa::store_dense(tile, rows, call.epilogue, p * 16, width,
