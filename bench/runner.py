@@ -111,7 +111,7 @@ class Run:
                 else:
                     self._cannot_prepare(outcome, cells, others=bool(blocked))
         except KeyboardInterrupt:
-            self.reporter.say("stopping the workers")
+            self.reporter.say("stopping")
             raise
         finally:
             executor.close()
