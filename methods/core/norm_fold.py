@@ -1,0 +1,155 @@
+"""RepQuant's fold: channel-wise quantization of a norm's output becomes layer-wise.
+
+With channel-wise scale s and zero point z, their layer-wise values s~ and z~, ``r1 = s / s~`` and
+``r2 = z - z~``, the norm makes ``x~ = (x + s * r2) / r1`` instead of x, and its consumers undo that
+in weight and bias (arXiv:2402.05628; RepQ-ViT, ICCV 2023). Then ``x~ / s~ + z~ = x / s + z``: the
+codes are those of the channel-wise quantizer, one by one, if r2 is integer. The mean of the zero
+points is not; it is rounded here, and taken as it is only for comparison with the released code.
+
+The fold changes columns of the consumers' weights, so their ranges have to be searched again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Affine(NamedTuple):
+    """Weight and bias of a layer or norm; a norm's weight is (K,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A producer that makes ``x~``, and consumers that expect it.
+
+    Attributes:
+        producer: of the norm, or of the layer that makes its modulation; always with a bias.
+        consumers: in the order given, all with a bias.
+        scale: s~, scalar.
+        zero_point: z~, scalar; integer unless fractional ones were asked for.
+        ratio: r1, (K,).
+        offset: r2, (K,).
+    """
+
+    producer: Affine
+    consumers: tuple[Affine, ...]
+    scale: Tensor
+    zero_point: Tensor
+    ratio: Tensor
+    offset: Tensor
+
+
+def fold_norm(
+    norm: Affine | None,
+    consumers: Sequence[Affine],
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    fractional: bool = False,
+) -> Folded:
+    """Fold into a LayerNorm's own weight and bias.
+
+    Args:
+        norm: gamma and beta, (K,); None for a norm without them (1 and 0).
+        consumers: every layer that reads the norm's output, each (O, K) or a 1x1 convolution; all
+            share the one channel-wise quantizer.
+        scale: s, (K,), positive.
+        zero_point: z, (K,), integers.
+        fractional: keep the mean zero point unrounded, as the released code does.
+
+    Raises:
+        ValueError: shapes or values that do not fit.
+    """
+    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional)
+    gamma = torch.ones_like(scale) if norm is None else norm.weight
+    if gamma.shape != scale.shape:
+        raise ValueError(f"a norm of {tuple(gamma.shape)} and a scale of {tuple(scale.shape)}")
+    beta = torch.zeros_like(gamma) if norm is None or norm.bias is None else norm.bias
+    producer = Affine(gamma / ratio, (beta + scale * offset) / ratio)
+    readers = tuple(_reader(layer, scale, ratio, offset) for layer in consumers)
+    return Folded(producer, readers, layer_scale, layer_zero, ratio, offset)
+
+
+def fold_adaln(
+    modulation: Affine,
+    shift: slice,
+    gain: slice,
+    consumers: Sequence[Affine],
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    fractional: bool = False,
+) -> Folded:
+    """Fold into the linear that makes shift and gain of ``LayerNorm(x) * (1 + gain) + shift``.
+
+    ``shift' = (shift + s * r2) / r1`` and ``gain' = (1 + gain) / r1 - 1``, by rows of that linear.
+    It must be the block's own. Where blocks share one modulation linear (PixArt), their r1 differ
+    and the factors stay at run time. Ranges that change over steps need one r1 for all of them,
+    since the consumers' weights are shared.
+
+    Args:
+        modulation: weight (M, C) and bias (M,) of the linear.
+        shift: its rows that make the shift; K of them.
+        gain: its rows that make the gain (called scale in diffusers); K of them.
+        consumers: as in ``fold_norm``.
+        scale: s, (K,), positive.
+        zero_point: z, (K,), integers.
+        fractional: as in ``fold_norm``.
+
+    Raises:
+        ValueError: shapes or values that do not fit.
+    """
+    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional)
+    weight = modulation.weight.clone()
+    bias = modulation.bias
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.clone()
+    if not len(bias[shift]) == len(bias[gain]) == len(scale):
+        raise ValueError(
+            f"{len(bias[shift])} shift rows and {len(bias[gain])} gain rows for {len(scale)} "
+            "channels"
+        )
+    weight[shift] /= ratio[:, None]
+    weight[gain] /= ratio[:, None]
+    bias[shift] = (bias[shift] + scale * offset) / ratio
+    bias[gain] = (bias[gain] + 1) / ratio - 1
+    readers = tuple(_reader(layer, scale, ratio, offset) for layer in consumers)
+    return Folded(Affine(weight, bias), readers, layer_scale, layer_zero, ratio, offset)
+
+
+def _ratios(
+    scale: Tensor, zero_point: Tensor, fractional: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``r1``, ``r2``, ``s~`` and ``z~``."""
+    if scale.dim() != 1 or scale.shape != zero_point.shape or not len(scale):
+        raise ValueError(
+            f"scale {tuple(scale.shape)} and zero point {tuple(zero_point.shape)} must be (K,)"
+        )
+    if not bool(((scale > 0) & torch.isfinite(scale)).all()):
+        raise ValueError("scales must be positive and finite")
+    if not fractional and not torch.equal(zero_point, zero_point.round()):
+        raise ValueError("zero points must be integers: round them, or ask for fractional ones")
+    layer_scale, layer_zero = scale.mean(), zero_point.mean()
+    if not fractional:
+        layer_zero = layer_zero.round()
+    return scale / layer_scale, zero_point - layer_zero, layer_scale, layer_zero
+
+
+def _reader(layer: Affine, scale: Tensor, ratio: Tensor, offset: Tensor) -> Affine:
+    """A consumer that expects ``x~``: ``W (x~ * r1 - s * r2) + b``."""
+    weight, bias = layer
+    if weight.dim() < 2 or weight.shape[1] != len(scale):
+        raise ValueError(
+            f"a consumer of shape {tuple(weight.shape)} does not read {len(scale)} channels"
+        )
+    if weight[0, 0].numel() != 1:
+        raise ValueError("a kernel larger than 1 pads with zeros, which the fold would shift")
+    flat = weight.flatten(1)
+    moved = flat @ (scale * offset)
+    shifted = -moved if bias is None else bias - moved
+    return Affine((flat * ratio).reshape(weight.shape), shifted)
