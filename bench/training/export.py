@@ -25,7 +25,7 @@ from quantarena.bench.training.vae import images_tensor
 __all__ = ["evaluation_prompts", "export", "write_manifest"]
 
 PROMPTS = 1024
-SAMPLES = 128
+SAMPLES = 64
 SAMPLE_SEED = 1234
 _UNLISTED = {"manifest.json", "README.md", "samples.png"}
 
