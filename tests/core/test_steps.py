@@ -209,7 +209,7 @@ def test_density_and_diversity_by_hand():
                 diversity[t] += (1 - torch.cosine_similarity(x[t], x[s], dim=1)).sum().double()
     policy = TDAC(600, x, radius=2.0, weight=1.2)
     assert torch.equal(policy.density(), density)
-    torch.testing.assert_close(policy.diversity(), diversity, atol=1e-5, rtol=1e-5)
+    assert torch.allclose(policy.diversity(), diversity, atol=1e-5, rtol=1e-5)
     spread = [(v - v.min()) / (v.max() - v.min()) for v in (density, diversity)]
     share = spread[0] + 1.2 * spread[1]
     expected = share / share.sum() * 600
