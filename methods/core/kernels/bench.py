@@ -95,15 +95,31 @@ def ceiling(pair: bool) -> float:
     return 4000 * 96 * units * 16 / best
 
 
-def bandwidth() -> float:
-    """Bytes per second of a large copy (read and write), on the current threads."""
-    source, target = torch.empty(1 << 25), torch.empty(1 << 25)
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.numel() * 4 / best
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes per second at which this much data moves, from whatever level of memory holds it.
+
+    Args:
+        size: bytes that a layer must move.
+        threads: torch threads in use; picks the clock as in :func:`interleave`.
+
+    Returns:
+        The better of a copy (read and write) and a sum (read).
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    source = torch.ones(max(size // 8, 4096))
+    target = torch.empty_like(source)
+    repeats = max(1, (1 << 24) // source.numel())
+    rates = []
+    moves: list[tuple[Run, int]] = [(lambda: target.copy_(source), 8), (source.sum, 4)]
+    for run, factor in moves:
+        best = math.inf
+        for _ in range(5):
+            start = clock()
+            for _ in range(repeats):
+                run()
+            best = min(best, clock() - start)
+        rates.append(factor * source.numel() * repeats / best)
+    return max(rates)
 
 
 def measure(
@@ -153,12 +169,11 @@ def _measure(case: Case, bits: list[tuple[int, int]], rounds: int, threads: int)
     timing = Timing(case, {k: v for k, v in times.items() if k.startswith("fp32")})
     timing.torch_int8 = times.get("torch int8")
     timing.packed = {k: v for k, v in times.items() if k.split("/")[0] in modules}
-    stream = bandwidth()
     for name, module in modules.items():
         moved = module.packed_bytes + 4 * (case.inputs + case.outputs)
         compute = case.products / (ceiling(module.uses_pairs) * threads)
         best = min(t for k, t in timing.packed.items() if k.split("/")[0] == name)
-        timing.share[name] = max(compute, moved / stream) / best
+        timing.share[name] = max(compute, moved / bandwidth(moved, threads)) / best
         timing.macs_per_byte[name] = case.products / moved
     return timing
 

@@ -14,7 +14,7 @@ def test_case_counts_its_work():
 def test_table_and_json(tmp_path, capsys, monkeypatch):
     small = [bench_cases.Case("linear", (4, 32, 16)), bench_cases.Case("conv2d", (1, 4, 4, 8))]
     monkeypatch.setattr(bench, "cases", lambda: small)
-    monkeypatch.setattr(bench, "bandwidth", lambda: 1e10)
+    monkeypatch.setattr(bench, "bandwidth", lambda size, threads: 1e10)
     monkeypatch.setattr(bench, "ceiling", lambda pair: 1e11)
     target = tmp_path / "kernels.json"
     assert bench.main(["--rounds", "1", "--bits", "8a8,4a8", "--json", str(target)]) == 0
