@@ -1,6 +1,7 @@
 // Stand-alone fuzz driver for the sanitizers: random layers and shapes on every usable instruction
 // set, inputs and outputs in heap blocks of exactly their size, results against a naive loop.
 // Build and run with `python -m quantarena.methods.core.kernels.sanitize`.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
