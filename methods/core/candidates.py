@@ -21,7 +21,7 @@ RowSearch = Callable[[Tensor], QuantParams]
 def blockwise(x: Tensor, axis: int | None, search: RowSearch) -> QuantParams:
     """Apply ``search`` (rows (R, N) -> params (R, 1)) to blocks of rows of ``x``."""
     rows, shape = _rows(x.float(), axis)
-    found = [search(block) for block in rows.split(_BLOCK)]
+    found = [search(block) for block in torch.split(rows, _BLOCK)]
     scale = torch.cat([params.scale for params in found])
     zero_point = torch.cat([params.zero_point for params in found])
     return _shaped(QuantParams(scale, zero_point, found[0].bits), shape)
@@ -38,8 +38,8 @@ def losses_of(rows: Tensor, candidates: QuantParams, norm: float) -> Tensor:
     chunk = max(1, _BUDGET // rows.numel())
     found = []
     for scale, zero in zip(
-        candidates.scale.unsqueeze(2).split(chunk, 1),
-        candidates.zero_point.unsqueeze(2).split(chunk, 1),
+        torch.split(candidates.scale.unsqueeze(2), chunk, 1),
+        torch.split(candidates.zero_point.unsqueeze(2), chunk, 1),
         strict=True,
     ):
         error = (values * scale.reciprocal()).round_().clamp_(-zero, top - zero)

@@ -119,8 +119,8 @@ def cluster_bounds(
         raise ValueError("cannot find a range: the tensor is empty")
     affine_params(low, high, bits, symmetric)  # refuses what is not finite, by name
     device, (low, high) = low.device, (low.float().cpu(), high.float().cpu())
-    points, inverse, count = torch.stack([low, high], dim=1).unique(
-        dim=0, return_inverse=True, return_counts=True
+    points, inverse, count = torch.unique(
+        torch.stack([low, high], dim=1), dim=0, return_inverse=True, return_counts=True
     )
     if len(points) <= groups:
         ids = inverse
@@ -128,7 +128,7 @@ def cluster_bounds(
         # relative to the largest bound: squares of float32's extremes stay in float64's reach
         unit = points.abs().max().double()
         ids = _kmeans(points.double() / unit, count.double(), groups, seed)[inverse]
-    used, ids = ids.unique(return_inverse=True)
+    used, ids = torch.unique(ids, return_inverse=True)
     low = torch.full((len(used),), torch.inf).scatter_reduce_(0, ids, low, "amin")
     high = torch.full((len(used),), -torch.inf).scatter_reduce_(0, ids, high, "amax")
     order = (high.double() - low).argsort(stable=True)

@@ -42,7 +42,7 @@ class LogParams:
     @property
     def top(self) -> int:
         """The last code."""
-        return min(2**self.bits - 1, DEEPEST * self.per_octave)
+        return min(int(2**self.bits) - 1, DEEPEST * self.per_octave)
 
 
 def log_params(

@@ -20,7 +20,8 @@ def grouped(x: Tensor, group: int, *, axis: int = 1) -> Tensor:
     size = x.shape[axis]
     if group < 1 or size % group:
         raise ValueError(f"groups of {group} do not divide an axis of {size} channels")
-    return x.unflatten(axis, (size // group, group))
+    axis %= x.dim()
+    return x.reshape(*x.shape[:axis], size // group, group, *x.shape[axis + 1 :])
 
 
 def ungrouped(x: Tensor, *, axis: int = 1) -> Tensor:
