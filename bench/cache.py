@@ -1,14 +1,18 @@
 """A folder of stage results under content hashes. Entries appear whole or not at all."""
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from quantarena.bench.errors import UserError
 
+log = logging.getLogger("quantarena")
+T = TypeVar("T")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -56,6 +60,22 @@ class StageCache:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return final
+
+    def load(
+        self, stage: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T]
+    ) -> T:
+        """What ``read`` finds in the entry; an entry that cannot be read is made again, once.
+
+        Raises:
+            UserError: as ``get``; besides, whatever ``make`` and the second ``read`` raise.
+        """
+        folder = self.get(stage, key, make)
+        try:
+            return read(folder)
+        except Exception as error:
+            log.warning("cache entry %s is damaged and is made again: %s", folder, error)
+        self.drop(stage, key)
+        return read(self.get(stage, key, make))
 
     def drop(self, stage: str, key: str) -> None:
         """Forget an entry, for one that turned out to be damaged."""

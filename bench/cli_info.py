@@ -17,6 +17,7 @@ from quantarena.bench.cli_common import (
     emit,
     table,
 )
+from quantarena.bench.cli_request import PreferOption
 
 
 class Kind(StrEnum):
@@ -62,12 +63,14 @@ def doctor(
 def check_method(
     name: Annotated[str, typer.Argument(help="Method to check.")],
     plugin: PluginOption = None,
+    prefer_plugin: PreferOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Run the conformance suite on a method: what its author has to get right."""
     plugins = catalog.plugin_paths(plugin or ())
     catalog.method(name, plugins)
-    results: list[Any] = list(importlib.import_module("quantarena.methods.testing").check(name))
+    check = importlib.import_module("quantarena.methods.testing").check
+    results: list[Any] = list(check(name, plugins, prefer_plugin))
     value = [dataclasses.asdict(result) for result in results]
     columns = list(value[0]) if value else ["none"]
     emit(value, table(name, columns, [list(v.values()) for v in value]), as_json=as_json)

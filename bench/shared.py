@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -57,9 +58,10 @@ class Ground:
         """Content hash of a full-precision run."""
         info = self.info
         conditions = content_key(list(info.prompts)) if info.prompts else ""
-        settings = [info.name, info.guidance, info.eta, conditions]
-        code = package_sha256("quantarena.bench.workloads.sampling")
-        return content_key([self.loaded.sha256, settings, draw, code])
+        settings = [info.noise_name, info.guidance, info.eta, conditions]
+        code = package_sha256("quantarena.bench.workloads")
+        libraries = [version(name) for name in ("torch", "diffusers", "transformers")]
+        return content_key([self.loaded.sha256, settings, draw, code, libraries])
 
 
 def open_ground(cell: Cell) -> Ground:
@@ -81,8 +83,10 @@ def trajectory(ground: Ground, cache: StageCache, progress: Progress = silent) -
             draw_images(ground.loaded, ground.info, draw, progress)
         done().save(folder / "trajectory.safetensors")
 
-    entry = cache.get("trajectory", trajectory_key(ground), make)
-    return Trajectory.load(entry / "trajectory.safetensors")
+    def read(folder: Path) -> Trajectory:
+        return Trajectory.load(folder / "trajectory.safetensors")
+
+    return cache.load("trajectory", trajectory_key(ground), make, read)
 
 
 def trajectory_key(ground: Ground) -> str:
@@ -98,7 +102,7 @@ def fp_images(ground: Ground, cache: StageCache, progress: Progress = silent) ->
     def make(folder: Path) -> None:
         save_drawn(draw_images(ground.loaded, ground.info, draw, progress), folder)
 
-    return load_drawn(cache.get("images", ground.key(draw), make))
+    return cache.load("images", ground.key(draw), make, load_drawn)
 
 
 def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> dict[str, Tensor]:
@@ -122,9 +126,12 @@ def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> 
         save_file({k: torch.from_numpy(v) for k, v in found.items()}, folder / "floor.safetensors")
 
     code = package_sha256("quantarena.bench.metrics")
-    entry = cache.get("floor", content_key([ground.key(draw), code]), make)
-    found: dict[str, Tensor] = load_file(entry / "floor.safetensors")
-    return found
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = load_file(folder / "floor.safetensors")
+        return found
+
+    return cache.load("floor", content_key([ground.key(draw), code]), make, read)
 
 
 def _bf16_weights(model: torch.nn.Module) -> torch.nn.Module:

@@ -4,41 +4,32 @@ Every station is cached under a hash of all that it depends on, code included, s
 stopped goes on where it stopped.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
-from quantarena.bench.code import class_sha256, package_sha256
-from quantarena.bench.latency import measure, peak_growth
+from quantarena.bench.code import class_sha256
+from quantarena.bench.latency import measure
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.images import save_folder
 from quantarena.bench.metrics.score import score
 from quantarena.bench.schema import Observed, Parity, Row, Status
-from quantarena.bench.shared import Ground, load_drawn, open_ground, save_drawn
-from quantarena.bench.spec import Cell, content_key
-from quantarena.bench.workloads.sampling import Drawn, condition, draw_images
-from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.bench.shared import Ground, open_ground
+from quantarena.bench.spec import Cell
+from quantarena.bench.stations import Progress, Work, quantized, sampled
+from quantarena.bench.workloads.sampling import Drawn, condition
 from quantarena.methods.core import kernels
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.pack import PARITY_LIMIT, PackedModel, observe, pack, parity
-from quantarena.methods.core.policy import policy
+from quantarena.methods.core.pack import PARITY_LIMIT, observe, pack, parity
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.registry import Entry, entry
 
-Progress = Callable[[str, int, int], None]
 PARITY_POINTS = 4
 SHOWN_PROMPTS = 64
 """Conditions that a row repeats, for captions of its gallery."""
@@ -59,20 +50,6 @@ class Paths:
     cache: Path
 
 
-@dataclass(slots=True)
-class _Work:
-    """What a cell gathers on its way."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    stage_keys: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def station(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
-
-
 def prepare(
     cell: Cell, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress
 ) -> dict[str, float]:
@@ -84,7 +61,7 @@ def prepare(
     Raises:
         UserError: the workload is unknown or damaged.
     """
-    work, cache = _Work(), StageCache(paths.cache)
+    work, cache = Work(), StageCache(paths.cache)
     torch.set_num_threads(1)
     ground = open_ground(cell)
     with work.station("record"):
@@ -125,6 +102,8 @@ def run_cell(
         row = replace(row, status=Status.OOM, reason=_line(error))
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
+    except SystemExit:
+        row = replace(row, status=Status.FAILED, reason=f"{cell.method} called sys.exit")
     except Exception as error:  # whatever a plug-in raises is this cell's own affair
         # torch's CPU allocator has no error class of its own
         status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
@@ -133,7 +112,7 @@ def run_cell(
 
 
 def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
-    cell, work, cache = row.cell, _Work(), StageCache(paths.cache)
+    cell, work, cache = row.cell, Work(), StageCache(paths.cache)
     method = found.method()
     method.check(cell.widths, cell.variant)  # before anything expensive
     ground = open_ground(cell)
@@ -176,97 +155,6 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
     )
 
 
-def quantized(
-    ground: Ground,
-    recorded: Trajectory,
-    cell: Cell,
-    method: Method,
-    cache: StageCache,
-    work: _Work,
-    progress: Progress,
-) -> tuple[QuantizedModel, dict[str, Any]]:
-    """The method's model: from the cache, or made now."""
-    denoiser = ground.loaded.denoiser
-    effort = Effort(cell.budget.calibration_samples, cell.budget.iterations)
-    with torch.no_grad():
-        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
-        graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
-    context = MethodContext(
-        denoiser, graph, recorded, cell.widths, policy(cell.policy), cell.variant, cell.seed,
-        effort,
-        lambda done, total: progress("quantize", done, total),
-    )  # fmt: skip
-    key = content_key(
-        [
-            shared.trajectory_key(ground), cell.method, cell.variant, cell.bits, cell.policy,
-            cell.seed, effort, method.info.version, class_sha256(type(method)),
-            package_sha256("quantarena.methods.core"), package_sha256("quantarena.methods.api"),
-        ]
-    )  # fmt: skip
-    work.stage_keys["quantize"] = key
-    made: list[QuantizedModel] = []
-
-    def make(folder: Path) -> None:
-        def run() -> None:
-            made.append(method.run(context))
-
-        peak = peak_growth(run)
-        model = made[0]
-        save_file(model.state(), folder / "state.safetensors")
-        notes = {"notes": model.notes, "calibration": context.calibration, "peak_bytes": peak}
-        notes["splits"] = {
-            n: [[p.start, p.stop] for p in x.part_list()] for n, x in model.layers.items()
-        }
-        (folder / "notes.json").write_text(json.dumps(notes))
-
-    folder = cache.get("quantize", key, make)
-    kept = json.loads((folder / "notes.json").read_text())
-    work.seconds["quantize"] = float(kept["notes"].get("quantize_seconds", 0.0))
-    calibration = kept["calibration"] | {"peak_bytes": kept["peak_bytes"], "notes": kept["notes"]}
-    if made:
-        return made[0], calibration
-    split = any(len(parts) > 1 for parts in kept["splits"].values())
-    model = context.wrap(splits=split)
-    model.load_state(load_file(folder / "state.safetensors"))
-    return model, calibration
-
-
-def sampled(
-    ground: Ground,
-    packed: PackedModel,
-    cell: Cell,
-    cache: StageCache,
-    work: _Work,
-    progress: Progress,
-) -> Drawn:
-    """The cell's images, drawn by the packed network inside its own pipeline."""
-    draw = ground.draw()
-    if packed.backend == "fp32":
-        return shared.fp_images(ground, cache)
-    key = content_key([work.stage_keys["quantize"], ground.key(draw), packed.backend])
-    work.stage_keys["images"] = key
-
-    def make(folder: Path) -> None:
-        original = ground.loaded.denoiser
-        ground.loaded.put(packed.module)
-        started = time.perf_counter()
-        try:
-            drawn = draw_images(
-                ground.loaded,
-                ground.info,
-                draw,
-                lambda done, total: progress("sample", done, total),
-            )
-        finally:
-            ground.loaded.put(original)
-        save_drawn(drawn, folder)
-        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
-
-    folder = cache.get("images", key, make)
-    work.seconds["sample"] = float(json.loads((folder / "seconds.json").read_text()))
-    return load_drawn(folder)
-
-
 def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress) -> Row:
     """The row with its latency. Call it when nothing else runs on the machine."""
     if row.status is not Status.OK:
@@ -277,7 +165,7 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     recorded = shared.trajectory(ground, cache)
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
     method = entry(cell.method, plugins, prefer_plugin=prefer).method()
-    model, _ = quantized(ground, recorded, cell, method, cache, _Work(), progress)
+    model, _ = quantized(ground, recorded, cell, method, cache, Work(), progress)
     packed = pack(model)
     latency = measure(
         packed.module,

@@ -22,7 +22,7 @@ under the entry-point group ``quantarena.methods``.
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ class MethodContext:
     progress: Progress = lambda done, total: None
     calibration: dict[str, Any] = field(default_factory=dict)
 
-    def wrap(self, *, splits: bool = False) -> QuantizedModel:
+    def wrap(self, *, splits: bool | Mapping[str, Sequence[int]] = False) -> QuantizedModel:
         """A copy of the model with quantizers where the policy wants them, ranges not set yet."""
         return wrap(
             self.model, self.graph, self.policy.assign(self.graph, self.bits), splits=splits

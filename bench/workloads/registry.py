@@ -45,12 +45,18 @@ class WorkloadInfo:
     licence: str
     megabytes: float
 
+    @property
+    def noise_name(self) -> str:
+        """What the noise is named after: the folder's own name, however its path was spelled."""
+        return self.path.resolve().name
+
 
 def names() -> tuple[str, ...]:
     """Workloads of the zoo."""
     if not ZOO.is_dir():
         return ()
-    return tuple(sorted(f.name for f in ZOO.iterdir() if (f / "model_index.json").is_file()))
+    folders = (f for f in ZOO.iterdir() if not f.name.startswith("."))
+    return tuple(sorted(f.name for f in folders if (f / "model_index.json").is_file()))
 
 
 def describe(name: str) -> WorkloadInfo:

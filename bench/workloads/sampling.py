@@ -81,7 +81,7 @@ def pipeline_arguments(
     """Keyword arguments of one pipeline call, from what its signature takes."""
     accepted = set(inspect.signature(pipe.__call__).parameters)
     generators = [
-        torch.Generator("cpu").manual_seed(image_seed(info.name, draw, i)) for i in indices
+        torch.Generator("cpu").manual_seed(image_seed(info.noise_name, draw, i)) for i in indices
     ]
     arguments: dict[str, Any] = {
         "generator": generators,

@@ -1,7 +1,7 @@
 """A network whose layers went through quantizers: wrapping, calibration, state, accounting."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +111,7 @@ def wrap(
     graph: Graph,
     assignment: Mapping[str, Bits],
     *,
-    splits: bool = False,
+    splits: bool | Mapping[str, Sequence[int]] = False,
 ) -> QuantizedModel:
     """Copy ``model`` and put quantized layers where the assignment asks for less than 16 bits.
 
@@ -119,7 +119,8 @@ def wrap(
         model: full-precision network, left untouched.
         graph: its trace.
         assignment: bits by layer, as a policy gives them.
-        splits: split the layers that are fed by a skip concatenation (Q-Diffusion 4.3).
+        splits: split the layers that are fed by a skip concatenation (Q-Diffusion 4.3), or the
+            widths of the parts of each layer to split.
     """
     module = copy.deepcopy(model).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
@@ -129,7 +130,11 @@ def wrap(
             continue
         original = module.get_submodule(name)
         assert isinstance(original, nn.Conv2d | nn.Linear)
-        layer = QuantLayer(original, bits, info.splits if splits else ())
+        if isinstance(splits, Mapping):
+            widths = splits.get(name, ())
+        else:
+            widths = info.splits if splits else ()
+        layer = QuantLayer(original, bits, widths)
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
         if isinstance(owner, nn.ModuleList | nn.Sequential):

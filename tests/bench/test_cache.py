@@ -82,3 +82,31 @@ def test_dropped_entries_are_made_again(tmp_path):
     cache.drop("stage", "key")
     cache.get("stage", "key", made.append)
     assert len(made) == 2
+
+
+def test_a_damaged_entry_is_made_again_and_said(tmp_path, caplog):
+    cache, made = StageCache(tmp_path), []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "number").write_text("7")
+
+    def read(folder):
+        return int((folder / "number").read_text())
+
+    assert cache.load("stage", "key", make, read) == 7
+    (cache.path("stage", "key") / "number").write_text("seve")
+    assert cache.load("stage", "key", make, read) == 7
+    assert len(made) == 2
+    assert "is damaged" in caplog.text
+
+
+def test_an_entry_that_never_reads_is_an_error_not_a_loop(tmp_path):
+    cache, made = StageCache(tmp_path), []
+
+    def read(folder):
+        raise ValueError("never")
+
+    with pytest.raises(ValueError, match="never"):
+        cache.load("stage", "key", made.append, read)
+    assert len(made) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantarena.bench import shared, stages
+from quantarena.bench import shared, stages, stations
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
 from quantarena.methods import registry
@@ -104,7 +104,7 @@ def test_second_run_quantizes_and_samples_nothing(row, cell, paths, monkeypatch)
         raise AssertionError("done once already")
 
     monkeypatch.setattr(RoundToNearest, "quantize", refuse)
-    monkeypatch.setattr(stages, "draw_images", refuse)
+    monkeypatch.setattr(stations, "draw_images", refuse)
     monkeypatch.setattr(shared, "draw_images", refuse)
     again = stages.run_cell(cell, paths, progress=quiet)
     assert again.status is Status.OK, again.reason
