@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from quantarena.bench import cli_info, cli_results, cli_run
+from quantarena.bench import cli_info, cli_model, cli_results, cli_run
 from quantarena.bench.cli_common import Verb
 from quantarena.bench.errors import UserError
 
@@ -34,6 +34,7 @@ _VERBS: dict[str, Verb] = {
     **cli_run.VERBS,
     **cli_results.VERBS,
     **cli_info.VERBS,
+    **cli_model.VERBS,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)

@@ -1,0 +1,106 @@
+"""The files of a packed checkpoint: read, checked, and brought up to date."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from quantarena.methods.core.errors import BrokenModel
+
+FORMAT, VERSION = "quantarena-packed", 1
+TENSORS, DOCUMENT = "packed.safetensors", "packed.json"
+DIGEST = "layers_sha256"
+
+Document = dict[str, Any]
+Tensors = dict[str, Tensor]
+Migration = Callable[[Document, Tensors], tuple[Document, Tensors]]
+MIGRATIONS: dict[int, Migration] = {}
+"""By version: what turns a checkpoint of that version into one of the next."""
+
+
+def read(folder: Path) -> tuple[Document, Tensors]:
+    """The files of a checkpoint, checked and brought to the present version.
+
+    Raises:
+        BrokenModel: as ``load_packed``.
+    """
+    file = folder / DOCUMENT
+    document = _read_document(file)
+    tensors, digest = _read_tensors(folder / TENSORS, document)
+    if digest and digest != layers_sha256(document.get("layers")):
+        raise BrokenModel(f"{file} was edited: its layers are not those that the tensors were for")
+    return migrate(document, tensors, file)
+
+
+def migrate(document: Document, tensors: Tensors, file: Path) -> tuple[Document, Tensors]:
+    """Bring a checkpoint of an older version to the present one, a version at a time.
+
+    Raises:
+        BrokenModel: there is no way from that version.
+    """
+    while (version := document["version"]) < VERSION:
+        step = MIGRATIONS.get(version)
+        if step is None:
+            raise BrokenModel(f"{file} has version {version}, which is too old: quantize again")
+        document, tensors = step(document, tensors)
+        document = {**document, "version": version + 1}
+    if not isinstance(document.get("layers"), dict) or not document["layers"]:
+        raise BrokenModel(f"{file} names no layers")
+    return document, tensors
+
+
+def _read_document(file: Path) -> Document:
+    try:
+        document = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise BrokenModel(f"{file.parent} is no packed checkpoint: it has no {file.name}") from None
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{file} cannot be read: {text(error)}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BrokenModel(f"{file} is not of the format {FORMAT}")
+    version = document.get("version")
+    if not isinstance(version, int):
+        raise BrokenModel(f"{file} does not say its version")
+    if version > VERSION:
+        raise BrokenModel(
+            f"{file} has version {version}, this quantarena reads up to {VERSION}: upgrade it"
+        )
+    return document
+
+
+def _read_tensors(file: Path, document: Document) -> tuple[Tensors, str]:
+    if not file.is_file():
+        raise BrokenModel(f"{file} is missing")
+    try:
+        size, expected = file.stat().st_size, int(document["bytes"]["file"])
+        if size < expected:
+            raise BrokenModel(f"{file} is truncated: {size} of {expected} bytes; fetch it again")
+        if file_sha256(file) != document["sha256"]:
+            raise BrokenModel(f"{file} is damaged or was edited: its sha256 is not {DOCUMENT}'s")
+        with safe_open(file, framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            return tensors, str((stream.metadata() or {}).get(DIGEST, ""))
+    except BrokenModel:
+        raise
+    except Exception as error:  # safetensors raises its own kinds
+        raise BrokenModel(f"{file} cannot be read: {text(error)}") from None
+
+
+def file_sha256(file: Path) -> str:
+    """Hash of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def layers_sha256(layers: Any) -> str:
+    """Hash of the description of the layers."""
+    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+
+
+def text(error: Exception) -> str:
+    """What a low-level error says, in words."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
