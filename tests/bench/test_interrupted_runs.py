@@ -24,6 +24,8 @@ def start_hanging(bench, command):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run as a background job inherit SIGINT ignored, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = bench.cache / "log.txt"
     wait_for(lambda: log.is_file() and "cell q_diffusion/w4a8" in log.read_text())
