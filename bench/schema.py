@@ -146,7 +146,8 @@ class Row:
         workload: model sha256, scheduler, steps, guidance, resolution, reference, licence.
         machine: processor, cores, memory, library versions, git commit.
         seconds: wall seconds of each stage.
-        peak_bytes: peak resident memory of the worker while this cell ran.
+        peak_bytes: high-water mark of the process at the cell's end; it is reset when a station
+            measures its own peak, and a long-lived worker shares it among its cells.
         stage_keys: content hash of each cached stage.
         artefacts: paths relative to the results folder: ``images`` (folder of NNNN.png),
             ``scores`` (npz of per-image arrays named as the measurements).

@@ -32,7 +32,9 @@ from quantarena.methods.core.checkpoint_files import (
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
-from quantarena.methods.core.pack import PackedModel, PackedSum, channels_last
+from quantarena.methods.core.kernels.split import SplitPackedLayer
+from quantarena.methods.core.model import place
+from quantarena.methods.core.pack import PackedModel, channels_last
 
 OVERHEAD_LIMIT = 1.1
 """Largest accepted ratio of the stored tensors to what codes, scales and floats need."""
@@ -115,7 +117,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     if found.unexpected_keys:
         raise BrokenModel(f"{file} has {_few(found.unexpected_keys)}, the network has not")
     for name, module in made.items():
-        _place(skeleton, name, module)
+        place(skeleton, name, module)
     channels_last(skeleton.eval().requires_grad_(False))
     result = PackedModel(skeleton, made, "packed")
     native = all(part.backend == "packed" for name in made for part in result.parts(name))
@@ -125,7 +127,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
 def _describe(name: str, layer: nn.Module) -> Document:
     if isinstance(layer, PackedLayer):
         return {"parts": [layer.metadata]}
-    if isinstance(layer, PackedSum):
+    if isinstance(layer, SplitPackedLayer):
         parts = [part.metadata for part in layer.parts if isinstance(part, PackedLayer)]
         return {"parts": parts, "splits": [list(edge) for edge in layer.edges]}
     raise QuantArenaError(f"{name} is a {type(layer).__name__}, which no packed checkpoint holds")
@@ -146,14 +148,14 @@ def _build(name: str, layer: Mapping[str, Any], tensors: Tensors) -> nn.Module:
         named |= {n: named[n].to(torch.int32) for n in _STORED if n in named}
         if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
             raise ValueError(f"{name} has not the bias or multipliers that it should have")
-        parts.append(PackedLayer(IntegerLayer.from_tensors(meta, named)))
+        parts.append(IntegerLayer.from_tensors(meta, named))
     if splits is None:
         (single,) = parts
-        return single
+        return PackedLayer(single)
     edges = [(int(start), int(stop)) for start, stop in splits]
     if [b - a for a, b in edges] != [int(m["weight_shape"][1]) for m in metas]:
         raise ValueError(f"{name} has splits {edges} that do not fit its parts")
-    return PackedSum(parts, edges, metas[0]["kind"] == "conv2d")
+    return SplitPackedLayer(parts)
 
 
 def _check_place(file: Path, name: str, layer: Mapping[str, Any], skeleton: nn.Module) -> None:
@@ -167,15 +169,6 @@ def _check_place(file: Path, name: str, layer: Mapping[str, Any], skeleton: nn.M
     expected = list(getattr(original, "weight", torch.empty(0)).shape)
     if not isinstance(original, nn.Conv2d | nn.Linear) or shape != expected:
         raise BrokenModel(f"{file} has {name} in shape {shape}, the network's is {expected}")
-
-
-def _place(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(parent)
-    if isinstance(owner, nn.ModuleList | nn.Sequential):
-        owner[int(leaf)] = layer
-    else:
-        setattr(owner, leaf, layer)
 
 
 def _owner(name: str, layers: Mapping[str, Any]) -> bool:

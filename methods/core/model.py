@@ -106,6 +106,16 @@ class QuantizedModel:
             ) from None
 
 
+def place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` where ``path`` points to inside ``root``."""
+    parent, _, leaf = path.rpartition(".")
+    owner = root.get_submodule(parent)
+    if isinstance(owner, nn.ModuleList | nn.Sequential):
+        owner[int(leaf)] = module
+    else:
+        setattr(owner, leaf, module)
+
+
 def wrap(
     model: nn.Module,
     graph: Graph,
@@ -135,12 +145,7 @@ def wrap(
         else:
             widths = info.splits if splits else ()
         layer = QuantLayer(original, bits, widths)
-        parent, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(parent)
-        if isinstance(owner, nn.ModuleList | nn.Sequential):
-            owner[int(leaf)] = layer
-        else:
-            setattr(owner, leaf, layer)
+        place(module, name, layer)
         layers[name] = layer
     return QuantizedModel(module, layers, graph)
 

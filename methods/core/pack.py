@@ -13,32 +13,13 @@ from quantarena.methods.core.account import Account, account
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.model import QuantizedModel, place
 from quantarena.methods.core.trajectory import CalibrationSet
 
 PARITY_LIMIT = 1e-5
 """Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""
-
-
-class PackedSum(nn.Module):
-    """A layer split by input channels: the sum of its packed parts."""
-
-    def __init__(self, parts: list[PackedLayer], edges: list[tuple[int, int]], conv: bool) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.edges = edges
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes as the full-precision layer's."""
-        result: Tensor | None = None
-        for part, (start, stop) in zip(self.parts, self.edges, strict=True):
-            assert isinstance(part, PackedLayer)
-            piece = x[:, start:stop] if self.conv else x[..., start:stop]
-            result = part(piece) if result is None else part.add_to(result, piece)
-        assert result is not None
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +64,8 @@ class PackedModel:
 
 def pack_layer(layer: QuantLayer) -> nn.Module:
     """One packed layer, or the sum of packed parts where the layer is split."""
-    parts = [PackedLayer(piece) for piece in layer.integer_layers()]
-    if len(parts) == 1:
-        return parts[0]
-    edges = [(part.start, part.stop) for part in layer.part_list()]
-    return PackedSum(parts, edges, layer.is_conv)
+    pieces = layer.integer_layers()
+    return PackedLayer(pieces[0]) if len(pieces) == 1 else SplitPackedLayer(pieces)
 
 
 def pack(model: QuantizedModel) -> PackedModel:
@@ -102,13 +80,8 @@ def pack(model: QuantizedModel) -> PackedModel:
     module = copy.deepcopy(model.module, memo)  # type: ignore[arg-type]
     packed: dict[str, nn.Module] = {}
     for name, layer in model.layers.items():
-        parent, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(parent)
         packed[name] = pack_layer(layer)
-        if isinstance(owner, nn.ModuleList | nn.Sequential):
-            owner[int(leaf)] = packed[name]
-        else:
-            setattr(owner, leaf, packed[name])
+        place(module, name, packed[name])
     channels_last(module)
     result = PackedModel(module, packed, "packed")
     backends = {part.backend for name in packed for part in result.parts(name)}

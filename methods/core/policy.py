@@ -42,8 +42,9 @@ UNIFORM = Policy(
 )
 """Every layer at the requested bits; input, output and time embedding at 8 or more.
 
-Those three hold under 1 % of the MACs and decide most of the error; every paper protects some of
-them, each others. Here all methods protect the same ones, so that only the method differs.
+Those three hold few of the MACs (the row's coverage says how many: 0.4 % in emoji-t2i, 1.6 % in
+emoji-dit); every paper protects some of them, each others. Here all methods protect the same ones,
+so that only the method differs.
 """
 
 POLICIES: dict[str, Policy] = {UNIFORM.name: UNIFORM}

@@ -13,8 +13,9 @@ from quantarena.methods.core.checkpoint import load_packed, save_packed
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.model import calibrate_activations, wrap
-from quantarena.methods.core.pack import PackedModel, PackedSum, pack
+from quantarena.methods.core.pack import PackedModel, pack
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.trajectory import UniformStride
@@ -82,9 +83,12 @@ def test_a_skeleton_with_weights_serves_as_well(pixel, pixel_packed, folder):
 
 def test_split_layers_come_back_split(pixel_packed, folder):
     loaded = load_packed(folder, skeleton("pixel-unet"))
-    edges = {n: x.edges for n, x in pixel_packed.layers.items() if isinstance(x, PackedSum)}
-    assert edges
-    assert edges == {n: x.edges for n, x in loaded.layers.items() if isinstance(x, PackedSum)}
+
+    def edges(layers):
+        return {n: x.edges for n, x in layers.items() if isinstance(x, SplitPackedLayer)}
+
+    assert edges(pixel_packed.layers)
+    assert edges(pixel_packed.layers) == edges(loaded.layers)
 
 
 def test_symmetric_weights_store_no_zero_points(pixel, tmp_path):

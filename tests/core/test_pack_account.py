@@ -5,8 +5,9 @@ from torch import nn
 from quantarena.methods.core.account import account
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import QuantArenaError
+from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.model import calibrate_activations, wrap
-from quantarena.methods.core.pack import PARITY_LIMIT, PackedSum, observe, pack, parity
+from quantarena.methods.core.pack import PARITY_LIMIT, observe, pack, parity
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.trajectory import UniformStride
@@ -42,7 +43,7 @@ def test_packed_network_follows_the_fake_one(probe):
 
 def test_split_layers_pack_to_sums(pixel):
     packed = pack(quantized(pixel, Bits(4, 8)))
-    sums = {name for name, layer in packed.layers.items() if isinstance(layer, PackedSum)}
+    sums = {name for name, layer in packed.layers.items() if isinstance(layer, SplitPackedLayer)}
     assert sums == {name for name, layer in pixel.graph.layers.items() if layer.splits}
     assert [len(packed.parts(name)) for name in sums] == [2] * len(sums)
 

@@ -1,6 +1,7 @@
 """A layer as the sum of packed parts over ranges of its input channels."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,12 @@ class SplitPackedLayer(nn.Module):
         for part in self.parts:
             assert isinstance(part, PackedLayer)
             part.set_step(index)
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """First and one-past-last input channel of each part."""
+        ends = list(accumulate(self._sizes))
+        return list(zip([0, *ends[:-1]], ends, strict=True))
 
     @property
     def packed_bytes(self) -> int:
