@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model import QuantizedModel, calibrate_activations
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import mse_range
 from quantarena.methods.core.reconstruct import (
     BlockReport,

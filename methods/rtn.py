@@ -1,7 +1,8 @@
 """Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
 
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model import QuantizedModel, calibrate_activations
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.trajectory import UniformStride
 from quantarena.methods.registry import register

@@ -2,161 +2,110 @@
 
 A layer has one part, or one part for each half of a concatenated input (Q-Diffusion's split
 shortcut). A part owns a channel range with its own weight and activation quantizer, and packs to
-one integer layer; the layer's output is the sum of its parts plus the bias.
+one integer layer; the layer's output is the sum of its parts plus the bias. Around the parts there
+may be a multiplier per input channel (smoothing, dilation), a low-rank branch in floating point
+(SVDQuant), and leading tokens that are not quantized (MixDQ, DGQ).
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.bits import FP_WIDTH, Bits
-from quantarena.methods.core.graph import QuantizableModule
-from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.quantizer import (
-    QuantParams,
-    dequantize,
-    fake_quantize_ste,
-    quantize,
-)
+from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch
-from quantarena.methods.core.rounding import SoftRounding
+from quantarena.methods.core.reparam import scale_input
+from quantarena.methods.core.weight_quantizer import WeightQuantizer
 
-
-class WeightQuantizer(nn.Module):
-    """Codes of one part's weight, per output channel.
-
-    Three states: ranges set (nearest rounding), soft (AdaRound decides up or down), and frozen
-    (codes fixed, which is what packs).
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    codes: Tensor | None
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.soft: SoftRounding | None = None
-        self._value: Tensor | None = None  # what frozen codes stand for, computed once
-        self.register_buffer("scale", torch.empty(0))
-        self.register_buffer("zero_point", torch.empty(0))
-        self.register_buffer("codes", None)
-
-    @property
-    def params(self) -> QuantParams:
-        """Scale and zero point, shaped over the weight."""
-        return QuantParams(self.scale, self.zero_point, self.bits)
-
-    def set_params(self, params: QuantParams) -> None:
-        """Take a range; forgets rounding and codes made under another."""
-        self.scale, self.zero_point = params.scale.detach(), params.zero_point.detach()
-        self.soft, self.codes, self._value = None, None, None
-
-    def set_codes(self, codes: Tensor) -> None:
-        """Fix the codes, uint8 in the weight's shape."""
-        self.codes, self.soft, self._value = codes.to(torch.uint8), None, None
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight that the codes stand for."""
-        if self.codes is not None:
-            if self._value is None:
-                self._value = dequantize(self.codes.float(), self.params)
-            return self._value
-        if self.soft is not None:
-            return self.soft.weight()
-        return dequantize(quantize(weight, self.params), self.params)
-
-    def soften(self, weight: Tensor) -> SoftRounding:
-        """Start AdaRound on this weight."""
-        self.soft = SoftRounding(weight.detach(), self.params)
-        return self.soft
-
-    @torch.no_grad()
-    def freeze(self, weight: Tensor) -> None:
-        """Fix the codes: hard rounding where soft, nearest otherwise."""
-        if self.codes is not None:
-            return
-        if self.soft is None:
-            self.set_codes(quantize(weight, self.params))
-        else:
-            floor = torch.floor(weight * self.scale.reciprocal()) + self.soft.up()
-            self.set_codes((floor + self.zero_point).clamp(0, self.params.levels - 1))
-
-
-class ActQuantizer(nn.Module):
-    """Static per-tensor quantizer of a layer's input; its scale can learn (LSQ)."""
-
-    zero_point: Tensor
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.scale = nn.Parameter(torch.empty(0), requires_grad=False)
-        self.register_buffer("zero_point", torch.empty(0))
-
-    @property
-    def params(self) -> QuantParams:
-        """Scale and zero point, scalars."""
-        return QuantParams(self.scale, self.zero_point, self.bits)
-
-    def set_params(self, params: QuantParams) -> None:
-        """Take a range found by a search."""
-        self.scale = nn.Parameter(params.scale.detach().reshape(()), requires_grad=False)
-        self.zero_point = params.zero_point.detach().reshape(())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x``, any shape; differentiable in ``x`` and the scale."""
-        return fake_quantize_ste(x, self.params)
+Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
 class Part(nn.Module):
     """A range of input channels with its own quantizers; None leaves a side in floating point."""
 
-    def __init__(self, start: int, stop: int, bits: Bits) -> None:
+    act_quantizer: ActQuantizer | DynamicActQuantizer | None
+
+    def __init__(self, start: int, stop: int, bits: Bits, clock: StepClock | None = None) -> None:
         super().__init__()
         self.start, self.stop = start, stop
         self.weight_quantizer = None if bits.weight == FP_WIDTH else WeightQuantizer(bits.weight)
-        self.act_quantizer = None if bits.act == FP_WIDTH else ActQuantizer(bits.act)
+        self.act_quantizer = None if bits.act == FP_WIDTH else ActQuantizer(bits.act, clock)
+
+    @property
+    def static(self) -> ActQuantizer | None:
+        """The activation quantizer, where its ranges are found before it runs."""
+        return self.act_quantizer if isinstance(self.act_quantizer, ActQuantizer) else None
 
 
 class QuantLayer(nn.Module):
-    """A Conv2d or Linear with quantizers in front of its weight and input.
+    """A Conv1d, Conv2d or Linear with quantizers in front of its weight and input.
 
     Args:
         module: the full-precision layer; its tensors are shared, not copied.
         bits: widths of every part.
         splits: widths of the input-channel parts, summing to the input channels; empty for one.
+        clock: of the model; None for a layer on its own.
+
+    Attributes:
+        in_mult: (K,) multiplier of each input channel before it is quantized, or None.
+        low_down: (r, K, ...) into the floating-point branch, or None.
+        low_up: (O, r) out of it.
+        excluded: leading tokens that stay in floating point.
+        token_outputs: (excluded, O), their outputs where those are constant.
     """
 
-    def __init__(self, module: QuantizableModule, bits: Bits, splits: Sequence[int] = ()) -> None:
+    in_mult: Tensor | None
+    low_down: Tensor | None
+    low_up: Tensor | None
+    token_outputs: Tensor | None
+
+    def __init__(
+        self,
+        module: Quantizable,
+        bits: Bits,
+        splits: Sequence[int] = (),
+        clock: StepClock | None = None,
+    ) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.clock = bits, clock
         self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
         self.bias = (
             None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
         )
-        self.is_conv = isinstance(module, nn.Conv2d)
-        if isinstance(module, nn.Conv2d):
+        self.spatial = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
             if isinstance(module.padding, str) or module.padding_mode != "zeros":
                 raise ValueError("only convolutions with numeric zero padding can be quantized")
             self.stride, self.padding = module.stride, module.padding
             self.dilation, self.groups = module.dilation, module.groups
             self.in_channels = module.in_channels
         else:
-            self.in_channels = module.in_features
-        widths = tuple(splits) or (self.in_channels,)
-        if sum(widths) != self.in_channels:
-            raise ValueError(f"splits {widths} do not sum to {self.in_channels} input channels")
-        edges = [0]
-        for width in widths:
-            edges.append(edges[-1] + width)
-        self.parts = nn.ModuleList(Part(a, b, bits) for a, b in pairwise(edges))
+            self.groups, self.in_channels = 1, module.in_features
+        self.excluded = 0
+        for name in ("in_mult", "low_down", "low_up", "token_outputs"):
+            self.register_buffer(name, None)
+        self._cut(tuple(splits) or (self.in_channels,))
         self.use_weight_quantizer = True
         self.use_act_quantizer = True
+
+    def _cut(self, widths: Sequence[int]) -> None:
+        if sum(widths) != self.in_channels:
+            raise ValueError(
+                f"splits {tuple(widths)} do not sum to {self.in_channels} input channels"
+            )
+        edges = pairwise(accumulate(widths, initial=0))
+        self.parts = nn.ModuleList(Part(a, b, self.bits, self.clock) for a, b in edges)
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether channels are axis 1 of its input; else they are the last."""
+        return self.spatial > 0
 
     def part_list(self) -> list[Part]:
         """The parts, typed."""
@@ -174,69 +123,200 @@ class QuantLayer(nn.Module):
             return x
         return x[:, part.start : part.stop] if self.is_conv else x[..., part.start : part.stop]
 
+    def part_mult(self, part: Part) -> Tensor | None:
+        """That part's multipliers, shaped over its input."""
+        if self.in_mult is None:
+            return None
+        piece = self.in_mult[part.start : part.stop]
+        return piece.reshape(-1, *[1] * self.spatial) if self.is_conv else piece
+
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool) -> None:
         """Find per-output-channel ranges of every part's weight."""
         for part in self.part_list():
             if part.weight_quantizer is not None:
-                found = search(
-                    self.part_weight(part), part.weight_quantizer.bits, axis=0, symmetric=symmetric
+                part.weight_quantizer.find_params(
+                    self.part_weight(part), search, symmetric=symmetric
                 )
-                part.weight_quantizer.set_params(found)
+
+    def scale_input(self, factor: Tensor) -> None:
+        """Multiply input channel k of the weight by ``factor[k]`` and its input by the inverse.
+
+        The layer's function stays; ranges have to be found afterwards.
+
+        Raises:
+            ValueError: the factor does not fit, or is not positive and finite.
+        """
+        if not bool(((factor > 0) & torch.isfinite(factor)).all()):
+            raise ValueError("factors of input channels must be positive and finite")
+        self.weight = nn.Parameter(scale_input(self.weight.detach(), factor), requires_grad=False)
+        inverse = factor.reciprocal()
+        self.in_mult = inverse if self.in_mult is None else self.in_mult * inverse
+
+    def set_low_rank(self, down: Tensor, up: Tensor) -> None:
+        """Move ``up @ down`` out of the weight into a branch that stays in floating point.
+
+        Args:
+            down: (r, K, ...), shaped as a weight with r outputs.
+            up: (O, r).
+
+        Raises:
+            ValueError: shapes that do not fit, or a grouped convolution.
+        """
+        fits = down.shape[1:] == self.weight.shape[1:] and up.shape == (
+            self.weight.shape[0], down.shape[0])  # fmt: skip
+        if not fits or self.groups != 1:
+            raise ValueError(
+                f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "
+                f"{tuple(self.weight.shape)} in {self.groups} groups"
+            )
+        taken = (up @ down.flatten(1)).reshape(self.weight.shape)
+        self.weight = nn.Parameter(self.weight.detach() - taken, requires_grad=False)
+        self.low_down, self.low_up = down.detach(), up.detach()
+
+    def exclude_tokens(self, count: int, outputs: Tensor | None = None) -> None:
+        """Leave the first ``count`` tokens in floating point.
+
+        Args:
+            count: tokens along the axis before the last.
+            outputs: (count, O) where their outputs are the same for every input, such as those of
+                a start token; then no float weight has to be kept for them.
+
+        Raises:
+            ValueError: a convolution, or outputs that do not fit.
+        """
+        if self.is_conv or (
+            outputs is not None and outputs.shape != (count, self.weight.shape[0])
+        ):
+            raise ValueError("only tokens of a linear layer can be excluded, with one output each")
+        self.excluded = count
+        self.token_outputs = None if outputs is None else outputs.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum of the parts plus bias; shapes as the full-precision layer."""
         result: Tensor | None = None
         for index, part in enumerate(self.part_list()):
-            piece, weight = self.part_input(part, x), self.part_weight(part)
+            piece, mult = self.part_input(part, x), self.part_mult(part)
+            weight = self.part_weight(part)
             if part.act_quantizer is not None and self.use_act_quantizer:
-                piece = part.act_quantizer(piece)
+                piece = part.act_quantizer(piece, mult)
+            elif mult is not None:
+                piece = piece * mult
             if part.weight_quantizer is not None and self.use_weight_quantizer:
                 weight = part.weight_quantizer(weight)
-            term = self._affine(piece, weight, self.bias if index == 0 else None)
+            term = self.affine(piece, weight, self.bias if index == 0 else None)
             result = term if result is None else result + term
         assert result is not None
+        if self.low_down is not None:
+            result = result + self.branch(x)
+        if self.excluded:
+            result = torch.cat([self.plain_tokens(x), result[..., self.excluded :, :]], dim=-2)
         return result
 
-    def _affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.is_conv:
-            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return F.linear(x, weight, bias)
+    def affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's product with another weight."""
+        if not self.is_conv:
+            return F.linear(x, weight, bias)
+        product = F.conv2d if self.spatial == 2 else F.conv1d
+        return product(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What the low-rank branch adds."""
+        assert self.low_down is not None and self.low_up is not None
+        inner = self.affine(self.scaled(x), self.low_down, None)
+        if not self.is_conv:
+            return F.linear(inner, self.low_up)
+        up = self.low_up.reshape(*self.low_up.shape, *[1] * self.spatial)
+        return F.conv2d(inner, up) if self.spatial == 2 else F.conv1d(inner, up)
+
+    def plain_tokens(self, x: Tensor) -> Tensor:
+        """Outputs of the excluded tokens, (..., excluded, O)."""
+        if self.token_outputs is not None:
+            return self.token_outputs.expand(*x.shape[:-2], *self.token_outputs.shape)
+        first = x[..., : self.excluded, :]
+        result = F.linear(self.scaled(first), self.weight, self.bias)
+        return result if self.low_down is None else result + self.branch(first)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """The input as the quantizers see it: multipliers applied."""
+        if self.in_mult is None:
+            return x
+        return x * (self.in_mult.reshape(-1, *[1] * self.spatial) if self.is_conv else self.in_mult)
 
     def freeze(self) -> None:
-        """Fix all weight codes."""
+        """Fix all weight codes and activation zero points."""
         for part in self.part_list():
             if part.weight_quantizer is not None:
                 part.weight_quantizer.freeze(self.part_weight(part))
+            if part.static is not None:
+                part.static.settle()
 
-    def integer_layers(self) -> list[IntegerLayer]:
-        """One integer layer a part, bias in the first.
+    def state(self) -> dict[str, Tensor]:
+        """Everything that quantization decided, structure included.
 
         Raises:
-            ValueError: a side is in floating point, or the codes are not frozen.
+            ValueError: weight codes are not frozen.
         """
-        found = []
-        geometry: dict[str, Any] = {}
-        if self.is_conv:
-            geometry = {"stride": self.stride, "padding": self.padding}
-            geometry |= {"dilation": self.dilation, "groups": self.groups}
+        names = ("bias", "in_mult", "low_down", "low_up", "token_outputs")
+        found = {n: t for n in names if (t := getattr(self, n)) is not None}
+        if len(self.parts) > 1:
+            found["edges"] = torch.tensor([0, *(part.stop for part in self.part_list())])
+        if self.excluded:
+            found["excluded"] = torch.tensor(self.excluded)
+            if self.token_outputs is None:
+                found["weight"] = self.weight
         for index, part in enumerate(self.part_list()):
             wq, aq = part.weight_quantizer, part.act_quantizer
-            if wq is None or aq is None or wq.codes is None:
-                raise ValueError("only a layer with frozen weight codes and quantized input packs")
-            offset = 2 ** (wq.bits - 1)
-            rows = self.weight.shape[0]
-            found.append(
-                IntegerLayer(
-                    kind="conv2d" if self.is_conv else "linear",
-                    weight_codes=(wq.codes.to(torch.int16) - offset).to(torch.int8),
-                    weight_bits=wq.bits,
-                    weight_scale=wq.scale.detach().reshape(-1).expand(rows).contiguous(),
-                    weight_zero=(wq.zero_point.reshape(-1).expand(rows) - offset).to(torch.int32),
-                    act_bits=aq.bits,
-                    act_scale=aq.scale.detach().reshape(()),
-                    act_zero=aq.zero_point.to(torch.int32).reshape(()),
-                    bias=self.bias if index == 0 else None,
-                    **geometry,
-                )
+            if wq is not None:
+                if wq.codes is None:
+                    raise ValueError("weight codes are not frozen")
+                kept = {"scale": wq.scale, "zero": wq.zero_point, "codes": wq.codes}
+                kept |= {} if wq.bit_map is None else {"bit_map": wq.bit_map}
+                kept |= {"group": torch.tensor(wq.group)} if wq.group else {}
+                found |= {f"{index}/weight_{n}": t for n, t in kept.items()}
+            if aq is not None:
+                found |= {f"{index}/act_{n}": t for n, t in aq.state().items()}
+        return {name: value.detach() for name, value in found.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take what ``state`` gave.
+
+        Raises:
+            BrokenModel: shapes do not fit this layer.
+            KeyError: something is missing.
+        """
+        edges = state.get("edges", torch.tensor([0, self.in_channels]))
+        if edges.tolist() != [0, *(part.stop for part in self.part_list())]:
+            self._cut([int(b - a) for a, b in pairwise(edges)])
+        for name in ("in_mult", "low_down", "low_up", "token_outputs"):
+            setattr(self, name, state.get(name))
+        self.excluded = int(state.get("excluded", 0))
+        for name in ("bias", "weight"):
+            if name in state:
+                setattr(self, name, nn.Parameter(state[name], requires_grad=False))
+        for index, part in enumerate(self.part_list()):
+            _load_part(part, self.part_weight(part), _under(state, f"{index}/"))
+
+
+def _load_part(part: Part, weight: Tensor, state: Mapping[str, Tensor]) -> None:
+    if part.weight_quantizer is not None:
+        quantizer, kept = part.weight_quantizer, _under(state, "weight_")
+        quantizer.group = int(kept.get("group", 0))
+        if "bit_map" in kept:
+            quantizer.set_bit_map(kept["bit_map"])
+        quantizer.set_params(QuantParams(kept["scale"], kept["zero"], quantizer.bits))
+        if kept["codes"].shape != weight.shape:
+            raise BrokenModel(f"codes have shape {tuple(kept['codes'].shape)}")
+        quantizer.set_codes(kept["codes"])
+    if part.act_quantizer is not None:
+        kept = _under(state, "act_")
+        if "dynamic" in kept:
+            symmetric, group = kept["dynamic"].tolist()
+            part.act_quantizer = DynamicActQuantizer(
+                part.act_quantizer.bits, symmetric=bool(symmetric), group=group
             )
-        return found
+        elif isinstance(part.act_quantizer, ActQuantizer):
+            part.act_quantizer.load(kept)
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}

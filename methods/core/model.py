@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.clock import StepClock, StepSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.graph import Graph
 from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch
+from quantarena.methods.core.time_table import ScheduledTable
 from quantarena.methods.core.trajectory import CalibrationSet
-
-_KEEP = 1 << 16
-"""Activation values kept of each part for range searches; extremes are always kept."""
-
 
 @dataclass(slots=True)
 class QuantizedModel:
@@ -29,12 +26,21 @@ class QuantizedModel:
         module: the network; same forward as the original.
         layers: quantized layers by module path, in execution order.
         graph: the traced graph of the original.
+        original: the network as it was; shared, never changed.
+        clock: the sampler call that step banks are read at.
+        attention: quantized attention products by module path; empty where they stay in floating
+            point.
+        tables: modules replaced by tables by sampler call.
         notes: what the method wants on the row (JSON types).
     """
 
     module: nn.Module
     layers: dict[str, QuantLayer]
     graph: Graph
+    original: nn.Module
+    clock: StepClock = field(default_factory=StepClock)
+    attention: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, ScheduledTable] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
@@ -59,51 +65,73 @@ class QuantizedModel:
             for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
 
+    def run(self, points: CalibrationSet) -> Any:
+        """The network's output on these points, each at its own sampler call."""
+        with self.clock.at(points.step):
+            return points.call(self.module)
+
+    def tabulate(self, name: str, table: ScheduledTable) -> None:
+        """Put a table by sampler call where the module ``name`` was."""
+        table.clock = self.clock
+        place(self.module, name, table)
+        self.tables[name] = table
+        for path in [p for p in self.layers if p == name or p.startswith(f"{name}.")]:
+            del self.layers[path]
+
     def state(self) -> dict[str, Tensor]:
-        """Everything that quantization decided, by name; not the network's own weights."""
+        """Everything that quantization decided or changed, by name.
+
+        Raises:
+            ValueError: weight codes are not frozen.
+        """
         tensors: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            for index, part in enumerate(layer.part_list()):
-                prefix = f"{name}/{index}"
-                if part.weight_quantizer is not None:
-                    if part.weight_quantizer.codes is None:
-                        raise ValueError(f"{name}: weight codes are not frozen")
-                    tensors[f"{prefix}/weight_scale"] = part.weight_quantizer.scale
-                    tensors[f"{prefix}/weight_zero"] = part.weight_quantizer.zero_point
-                    tensors[f"{prefix}/codes"] = part.weight_quantizer.codes
-                if part.act_quantizer is not None:
-                    tensors[f"{prefix}/act_scale"] = part.act_quantizer.scale.detach()
-                    tensors[f"{prefix}/act_zero"] = part.act_quantizer.zero_point
-        return {name: value.contiguous().clone() for name, value in tensors.items()}
+        for kind, modules in (("layer", self.layers), ("attention", self.attention)):
+            for name, module in modules.items():
+                kept: dict[str, Tensor] = module.state()
+                tensors |= {f"{kind}:{name}/{n}": t for n, t in kept.items()}
+        tensors |= {f"table:{name}": table.values for name, table in self.tables.items()}
+        tensors |= {f"float:{name}": value for name, value in self._changed().items()}
+        if self.clock.schedule is not None:
+            times = self.clock.schedule.timesteps
+            tensors["schedule"] = torch.tensor(times, dtype=torch.float64)
+        return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+
+    def _changed(self) -> dict[str, Tensor]:
+        """Floating-point tensors outside the layers that are no longer the original's."""
+        before = self.original.state_dict()
+        ours = (*self.layers, *self.tables)
+        return {
+            name: value
+            for name, value in self.module.state_dict().items()
+            if not any(name.startswith(f"{path}.") for path in ours)
+            and name in before
+            and not torch.equal(value, before[name])
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take what ``state`` gave.
+        """Take what ``state`` gave, structure included.
 
         Raises:
             BrokenModel: names or shapes do not fit this model.
         """
-        try:
-            for name, layer in self.layers.items():
-                for index, part in enumerate(layer.part_list()):
-                    prefix = f"{name}/{index}"
-                    wq, aq = part.weight_quantizer, part.act_quantizer
-                    if wq is not None:
-                        scale, zero = (
-                            state[f"{prefix}/weight_scale"],
-                            state[f"{prefix}/weight_zero"],
-                        )
-                        wq.set_params(QuantParams(scale, zero, wq.bits))
-                        codes = state[f"{prefix}/codes"]
-                        if codes.shape != layer.part_weight(part).shape:
-                            raise BrokenModel(f"{prefix}: codes have shape {tuple(codes.shape)}")
-                        wq.set_codes(codes)
-                    if aq is not None:
-                        scale, zero = state[f"{prefix}/act_scale"], state[f"{prefix}/act_zero"]
-                        aq.set_params(QuantParams(scale, zero, aq.bits))
-        except KeyError as error:
-            raise BrokenModel(
-                f"quantized state does not fit the model: {error} is missing"
-            ) from None
+        for name, table in _under(state, "table:").items():
+            self.tabulate(name, ScheduledTable(table))
+        for kind, modules in (("layer", self.layers), ("attention", self.attention)):
+            for name, module in modules.items():
+                try:
+                    module.load(_under(state, f"{kind}:{name}/"))
+                except (KeyError, ValueError, BrokenModel) as error:
+                    what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                    raise BrokenModel(
+                        f"quantized state does not fit the model at {name}: {what}"
+                    ) from None
+        self.module.load_state_dict(_under(state, "float:"), strict=False)
+        if "schedule" in state:
+            self.clock.schedule = StepSchedule("", tuple(state["schedule"].tolist()))
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -134,81 +162,18 @@ def wrap(
     """
     module = copy.deepcopy(model).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
+    clock = StepClock()
     for name, info in graph.layers.items():
         bits = assignment[name]
         if bits.is_fp:
             continue
         original = module.get_submodule(name)
-        assert isinstance(original, nn.Conv2d | nn.Linear)
+        assert isinstance(original, nn.Conv1d | nn.Conv2d | nn.Linear)
         if isinstance(splits, Mapping):
             widths = splits.get(name, ())
         else:
             widths = info.splits if splits else ()
-        layer = QuantLayer(original, bits, widths)
+        layer = QuantLayer(original, bits, widths, clock)
         place(module, name, layer)
         layers[name] = layer
-    return QuantizedModel(module, layers, graph)
-
-
-class _Collector:
-    """Extremes and a random sample of one part's input over all batches."""
-
-    def __init__(self, batches: int) -> None:
-        self.quota = max(1024, _KEEP // max(1, batches))
-        self.kept: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        flat = x.detach().reshape(-1)
-        low, high = flat.aminmax()
-        if flat.numel() > self.quota:
-            # drawn, not strided: a stride that divides the row length sees one channel only
-            generator = torch.Generator().manual_seed(len(self.kept))
-            flat = flat[torch.randint(flat.numel(), (self.quota,), generator=generator)]
-        self.kept.append(torch.cat([flat, torch.stack([low, high])]))
-
-    def values(self) -> Tensor:
-        return torch.cat(self.kept)
-
-
-@torch.no_grad()
-def calibrate_activations(
-    model: QuantizedModel,
-    points: CalibrationSet,
-    search: RangeSearch,
-    *,
-    symmetric: bool = False,
-    quantized_weights: bool = True,
-    batch: int = 64,
-) -> None:
-    """Set the range of every layer's input from one pass over the calibration points.
-
-    Inputs are those of the network with floating-point activations; its weights are quantized or
-    not as asked. Searches see the exact extremes and a random sample of the values, the same one in
-    every run.
-    """
-    collectors: dict[tuple[str, int], _Collector] = {}
-    count = -(-len(points) // batch)
-
-    def watcher(name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, QuantLayer)
-            for index, part in enumerate(module.part_list()):
-                if part.act_quantizer is not None:
-                    place = collectors.setdefault((name, index), _Collector(count))
-                    place.add(module.part_input(part, args[0]))
-
-        return note
-
-    handles = [layer.register_forward_pre_hook(watcher(n)) for n, layer in model.layers.items()]
-    try:
-        with model.using(weights=quantized_weights, acts=False):
-            for subset in points.batches(batch):
-                subset.call(model.module)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for (name, index), collector in collectors.items():
-        part = model.layers[name].part_list()[index]
-        assert part.act_quantizer is not None
-        found = search(collector.values(), part.act_quantizer.bits, symmetric=symmetric)
-        part.act_quantizer.set_params(found)
+    return QuantizedModel(module, layers, graph, model, clock)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.account import Account, account
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import QuantArenaError
+from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.layers import QuantLayer
@@ -62,9 +63,45 @@ class PackedModel:
         return sum(part.packed_bytes for part in packed) + sum(rest.values())
 
 
+def integer_layers(layer: QuantLayer) -> list[IntegerLayer]:
+    """One integer layer a part, bias in the first.
+
+    Raises:
+        ValueError: a side is in floating point, or the codes are not frozen.
+    """
+    found = []
+    geometry: dict[str, Any] = {}
+    if layer.is_conv:
+        geometry = {"stride": layer.stride, "padding": layer.padding}
+        geometry |= {"dilation": layer.dilation, "groups": layer.groups}
+    for index, part in enumerate(layer.part_list()):
+        wq, aq = part.weight_quantizer, part.static
+        if wq is None or aq is None or wq.codes is None:
+            raise ValueError("only a layer with frozen weight codes and quantized input packs")
+        offset = 2 ** (wq.bits - 1)
+        rows = layer.weight.shape[0]
+        mult = None if layer.in_mult is None else layer.in_mult[part.start : part.stop]
+        found.append(
+            IntegerLayer(
+                kind="conv2d" if layer.is_conv else "linear",
+                weight_codes=(wq.codes.to(torch.int16) - offset).to(torch.int8),
+                weight_bits=wq.bits,
+                weight_scale=wq.scale.detach().reshape(-1).expand(rows).contiguous(),
+                weight_zero=(wq.zero_point.reshape(-1).expand(rows) - offset).to(torch.int32),
+                act_bits=aq.bits,
+                act_scale=aq.scale.detach(),
+                act_zero=aq.zero_point.to(torch.int32),
+                in_mult=mult,
+                bias=layer.bias if index == 0 else None,
+                **geometry,
+            )
+        )
+    return found
+
+
 def pack_layer(layer: QuantLayer) -> nn.Module:
     """One packed layer, or the sum of packed parts where the layer is split."""
-    pieces = layer.integer_layers()
+    pieces = integer_layers(layer)
     return PackedLayer(pieces[0]) if len(pieces) == 1 else SplitPackedLayer(pieces)
 
 
@@ -146,7 +183,7 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
 
     handles = [layer.register_forward_hook(compare(n)) for n, layer in model.layers.items()]
     try:
-        points.call(model.module)
+        model.run(points)
     finally:
         for handle in handles:
             handle.remove()

@@ -22,17 +22,26 @@ class QuantParams:
     Attributes:
         scale: positive float32.
         zero_point: integer-valued float32 in ``[0, 2**bits - 1]``.
-        bits: 1 to 8.
+        bits: 1 to 8; of the widest channel where they differ.
+        widths: width of each channel, float32 that broadcasts over the tensor; None where all
+            have ``bits``.
     """
 
     scale: Tensor
     zero_point: Tensor
     bits: int
+    widths: Tensor | None = None
 
     @property
     def levels(self) -> int:
-        """Number of codes."""
+        """Number of codes of the widest channel."""
         return int(2**self.bits)
+
+    def clip(self, codes: Tensor) -> Tensor:
+        """Codes beyond the grid become its first or last."""
+        if self.widths is None:
+            return codes.clamp(0, self.levels - 1)
+        return torch.minimum(codes.clamp(min=0), torch.exp2(self.widths) - 1)
 
 
 def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> QuantParams:
@@ -63,8 +72,7 @@ def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Quan
 
 def quantize(x: Tensor, params: QuantParams) -> Tensor:
     """Codes of ``x`` as integer-valued float32, same shape."""
-    top = params.levels - 1
-    return (torch.round(x * params.scale.reciprocal()) + params.zero_point).clamp(0, top)
+    return params.clip(torch.round(x * params.scale.reciprocal()) + params.zero_point)
 
 
 def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
@@ -101,6 +109,16 @@ def fake_quantize_ste(x: Tensor, params: QuantParams) -> Tensor:
     The gradient of the scale is LSQ's (Esser et al., ICLR 2020): rounding error inside the range,
     the clipped code outside. Values equal ``fake_quantize`` exactly.
     """
-    top = params.levels - 1
-    codes = (round_ste(x * params.scale.reciprocal()) + params.zero_point).clamp(0, top)
+    codes = params.clip(round_ste(x * params.scale.reciprocal()) + params.zero_point)
     return (codes - params.zero_point) * params.scale
+
+
+@torch.no_grad()
+def project_zero_point(zero_point: Tensor, params: QuantParams) -> float:
+    """Round zero points in place to codes that exist; how far the farthest moved."""
+    if not zero_point.numel():
+        return 0.0
+    nearest = params.clip(zero_point.round())
+    drift = float((nearest - zero_point).abs().max())
+    zero_point.copy_(nearest)
+    return drift

@@ -14,7 +14,8 @@ from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.model import calibrate_activations, wrap
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import wrap
 from quantarena.methods.core.pack import PackedModel, pack
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range

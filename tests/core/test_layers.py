@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.layers import QuantLayer, WeightQuantizer
+from quantarena.methods.core.layers import QuantLayer
+from quantarena.methods.core.pack import integer_layers
 from quantarena.methods.core.ranges import minmax_range, mse_range
+from quantarena.methods.core.weight_quantizer import WeightQuantizer
 
 
 def ranged(module, bits, splits=(), x=None, symmetric=False):
@@ -160,15 +162,15 @@ def test_fake_weight_is_what_the_packed_codes_mean():
     conv, x = skip(5)
     layer = ranged(conv, Bits(3, 5), (16, 8), x)
     layer.freeze()
-    for part, integer in zip(layer.part_list(), layer.integer_layers(), strict=True):
+    for part, integer in zip(layer.part_list(), integer_layers(layer), strict=True):
         shape = (-1, 1, 1, 1)
         meaning = (
             integer.weight_codes.float() - integer.weight_zero.float().reshape(shape)
         ) * integer.weight_scale.reshape(shape)
         assert torch.equal(meaning, part.weight_quantizer(layer.part_weight(part)))
         assert (integer.weight_bits, integer.act_bits) == (3, 5)
-    assert layer.integer_layers()[0].bias is not None
-    assert layer.integer_layers()[1].bias is None
+    assert integer_layers(layer)[0].bias is not None
+    assert integer_layers(layer)[1].bias is None
 
 
 @pytest.mark.parametrize("bits", [Bits(16, 8), Bits(4, 16)])
@@ -179,10 +181,10 @@ def test_half_quantized_layers_run_but_do_not_pack(bits):
     layer.freeze()
     assert not torch.equal(layer(x), module(x))
     with pytest.raises(ValueError, match="packs"):
-        layer.integer_layers()
+        integer_layers(layer)
 
 
 def test_unfrozen_layer_does_not_pack():
     layer = ranged(nn.Linear(7, 3), Bits(4, 8), (), torch.randn(4, 7))
     with pytest.raises(ValueError, match="frozen"):
-        layer.integer_layers()
+        integer_layers(layer)

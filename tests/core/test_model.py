@@ -6,7 +6,8 @@ from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.graph import trace
 from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.model import calibrate_activations, wrap
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range, mse_range
 from quantarena.methods.core.trajectory import CalibrationSet, UniformStride
@@ -61,13 +62,13 @@ def test_state_round_trip_is_exact(probe):
 
 def test_state_that_does_not_fit(pixel):
     state = quantized(pixel, Bits(4, 4), splits=False).state()
-    split = wrap(pixel.model, pixel.graph, UNIFORM.assign(pixel.graph, Bits(4, 4)), splits=True)
-    with pytest.raises(BrokenModel, match=r"codes have shape|is missing"):
-        split.load_state(state)
     whole = wrap(pixel.model, pixel.graph, UNIFORM.assign(pixel.graph, Bits(4, 4)))
-    del state["conv_out/0/act_scale"]
-    with pytest.raises(BrokenModel, match=r"conv_out/0/act_scale.* is missing"):
-        whole.load_state(state)
+    lost = {n: t for n, t in state.items() if n != "layer:conv_out/0/act_scale"}
+    with pytest.raises(BrokenModel, match=r"conv_out.*scale.* is missing"):
+        whole.load_state(lost)
+    cut = state | {"layer:conv_out/0/weight_codes": state["layer:conv_out/0/weight_codes"][:2]}
+    with pytest.raises(BrokenModel, match=r"conv_out: codes have shape"):
+        whole.load_state(cut)
 
 
 def test_state_of_an_unfrozen_model_is_an_error(pixel):
@@ -111,7 +112,9 @@ def test_large_inputs_are_sampled_over_all_channels():
     # 64 points of 256 tokens of 64 channels: any even stride would see some channels only
     torch.manual_seed(1)
     network = Tokens()
-    points = CalibrationSet(torch.randn(128, 256, 2), torch.zeros(128), torch.zeros(128))
+    points = CalibrationSet(
+        torch.randn(128, 256, 2), torch.zeros(128), torch.zeros(128, dtype=torch.long)
+    )
     graph = trace(network, points.sample[:2])
     model = wrap(network, graph, dict.fromkeys(graph.layers, Bits(8, 4)))
     model.set_weight_ranges(minmax_range)

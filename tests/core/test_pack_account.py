@@ -6,7 +6,8 @@ from quantarena.methods.core.account import account
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.model import calibrate_activations, wrap
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import wrap
 from quantarena.methods.core.pack import PARITY_LIMIT, observe, pack, parity
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range

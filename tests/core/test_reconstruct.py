@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.model import calibrate_activations, wrap
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import wrap
 from quantarena.methods.core.partition import partition
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range

@@ -13,7 +13,7 @@ HEAD = """
 import torch
 from quantarena.methods.api import Capabilities, Method, MethodInfo
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model import calibrate_activations
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.trajectory import UniformStride
 from quantarena.methods.registry import register

@@ -8,7 +8,8 @@ from quantarena.methods.core.errors import UnknownName, UserError
 
 MINE = """
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model import QuantizedModel, calibrate_activations
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.trajectory import UniformStride
 from quantarena.methods.registry import register

@@ -1,0 +1,271 @@
+"""When does a range search by MSE lose to min-max? The numbers of docs/protocol.md, "Range searches".
+
+Round to nearest on the zoo's models: every combination of searches for weights and activations,
+exponents, kinds of layers, policies and grids, each against full precision on the same noise.
+
+    python docs/experiments/mse_vs_minmax.py [--workload emoji-t2i] [--images 16] [--part exponents]
+
+Image PSNR is the mean over images. Latent SNR is that of the last latents. Noise SNR is that of
+one network call on full precision's own inputs, the mean over sampler steps in decibels.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantarena.bench import shared
+from quantarena.bench.cache import StageCache
+from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.workloads import registry
+from quantarena.bench.workloads.sampling import draw_images
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.graph import Graph, Role, trace
+from quantarena.methods.core.model import QuantizedModel, calibrate_activations, wrap
+from quantarena.methods.core.policy import UNIFORM
+from quantarena.methods.core.quantizer import QuantParams
+from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
+from quantarena.methods.core.trajectory import CalibrationSet, UniformStride, recording
+
+GROUPS: dict[str, tuple[Role, ...]] = {
+    "time embedding": (Role.TIME_EMBED, Role.EMB_PROJ),
+    "input and output": (Role.INPUT, Role.OUTPUT),
+    "queries, keys, values": (Role.QKV,),
+}
+OTHERS = "all others"
+ROWS = 8  # inputs a step for the noise SNR
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A workload, its full-precision results, and calibration points."""
+
+    ground: shared.Ground
+    graph: Graph
+    original: nn.Module
+    calibration: CalibrationSet
+    images: Tensor
+    latents: Tensor
+    inputs: CalibrationSet
+    noise: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How ranges are found; ``groups`` limits a search to those layers, others get min-max."""
+
+    weights: RangeSearch = minmax_range
+    acts: RangeSearch = minmax_range
+    groups: tuple[str, ...] = ()
+    uniform: bool = True
+    symmetric_weights: bool = False
+    symmetric_acts: bool = False
+    bits: Bits = Bits(4, 8)
+
+
+@contextmanager
+def last_latents(pipe: Any) -> Iterator[list[Tensor]]:
+    """What the decoder is given inside the block."""
+    kept: list[Tensor] = []
+    decode = pipe.vae.decode
+
+    def note(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kept.append(latents.clone())
+        return decode(latents, *args, **kwargs)
+
+    pipe.vae.decode = note
+    try:
+        yield kept
+    finally:
+        pipe.vae.decode = decode
+
+
+def sample(ground: shared.Ground) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) and last latents (N, C, h, w) of the network now in the pipeline."""
+    with last_latents(ground.loaded.pipe) as latents:
+        drawn = draw_images(ground.loaded, ground.info, ground.draw())
+    return drawn.images, torch.cat(latents)
+
+
+def prepare(workload: str, images: int, points: int) -> Study:
+    """Sample and record at full precision."""
+    budget = Budget(images=images, batch=16, calibration_images=8, calibration_samples=points)
+    ground = shared.open_ground(Cell(workload, "fp", "fp", budget=budget))
+    original = ground.loaded.denoiser
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = shared.trajectory(ground, StageCache(Path(folder)))
+    with recording(original) as done:
+        reference, latents = sample(ground)
+    run = done()
+    steps = torch.arange(run.calls).repeat_interleave(ROWS)
+    rows = torch.linspace(0, run.rows - 1, ROWS).round().long().repeat(run.calls)
+    inputs = run.pick(steps, rows)
+    with torch.no_grad():
+        noise = torch.cat([batch.call(original) for batch in inputs.batches(64)])
+    first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    graph = trace(original, first.sample, timestep=first.timestep, **first.conditions)
+    calibration = UniformStride(points).draw(recorded, 0)
+    return Study(ground, graph, original, calibration, reference, latents, inputs, noise)
+
+
+def group_of(role: Role) -> str:
+    """Which line of the table a layer belongs to."""
+    return next((name for name, roles in GROUPS.items() if role in roles), OTHERS)
+
+
+def act_params(model: QuantizedModel) -> dict[tuple[str, int], QuantParams]:
+    """Activation parameters now in place, by layer and part."""
+    found = {}
+    for name, layer in model.layers.items():
+        for index, part in enumerate(layer.part_list()):
+            if part.act_quantizer is not None:
+                quantizer = part.act_quantizer
+                found[name, index] = QuantParams(
+                    quantizer.scale.detach().clone(), quantizer.zero_point.clone(), quantizer.bits
+                )
+    return found
+
+
+def quantize(study: Study, setting: Setting) -> QuantizedModel:
+    """Round to nearest with the setting's ranges."""
+    bits = setting.bits
+    assignment = UNIFORM.assign(study.graph, bits)
+    if not setting.uniform:
+        assignment = dict.fromkeys(study.graph.layers, bits)
+    model = wrap(study.original, study.graph, assignment)
+
+    def chosen(name: str) -> bool:
+        return not setting.groups or group_of(study.graph.layers[name].role) in setting.groups
+
+    for name, layer in model.layers.items():
+        search = setting.weights if chosen(name) else minmax_range
+        layer.set_weight_ranges(search, symmetric=setting.symmetric_weights)
+    calibrate = partial(calibrate_activations, model, study.calibration, quantized_weights=False)
+    if setting.groups:
+        calibrate(setting.acts, symmetric=setting.symmetric_acts)
+        found = act_params(model)
+        calibrate(minmax_range, symmetric=setting.symmetric_acts)
+        for (name, index), params in found.items():
+            if chosen(name):
+                quantizer = model.layers[name].part_list()[index].act_quantizer
+                assert quantizer is not None
+                quantizer.set_params(params)
+    else:
+        calibrate(setting.acts, symmetric=setting.symmetric_acts)
+    model.freeze()
+    return model
+
+
+def decibels(signal: Tensor, error: Tensor) -> float:
+    """Signal to noise ratio of energies; the mean over entries."""
+    return float((10 * torch.log10(signal.double() / error.double().clamp(min=1e-20))).mean())
+
+
+@torch.no_grad()
+def measure(study: Study, setting: Setting) -> tuple[float, float, float]:
+    """Image PSNR, latent SNR and noise SNR of one setting."""
+    model = quantize(study, setting)
+    study.ground.loaded.put(model.module)
+    try:
+        images, latents = sample(study.ground)
+    finally:
+        study.ground.loaded.put(study.original)
+    noise = torch.cat([batch.call(model.module) for batch in study.inputs.batches(64)])
+    gap = (images.double() - study.images.double()).square().flatten(1).mean(1)
+    steps = int(study.inputs.step.max()) + 1
+    return (
+        decibels(torch.tensor(255.0**2), gap),
+        decibels(
+            study.latents.square().sum()[None], (latents - study.latents).square().sum()[None]
+        ),
+        decibels(
+            study.noise.square().reshape(steps, -1).sum(1),
+            (noise - study.noise).square().reshape(steps, -1).sum(1),
+        ),
+    )
+
+
+def mse(norm: float) -> RangeSearch:
+    """The MSE search in that norm."""
+    return partial(mse_range, norm=norm)
+
+
+Table = dict[str, Setting]
+
+
+def exponents() -> Table:
+    """Both policies; weights, activations or both, in several norms."""
+    table: Table = {}
+    for uniform in (True, False):
+        policy = "uniform" if uniform else "all at 4 bits"
+        table[f"{policy}: min-max, min-max"] = Setting(uniform=uniform)
+        for norm in (1.0, 2.0, 2.4, 4.0):
+            search = mse(norm)
+            table |= {
+                f"{policy}: mse {norm:g}, min-max": Setting(search, uniform=uniform),
+                f"{policy}: min-max, mse {norm:g}": Setting(acts=search, uniform=uniform),
+                f"{policy}: mse {norm:g}, mse {norm:g}": Setting(search, search, uniform=uniform),
+            }
+    return table
+
+
+def layers() -> Table:
+    """All layers at four bits; one kind of layer searched, the others min-max."""
+    table = {"min-max everywhere": Setting(uniform=False)}
+    for name in (*GROUPS, OTHERS):
+        for norm in (2.0, 2.4):
+            only = partial(Setting, groups=(name,), uniform=False)
+            table |= {
+                f"weights of {name}, {norm:g}": only(mse(norm)),
+                f"inputs of {name}, {norm:g}": only(acts=mse(norm)),
+            }
+    return table
+
+
+def grids() -> Table:
+    """Symmetric grids, under the uniform policy."""
+    table: Table = {}
+    for name, search in (("min-max", minmax_range), ("mse 2", mse(2.0)), ("mse 2.4", mse(2.4))):
+        table |= {
+            f"symmetric weights {name}": Setting(search, symmetric_weights=True),
+            f"symmetric activations {name}": Setting(acts=search, symmetric_acts=True),
+        }
+    return table
+
+
+PARTS: dict[str, Callable[[], Table]] = {"exponents": exponents, "layers": layers, "grids": grids}
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", action="append", choices=registry.names())
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--points", type=int, default=128, help="calibration points")
+    parser.add_argument("--part", action="append", choices=PARTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for workload in options.workload or registry.names():
+        study = prepare(workload, options.images, options.points)
+        for part in options.part or PARTS:
+            print(f"\n{workload}, {part}: {options.images} images\n")
+            print("| weights, activations | image PSNR | latent SNR | noise SNR | s |")
+            print("|---|---|---|---|---|")
+            for name, setting in PARTS[part]().items():
+                start = time.perf_counter()
+                psnr, latent, noise = measure(study, setting)
+                seconds = time.perf_counter() - start
+                print(f"| {name} | {psnr:.2f} | {latent:.2f} | {noise:.2f} | {seconds:.0f} |",
+                      flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
