@@ -20,7 +20,7 @@ def test_pixel_unet_roles(pixel):
     assert roles["down_blocks.1.resnets.0.time_emb_proj"] is Role.EMB_PROJ
     assert roles["mid_block.attentions.0.to_q"] is Role.QKV
     assert roles["mid_block.attentions.0.to_out.0"] is Role.ATTN_OUT
-    assert roles["up_blocks.0.upsamplers.0.conv"] is Role.CONV
+    assert roles["up_blocks.0.upsamplers.0.conv"] is Role.UPSAMPLE
     counts = Counter(roles.values())
     assert counts[Role.INPUT] == counts[Role.OUTPUT] == 1
     assert counts[Role.TIME_EMBED] == 2
@@ -35,7 +35,7 @@ def test_conditional_unet_roles(conditional):
     block = "mid_block.attentions.0.transformer_blocks.0"
     assert roles[f"{block}.attn2.to_k"] is Role.QKV
     assert roles[f"{block}.attn2.to_out.0"] is Role.ATTN_OUT
-    assert roles[f"{block}.ff.net.0.proj"] is Role.LINEAR
+    assert roles[f"{block}.ff.net.0.proj"] is roles[f"{block}.ff.net.2"] is Role.FF
     assert roles["mid_block.attentions.0.proj_in"] is Role.CONV
     assert roles["conv_in"] is Role.INPUT
     assert roles["conv_out"] is Role.OUTPUT
@@ -45,9 +45,10 @@ def test_transformer_roles(transformer):
     roles = {name: layer.role for name, layer in transformer.graph.layers.items()}
     assert roles["pos_embed.proj"] is Role.INPUT
     assert roles["proj_out_2"] is Role.OUTPUT
-    assert roles["transformer_blocks.0.norm1.linear"] is Role.EMB_PROJ
+    assert roles["transformer_blocks.0.norm1.linear"] is Role.ADALN
+    assert roles["proj_out_1"] is Role.ADALN
     assert roles["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"] is Role.TIME_EMBED
-    assert roles["transformer_blocks.1.ff.net.2"] is Role.LINEAR
+    assert roles["transformer_blocks.1.ff.net.2"] is Role.FF
 
 
 @pytest.mark.parametrize("name", ["pixel", "conditional"])
