@@ -20,7 +20,8 @@ from quantarena.bench.workloads.emoji import heldout_images
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, draw_images
-from quantarena.methods.core.trajectory import Trajectory, recording
+from quantarena.methods.core.recording import recording
+from quantarena.methods.core.trajectory import Trajectory
 
 
 def silent(done: int, total: int) -> None:

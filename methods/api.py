@@ -36,7 +36,8 @@ from quantarena.methods.core.graph import Graph
 from quantarena.methods.core.model import QuantizedModel, wrap
 from quantarena.methods.core.partition import Block, partition
 from quantarena.methods.core.policy import Policy
-from quantarena.methods.core.trajectory import CalibrationSet, StepPolicy, Trajectory
+from quantarena.methods.core.steps import StepPolicy
+from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); total may change."""

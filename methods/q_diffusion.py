@@ -20,7 +20,7 @@ from quantarena.methods.core.reconstruct import (
     tune_act_scales,
     tune_rounding,
 )
-from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.registry import register
 
 PAPER_ITERATIONS = 20_000

@@ -4,7 +4,7 @@ from quantarena.methods.api import Capabilities, Method, MethodContext, MethodIn
 from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.registry import register
 
 

@@ -11,7 +11,8 @@ from quantarena.methods.api import Effort, MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.graph import Graph, trace
 from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory, recording
+from quantarena.methods.core.recording import recording
+from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
 
 CALLS, ROWS = 4, 8
 """Sampler calls and images of each network's trajectory."""

@@ -33,7 +33,9 @@ from quantarena.methods.core.model import QuantizedModel, calibrate_activations,
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
-from quantarena.methods.core.trajectory import CalibrationSet, UniformStride, recording
+from quantarena.methods.core.recording import recording
+from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.trajectory import CalibrationSet
 
 GROUPS: dict[str, tuple[Role, ...]] = {
     "time embedding": (Role.TIME_EMBED, Role.EMB_PROJ),

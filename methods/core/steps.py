@@ -5,17 +5,32 @@ then dealt by ``deal``, so that all policies treat images alike.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.trajectory import Trajectory
+
+
+class StepPolicy(Protocol):
+    """Chooses calibration points from a trajectory; the same seed gives the same points."""
+
+    def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
+        """Points of each call, (S,) integers that sum to the number of points."""
+        ...
+
+    def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
+        """The points."""
+        ...
 
 
 def deal(
     trajectory: Trajectory, counts: Tensor, generator: torch.Generator, *, repeat: bool = False
-) -> CalibrationSet:
+) -> tuple[Tensor, Tensor]:
     """Points in the order of calls, ``counts[k]`` of them from call k.
 
     Rows come from one shuffled deck that runs through all calls: no row is used again before every
@@ -27,6 +42,9 @@ def deal(
         generator: shuffles the rows.
         repeat: allow a call to hold one point several times where rows run out.
 
+    Returns:
+        Call and row of each point, (N,) each, for ``Trajectory.pick``.
+
     Raises:
         ValueError: counts do not fit the trajectory, or rows run out and ``repeat`` is off.
     """
@@ -35,12 +53,49 @@ def deal(
     most = int(counts.max())
     if most > trajectory.rows and not repeat:
         raise ValueError(
-            f"{most} points at one step asked, {trajectory.rows} images recorded: "
+            f"{most} points at one step asked, {trajectory.rows} recorded: "
             "record more images, ask for fewer points, or set repeat"
         )
     order = torch.randperm(trajectory.rows, generator=generator)
     calls = torch.repeat_interleave(torch.arange(trajectory.calls), counts)
-    return trajectory.pick(calls, order[torch.arange(len(calls)) % trajectory.rows])
+    return calls, order[torch.arange(len(calls)) % trajectory.rows]
+
+
+class CountedSteps(ABC):
+    """A policy that says how many points each call gives; the rest is common to all."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """Points of each call, (S,) integers; what is random comes from the generator."""
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a call may hold one point several times where images run out."""
+        return bool(getattr(self, "repeat", False))
+
+    def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
+        """Points of each call, (S,) integers that sum to the number of points."""
+        return self.count(trajectory, torch.Generator().manual_seed(seed))
+
+    def places(self, trajectory: Trajectory, seed: int) -> tuple[Tensor, Tensor]:
+        """Call and row of each point, (N,) each, call after call.
+
+        Raises:
+            ValueError: settings that do not fit, or more points than were recorded.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        counts = self.count(trajectory, generator)
+        return deal(trajectory, counts, generator, repeat=self.may_repeat)
+
+    def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
+        """The points, call after call.
+
+        Raises:
+            ValueError: as ``places``.
+        """
+        return trajectory.pick(*self.places(trajectory, seed))
 
 
 def require_points(samples: int) -> None:
@@ -54,21 +109,16 @@ def require_points(samples: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class AllSteps:
-    """Every recorded point."""
+class AllSteps(CountedSteps):
+    """Every recorded point; the seed orders the images."""
 
-    def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
-        """Points of each call, (S,)."""
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """All rows of each call, (S,)."""
         return torch.full((trajectory.calls,), trajectory.rows)
-
-    def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
-        """All points, call after call; the seed orders the images."""
-        generator = torch.Generator().manual_seed(seed)
-        return deal(trajectory, self.counts(trajectory, seed), generator)
 
 
 @dataclass(frozen=True, slots=True)
-class PerStep:
+class PerStep(CountedSteps):
     """Equally many points at every call, for ranges that are found step by step.
 
     Attributes:
@@ -77,19 +127,38 @@ class PerStep:
 
     samples: int
 
-    def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
-        """Points of each call, (S,)."""
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """``samples`` of each call, (S,)."""
         require_points(self.samples)
         return torch.full((trajectory.calls,), self.samples)
 
-    def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
-        """The points, call after call."""
-        generator = torch.Generator().manual_seed(seed)
-        return deal(trajectory, self.counts(trajectory, seed), generator)
+
+@dataclass(frozen=True, slots=True)
+class UniformStride(CountedSteps):
+    """Equally many points at equally spaced sampler calls (Q-Diffusion, section 4.2).
+
+    Attributes:
+        samples: points in all; exactly that many come out.
+        steps: distinct calls to visit, first and last among them; 0 visits as many as ``samples``
+            and the sampler allow.
+    """
+
+    samples: int
+    steps: int = 0
+
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """Points of each call, (S,): even up to one, the earlier calls have it."""
+        require_points(self.samples)
+        visited = min(self.steps or trajectory.calls, trajectory.calls, self.samples)
+        counts = torch.zeros(trajectory.calls, dtype=torch.long)
+        each = torch.full((visited,), self.samples // visited)
+        each[: self.samples % visited] += 1
+        counts[torch.linspace(0, trajectory.calls - 1, visited).round().long()] = each
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
-class CensoredNormalSteps:
+class CensoredNormalSteps(CountedSteps):
     """Calls drawn from a clamped normal (PTQ4DM, Shang et al., CVPR 2023, Eq. 15).
 
     With T calls, ``t = floor(T * Normal(mean_fraction, std_fraction))`` is clamped to [0, T - 1]:
@@ -124,16 +193,34 @@ class CensoredNormalSteps:
         """The draws before floor and clamp, (samples,) float64."""
         return self._draws(calls, torch.Generator().manual_seed(seed))
 
-    def _counts(self, calls: int, generator: torch.Generator) -> Tensor:
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """How often each call was drawn, (S,)."""
+        calls = trajectory.calls
         time = self._draws(calls, generator).floor().clamp(0, calls - 1).long()
         return torch.bincount(calls - 1 - time, minlength=calls)
 
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Images drawn by another policy, each with all its guidance halves side by side.
+
+    Attributes:
+        policy: draws images: as many points come out as it draws, times the halves.
+    """
+
+    policy: CountedSteps
+
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
-        """Points of each call, (S,)."""
-        return self._counts(trajectory.calls, torch.Generator().manual_seed(seed))
+        """Points of each call, (S,) integers that sum to the number of points."""
+        return self.policy.counts(trajectory.first_half(), seed) * trajectory.halves
 
     def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
-        """The points, call after call."""
-        generator = torch.Generator().manual_seed(seed)
-        counts = self._counts(trajectory.calls, generator)
-        return deal(trajectory, counts, generator, repeat=self.repeat)
+        """The points, call after call; with two halves points 2i and 2i + 1 are one image's.
+
+        Raises:
+            ValueError: as ``CountedSteps.places``.
+        """
+        call, image = self.policy.places(trajectory.first_half(), seed)
+        halves = torch.arange(trajectory.halves) * trajectory.images
+        row = image[:, None] + halves
+        return trajectory.pick(call.repeat_interleave(trajectory.halves), row.flatten())

@@ -1,14 +1,14 @@
 """Calibration points by density and diversity of features (EDA-DM's TDAC)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantarena.methods.core.steps import deal, require_points
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.steps import CountedSteps, require_points
+from quantarena.methods.core.trajectory import Trajectory
 
 
 def apportion(share: Tensor, total: int) -> Tensor:
@@ -40,7 +40,7 @@ def apportion(share: Tensor, total: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TDAC:
+class TDAC(CountedSteps):
     """More points where features are dense and diverse (EDA-DM, arXiv:2401.04585).
 
     Density D_t counts the other calls whose features lie within a mean squared distance; diversity
@@ -49,7 +49,8 @@ class TDAC:
 
     Attributes:
         samples: points in all; exactly that many come out.
-        features: one entry a call, (S, n, C, ...); EDA-DM takes the input of the middle attention.
+        features: one entry a call, (S, n, C, ...); EDA-DM takes the input of the middle attention,
+            see ``core.features``.
         weight: lambda. The paper's values: 1.2 (CIFAR, ImageNet), 1.0 (LSUN), 5.0 (COCO).
         radius: mean squared distance that counts as near. It depends on the scale of the features
             (the code has 3.0 or 0.3, by data set), so None takes a quantile instead.
@@ -58,7 +59,7 @@ class TDAC:
     """
 
     samples: int
-    features: Tensor
+    features: Tensor = field(repr=False)  # the row that a policy is noted on is no place for it
     weight: float = 1.2
     radius: float | None = None
     quantile: float = 0.25
@@ -87,8 +88,8 @@ class TDAC:
         unit = F.normalize(self._features(), dim=2, eps=1e-30)
         return _squared_distance(unit.flatten(1)).sum(1) / 2
 
-    def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
-        """Points of each call, (S,); the seed has no part in it.
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """Points of each call, (S,); the generator has no part in it.
 
         Raises:
             ValueError: settings or features that do not fit.
@@ -102,11 +103,6 @@ class TDAC:
             raise ValueError(f"weight must be finite and at least 0, not {self.weight}")
         return apportion(_spread(self.density()) + self.weight * _spread(self.diversity()),
                          self.samples)  # fmt: skip
-
-    def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
-        """The points, call after call."""
-        generator = torch.Generator().manual_seed(seed)
-        return deal(trajectory, self.counts(trajectory, seed), generator, repeat=self.repeat)
 
     def _features(self) -> Tensor:
         if self.features.dim() < 3 or self.features.numel() == 0:

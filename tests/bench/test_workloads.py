@@ -9,7 +9,7 @@ import torch
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.sampling import Draw, condition, draw_images, image_seed
-from quantarena.methods.core.trajectory import recording
+from quantarena.methods.core.recording import recording
 
 
 @pytest.fixture

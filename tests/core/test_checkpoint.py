@@ -9,17 +9,17 @@ from torch import nn
 from quantarena.methods import testing_networks as networks
 from quantarena.methods.core import checkpoint, checkpoint_files
 from quantarena.methods.core.bits import FP, Bits
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.checkpoint import load_packed, save_packed
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import wrap
 from quantarena.methods.core.pack import PackedModel, pack
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.core.steps import UniformStride
 
 BUILD = {
     "pixel-unet": networks.pixel_unet,

@@ -3,14 +3,15 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import FP, Bits
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.graph import trace
 from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range, mse_range
-from quantarena.methods.core.trajectory import CalibrationSet, UniformStride
+from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.trajectory import CalibrationSet
 
 
 def quantized(probe, bits, *, splits=True, search=minmax_range):

@@ -4,14 +4,14 @@ from torch import nn
 
 from quantarena.methods.core.account import account
 from quantarena.methods.core.bits import FP, Bits
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import wrap
 from quantarena.methods.core.pack import PARITY_LIMIT, observe, pack, parity
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.core.steps import UniformStride
 
 
 def quantized(probe, bits, *, splits=True):

@@ -17,7 +17,7 @@ from quantarena.methods.core.reconstruct import (
     tune_act_scales,
     tune_rounding,
 )
-from quantarena.methods.core.trajectory import UniformStride
+from quantarena.methods.core.steps import UniformStride
 
 SPLIT = "up_blocks.1.resnets.0"
 QUICK = Schedule(60, batch=8, lr=0.1)

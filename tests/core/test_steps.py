@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from quantarena.methods.core.recording import recording
 from quantarena.methods.core.steps import AllSteps, CensoredNormalSteps, PerStep, deal
 from quantarena.methods.core.tdac import TDAC, apportion
-from quantarena.methods.core.trajectory import Trajectory, recording
+from quantarena.methods.core.trajectory import Trajectory
 
 
 def small(calls=5, rows=6):
@@ -71,7 +72,7 @@ def test_no_image_twice_while_images_last():
     ids=["per_step", "censored", "tdac"],
 )
 def test_more_than_recorded_is_an_error(policy):
-    with pytest.raises(ValueError, match=r"points at one step asked, 6 images recorded: record"):
+    with pytest.raises(ValueError, match=r"points at one step asked, 6 recorded: record"):
         policy.draw(small(), seed=0)
 
 

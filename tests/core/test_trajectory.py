@@ -4,7 +4,9 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
 from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.trajectory import Trajectory, UniformStride, recording
+from quantarena.methods.core.recording import recording
+from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.trajectory import Trajectory
 
 
 class Denoiser(nn.Module):
