@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.candidates import as_rows
 from quantarena.methods.core.quantizer import QuantParams, affine_params
-from quantarena.methods.core.ranges import _rows
 
 _RESTARTS = 4
 _ITERATIONS = 50
@@ -41,7 +41,7 @@ class ClusteredParams:
 
 def slice_bounds(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of every slice along ``axis``, each (x.shape[axis],)."""
-    rows, _ = _rows(x.float(), axis)
+    rows, _ = as_rows(x, axis)
     low, high = rows.aminmax(dim=1)
     return low, high
 
@@ -155,7 +155,7 @@ def clustered_range(
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
-    _, shape = _rows(x, axis)
+    _, shape = as_rows(x, axis)
     ids, found = cluster_bounds(
         *slice_bounds(x, axis), bits, groups, symmetric=symmetric, seed=seed
     )

@@ -70,6 +70,19 @@ def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Quan
     return QuantParams(scale, zero_point, bits)
 
 
+def unsigned_params(high: Tensor, bits: int) -> QuantParams:
+    """Scale that covers ``[0, high]`` with the zero point at code 0, as for softmax outputs.
+
+    Args:
+        high: largest values, any shape; negative ones count as 0.
+        bits: 1 to 8.
+
+    Raises:
+        ValueError: a bound is not finite.
+    """
+    return affine_params(torch.zeros_like(high), high, bits, symmetric=False)
+
+
 def quantize(x: Tensor, params: QuantParams) -> Tensor:
     """Codes of ``x`` as integer-valued float32, same shape."""
     return params.clip(torch.round(x * params.scale.reciprocal()) + params.zero_point)

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.quantizer import QuantParams, affine_params
+from quantarena.methods.core.candidates import as_rows, best_of, blockwise, minmax_rows, shaped
+from quantarena.methods.core.quantizer import QuantParams, affine_params, unsigned_params
 
 
 class RangeSearch(Protocol):
@@ -22,22 +23,6 @@ class RangeSearch(Protocol):
         ...
 
 
-def _rows(x: Tensor, axis: int | None) -> tuple[Tensor, tuple[int, ...]]:
-    """``x`` as (channels, values), and the shape in which parameters broadcast over ``x``."""
-    if x.numel() == 0:
-        raise ValueError("cannot find a range: the tensor is empty")
-    if axis is None:
-        return x.reshape(1, -1), (1,) * x.dim()
-    rows = x.movedim(axis, 0).reshape(x.shape[axis], -1)
-    shape = [1] * x.dim()
-    shape[axis] = x.shape[axis]
-    return rows, tuple(shape)
-
-
-def _shaped(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
-    return QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.bits)
-
-
 def minmax_range(
     x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
 ) -> QuantParams:
@@ -46,9 +31,42 @@ def minmax_range(
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
-    rows, shape = _rows(x.float(), axis)
-    low, high = rows.aminmax(dim=1, keepdim=True)
-    return _shaped(affine_params(low, high, bits, symmetric), shape)
+    rows, shape = as_rows(x, axis)
+    return shaped(minmax_rows(rows, bits, symmetric), shape)
+
+
+def shrink_range(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    norm: float = 2.4,
+    steps: int = 80,
+) -> QuantParams:
+    """The best of ``steps`` ranges, min-max and 1 % less each time, by mean ``|x - q(x)| ** norm``.
+
+    Source: the search of the BRECQ lineage as in the code of Q-Diffusion (Li et al., ICCV 2023)
+    and MPQ-DM (arXiv:2412.11549), but for the range, which is widened to contain zero.
+
+    Args:
+        x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
+        bits: 1 to 8.
+        axis: None for one range, else one for each index into that axis.
+        symmetric: zero point fixed in the middle of the codes.
+        norm: exponent of the error.
+        steps: at most 100.
+
+    Raises:
+        ValueError: empty tensor, NaN or infinity.
+    """
+    shrinks = 1.0 - 0.01 * torch.arange(1, steps, device=x.device)
+
+    def search(rows: Tensor) -> QuantParams:
+        plain = minmax_rows(rows, bits, symmetric)
+        return best_of(rows, plain, _shrunk(rows, shrinks, bits, symmetric), norm)
+
+    return blockwise(x, axis, search)
 
 
 def mse_range(
@@ -63,43 +81,98 @@ def mse_range(
 ) -> QuantParams:
     """The shrunk min-max range with the smallest mean ``|x - q(x)| ** norm``.
 
-    As in the BRECQ lineage (80 shrinkings, 1 % apart), but in two passes: ``coarse`` shrinkings
-    from the full range down to a fifth of it for all channels, then ``fine`` ones around each
-    channel's own best. That finds the same minimum of this one-humped curve with a third of the
-    candidates. The full range is a candidate, so the result never loses to min-max in its norm.
+    ``shrink_range`` in two passes: ``coarse`` shrinkings from the full range down to a fifth of it
+    for all channels, then ``fine`` ones around each channel's own best. That comes as close to the
+    minimum of this curve, which has one hump but for ripples, with a third of the candidates. The
+    full range is a candidate, so the result never loses to min-max in its norm.
+
+    Args:
+        x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
+        bits: 1 to 8.
+        axis: None for one range, else one for each index into that axis.
+        symmetric: zero point fixed in the middle of the codes.
+        norm: exponent of the error; docs/protocol.md says why it should not be below 2.
+        coarse: shrinkings of the first pass.
+        fine: shrinkings of the second.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
-    rows, shape = _rows(x.float(), axis)
-    low, high = rows.aminmax(dim=1, keepdim=True)
-    affine_params(low, high, bits, symmetric)  # refuses what is not finite, by name
-    error = torch.empty_like(rows)
-
-    def loss_of(shrink: Tensor) -> Tensor:
-        params = affine_params(low * shrink, high * shrink, bits, symmetric)
-        torch.mul(rows, params.scale.reciprocal(), out=error)
-        error.round_().clamp_(-params.zero_point, params.levels - 1 - params.zero_point)
-        error.mul_(params.scale).sub_(rows).abs_()
-        return error.pow_(norm).mean(dim=1, keepdim=True)
-
-    best = torch.ones_like(low)
-    best_loss = loss_of(best)
-
-    def keep_better(shrink: Tensor) -> None:
-        nonlocal best, best_loss
-        loss = loss_of(shrink)
-        best = torch.where(loss < best_loss, shrink, best)
-        best_loss = torch.minimum(loss, best_loss)
-
+    shrinks = torch.linspace(1.0, 0.2, coarse, device=x.device)[1:]
     step = 0.8 / (coarse - 1)
-    for index in range(1, coarse):
-        keep_better(torch.full_like(low, 1.0 - step * index))
-    centre = best
-    for index in range(1, fine + 1):
-        offset = step * (2 * index / (fine + 1) - 1)
-        keep_better((centre + offset).clamp(max=1.0))
-    return _shaped(affine_params(low * best, high * best, bits, symmetric), shape)
+    offsets = torch.arange(1, fine + 1, device=x.device) * (2 * step / (fine + 1)) - step
+
+    def search(rows: Tensor) -> QuantParams:
+        plain = minmax_rows(rows, bits, symmetric)
+        best = best_of(rows, plain, _shrunk(rows, shrinks, bits, symmetric), norm)
+        near = (best.scale / plain.scale + offsets).clamp(max=1.0)
+        return best_of(rows, best, _shrunk(rows, near, bits, symmetric), norm)
+
+    return blockwise(x, axis, search)
 
 
-RANGES: dict[str, RangeSearch] = {"minmax": minmax_range, "mse": mse_range}
+def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:
+    """Min-max ranges of rows times ``shrinks``, (K,) or (R, K), as (R, K)."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    return affine_params(low * shrinks, high * shrinks, bits, symmetric)
+
+
+def unsigned(search: RangeSearch) -> RangeSearch:
+    """``search`` on the unsigned grid, whose zero point is 0: for softmax outputs.
+
+    The result refuses tensors with negative values, and symmetric grids, with a ValueError.
+    """
+
+    def unsigned_search(
+        x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+    ) -> QuantParams:
+        if symmetric:
+            raise ValueError("a grid is either unsigned or symmetric")
+        if bool((x < 0).any()):
+            raise ValueError("cannot use an unsigned grid: the tensor holds negative values")
+        found = search(x, bits, axis=axis)
+        return unsigned_params((found.levels - 1 - found.zero_point) * found.scale, bits)
+
+    return unsigned_search
+
+
+def mixed_range(
+    search: RangeSearch, x: Tensor, widths: Tensor, *, axis: int = 0, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ranges of channels that differ in width: one search for each distinct width.
+
+    Args:
+        search: how ranges are found.
+        x: any shape.
+        widths: bits of each channel, (x.shape[axis],) integers of 1 to 8.
+        axis: which axis holds the channels.
+        symmetric: zero point fixed in the middle of each channel's codes.
+
+    Returns:
+        Scale and zero point, float32, which broadcast over ``x``.
+
+    Raises:
+        ValueError: what ``search`` refuses, or widths that do not fit the tensor.
+    """
+    if widths.shape != (x.shape[axis],):
+        raise ValueError(f"{tuple(widths.shape)} widths do not fit {x.shape[axis]} channels")
+    distinct = [int(width) for width in widths.unique()]
+    if not all(1 <= width <= 8 for width in distinct):
+        raise ValueError(f"channels have 1 to 8 bits, not {distinct}")
+    shape = [1] * x.dim()
+    shape[axis] = x.shape[axis]
+    scale = torch.empty(shape, device=x.device)
+    zero_point = torch.empty(shape, device=x.device)
+    for width in distinct:
+        index = (widths == width).nonzero().flatten().to(x.device)
+        found = search(x.index_select(axis, index), width, axis=axis, symmetric=symmetric)
+        scale.index_copy_(axis, index, found.scale)
+        zero_point.index_copy_(axis, index, found.zero_point)
+    return scale, zero_point
+
+
+RANGES: dict[str, RangeSearch] = {
+    "minmax": minmax_range,
+    "mse": mse_range,
+    "shrink": shrink_range,
+}

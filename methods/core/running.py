@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.candidates import minmax_rows
+from quantarena.methods.core.candidates import as_rows, minmax_rows, shaped
 from quantarena.methods.core.quantizer import QuantParams, affine_params
-from quantarena.methods.core.ranges import _rows, _shaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +65,10 @@ def ema_range(
     if axis is not None and axis % x.dim() == 0:
         raise ValueError("axis 0 holds the batches, it cannot have ranges of its own")
     if axis is None:
-        rows, shape = _rows(x.float(), 0)
+        rows, shape = as_rows(x, 0)
         rows, shape = rows.unsqueeze(0), (1,) * x.dim()
     else:
-        _, shape = _rows(x, axis)
+        _, shape = as_rows(x, axis)
         rows = x.float().movedim(axis, 0).flatten(2) if x.dim() > 2 else x.float().T.unsqueeze(2)
     minmax_rows(rows.flatten(1), bits, symmetric)
     low, high = rows.aminmax(dim=2)  # (channels, batches)
@@ -77,4 +76,4 @@ def ema_range(
     weight = momentum ** age.double() * (1 - momentum)
     weight[0] = momentum ** int(age[0])
     params = affine_params((low * weight).sum(1), (high * weight).sum(1), bits, symmetric)
-    return _shaped(params, shape)
+    return shaped(params, shape)

@@ -11,6 +11,7 @@ from quantarena.methods.core.quantizer import (
     fake_quantize,
     fake_quantize_ste,
     quantize,
+    unsigned_params,
 )
 
 values = st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=40).map(torch.tensor)
@@ -110,3 +111,20 @@ def test_scale_gradient_is_lsq():
 def test_codes_mean_what_dequantize_says():
     params = QuantParams(torch.tensor(0.25), torch.tensor(3.0), 3)
     assert dequantize(torch.tensor([0.0, 3.0, 7.0]), params).tolist() == [-0.75, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_unsigned_grid_reaches_from_zero_to_the_bound(bits):
+    params = unsigned_params(torch.tensor([[0.5], [3.0], [0.0]]), bits)
+    assert params.scale.shape == (3, 1)
+    assert (params.zero_point == 0).all()
+    top = torch.full((3, 1), float(2**bits - 1))
+    assert dequantize(top, params).flatten().tolist() == pytest.approx([0.5, 3.0, 0.0], abs=1e-5)
+    assert params.scale[2] == SCALE_FLOOR
+    x = torch.rand(3, 500) * torch.tensor([[0.5], [3.0], [0.0]])
+    assert ((fake_quantize(x, params) - x).abs() <= params.scale / 2 + 1e-6).all()
+
+
+def test_unsigned_grid_refuses_what_is_not_finite():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        unsigned_params(torch.tensor([1.0, float("nan")]), 8)

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantarena.methods.core.quantizer import fake_quantize, quantize
+from quantarena.methods.core.candidates import best_of, condensed, losses_of, minmax_rows
+from quantarena.methods.core.quantizer import QuantParams, fake_quantize, quantize
 from quantarena.methods.core.ranges import minmax_range, mse_range
 from quantarena.methods.core.running import EmaRange, ema_range
 from quantarena.methods.core.searches import (
@@ -162,6 +163,61 @@ def test_planted_outliers_cost_searches_less_than_two_thirds_of_minmax(search):
     x[5], x[6] = 12.0, -12.0
     norm = MSE.get(search, 2.4)
     assert loss(x, search(x, 4), norm) < 0.66 * loss(x, minmax_range(x, 4), norm)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    bits=widths,
+    norm=st.sampled_from([0.5, 1.0, 2.0, 2.4, 4.0]),
+    power=st.sampled_from([1e-20, 1.0, 1e30]),
+)
+def test_losses_of_candidates_are_those_of_fake_quantization(seed, bits, norm, power):
+    x = sample((3, 70), seed, power)
+    first = minmax_rows(x, bits, False)
+    scale = torch.cat([first.scale, first.scale * 0.7], dim=1)
+    grid = QuantParams(scale, first.zero_point.expand(3, 2), bits)
+    size = x.double().abs().amax(1)
+    for index in range(2):
+        one = QuantParams(grid.scale[:, index : index + 1], grid.zero_point[:, :1], bits)
+        error = (fake_quantize(x, one) - x).double() / size[:, None]
+        want = error.abs().pow(norm).mean(1).float()
+        assert torch.allclose(losses_of(x, grid, norm)[:, index], want, rtol=1e-3, atol=1e-9)
+
+
+def test_counted_values_are_repeated_values():
+    x = sample((2, 50), 3)
+    counts = torch.randint(1, 5, (2, 50), generator=torch.Generator().manual_seed(0)).float()
+    for row, count in zip(x, counts, strict=True):
+        repeated = row.repeat_interleave(count.long()).unsqueeze(0)
+        plain = minmax_rows(repeated, 3, False)
+        once = losses_of(row.unsqueeze(0), plain, 2.4, count.unsqueeze(0))
+        assert torch.allclose(once / count.sum(), losses_of(repeated, plain, 2.4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [1e-30, 1.0, 1e38])
+def test_condensed_rows_count_all_values_and_keep_the_sum(power):
+    x = sample((2, 20_000), 4).clamp(-3, 3) * power
+    values, counts = condensed(x)
+    assert values.shape == counts.shape == (2, 8192)
+    assert (counts.sum(1) == 20_000).all()
+    assert torch.allclose((values.double() * counts).sum(1), x.double().sum(1), rtol=1e-4)
+    short, none = condensed(x[:, :100])
+    assert none is None
+    assert torch.equal(short, x[:, :100])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_2d_on_a_long_row_is_as_good_as_on_its_values(bits):
+    x = sample((1, 20_000), 5) ** 3 + 1
+    long = mse_2d_range(x, bits, axis=0)
+    best = minmax_rows(x, bits, False)
+    for part in torch.split(torch.linspace(0.2, 1, 33), 11):
+        low, high = x.amin() * part, x.amax() * part
+        scale = ((high - low) / (2**bits - 1)).unsqueeze(0)
+        grid = QuantParams(scale, torch.round(-low / scale), bits)
+        best = best_of(x, best, grid, 2.4)
+    assert loss(x, long, 2.4) <= loss(x, best, 2.4) * 1.01
 
 
 def test_2d_beats_1d_on_a_lopsided_tensor():
