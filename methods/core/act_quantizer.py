@@ -1,4 +1,4 @@
-"""Quantizers of activations: static ranges, banks of them by sampler call, groups, and dynamic ones.
+"""Quantizers of activations: static ranges, banks by sampler call, groups, and dynamic ranges.
 
 A static quantizer has one range for a tensor; or a bank with one for each sampler call, chosen by
 the clock that all layers of a model share; or groups of slices along one axis (channels, tokens,

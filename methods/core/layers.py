@@ -184,9 +184,7 @@ class QuantLayer(nn.Module):
         Raises:
             ValueError: a convolution, or outputs that do not fit.
         """
-        if self.is_conv or (
-            outputs is not None and outputs.shape != (count, self.weight.shape[0])
-        ):
+        if self.is_conv or (outputs is not None and outputs.shape != (count, self.weight.shape[0])):
             raise ValueError("only tokens of a linear layer can be excluded, with one output each")
         self.excluded = count
         self.token_outputs = None if outputs is None else outputs.detach()
@@ -221,7 +219,8 @@ class QuantLayer(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """What the low-rank branch adds."""
-        assert self.low_down is not None and self.low_up is not None
+        assert self.low_down is not None
+        assert self.low_up is not None
         inner = self.affine(self.scaled(x), self.low_down, None)
         if not self.is_conv:
             return F.linear(inner, self.low_up)

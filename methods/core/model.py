@@ -18,6 +18,7 @@ from quantarena.methods.core.ranges import RangeSearch
 from quantarena.methods.core.time_table import ScheduledTable
 from quantarena.methods.core.trajectory import CalibrationSet
 
+
 @dataclass(slots=True)
 class QuantizedModel:
     """A copy of the network with quantized layers in place, and where they are.

@@ -18,7 +18,7 @@ from quantarena.methods.core.quantizer import (
     project_zero_point,
     quantize,
 )
-from quantarena.methods.core.ranges import RangeSearch
+from quantarena.methods.core.ranges import RangeSearch, mixed_range
 from quantarena.methods.core.rounding import SoftRounding
 from quantarena.methods.core.views import group_range, grouped, ungrouped
 
@@ -93,9 +93,8 @@ class WeightQuantizer(nn.Module):
         if self.group:
             found = group_range(search, weight, self.bits, self.group, symmetric=symmetric)
         elif self.bit_map is not None:
-            from quantarena.methods.core.searches import mixed_range
-
-            found = mixed_range(search, weight, self.bit_map, axis=0, symmetric=symmetric)
+            ranges = mixed_range(search, weight, self.bit_map, symmetric=symmetric)
+            found = QuantParams(*ranges, self.bits)
         else:
             found = search(weight, self.bits, axis=0, symmetric=symmetric)
         self.set_params(found)
