@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -142,11 +142,20 @@ class MethodContext:
 
 
 class Method(ABC):
-    """Base of all methods; ``run`` is what the harness calls."""
+    """Base of all methods; ``run`` is what the harness calls.
+
+    Attributes:
+        name: as registered.
+        info: who made it and what it claims.
+        supports: what it can be asked for.
+        switches: the value that turns each of its ideas off, by attribute. Every one must change
+            the output on some network, which ``check-method`` holds.
+    """
 
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     supports: ClassVar[Capabilities]
+    switches: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
@@ -210,14 +219,17 @@ def verify(model: QuantizedModel, ctx: MethodContext, name: str) -> None:
         if layer.bits != wanted[path]:
             raise QuantArenaError(f"{name}: {path} is {layer.bits}, the policy says {wanted[path]}")
         for part in layer.part_list():
-            for side, quantizer in (("weight", part.weight_quantizer), ("act", part.act_quantizer)):
-                if quantizer is None:
-                    continue
-                scale = quantizer.scale
-                if scale.numel() == 0:
-                    raise QuantArenaError(f"{name}: {path} has no {side} range")
-                if not bool(torch.isfinite(scale).all() and (scale > 0).all()):
-                    raise QuantArenaError(f"{name}: {path} has a {side} scale that is not positive")
+            quantizers = {"weight": part.weight_quantizer, "activation": part.static}
+            for side, quantizer in quantizers.items():
+                if quantizer is not None:
+                    _check_scale(f"{name}: {path}", side, quantizer.scale)
+
+
+def _check_scale(where: str, side: str, scale: Tensor) -> None:
+    if scale.numel() == 0:
+        raise QuantArenaError(f"{where} has no {side} range")
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise QuantArenaError(f"{where} has a {side} scale that is not positive and finite")
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

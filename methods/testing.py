@@ -52,6 +52,7 @@ class _Suite:
 
     def __init__(self, method: Method, effort: Effort) -> None:
         self.method, self.effort = method, effort
+        self.moved = dict.fromkeys(method.switches, 0.0)
         self.variant = method.supports.variants[0]
         supports = method.supports
         self.ladder = [
@@ -95,7 +96,8 @@ class _Suite:
         low = self.ladder[-1]
         with torch.no_grad():
             target = probe.heldout.call(probe.model)
-            errors = {b: _error(probe.heldout.call(m.module), target) for b, m in made.items()}
+            outputs = {b: m.run(probe.heldout) for b, m in made.items()}
+            errors = {b: _error(output, target) for b, output in outputs.items()}
 
         def original() -> str:
             for name, value in probe.model.state_dict().items():
@@ -118,12 +120,21 @@ class _Suite:
             return "two runs, one result"
 
         def round_trip() -> str:
-            other = contexts[low].wrap(splits=_is_split(made[low]))
+            other = contexts[low].wrap()
             other.load_state(made[low].state())
             with torch.no_grad():
-                gap = _gap(probe.heldout.call(other.module), probe.heldout.call(made[low].module))
+                gap = _gap(other.run(probe.heldout), outputs[low])
             assert gap == 0.0, f"the output moved by {gap:.2e} after loading"
             return "identical after loading"
+
+        def switched(name: str) -> str:
+            other = type(self.method)()
+            setattr(other, name, self.method.switches[name])
+            model = other.run(probe.context(low, self.variant, self.effort))
+            with torch.no_grad():
+                gap = _gap(model.run(probe.heldout), outputs[low])
+            self.moved[name] = max(self.moved[name], gap)
+            return f"the output moves by {gap:.1e}"
 
         yield _run("original untouched", probe.name, original)
         yield _run("finite", probe.name, finite)
@@ -134,6 +145,14 @@ class _Suite:
         yield _run("policy observed", probe.name, lambda: _policy(made, probe))
         yield _run("error falls with bits", probe.name, monotone)
         yield _run("calibration noted", probe.name, lambda: _noted(contexts[low]))
+        for name in self.moved:
+            yield _run(f"runs without {name}", probe.name, lambda name=name: switched(name))
+
+    def inert(self, name: str) -> str:
+        """A switch that changes nothing on any network switches nothing."""
+        gap = self.moved[name]
+        assert gap > 0, f"setting {name} to {self.method.switches[name]!r} changes no output"
+        return f"up to {gap:.1e}"
 
     def _pass_through(self, probe: Probe, made: QuantizedModel) -> str:
         """16 bits are full precision; methods below 16 bits are tried with quantizers off."""
@@ -142,12 +161,12 @@ class _Suite:
         except Unsupported:
             how = "quantizers off"
             with torch.no_grad(), made.using(weights=False, acts=False):
-                output = probe.heldout.call(made.module)
+                output = made.run(probe.heldout)
         else:
             how = "16 bits"
             model = self.method.run(probe.context(FP, self.variant, self.effort))
             with torch.no_grad():
-                output = probe.heldout.call(model.module)
+                output = model.run(probe.heldout)
         with torch.no_grad():
             gap = _gap(output, probe.heldout.call(probe.model))
         assert gap <= 1e-5, f"{how} differ from full precision by {gap:.2e} of its largest value"
@@ -166,10 +185,6 @@ def _gap(output: Tensor, target: Tensor) -> float:
 
 def _listed(errors: Mapping[Bits, float]) -> str:
     return ", ".join(f"{bits} {error:.2e}" for bits, error in errors.items())
-
-
-def _is_split(model: QuantizedModel) -> bool:
-    return any(len(layer.part_list()) > 1 for layer in model.layers.values())
 
 
 def _same_state(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
@@ -248,4 +263,8 @@ def check(
         results.append(_run("unsupported said so", "-", suites[0].unsupported))
         for network in probes():
             results += suites[0].on(network)
+        for switch in suites[0].moved:
+            results.append(
+                _run(f"{switch} matters", "-", lambda name=switch: suites[0].inert(name))
+            )
     return results

@@ -1,0 +1,30 @@
+"""The method in docs/add-a-method.md is complete, short, and passes what every method must."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from quantarena.methods.testing import check
+
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 1
+    file = tmp_path_factory.mktemp("plugin") / "smoothed_steps.py"
+    file.write_text(blocks[0])
+    return file
+
+
+def test_example_is_at_most_sixty_lines(plugin):
+    assert len(plugin.read_text().splitlines()) <= 60
+
+
+def test_example_passes_conformance(plugin):
+    results = check("smoothed_steps", [plugin])
+    assert [f"{r.name} on {r.model}: {r.detail}" for r in results if not r.passed] == []
+    names = {r.name for r in results}
+    assert {"level matters", "per_step matters", "packed equals fake"} <= names
