@@ -10,6 +10,14 @@ _PATTERN = re.compile(r"w(\d{1,2})a(\d{1,2})", re.IGNORECASE)
 _LOWEST, _HIGHEST = 1, 8
 
 
+def _require_width(name: str, width: int) -> None:
+    if width != FP_WIDTH and not _LOWEST <= width <= _HIGHEST:
+        raise ValueError(
+            f"impossible {name} width {width}: it must be {_LOWEST} to {_HIGHEST}, "
+            f"or {FP_WIDTH} for full precision"
+        )
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Bits:
     """Requested widths of weights and activations of the quantized layers.
@@ -23,12 +31,8 @@ class Bits:
     act: int
 
     def __post_init__(self) -> None:
-        for name, width in (("weight", self.weight), ("activation", self.act)):
-            if width != FP_WIDTH and not _LOWEST <= width <= _HIGHEST:
-                raise ValueError(
-                    f"impossible {name} width {width}: it must be {_LOWEST} to {_HIGHEST}, "
-                    f"or {FP_WIDTH} for full precision"
-                )
+        _require_width("weight", self.weight)
+        _require_width("activation", self.act)
 
     @property
     def is_fp(self) -> bool:
@@ -40,6 +44,35 @@ class Bits:
 
 
 FP = Bits(FP_WIDTH, FP_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBits:
+    """Widths of the operands of ``softmax(q k) v``, each 1 to 8, or 16 for full precision.
+
+    Attributes:
+        query: bits of a query code.
+        key: bits of a key code.
+        value: bits of a value code.
+        softmax: bits of a code of the softmax's output.
+    """
+
+    query: int = FP_WIDTH
+    key: int = FP_WIDTH
+    value: int = FP_WIDTH
+    softmax: int = FP_WIDTH
+
+    def __post_init__(self) -> None:
+        for name in ("query", "key", "value", "softmax"):
+            _require_width(name, getattr(self, name))
+
+    @property
+    def is_fp(self) -> bool:
+        """True when no operand is quantized."""
+        return self == AttentionBits()
+
+    def __str__(self) -> str:
+        return f"q{self.query}k{self.key}v{self.value}s{self.softmax}"
 
 
 def parse_bits(text: str) -> Bits:
