@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quantarena.methods.core.recording import recording
-from quantarena.methods.core.steps import AllSteps, CensoredNormalSteps, PerStep, deal
+from quantarena.methods.core.steps import (
+    AllSteps,
+    CensoredNormalSteps,
+    Paired,
+    PerStep,
+    UniformStride,
+    deal,
+)
 from quantarena.methods.core.tdac import TDAC, apportion
 from quantarena.methods.core.trajectory import Trajectory
 
@@ -29,6 +37,7 @@ POLICIES = [
     PerStep(4),
     CensoredNormalSteps(12, std_fraction=0.3),
     TDAC(12, features(5)),
+    UniformStride(12, 3),
 ]
 names = [type(policy).__name__ for policy in POLICIES]
 
@@ -55,6 +64,37 @@ def test_draw_is_a_function_of_the_seed(policy):
     draws = [policy.draw(small(), seed).sha256() for seed in (3, 3, 4)]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
+
+
+def guided(calls=5, images=4):
+    """Rows are images' first halves, then their second halves; conditions number the halves."""
+    sample = torch.arange(calls * images).float().reshape(calls, images, 1, 1, 1)
+    half = torch.arange(2.0).repeat_interleave(images).expand(calls, -1)
+    return Trajectory(sample.repeat(1, 2, 1, 1, 1), torch.arange(calls), {"h": half}, halves=2)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, TDAC(6, features(5))], ids=[*names, "TDAC-6"])
+def test_halves_of_an_image_can_be_drawn_together(policy):
+    trajectory = guided()
+    if isinstance(policy, PerStep | CensoredNormalSteps | TDAC):
+        policy = dataclasses.replace(policy, samples=4)
+    points = Paired(policy).draw(trajectory, seed=2)
+    counts = Paired(policy).counts(trajectory, seed=2)
+    assert int(counts.sum()) == len(points)
+    assert [points.histogram().get(k, 0) for k in range(5)] == counts.tolist()
+    assert torch.equal(counts, 2 * policy.counts(trajectory.first_half(), seed=2))
+    for name in ("sample", "step", "image", "timestep"):
+        value = getattr(points, name)
+        assert torch.equal(value[0::2], value[1::2]), f"{name} of two halves differs"
+    assert points.half.tolist() == points.conditions["h"].tolist() == [0, 1] * (len(points) // 2)
+    assert torch.equal(points.sample.flatten() % 4, points.image.float())
+    assert Paired(policy).draw(trajectory, seed=2).sha256() == points.sha256()
+
+
+def test_a_policy_is_noted_in_one_short_line():
+    for policy in (*POLICIES, Paired(TDAC(12, features(5)))):
+        assert "tensor" not in repr(policy)
+        assert len(repr(policy)) < 120
 
 
 def test_all_steps_is_every_point():
@@ -100,6 +140,7 @@ def test_counts_must_fit_the_trajectory():
     ("policy", "match"),
     [
         (PerStep(0), "at least 1"),
+        (UniformStride(0), "at least 1"),
         (CensoredNormalSteps(0), "at least 1"),
         (CensoredNormalSteps(4, std_fraction=-0.1), "std_fraction"),
         (CensoredNormalSteps(4, mean_fraction=math.nan), "mean_fraction"),

@@ -1,11 +1,16 @@
+import dataclasses
+import json
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
+from quantarena.methods.core.clock import StepSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.recording import recording
 from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.tensor_file import write
 from quantarena.methods.core.trajectory import Trajectory
 
 
@@ -166,6 +171,67 @@ def test_batches_and_rows_keep_order():
                        points.conditions["context"])  # fmt: skip
 
 
-def test_hash_sees_samples_times_and_steps():
+def test_hash_sees_samples_times_steps_and_conditions():
     points = small().pick(torch.tensor([0, 1]), torch.tensor([0, 0]))
-    assert points.sha256() != small().pick(torch.tensor([0, 2]), torch.tensor([0, 0])).sha256()
+    context = points.conditions["context"]
+    others = [
+        dataclasses.replace(points, sample=points.sample + 1),
+        dataclasses.replace(points, timestep=points.timestep + 1),
+        dataclasses.replace(points, step=points.step + 1),
+        dataclasses.replace(points, conditions={"context": context + 1}),
+        dataclasses.replace(points, conditions={"context": context.double()}),
+        dataclasses.replace(points, conditions={"other": context}),
+        dataclasses.replace(points, conditions={"context": {"0": context}}),
+        dataclasses.replace(points, conditions={"context": context, "flag": True}),
+        dataclasses.replace(points, conditions={"context": context, "flag": False}),
+    ]
+    assert len({p.sha256() for p in (points, *others)}) == len(others) + 1
+    again = small().pick(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert again.sha256() == points.sha256()
+
+
+def nested():
+    """Two images with two halves over three calls: nested, fixed, once and constant."""
+    rows = torch.arange(12.0).reshape(3, 4)
+    once = torch.arange(4.0).expand(3, 4)
+    return Trajectory(
+        rows[..., None], torch.tensor([9.5, 5, 5]),
+        {"a": {"x": rows, "y": [once, None]}, "ids": torch.arange(7), "flag": True, "word": "w"},
+        frozenset({"ids"}), 2, StepSchedule("Some", (9.5, 5.0, 5.0)), rows[..., None, None],
+    )  # fmt: skip
+
+
+def test_everything_survives_saving(tmp_path):
+    recorded = nested()
+    recorded.save(tmp_path / "t")
+    again = Trajectory.load(tmp_path / "t")
+    for name in ("sample", "timestep", "features"):
+        assert torch.equal(getattr(again, name), getattr(recorded, name))
+    for name in ("fixed", "halves", "schedule"):
+        assert getattr(again, name) == getattr(recorded, name)
+    assert torch.equal(again.conditions["a"]["x"], recorded.conditions["a"]["x"])
+    assert torch.equal(again.conditions["a"]["y"][0], recorded.conditions["a"]["y"][0])
+    assert again.conditions["a"]["y"][0].stride(0) == 0
+    assert again.conditions["a"]["y"][1] is None
+    assert again.conditions["flag"] is True
+    assert again.conditions["word"] == "w"
+    assert torch.equal(again.conditions["ids"], torch.arange(7))
+    picks = torch.tensor([2, 0]), torch.tensor([3, 1])
+    assert again.pick(*picks).sha256() == recorded.pick(*picks).sha256()
+
+
+def test_points_know_their_image_half_and_schedule():
+    points = nested().pick(torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0]))
+    assert points.image.tolist() == [1, 1, 0]
+    assert points.half.tolist() == [1, 0, 0]
+    assert points.schedule.timesteps == (9.5, 5, 5)
+    last = list(points.batches(2))[1]
+    assert (last.image.tolist(), last.half.tolist(), last.schedule) == ([0], [0], points.schedule)
+    assert last.conditions["a"]["x"].tolist() == [4]
+    assert last.conditions["ids"].tolist() == list(range(7))
+
+
+def test_another_format_is_refused(tmp_path):
+    write(tmp_path / "t", {}, {"trajectory": json.dumps({"format": 1})})
+    with pytest.raises(BrokenModel, match=r"damaged \(format 1, this version reads 2\)"):
+        Trajectory.load(tmp_path / "t")
