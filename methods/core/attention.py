@@ -178,6 +178,11 @@ class QuantAttention(nn.Module):
             )
         return x.reshape(-1, self.info.heads, *x.shape[1:])
 
+    def settle(self) -> float:
+        """Stop learning; zero points become integers. Returns how far the farthest moved."""
+        static = (self.static(name) for name in OPERANDS)
+        return max((q.settle() for q in static if q is not None), default=0.0)
+
     def state(self) -> dict[str, Tensor]:
         """Everything that quantization decided, structure included."""
         found = {"excluded": torch.tensor(self.excluded)}

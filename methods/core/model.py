@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.attention import QuantAttention
+from quantarena.methods.core.attention_hooks import wrap_attention
+from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.clock import StepClock, StepSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.graph import Graph
@@ -40,7 +42,7 @@ class QuantizedModel:
     graph: Graph
     original: nn.Module
     clock: StepClock = field(default_factory=StepClock)
-    attention: dict[str, Any] = field(default_factory=dict)
+    attention: dict[str, QuantAttention] = field(default_factory=dict)
     tables: dict[str, ScheduledTable] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -50,21 +52,28 @@ class QuantizedModel:
             layer.set_weight_ranges(search, symmetric=symmetric)
 
     def freeze(self) -> None:
-        """Fix all weight codes; the model is then ready to pack."""
+        """Fix all weight codes and zero points; the model is then ready to pack."""
         for layer in self.layers.values():
             layer.freeze()
+        for products in self.attention.values():
+            products.settle()
 
     @contextmanager
     def using(self, *, weights: bool, acts: bool) -> Iterator[None]:
         """Switch quantizers on or off inside the block."""
         before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in self.layers.values()]
+        products = [x.use_act_quantizer for x in self.attention.values()]
         for layer in self.layers.values():
             layer.use_weight_quantizer, layer.use_act_quantizer = weights, acts
+        for quant in self.attention.values():
+            quant.use_act_quantizer = acts
         try:
             yield
         finally:
             for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
+            for quant, act in zip(self.attention.values(), products, strict=True):
+                quant.use_act_quantizer = act
 
     def run(self, points: CalibrationSet) -> Any:
         """The network's output on these points, each at its own sampler call."""
@@ -151,6 +160,7 @@ def wrap(
     assignment: Mapping[str, Bits],
     *,
     splits: bool | Mapping[str, Sequence[int]] = False,
+    attention: Mapping[str, AttentionBits] | None = None,
 ) -> QuantizedModel:
     """Copy ``model`` and put quantized layers where the assignment asks for less than 16 bits.
 
@@ -160,6 +170,7 @@ def wrap(
         assignment: bits by layer, as a policy gives them.
         splits: split the layers that are fed by a skip concatenation (Q-Diffusion 4.3), or the
             widths of the parts of each layer to split.
+        attention: widths of attention products by module path; others stay in floating point.
     """
     module = copy.deepcopy(model).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
@@ -177,4 +188,5 @@ def wrap(
         layer = QuantLayer(original, bits, widths, clock)
         place(module, name, layer)
         layers[name] = layer
-    return QuantizedModel(module, layers, graph, model, clock)
+    products = wrap_attention(module, graph, attention or {}, clock)
+    return QuantizedModel(module, layers, graph, model, clock, products)
