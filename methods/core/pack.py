@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,13 +11,24 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.account import Account, account
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.errors import QuantArenaError
-from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.kernels.packed import PackedLayer
-from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.layers import QuantLayer
+from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.integer import integer_layers, pack_layer
+from quantarena.methods.core.kernels.tree import Leaf, leaves
 from quantarena.methods.core.model import QuantizedModel, place
 from quantarena.methods.core.trajectory import CalibrationSet
+
+__all__ = [
+    "PARITY_LIMIT",
+    "PackedModel",
+    "ParityReport",
+    "channels_last",
+    "integer_layers",
+    "observe",
+    "pack",
+    "pack_layer",
+    "parity",
+]
 
 PARITY_LIMIT = 1e-5
 """Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""
@@ -31,16 +42,19 @@ class PackedModel:
         module: same forward as the original; runs inside its diffusers pipeline.
         layers: packed layers by module path.
         backend: ``packed`` where the native kernels run, ``reference`` for the slow integer path,
-            ``fp32`` where nothing was quantized, ``fake`` where a layer cannot pack.
+            ``weight-only`` where a layer computes in floating point on packed weights, ``fp32``
+            where nothing was quantized.
+        clock: the sampler call that tables are read at.
     """
 
     module: nn.Module
     layers: Mapping[str, nn.Module]
     backend: str
+    clock: StepClock = field(default_factory=StepClock)
 
-    def parts(self, name: str) -> list[PackedLayer]:
-        """The packed parts of one layer."""
-        return [m for m in self.layers[name].modules() if isinstance(m, PackedLayer)]
+    def parts(self, name: str) -> list[Leaf]:
+        """The packed parts of one layer: all that holds codes."""
+        return leaves(self.layers[name])
 
     def widths(self) -> dict[str, Bits]:
         """Bits of every layer as its packed tensors hold them; the widest part counts."""
@@ -51,79 +65,55 @@ class PackedModel:
             found[name] = Bits(weight, max(part.metadata["act_bits"] for part in parts))
         return found
 
+    def mean_widths(self) -> dict[str, float]:
+        """Mean bits of a weight code of every layer, which a bit map makes fractional."""
+        found = {}
+        for name in self.layers:
+            sizes = [
+                (torch.Size(part.weight_shape).numel(), round(part.weight_bits_observed))
+                for part in self.parts(name)
+            ]
+            found[name] = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
+        return found
+
     def bytes(self) -> int:
-        """Bytes of all tensors of the network, packed codes, scales and padding included."""
-        packed = [part for name in self.layers for part in self.parts(name)]
-        inside = {id(t) for part in packed for t in (*part.parameters(), *part.buffers())}
-        rest = {
-            id(t): t.numel() * t.element_size()
-            for t in (*self.module.parameters(), *self.module.buffers())
-            if id(t) not in inside
-        }
-        return sum(part.packed_bytes for part in packed) + sum(rest.values())
-
-
-def integer_layers(layer: QuantLayer) -> list[IntegerLayer]:
-    """One integer layer a part, bias in the first.
-
-    Raises:
-        ValueError: a side is in floating point, or the codes are not frozen.
-    """
-    found = []
-    geometry: dict[str, Any] = {}
-    if layer.is_conv:
-        geometry = {"stride": layer.stride, "padding": layer.padding}
-        geometry |= {"dilation": layer.dilation, "groups": layer.groups}
-    for index, part in enumerate(layer.part_list()):
-        wq, aq = part.weight_quantizer, part.static
-        if wq is None or aq is None or wq.codes is None:
-            raise ValueError("only a layer with frozen weight codes and quantized input packs")
-        offset = 2 ** (wq.bits - 1)
-        rows = layer.weight.shape[0]
-        mult = None if layer.in_mult is None else layer.in_mult[part.start : part.stop]
-        found.append(
-            IntegerLayer(
-                kind="conv2d" if layer.is_conv else "linear",
-                weight_codes=(wq.codes.to(torch.int16) - offset).to(torch.int8),
-                weight_bits=wq.bits,
-                weight_scale=wq.scale.detach().reshape(-1).expand(rows).contiguous(),
-                weight_zero=(wq.zero_point.reshape(-1).expand(rows) - offset).to(torch.int32),
-                act_bits=aq.bits,
-                act_scale=aq.scale.detach(),
-                act_zero=aq.zero_point.to(torch.int32),
-                in_mult=mult,
-                bias=layer.bias if index == 0 else None,
-                **geometry,
-            )
-        )
-    return found
-
-
-def pack_layer(layer: QuantLayer) -> nn.Module:
-    """One packed layer, or the sum of packed parts where the layer is split."""
-    pieces = integer_layers(layer)
-    return PackedLayer(pieces[0]) if len(pieces) == 1 else SplitPackedLayer(pieces)
+        """Bytes of all tensors of the network: codes, scales, padding, float branches."""
+        tensors = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def pack(model: QuantizedModel) -> PackedModel:
     """Replace every quantized layer by its packed form.
 
     The network runs channels-last inside: packed convolutions read the channels of a pixel side by
-    side, and attention then needs no transposition of its tokens.
+    side, and attention then needs no transposition of its tokens. It shares the clock of ``model``.
+
+    Raises:
+        Unsupported: a layer has an option without a packed form; the line names both.
     """
-    if not model.layers:
-        return PackedModel(model.module, {}, "fp32")
-    memo = {id(layer): layer for layer in model.layers.values()}  # not copied, replaced below
-    module = copy.deepcopy(model.module, memo)  # type: ignore[arg-type]
+    if not (model.layers or model.tables):
+        return PackedModel(model.module, {}, "fp32", model.clock)
+    memo: dict[int, Any] = {id(layer): layer for layer in model.layers.values()}  # replaced below
+    memo[id(model.clock)] = model.clock
+    module = copy.deepcopy(model.module, memo)
     packed: dict[str, nn.Module] = {}
     for name, layer in model.layers.items():
-        packed[name] = pack_layer(layer)
+        try:
+            packed[name] = pack_layer(layer)
+        except Unsupported as error:
+            raise Unsupported(f"{name}: {error.message}") from None
         place(module, name, packed[name])
     channels_last(module)
-    result = PackedModel(module, packed, "packed")
-    backends = {part.backend for name in packed for part in result.parts(name)}
-    backend = "packed" if backends == {"packed"} else "reference"
-    return PackedModel(module, packed, backend)
+    return PackedModel(module, packed, backend_of(packed.values()), model.clock)
+
+
+def backend_of(layers: Iterable[nn.Module]) -> str:
+    """The slowest backend among the leaves of packed layers."""
+    found = {leaf.backend for layer in layers for leaf in leaves(layer)}
+    for name in ("reference", "weight-only", "packed"):
+        if name in found:
+            return name
+    return "fp32"
 
 
 def channels_last(module: nn.Module) -> nn.Module:

@@ -6,21 +6,23 @@ checkpoint loads on any backend.
 """
 
 import ctypes
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantarena.methods.core.kernels import native, oracle
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
+from quantarena.methods.core.kernels.node import Build, Document, Node, Tensors
 
 _MAX_GEOMETRIES = 64
 _CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(Node):
     """One quantized layer on the native kernels, or on the torch reference where there are none.
 
     Example:
@@ -30,6 +32,7 @@ class PackedLayer(nn.Module):
         (11264, 'packed')
     """
 
+    form: ClassVar[str] = "packed"
     panels: Tensor
     chunk_start: Tensor
     chunk_units: Tensor
@@ -50,7 +53,6 @@ class PackedLayer(nn.Module):
         """
         super().__init__()
         self._library = library or native.library()
-        self._step = 0
         self._pack(layer)
 
     @classmethod
@@ -83,6 +85,7 @@ class PackedLayer(nn.Module):
 
     def _pack(self, layer: IntegerLayer) -> None:
         self.metadata = layer.metadata()
+        self.entries = layer.act_scale.numel() if layer.act_scale.dim() else 0
         packed = pack_panels(layer, self._library.wide)
         self._pair = packed.pair
         self.register_buffer("panels", packed.codes)
@@ -124,30 +127,9 @@ class PackedLayer(nn.Module):
 
     # ---- running ---------------------------------------------------------------------------
 
-    def set_step(self, index: int) -> None:
-        """Selects the entry of the activation table that later calls use.
-
-        Raises:
-            IndexError: no such entry.
-        """
-        if not 0 <= index < self.act_scale.numel():
-            raise IndexError(f"step {index} is not in the table of {self.act_scale.numel()}")
-        self._step = index
-
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """Quantizes the input, multiplies, and scales back.
-
-        Args:
-            x: float32; ``(..., in)`` for linear, ``(batch, in, height, width)`` for conv2d.
-            step: entry of the activation table; by default the one of :meth:`set_step`.
-
-        Returns:
-            float32 output in the memory format of the input.
-
-        Raises:
-            ValueError: wrong shape, type or device.
-        """
-        return self._run(x, self._step if step is None else step, None, 0)
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """Quantizes the input, multiplies, and scales back; see ``Node.forward``."""
+        return self._run(x, step, None, 0)
 
     def accumulators(self, x: Tensor, step: int | None = None) -> Tensor:
         """The integer T before scaling, int32 in the shape of the output."""
@@ -237,7 +219,34 @@ class PackedLayer(nn.Module):
         shape = "x".join(map(str, meta["weight_shape"]))
         return f"{meta['kind']} {shape}, w{meta['weight_bits']}a{meta['act_bits']}, {self.backend}"
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight codes."""
+        return tuple(self.metadata["weight_shape"])
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self.metadata["weight_shape"][1] * self.metadata["groups"])
+
     # ---- state -----------------------------------------------------------------------------
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        return {"form": self.form, "meta": self.metadata}
+
+    @classmethod
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "PackedLayer":
+        """See ``Node``; zero points may be narrow, and those of symmetric weights missing."""
+        meta = document["meta"]
+        if "codes" not in tensors:
+            raise ValueError("has no codes")
+        rows = int(meta["weight_shape"][0])
+        tensors.setdefault("weight_zero", torch.zeros(rows, dtype=torch.int32))
+        named = {name: tensors.pop(name) for name in ("codes", *_CANONICAL) if name in tensors}
+        if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
+            raise ValueError("has not the bias or multipliers that it should have")
+        return cls(IntegerLayer.from_tensors(dict(meta), named))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
         """Packed buffers keep their types and stay on the CPU."""

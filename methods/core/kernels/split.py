@@ -1,27 +1,49 @@
 """A layer as the sum of packed parts over ranges of its input channels."""
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.formats import IntegerLayer
+from quantarena.methods.core.kernels.node import (
+    Build,
+    Document,
+    Node,
+    Tensors,
+    like_input,
+    node_of,
+    take,
+)
 from quantarena.methods.core.kernels.packed import PackedLayer
 
-_SHARED = ("kind", "out_features", "kernel_size", "stride", "padding", "dilation", "groups")
+_SHARED = ("kind", "stride", "padding", "dilation", "groups")
 
 
-class SplitPackedLayer(nn.Module):
+class SplitPackedLayer(Node):
     """Sum of packed layers over consecutive ranges of input channels.
 
     Each part has its own weight and activation quantizers, as the inputs of a U-Net's skip
-    concatenation need.  Parts read their channels in place and add to one output.
+    concatenation need, or groups of channels with their own ranges. Parts read their channels in
+    place and add to one output.
+
+    Attributes:
+        order: (K,) int32, channel of the input that each channel of the parts is; None where
+            parts are ranges of the input as it comes.
     """
 
+    form: ClassVar[str] = "split"
+    order: Tensor | None
+
     def __init__(
-        self, parts: Sequence[IntegerLayer], library: native.Library | None = None
+        self,
+        parts: Sequence[IntegerLayer | Node],
+        library: native.Library | None = None,
+        *,
+        order: Tensor | None = None,
     ) -> None:
         """Packs the parts.
 
@@ -29,63 +51,100 @@ class SplitPackedLayer(nn.Module):
             parts: layers in the order of their channels; they agree in all but their input
                 channels and quantizers, and only the first may have a bias.
             library: kernels to run on; by default those of this process.
+            order: see the attribute.
 
         Raises:
             ValueError: no parts, or parts that do not agree.
         """
-        super().__init__()
-        if not parts:
+        nodes = tuple(p if isinstance(p, Node) else PackedLayer(p, library) for p in parts)
+        if not nodes:
             raise ValueError("a split layer needs at least one part")
-        for name in _SHARED:
-            values = [getattr(part, name) for part in parts]
-            if any(value != values[0] for value in values):
-                raise ValueError(f"parts of a split layer differ in {name}: {values}")
-        if parts[0].groups != 1 or any(part.bias is not None for part in parts[1:]):
-            raise ValueError("a split layer has no groups, and its bias belongs to the first part")
-        self._dim = -1 if parts[0].kind == "linear" else 1
-        self._sizes = [part.in_features for part in parts]
-        self.parts = nn.ModuleList(PackedLayer(part, library) for part in parts)
+        super().__init__(nodes)
+        _check(nodes)
+        self._sizes = [node.weight_shape[1] for node in nodes]
+        self._dim = -1 if len(nodes[0].weight_shape) == 2 else 1
+        self.parts = nn.ModuleList(nodes)
+        self.register_buffer("order", None if order is None else order.to(torch.int32))
 
-    def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """Sum of the parts' outputs.
-
-        Args:
-            x: float32 input with the channels of all parts.
-            step: entry of the activation tables; by default the one of :meth:`set_step`.
-
-        Returns:
-            float32 output in the memory format of the input.
-
-        Raises:
-            ValueError: the input has the wrong number of channels.
-        """
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """Sum of the parts' outputs; see ``Node.forward``."""
         if x.shape[self._dim] != sum(self._sizes):
             raise ValueError(f"input {tuple(x.shape)} does not have {sum(self._sizes)} channels")
-        y: Tensor | None = None
-        for part, piece in zip(self.parts, torch.split(x, self._sizes, self._dim), strict=True):
-            assert isinstance(part, PackedLayer)
-            y = part(piece, step) if y is None else part.add_to(y, piece, step)
-        assert y is not None
+        if self.order is not None:
+            x = like_input(x.index_select(self._dim, self.order), x)
+        first, *rest = zip(self.parts, torch.split(x, self._sizes, self._dim), strict=True)
+        y = self.below(node_of(first[0]), first[1], step)
+        direct = isinstance(first[0], PackedLayer)
+        for part, piece in rest:
+            node = node_of(part)
+            if direct and isinstance(node, PackedLayer):
+                node.add_to(y, piece, step if node.entries else 0)
+            else:
+                y = y + self.below(node, piece, step)
         return y
-
-    def set_step(self, index: int) -> None:
-        """Selects the entry of every part's activation table."""
-        for part in self.parts:
-            assert isinstance(part, PackedLayer)
-            part.set_step(index)
 
     @property
     def edges(self) -> list[tuple[int, int]]:
         """First and one-past-last input channel of each part."""
-        ends = list(accumulate(self._sizes))
-        return list(zip([0, *ends[:-1]], ends, strict=True))
+        return list(pairwise(accumulate(self._sizes, initial=0)))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight: the parts' side by side."""
+        out, _, *places = node_of(self.parts[0]).weight_shape
+        return (out, sum(self._sizes), *places)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(int(getattr(part, "packed_bytes", 0)) for part in self.parts)
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
-    @property
-    def backend(self) -> str:
-        """Backend of the parts."""
-        return str(getattr(self.parts[0], "backend", ""))
+    def describe(self) -> Document:
+        """See ``Node``."""
+        parts = [node_of(part).describe() for part in self.parts]
+        return {"form": self.form, "ordered": self.order is not None, "parts": parts}
+
+    @classmethod
+    def rebuild(
+        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
+    ) -> "SplitPackedLayer":
+        """See ``Node``."""
+        order = tensors.pop("order") if document["ordered"] else None
+        parts = [
+            build(part, take(tensors, f"parts.{i}.")) for i, part in enumerate(document["parts"])
+        ]
+        made = cls(parts, order=order)
+        if order is not None:
+            check_permutation(order, made.weight_shape[1])
+        return made
+
+
+def check_permutation(order: Tensor, size: int) -> None:
+    """Refuses what is no order of ``size`` channels.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not torch.equal(order.long().sort().values, torch.arange(size)):
+        raise ValueError(f"an order of {len(order)} channels does not hold all {size} once")
+
+
+def _check(nodes: Sequence[Node]) -> None:
+    """Parts agree in all but their inputs.
+
+    Raises:
+        ValueError: they do not.
+    """
+    traits: dict[str, list[Any]] = {
+        "out_features": [node.weight_shape[0] for node in nodes],
+        "kernel_size": [node.weight_shape[2:] for node in nodes],
+    }
+    leaves = [node for node in nodes if isinstance(node, PackedLayer)]
+    for name in _SHARED:
+        traits[name] = [leaf.metadata[name] for leaf in leaves]
+    for name, values in traits.items():
+        if any(value != values[0] for value in values):
+            raise ValueError(f"parts of a split layer differ in {name}: {values}")
+    late = [leaf for leaf in leaves if leaf.bias is not None and leaf is not nodes[0]]
+    if late or any(leaf.metadata["groups"] != 1 for leaf in leaves):
+        raise ValueError("a split layer has no groups, and its bias belongs to the first part")
