@@ -23,6 +23,11 @@ from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, draw_imag
 from quantarena.methods.core.recording import recording
 from quantarena.methods.core.trajectory import Trajectory
 
+_RECORDING = (
+    "announce", "assembly", "conditions", "recording", "spool", "tensor_file", "trajectory",
+)  # fmt: skip
+"""Modules of the core that decide what is in a recorded trajectory."""
+
 
 def silent(done: int, total: int) -> None:
     """Progress that nobody watches."""
@@ -80,9 +85,11 @@ def trajectory(ground: Ground, cache: StageCache, progress: Progress = silent) -
     draw = ground.draw(calibration=True)
 
     def make(folder: Path) -> None:
-        with recording(ground.loaded.denoiser) as done:
-            draw_images(ground.loaded, ground.info, draw, progress)
-        done().save(folder / "trajectory.safetensors")
+        loaded = ground.loaded
+        with recording(loaded.denoiser, loaded.pipe.scheduler, folder=folder) as done:
+            draw_images(loaded, ground.info, draw, progress)
+        # whether guidance doubles the batch is the pipeline's affair, so it is counted
+        done.save(folder / "trajectory.safetensors", halves=max(1, done.rows // draw.count))
 
     def read(folder: Path) -> Trajectory:
         return Trajectory.load(folder / "trajectory.safetensors")
@@ -92,7 +99,7 @@ def trajectory(ground: Ground, cache: StageCache, progress: Progress = silent) -
 
 def trajectory_key(ground: Ground) -> str:
     """Content hash of the recorded trajectory."""
-    code = package_sha256("quantarena.methods.core.trajectory")
+    code = [package_sha256(f"quantarena.methods.core.{name}") for name in _RECORDING]
     return content_key([ground.key(ground.draw(calibration=True)), code])
 
 

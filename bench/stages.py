@@ -167,23 +167,26 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     method = entry(cell.method, plugins, prefer_plugin=prefer).method()
     model, _ = quantized(ground, recorded, cell, method, cache, Work(), progress)
     packed = pack(model)
-    latency = measure(
-        packed.module,
-        ground.loaded.denoiser,
-        _batch(recorded, cell.budget.batch, guided=ground.info.guidance > 1),
-        backend=packed.backend,
-        images=cell.budget.batch,
-        steps=recorded.calls,
-        rounds=cell.budget.latency_rounds,
-        progress=lambda done, total: progress("time", done, total),
-    )
+    batch = _batch(recorded, cell.budget.batch)
+    with packed.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
+        latency = measure(
+            packed.module,
+            ground.loaded.denoiser,
+            batch,
+            backend=packed.backend,
+            images=cell.budget.batch,
+            steps=recorded.calls,
+            rounds=cell.budget.latency_rounds,
+            progress=lambda done, total: progress("time", done, total),
+        )
     return replace(row, latency=latency)
 
 
-def _batch(recorded: Trajectory, images: int, *, guided: bool) -> CalibrationSet:
-    """One denoiser call as the sampler makes it for ``images`` images."""
-    doubled = guided and bool(recorded.conditions)
-    rows = torch.arange(images * (2 if doubled else 1)) % recorded.rows
+def _batch(recorded: Trajectory, images: int) -> CalibrationSet:
+    """One denoiser call as the sampler makes it for ``images`` images, guidance halves included."""
+    image = torch.arange(images) % recorded.images
+    halves = torch.arange(recorded.halves) * recorded.images
+    rows = (halves[:, None] + image).flatten()
     return recorded.pick(torch.full_like(rows, recorded.calls // 2), rows)
 
 

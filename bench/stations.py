@@ -20,6 +20,7 @@ from quantarena.bench.shared import Ground, load_drawn, save_drawn
 from quantarena.bench.spec import Cell, content_key
 from quantarena.bench.workloads.sampling import Drawn, draw_images
 from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.core.announce import announcing
 from quantarena.methods.core.graph import trace
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.pack import PackedModel
@@ -125,12 +126,13 @@ def sampled(
         ground.loaded.put(packed.module)
         started = time.perf_counter()
         try:
-            drawn = draw_images(
-                ground.loaded,
-                ground.info,
-                draw,
-                lambda done, total: progress("sample", done, total),
-            )
+            with announcing(ground.loaded.pipe.scheduler, packed.clock):
+                drawn = draw_images(
+                    ground.loaded,
+                    ground.info,
+                    draw,
+                    lambda done, total: progress("sample", done, total),
+                )
         finally:
             ground.loaded.put(original)
         save_drawn(drawn, folder)

@@ -51,11 +51,17 @@ def require_same(calibrated: StepSchedule, found: StepSchedule) -> None:
     )
 
 
+def can_announce(scheduler: Any) -> bool:
+    """Whether it is a scheduler as this module knows them."""
+    return all(hasattr(scheduler, name) for name in ("set_timesteps", "timesteps", "step"))
+
+
 def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
     """Let every step of ``scheduler`` move ``clock`` until the returned function is called.
 
     The clock is unset before ``set_timesteps`` and after the last step, so a network call that no
-    step belongs to cannot pass for one that does. Copies of the scheduler announce nothing.
+    step belongs to cannot pass for one that does. Copies of the scheduler announce nothing, and
+    neither do schedulers that ``can_announce`` refuses.
 
     Args:
         scheduler: attach before ``set_timesteps`` is called, which pipelines do in every run.
@@ -70,8 +76,8 @@ def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
         "set_begin_index": announcer.moved,
         "step": announcer.stepped,
     }
-    undo = [_follow(scheduler, name, hook) for name, hook in hooks.items()
-            if hasattr(scheduler, name)]  # fmt: skip
+    names = [name for name in hooks if hasattr(scheduler, name)] if can_announce(scheduler) else []
+    undo = [_follow(scheduler, name, hooks[name]) for name in names]
     clock.clear()
 
     def detach() -> None:
@@ -121,23 +127,28 @@ class _Announcer:
     def stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """``step(output, timestep, ...)`` has run."""
         if self.schedule is None:
-            raise UserError(
-                f"{type(self.scheduler).__name__} steps before set_timesteps: nobody knows which "
-                "sampler call this is; call set_timesteps after attaching"
-            )
+            name = type(self.scheduler).__name__
+            self._lost(f"{name} steps before set_timesteps: call it after attaching")
+            return
         times = self.schedule.timesteps
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        if timestep is not None:
-            value = _number(timestep)
-            expected = times[self.next] if self.next < len(times) else None
-            if expected is None or not _same(value, expected):
-                due = "nothing is left" if expected is None else f"{expected:g} is due"
-                raise UserError(
-                    f"{self.schedule.sampler} steps at timestep {value:g} where {due} (call "
-                    f"{self.next} of {len(times)}): a pipeline that skips calls has to say so with "
-                    "set_begin_index"
-                )
+        due = times[self.next] if self.next < len(times) else None
+        if timestep is not None and (due is None or not _same(_number(timestep), due)):
+            expected = "nothing is left" if due is None else f"{due:g} is due"
+            self._lost(
+                f"{self.schedule.sampler} steps at timestep {_number(timestep):g} where {expected} "
+                f"(call {self.next} of {len(times)}): a pipeline that skips calls has to say so "
+                "with set_begin_index"
+            )
+            return
         self._go(self.next + 1)
+
+    def _lost(self, why: str) -> None:
+        """Nobody knows which call comes next: an error where the model was calibrated by call."""
+        self.schedule = None
+        self.clock.clear()
+        if self.clock.schedule is not None:
+            raise UserError(why)
 
     def _go(self, index: int) -> None:
         self.next = index

@@ -88,4 +88,4 @@ class CalibrationSet:
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as they lie in memory, of any dtype; copied only where they are strided."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

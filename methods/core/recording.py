@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core import tensor_file
-from quantarena.methods.core.announce import announcing, schedule_of
+from quantarena.methods.core.announce import announcing, can_announce, schedule_of
 from quantarena.methods.core.assembly import Call, Kept, assemble, by_step
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.conditions import map_leaves
@@ -41,8 +41,8 @@ def recording(
     Args:
         denoiser: the network. Its first parameter is the sample, and one is called ``timestep``.
         scheduler: announces sampler calls, see ``core.announce``; ``set_timesteps`` has to be
-            called inside the block. Without one, calls are told apart by their timesteps, and a
-            batch must not be split within a step.
+            called inside the block. Without one, or with one that cannot announce, calls are told
+            apart by their timesteps, and a batch must not be split within a step.
         tap: features to keep; needs the scheduler.
         memory: bytes of memory to take; what goes beyond is kept on disk.
         folder: where on disk; None for the system's temporary files.
@@ -54,6 +54,8 @@ def recording(
         BrokenModel: from inside the block, where the network is called in a way that cannot be
             repeated: one line.
     """
+    if not can_announce(scheduler):
+        scheduler = None
     if tap is not None and scheduler is None:
         raise ValueError("features need the scheduler: recording(denoiser, scheduler, tap=...)")
     recorder = Recorder(denoiser, scheduler, tap, Spool(memory // 2, folder), folder)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from quantarena.bench import shared, stages, stations
 from quantarena.bench.schema import Row, Status
@@ -268,8 +267,10 @@ def test_failed_rows_are_not_timed(row, paths):
     assert stages.time_cell(failed, paths, progress=quiet) is failed
 
 
-@pytest.mark.parametrize(("guided", "rows"), [(True, 6), (False, 3)])
-def test_timed_batch_is_doubled_by_guidance_alone(transformer, guided, rows):
-    batch = stages._batch(transformer.trajectory, 3, guided=guided)
-    assert len(batch) == rows
-    assert torch.equal(batch.timestep, batch.timestep[:1].expand(rows))
+@pytest.mark.parametrize("halves", [1, 2])
+def test_timed_batch_has_each_image_with_its_guidance_halves(transformer, halves):
+    recorded = replace(transformer.trajectory, halves=halves)
+    batch = stages._batch(recorded, 3)
+    assert batch.image.tolist() == halves * [0, 1, 2]
+    assert batch.half.tolist() == [half for half in range(halves) for _ in range(3)]
+    assert set(batch.step.tolist()) == {recorded.calls // 2}

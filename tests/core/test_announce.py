@@ -148,6 +148,39 @@ def test_skipped_calls_that_nobody_announced_are_refused():
             scheduler.step(x, scheduler.timesteps[4], x)
 
 
+def test_where_nothing_depends_on_the_call_a_lost_sampler_goes_on_and_says_nothing():
+    scheduler, clock = diffusers.DDIMScheduler(), StepClock()
+    x = torch.ones(1, 1, 2, 2)
+    with announcing(scheduler, clock):
+        scheduler.set_timesteps(5)
+        assert clock.index == 0
+        for k in (2, 3):
+            scheduler.step(x, scheduler.timesteps[k], x)
+            assert not clock.is_set
+        scheduler.set_timesteps(5)
+        assert clock.index == 0
+
+
+class Odd:
+    """A sampler of another kind."""
+
+    timesteps = torch.tensor([3, 1])
+
+    def set_timesteps(self, steps):
+        pass
+
+    def step_correct(self, output, timestep, sample):
+        return sample
+
+
+def test_what_is_no_such_scheduler_announces_nothing():
+    scheduler, clock = Odd(), StepClock()
+    with announcing(scheduler, clock):
+        scheduler.set_timesteps(2)
+        assert not clock.is_set
+    assert not vars(scheduler)
+
+
 def test_a_network_call_that_no_step_belongs_to_is_an_error():
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(5)
