@@ -81,6 +81,12 @@ class QuantAttention(nn.Module):
         return [name for name, quantizer in static if quantizer is not None
                 and quantizer.scale.numel() == 0]  # fmt: skip
 
+    def inside(self, operand: str, x: Tensor) -> Tensor:
+        """The part of an operand that its quantizer sees: without the excluded tokens."""
+        if operand == "key":
+            return x[..., self.excluded :, :]
+        return x[..., self.excluded :] if operand == "softmax" else x
+
     @property
     def active(self) -> bool:
         """Whether the products differ from the plain ones, or are watched."""
@@ -96,8 +102,8 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, keys).
         """
-        outside, rest = key[..., : self.excluded, :], key[..., self.excluded :, :]
-        self._show(query=query, key=rest)
+        self._show(query=query, key=key)
+        outside, rest = key[..., : self.excluded, :], self.inside("key", key)
         left, right = self._operand("query", query), self._operand("key", rest)
         found = self._product(left, right.transposed if isinstance(right, Codes) else right.mT)
         if not self.excluded:
@@ -114,8 +120,8 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, width).
         """
-        outside, rest = probs[..., : self.excluded], probs[..., self.excluded :]
-        self._show(softmax=rest, value=value)
+        self._show(softmax=probs, value=value)
+        outside, rest = probs[..., : self.excluded], self.inside("softmax", probs)
         right = self._operand("value", value)
         inside = slice(self.excluded, None)
         later = right.rows(inside) if isinstance(right, Codes) else right[..., inside, :]

@@ -80,7 +80,7 @@ def calibrate_attention(
             if quant.static(operand) is None:
                 return
             kept = found.setdefault((name, operand), {})
-            for call, part in _by_call(x, current, per_step):
+            for call, part in _by_call(quant.inside(operand, x), current, per_step):
                 rows = part.transpose(0, 1).flatten(1) if per_head else part.reshape(1, -1)
                 kept.setdefault(call, _Rows(quota)).add(rows)
 

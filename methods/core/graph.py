@@ -38,6 +38,7 @@ class LayerInfo:
         weights: number of weight values.
         splits: channel widths of the concatenated halves of its input, deep half first; empty
             where the input is no concatenation.
+        kind: ``linear``, ``conv1d`` or ``conv2d``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerInfo:
     macs: int
     weights: int
     splits: tuple[int, ...] = ()
+    kind: str = ""
 
 
 class AttentionKind(StrEnum):
@@ -167,12 +169,19 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
             macs=call.output_numel * call.module.weight[0].numel() // batch,
             weights=call.module.weight.numel(),
             splits=flow.splits(path),
+            kind=_layer_kind(call.module),
         )
         for index, (path, call) in enumerate(seen.items())
     }
     products = {OpKind.PRODUCT, OpKind.ATTENTION}
     other = sum(op.macs for op in recorder.ops if op.kind in products)
     return Graph(layers, other // batch, attention)
+
+
+def _layer_kind(module: QuantizableModule) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return f"conv{len(module.kernel_size)}d"
 
 
 def _attention(recorder: Recorder, flow: Flow, batch: int) -> dict[str, AttentionInfo]:

@@ -13,6 +13,7 @@ from quantarena.methods.core.act_quantizer import ActQuantizer
 from quantarena.methods.core.attention import QuantAttention
 from quantarena.methods.core.attention_calibrate import calibrate_attention
 from quantarena.methods.core.attention_hooks import install, installed, wrap_attention
+from quantarena.methods.core.attention_parity import attention_parity
 from quantarena.methods.core.attention_products import Codes, code_product, exact_dtype
 from quantarena.methods.core.bits import FP, AttentionBits
 from quantarena.methods.core.clock import StepClock
@@ -431,6 +432,31 @@ def test_calibration_takes_extremes_by_call_and_head(transformer):
     zero = model.attention[name].static("softmax").zero_point
     assert not bool(zero.any())
     assert model.clock.schedule is not None
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_parity_of_every_module(conditional, log):
+    model = wrapped(conditional)
+    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True)
+    for quant in model.attention.values():
+        if log:
+            quant.use_log(per_octave=2)
+        quant.excluded = int(quant.info.kind is AttentionKind.CROSS)
+    gaps = attention_parity(model, conditional.heldout.rows(slice(0, 4)))
+    assert set(gaps) == set(conditional.graph.attention)
+    assert max(gaps.values()) <= 1e-5
+    assert not any(q.watch or q.integer for q in model.attention.values())
+
+
+def test_parity_catches_a_fractional_zero_point(pixel):
+    model = wrapped(pixel)
+    calibrate_attention(model, pixel.heldout, minmax_range)
+    name = next(iter(model.attention))
+    model.attention[name].static("value").zero_point.data += 0.4
+    gaps = attention_parity(model, pixel.heldout)
+    assert gaps[name] > 1e-3
+    assert model.attention[name].settle() == pytest.approx(0.4, abs=1e-4)
+    assert attention_parity(model, pixel.heldout)[name] <= 1e-5
 
 
 def test_codes_of_a_quantizer_are_its_fake_values():

@@ -189,6 +189,9 @@ def test_conv1d_attention(form):
     assert (info.heads, info.queries, info.keys) == (2, 16, 16)
     assert info.qk_macs == info.av_macs == 2 * 16 * 16 * 4
     assert graph.layers["1.qkv"].macs == 24 * 8 * 16
+    assert [layer.kind for layer in graph.layers.values()] == [
+        "conv2d", "conv1d", "conv1d", "conv2d",
+    ]  # fmt: skip
     assert graph.other_macs == info.macs
 
 
