@@ -11,14 +11,29 @@ from torch import Tensor
 
 from quantarena.methods.core.errors import BrokenModel
 
-FORMAT, VERSION = "quantarena-packed", 1
+FORMAT, VERSION = "quantarena-packed", 2
 TENSORS, DOCUMENT = "packed.safetensors", "packed.json"
 DIGEST = "layers_sha256"
+DESCRIBED = ("layers", "schedule", "tables", "attention")
+"""What of the document describes the tensors, and so is under the digest that they carry."""
 
 Document = dict[str, Any]
 Tensors = dict[str, Tensor]
 Migration = Callable[[Document, Tensors], tuple[Document, Tensors]]
-MIGRATIONS: dict[int, Migration] = {}
+
+
+def _trees(document: Document, tensors: Tensors) -> tuple[Document, Tensors]:
+    """Version 1 knew single layers and sums of them; tensors had the names that they have now."""
+    layers = {}
+    for name, layer in document["layers"].items():
+        parts = [{"form": "packed", "meta": meta} for meta in layer["parts"]]
+        split = {"form": "split", "ordered": False, "parts": parts}
+        layers[name] = split if "splits" in layer else parts[0]
+    empty: Document = {"schedule": None, "tables": [], "attention": {}}
+    return {**document, **empty, "layers": layers}, tensors
+
+
+MIGRATIONS: dict[int, Migration] = {1: _trees}
 """By version: what turns a checkpoint of that version into one of the next."""
 
 
@@ -31,7 +46,7 @@ def read(folder: Path) -> tuple[Document, Tensors]:
     file = folder / DOCUMENT
     document = _read_document(file)
     tensors, digest = _read_tensors(folder / TENSORS, document)
-    if digest and digest != layers_sha256(document.get("layers")):
+    if digest and digest != description_sha256(document):
         raise BrokenModel(f"{file} was edited: its layers are not those that the tensors were for")
     return migrate(document, tensors, file)
 
@@ -46,7 +61,12 @@ def migrate(document: Document, tensors: Tensors, file: Path) -> tuple[Document,
         step = MIGRATIONS.get(version)
         if step is None:
             raise BrokenModel(f"{file} has version {version}, which is too old: quantize again")
-        document, tensors = step(document, tensors)
+        try:
+            document, tensors = step(document, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BrokenModel(f"{file} is no checkpoint of version {version}: {text(error)}") from (
+                None
+            )
         document = {**document, "version": version + 1}
     if not isinstance(document.get("layers"), dict) or not document["layers"]:
         raise BrokenModel(f"{file} names no layers")
@@ -96,9 +116,12 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def layers_sha256(layers: Any) -> str:
-    """Hash of the description of the layers."""
-    return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+def description_sha256(document: Document) -> str:
+    """Hash of what describes the tensors; version 1 had nothing but layers."""
+    described: Any = {name: document.get(name) for name in DESCRIBED}
+    if document.get("version") == 1:
+        described = document.get("layers")
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def text(error: Exception) -> str:

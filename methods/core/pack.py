@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.account import Account, account
+from quantarena.methods.core.attention import QuantAttention
+from quantarena.methods.core.attention_hooks import installed
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -45,12 +47,14 @@ class PackedModel:
             ``weight-only`` where a layer computes in floating point on packed weights, ``fp32``
             where nothing was quantized.
         clock: the sampler call that tables are read at.
+        attention: quantized attention products by module path; their sums are integers.
     """
 
     module: nn.Module
     layers: Mapping[str, nn.Module]
     backend: str
     clock: StepClock = field(default_factory=StepClock)
+    attention: Mapping[str, QuantAttention] = field(default_factory=dict)
 
     def parts(self, name: str) -> list[Leaf]:
         """The packed parts of one layer: all that holds codes."""
@@ -91,7 +95,7 @@ def pack(model: QuantizedModel) -> PackedModel:
     Raises:
         Unsupported: a layer has an option without a packed form; the line names both.
     """
-    if not (model.layers or model.tables):
+    if not (model.layers or model.tables or model.attention):
         return PackedModel(model.module, {}, "fp32", model.clock)
     memo: dict[int, Any] = {id(layer): layer for layer in model.layers.values()}  # replaced below
     memo[id(model.clock)] = model.clock
@@ -104,16 +108,17 @@ def pack(model: QuantizedModel) -> PackedModel:
             raise Unsupported(f"{name}: {error.message}") from None
         place(module, name, packed[name])
     channels_last(module)
-    return PackedModel(module, packed, backend_of(packed.values()), model.clock)
+    products = installed(module)
+    return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
 
 
-def backend_of(layers: Iterable[nn.Module]) -> str:
-    """The slowest backend among the leaves of packed layers."""
-    found = {leaf.backend for layer in layers for leaf in leaves(layer)}
+def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, nn.Module]) -> str:
+    """The slowest backend among the leaves of packed layers and attention products."""
+    found = {leaf.backend for layer in layers.values() for leaf in leaves(layer)}
     for name in ("reference", "weight-only", "packed"):
         if name in found:
             return name
-    return "fp32"
+    return "reference" if attention else "fp32"
 
 
 def channels_last(module: nn.Module) -> nn.Module:

@@ -133,8 +133,8 @@ def test_the_file_is_what_the_bits_promise(bits, tmp_path):
     x = torch.randn(3, columns)
     for step in range(5):
         network[0].set_step(step)
-        plain[0].set_step(step)
-        assert torch.equal(network(x), loaded.module(x))
+        with loaded.clock.at(step):
+            assert torch.equal(network(x), loaded.module(x))
 
 
 def test_nothing_quantized_is_refused(pixel, tmp_path):
@@ -210,7 +210,7 @@ def test_a_future_version(folder):
 
 
 def test_an_edited_description(folder):
-    edit(folder, lambda d: d["layers"]["conv_in"]["parts"][0].update(act_bits=4))
+    edit(folder, lambda d: d["layers"]["conv_in"]["meta"].update(act_bits=4))
     assert "edited" in broken(folder)
 
 
@@ -235,24 +235,61 @@ def test_another_network(folder):
     assert "the network's is" in broken(folder, skeleton("conditional-unet"))
 
 
-def test_older_versions_are_brought_up_to_date(folder, pixel, pixel_packed, monkeypatch):
-    """A made-up version 0 that called layers ``modules`` and scales ``scale``."""
+def version_1(packed, folder):
+    """What version 1 wrote: layers or sums of layers, and no word of sampler calls or tables."""
+    from safetensors.torch import save_file
 
-    def older(tensors):
-        for name in [n for n in tensors if n.endswith(".weight_scale")]:
-            tensors[name.replace("weight_scale", "scale")] = tensors.pop(name)
+    layers, tensors = {}, {}
+    for name, layer in packed.layers.items():
+        parts = packed.parts(name)
+        layers[name] = {"parts": [part.metadata for part in parts]}
+        if isinstance(layer, SplitPackedLayer):
+            layers[name]["splits"] = [list(edge) for edge in layer.edges]
+    for name, value in packed.module.state_dict().items():
+        leaf = name.rpartition(".")[2]
+        if leaf == "weight_zero" and not value.any():
+            continue
+        kinds = {"act_zero": torch.uint8, "weight_zero": torch.int16}
+        tensors[name] = value.to(kinds.get(leaf, value.dtype)).contiguous().clone()
+    folder.mkdir()
+    digest = hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()
+    file = folder / "packed.safetensors"
+    save_file(tensors, file, {"layers_sha256": digest})
+    document = {
+        "format": "quantarena-packed",
+        "version": 1,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "bytes": {"file": file.stat().st_size},
+        "meta": {"method": "none"},
+        "layers": layers,
+    }
+    (folder / "packed.json").write_text(json.dumps(document))
+    return folder
 
-    rewrite(folder, older)
-    edit(folder, lambda d: d.update(version=0, modules=d.pop("layers")))
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_version_1_loads(pixel, tmp_path, symmetric):
+    packed = packed_of(pixel, Bits(4, 8), symmetric=symmetric)
+    folder = version_1(packed, tmp_path / "old")
+    loaded = load_packed(folder, skeleton("pixel-unet"))
+    assert same(packed, loaded, pixel.heldout)
+    assert loaded.widths() == packed.widths()
+    save_packed(packed, tmp_path / "direct", meta={})
+    save_packed(loaded, tmp_path / "migrated", meta={})
+    direct, migrated = (tmp_path / n / checkpoint.TENSORS for n in ("direct", "migrated"))
+    assert direct.read_bytes() == migrated.read_bytes()
+
+
+def test_an_edited_version_1_is_found(pixel_packed, tmp_path):
+    folder = version_1(pixel_packed, tmp_path / "old")
+    edit(folder, lambda d: d["layers"]["conv_in"]["parts"][0].update(act_bits=4))
+    assert "edited" in broken(folder)
+    rewrite(folder, lambda tensors: None)
+    edit(folder, lambda d: d["layers"].update(conv_in={"pieces": []}))
+    assert "no checkpoint of version 1: 'parts' is missing" in broken(folder)
+
+
+def test_versions_without_a_migration_are_too_old(folder):
+    rewrite(folder, lambda tensors: None)
+    edit(folder, lambda d: d.update(version=0))
     assert "too old" in broken(folder)
-
-    def newer(document, tensors):
-        layers = document.pop("modules")
-        renamed = {
-            n.removesuffix("scale") + "weight_scale" if n.endswith(".scale") else n: t
-            for n, t in tensors.items()
-        }
-        return {**document, "layers": layers}, renamed
-
-    monkeypatch.setitem(checkpoint_files.MIGRATIONS, 0, newer)
-    assert same(pixel_packed, load_packed(folder, skeleton("pixel-unet")), pixel.heldout)

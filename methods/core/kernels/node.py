@@ -31,6 +31,7 @@ class Node(nn.Module):
     """
 
     form: ClassVar[str]
+    entries: int
 
     def __init__(self, children: tuple["Node", ...] = ()) -> None:
         super().__init__()

@@ -244,6 +244,8 @@ class PackedLayer(Node):
         rows = int(meta["weight_shape"][0])
         tensors.setdefault("weight_zero", torch.zeros(rows, dtype=torch.int32))
         named = {name: tensors.pop(name) for name in ("codes", *_CANONICAL) if name in tensors}
+        for name in {"weight_zero", "act_zero"} & set(named):
+            named[name] = named[name].to(torch.int32)
         if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
             raise ValueError("has not the bias or multipliers that it should have")
         return cls(IntegerLayer.from_tensors(dict(meta), named))
