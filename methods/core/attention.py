@@ -81,6 +81,11 @@ class QuantAttention(nn.Module):
         return [name for name, quantizer in static if quantizer is not None
                 and quantizer.scale.numel() == 0]  # fmt: skip
 
+    def observed(self) -> AttentionBits:
+        """The widths that its quantizers have."""
+        found = {name: quantizer.bits for name, quantizer in self.quantizers.items()}
+        return AttentionBits(**found)  # type: ignore[arg-type]
+
     def inside(self, operand: str, x: Tensor) -> Tensor:
         """The part of an operand that its quantizer sees: without the excluded tokens."""
         if operand == "key":
