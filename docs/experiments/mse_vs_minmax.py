@@ -1,21 +1,23 @@
-"""When does a range search by MSE lose to min-max? The numbers of docs/protocol.md, "Range searches".
+"""When does a range search by MSE lose to min-max? Numbers of docs/protocol.md, "Range searches".
 
-Round to nearest on the zoo's models: every combination of searches for weights and activations,
-exponents, kinds of layers, policies and grids, each against full precision on the same noise.
+Round to nearest on the zoo's models: searches for weights and activations, exponents, kinds of
+layers, grids and widths, each against full precision on the same noise.
 
-    python docs/experiments/mse_vs_minmax.py [--workload emoji-t2i] [--images 16] [--part exponents]
+    python docs/experiments/mse_vs_minmax.py [--workload emoji-t2i] [--images 16] [--part norms]
 
 Image PSNR is the mean over images. Latent SNR is that of the last latents. Noise SNR is that of
-one network call on full precision's own inputs, the mean over sampler steps in decibels.
+one network call on full precision's own inputs, and gain is how far that call reproduces the
+amplitude: <quantized, full precision> / <full precision, full precision>; both are means over
+sampler steps. SNRs are in decibels.
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ GROUPS: dict[str, tuple[Role, ...]] = {
     "queries, keys, values": (Role.QKV,),
 }
 OTHERS = "all others"
+W4A8 = Bits(4, 8)
 ROWS = 8  # inputs a step for the noise SNR
 
 
@@ -62,7 +65,18 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How ranges are found; ``groups`` limits a search to those layers, others get min-max."""
+    """How ranges are found.
+
+    Attributes:
+        weights: search for weights.
+        acts: search for layer inputs.
+        groups: kinds of layers that are searched so, others get min-max; empty for all.
+        uniform: whether input, output and time embedding keep 8 bits.
+        symmetric_weights: grid of weights.
+        symmetric_acts: grid of layer inputs.
+        regain: divide what the network returns by its gain on the calibration points.
+        bits: requested.
+    """
 
     weights: RangeSearch = minmax_range
     acts: RangeSearch = minmax_range
@@ -70,7 +84,8 @@ class Setting:
     uniform: bool = True
     symmetric_weights: bool = False
     symmetric_acts: bool = False
-    bits: Bits = Bits(4, 8)
+    regain: bool = False
+    bits: Bits = W4A8
 
 
 @contextmanager
@@ -138,10 +153,9 @@ def act_params(model: QuantizedModel) -> dict[tuple[str, int], QuantParams]:
 
 def quantize(study: Study, setting: Setting) -> QuantizedModel:
     """Round to nearest with the setting's ranges."""
-    bits = setting.bits
-    assignment = UNIFORM.assign(study.graph, bits)
+    assignment = UNIFORM.assign(study.graph, setting.bits)
     if not setting.uniform:
-        assignment = dict.fromkeys(study.graph.layers, bits)
+        assignment = dict.fromkeys(study.graph.layers, setting.bits)
     model = wrap(study.original, study.graph, assignment)
 
     def chosen(name: str) -> bool:
@@ -171,27 +185,49 @@ def decibels(signal: Tensor, error: Tensor) -> float:
     return float((10 * torch.log10(signal.double() / error.double().clamp(min=1e-20))).mean())
 
 
+def gains(got: Tensor, wanted: Tensor) -> Tensor:
+    """Of each row (R, N), how far ``got`` reproduces the amplitude of ``wanted``."""
+    return (got * wanted).sum(1) / wanted.square().sum(1)
+
+
 @torch.no_grad()
-def measure(study: Study, setting: Setting) -> tuple[float, float, float]:
-    """Image PSNR, latent SNR and noise SNR of one setting."""
+def restore_gain(study: Study, module: nn.Module) -> None:
+    """Divide what ``module`` returns by its gain on the calibration points."""
+    pairs = [(batch.call(module), batch.call(study.original))
+             for batch in study.calibration.batches(64)]  # fmt: skip
+    got, wanted = (torch.cat([pair[index].flatten() for pair in pairs]) for index in (0, 1))
+    gain = gains(got[None], wanted[None]).item()
+
+    def divide(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] / gain, *output[1:])
+        output.sample = output.sample / gain
+        return output
+
+    module.register_forward_hook(divide)
+
+
+@torch.no_grad()
+def measure(study: Study, setting: Setting) -> tuple[float, float, float, float]:
+    """Image PSNR, latent SNR, noise SNR and gain of one setting."""
     model = quantize(study, setting)
+    if setting.regain:
+        restore_gain(study, model.module)
     study.ground.loaded.put(model.module)
     try:
         images, latents = sample(study.ground)
     finally:
         study.ground.loaded.put(study.original)
     noise = torch.cat([batch.call(model.module) for batch in study.inputs.batches(64)])
-    gap = (images.double() - study.images.double()).square().flatten(1).mean(1)
     steps = int(study.inputs.step.max()) + 1
+    noise, wanted = (x.double().reshape(steps, -1) for x in (noise, study.noise))
+    pixels = (images.double() - study.images.double()).square().flatten(1).mean(1)
+    gap = (latents - study.latents).square().sum()
     return (
-        decibels(torch.tensor(255.0**2), gap),
-        decibels(
-            study.latents.square().sum()[None], (latents - study.latents).square().sum()[None]
-        ),
-        decibels(
-            study.noise.square().reshape(steps, -1).sum(1),
-            (noise - study.noise).square().reshape(steps, -1).sum(1),
-        ),
+        decibels(torch.tensor(255.0**2), pixels),
+        decibels(study.latents.square().sum(), gap),
+        decibels(wanted.square().sum(1), (noise - wanted).square().sum(1)),
+        float(gains(noise, wanted).mean()),
     )
 
 
@@ -201,41 +237,48 @@ def mse(norm: float) -> RangeSearch:
 
 
 Table = dict[str, Setting]
+NORMS = (1.0, 2.0, 2.4, 4.0)
 
 
-def exponents() -> Table:
-    """Both policies; weights, activations or both, in several norms."""
-    table: Table = {}
-    for uniform in (True, False):
-        policy = "uniform" if uniform else "all at 4 bits"
-        table[f"{policy}: min-max, min-max"] = Setting(uniform=uniform)
-        for norm in (1.0, 2.0, 2.4, 4.0):
-            search = mse(norm)
-            table |= {
-                f"{policy}: mse {norm:g}, min-max": Setting(search, uniform=uniform),
-                f"{policy}: min-max, mse {norm:g}": Setting(acts=search, uniform=uniform),
-                f"{policy}: mse {norm:g}, mse {norm:g}": Setting(search, search, uniform=uniform),
-            }
+def norms() -> Table:
+    """Weights, or activations, in several norms; weights also with all layers at 4 bits."""
+    table = {"uniform: min-max, min-max": Setting()}
+    for norm in NORMS:
+        table[f"uniform: mse {norm:g}, min-max"] = Setting(mse(norm))
+    for norm in NORMS:
+        table[f"uniform: min-max, mse {norm:g}"] = Setting(acts=mse(norm))
+    table["uniform: mse 2.4, mse 2.4"] = Setting(mse(2.4), mse(2.4))
+    table["all at 4 bits: min-max, min-max"] = Setting(uniform=False)
+    for norm in NORMS:
+        table[f"all at 4 bits: mse {norm:g}, min-max"] = Setting(mse(norm), uniform=False)
     return table
+
+
+def regain() -> Table:
+    """Weights by MSE, all layers at 4 bits, with the gain restored."""
+    return {
+        f"all at 4 bits: {name}, min-max, gain restored": Setting(
+            search, uniform=False, regain=True
+        )
+        for name, search in (("min-max", minmax_range), ("mse 1", mse(1)), ("mse 2", mse(2)))
+    }
 
 
 def layers() -> Table:
     """All layers at four bits; one kind of layer searched, the others min-max."""
-    table = {"min-max everywhere": Setting(uniform=False)}
+    table: Table = {}
     for name in (*GROUPS, OTHERS):
-        for norm in (2.0, 2.4):
+        for norm in (1.0, 2.4):
             only = partial(Setting, groups=(name,), uniform=False)
-            table |= {
-                f"weights of {name}, {norm:g}": only(mse(norm)),
-                f"inputs of {name}, {norm:g}": only(acts=mse(norm)),
-            }
+            table[f"weights of {name}, mse {norm:g}"] = only(mse(norm))
+            table[f"inputs of {name}, mse {norm:g}"] = only(acts=mse(norm))
     return table
 
 
 def grids() -> Table:
     """Symmetric grids, under the uniform policy."""
     table: Table = {}
-    for name, search in (("min-max", minmax_range), ("mse 2", mse(2.0)), ("mse 2.4", mse(2.4))):
+    for name, search in (("min-max", minmax_range), ("mse 2.4", mse(2.4))):
         table |= {
             f"symmetric weights {name}": Setting(search, symmetric_weights=True),
             f"symmetric activations {name}": Setting(acts=search, symmetric_acts=True),
@@ -243,7 +286,19 @@ def grids() -> Table:
     return table
 
 
-PARTS: dict[str, Callable[[], Table]] = {"exponents": exponents, "layers": layers, "grids": grids}
+def widths() -> Table:
+    """Fewer bits, under the uniform policy."""
+    table: Table = {}
+    plain, found = ("min-max", minmax_range), ("mse 2.4", mse(2.4))
+    for bits in (Bits(4, 4), Bits(2, 8), Bits(8, 8)):
+        for (name, weights), (other, acts) in product((plain, found), (plain, found)):
+            table[f"{bits}: {name}, {other}"] = Setting(weights, acts, bits=bits)
+    return table
+
+
+PARTS: dict[str, Callable[[], Table]] = {
+    "norms": norms, "regain": regain, "layers": layers, "grids": grids, "widths": widths
+}  # fmt: skip
 
 
 def main() -> None:
@@ -259,13 +314,11 @@ def main() -> None:
         study = prepare(workload, options.images, options.points)
         for part in options.part or PARTS:
             print(f"\n{workload}, {part}: {options.images} images\n")
-            print("| weights, activations | image PSNR | latent SNR | noise SNR | s |")
+            print("| weights, activations | image PSNR | latent SNR | noise SNR | gain |")
             print("|---|---|---|---|---|")
             for name, setting in PARTS[part]().items():
-                start = time.perf_counter()
-                psnr, latent, noise = measure(study, setting)
-                seconds = time.perf_counter() - start
-                print(f"| {name} | {psnr:.2f} | {latent:.2f} | {noise:.2f} | {seconds:.0f} |",
+                psnr, latent, noise, gain = measure(study, setting)
+                print(f"| {name} | {psnr:.2f} | {latent:.2f} | {noise:.2f} | {gain:.3f} |",
                       flush=True)  # fmt: skip
 
 
