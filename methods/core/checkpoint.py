@@ -38,7 +38,7 @@ from quantarena.methods.core.checkpoint_files import (
 )
 from quantarena.methods.core.clock import StepClock, StepSchedule
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
-from quantarena.methods.core.graph import AttentionInfo
+from quantarena.methods.core.graph import AttentionInfo, AttentionKind
 from quantarena.methods.core.kernels.node import Node, take
 from quantarena.methods.core.kernels.tree import build
 from quantarena.methods.core.model import place
@@ -178,8 +178,10 @@ def _node(name: str, document: Mapping[str, Any], tensors: Tensors) -> Node:
 def _attention(
     name: str, document: Mapping[str, Any], tensors: Tensors, clock: StepClock
 ) -> QuantAttention:
-    kept: dict[str, Any] = dict(document["info"])
-    info = AttentionInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+    kept: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in document["info"].items()
+    }
+    info = AttentionInfo(**{**kept, "kind": AttentionKind(kept["kind"])})
     products = QuantAttention(info, AttentionBits(**document["bits"]), clock)
     products.load(take(tensors, f"{name}.{CHILD}/"))
     return products
