@@ -89,11 +89,14 @@ CASES = {
 }
 
 
-def quantized(probe, options=(), *, bits=Bits(4, 8), per_step=False, attention=None, splits=True):
+W4A8 = Bits(4, 8)
+
+
+def quantized(probe, options=(), *, bits=W4A8, per_step=False, attention=None):
     torch.manual_seed(0)
-    widths = {name: attention for name in probe.graph.attention} if attention else None
+    widths = dict.fromkeys(probe.graph.attention, attention) if attention else None
     assignment = dict.fromkeys(probe.graph.layers, bits)
-    model = wrap(probe.model, probe.graph, assignment, splits=splits, attention=widths)
+    model = wrap(probe.model, probe.graph, assignment, splits=True, attention=widths)
     for option in options:
         option(model)
     model.set_weight_ranges(minmax_range)
@@ -330,7 +333,10 @@ def test_a_permutation_that_is_none(written, tmp_path):
     [
         (lambda d: d["layers"]["conv_in"].update(form="magic"), "the form 'magic', known are"),
         (lambda d: d["layers"]["conv_in"]["inner"]["parts"].pop(), "does not hold all 6"),
-        (lambda d: d["layers"].update(conv_in=d["layers"]["conv_in"]["inner"]), "conv_in"),
+        (
+            lambda d: d["layers"].update(conv_in=d["layers"]["conv_in"]["inner"]),
+            "conv_in has no codes",
+        ),
         (lambda d: d["layers"]["conv_in"].pop("geometry"), "'geometry' is missing"),
         (lambda d: d.update(schedule={"sampler": ""}), "'timesteps' is missing"),
         (lambda d: d.update(tables=["nowhere"]), "a module nowhere, the network has none"),
