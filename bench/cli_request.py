@@ -30,6 +30,14 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampler steps.
 IterationsOption = Annotated[
     int | None, typer.Option("--iterations", help="Reconstruction iterations a block.")
 ]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", help="paper, or release where the official code differs; repeatable"),
+]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="uniform, or published for each paper's own layers; repeatable."),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Folder under --results; the preset's name if absent.")
 ]
@@ -82,6 +90,8 @@ def made_choice(
     steps: int | None,
     iterations: int | None,
     name: str | None,
+    variant: list[str] | None,
+    policy: list[str] | None,
 ) -> presets.Choice:
     """The options that change a preset, in one value."""
     return presets.Choice(
@@ -93,6 +103,8 @@ def made_choice(
         steps=steps,
         iterations=iterations,
         name=name,
+        variants=listed(variant),
+        policies=listed(policy),
     )
 
 

@@ -27,11 +27,13 @@ from quantarena.bench.cli_request import (
     IterationsOption,
     MethodOption,
     NameOption,
+    PolicyOption,
     PreferOption,
     PresetArgument,
     Request,
     SeedOption,
     StepsOption,
+    VariantOption,
     WorkersOption,
     WorkloadOption,
     made_choice,
@@ -58,6 +60,8 @@ def plan(
     steps: StepsOption = None,
     iterations: IterationsOption = None,
     name: NameOption = None,
+    variant: VariantOption = None,
+    policy: PolicyOption = None,
     plugin: PluginOption = None,
     prefer_plugin: PreferOption = False,
     results: ResultsOption = RESULTS,
@@ -67,7 +71,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show the cells, the estimated time and the disk of a run, without running anything."""
-    choice = made_choice(workload, method, bits, seed, images, steps, iterations, name)
+    choice = made_choice(
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy
+    )
     request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     store = Store(request.folder, Reporter().warn)
     made = _plan(request, store.rows())
@@ -89,6 +95,8 @@ def run(
     steps: StepsOption = None,
     iterations: IterationsOption = None,
     name: NameOption = None,
+    variant: VariantOption = None,
+    policy: PolicyOption = None,
     plugin: PluginOption = None,
     prefer_plugin: PreferOption = False,
     results: ResultsOption = RESULTS,
@@ -104,7 +112,9 @@ def run(
 ) -> int:
     """Run what is missing of a preset or of your own choice of cells, then write the page."""
     reporter = Reporter(quiet=quiet)
-    choice = made_choice(workload, method, bits, seed, images, steps, iterations, name)
+    choice = made_choice(
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy
+    )
     request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     options = Options(
         cache=results / CACHE,

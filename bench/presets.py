@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from quantarena.bench.errors import UserError, did_you_mean
-from quantarena.bench.spec import Budget, Grid, content_key
+from quantarena.bench.spec import POLICY_NAMES, Budget, Grid, content_key
 from quantarena.methods.core.bits import parse_bits
 
 DEFAULT = "quick"
@@ -114,6 +114,8 @@ class Choice:
     steps: int | None = None
     iterations: int | None = None
     name: str | None = None
+    variants: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
 
 
 def preset(name: str) -> Preset:
@@ -145,6 +147,8 @@ def choose(grid: Grid, choice: Choice) -> Grid:
         methods=_unique(("fp", *choice.methods)) if choice.methods else grid.methods,
         bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
         seeds=_unique(choice.seeds) or grid.seeds,
+        variants=_unique(choice.variants) or grid.variants,
+        policies=_unique(_known_policy(p) for p in choice.policies) or grid.policies,
         budget=budget,
     )
 
@@ -180,6 +184,12 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _known_policy(name: str) -> str:
+    if name not in POLICY_NAMES:
+        raise UserError(f"unknown policy {name!r}: {did_you_mean(name, POLICY_NAMES)}")
+    return name
+
+
 def _unique(values: Iterable[_T]) -> tuple[_T, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -190,6 +200,7 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
         return f"./run_all.sh {preset_name}"
     words = ["quantarena", "run", preset_name]
     many = {"workload": choice.workloads, "method": choice.methods, "bits": choice.bits}
+    many |= {"variant": choice.variants, "policy": choice.policies}
     for option, values in {**many, "seed": choice.seeds, "plugin": tuple(plugins)}.items():
         for value in values:
             words += [f"--{option}", str(value)]

@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
+POLICY_NAMES = (DEFAULT_POLICY, "published")  # core.policy knows what they mean; it needs torch
 DEFAULT_VARIANT = "paper"
 
 
@@ -111,12 +114,13 @@ class Grid:
         for workload in self.workloads:
             for seed in self.seeds:
                 for method in sorted(self.methods, key=lambda name: name != "fp"):
-                    widths = ("fp",) if method == "fp" else self.bits
-                    for policy in self.policies:
-                        for variant in self.variants:
-                            for bits in widths:
-                                cell = Cell(
-                                    workload, method, bits, seed, variant, policy, self.budget
-                                )
-                                found.setdefault(cell)
+                    for policy, variant, bits in self._ways(method):
+                        cell = Cell(workload, method, bits, seed, variant, policy, self.budget)
+                        found.setdefault(cell)
         return tuple(found)
+
+    def _ways(self, method: str) -> Iterator[tuple[str, str, str]]:
+        """Policy, variant and bits; full precision has nothing to choose, one row is enough."""
+        if method == "fp":
+            return iter([(DEFAULT_POLICY, DEFAULT_VARIANT, "fp")])
+        return product(self.policies, self.variants, self.bits)

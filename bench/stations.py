@@ -24,7 +24,7 @@ from quantarena.methods.core.announce import announcing
 from quantarena.methods.core.graph import trace
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.pack import PackedModel
-from quantarena.methods.core.policy import policy
+from quantarena.methods.core.policy import UNIFORM, policy
 from quantarena.methods.core.trajectory import Trajectory
 
 Progress = Callable[[str, int, int], None]
@@ -61,8 +61,9 @@ def quantized(
     with torch.no_grad():
         first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
         graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
+    wanted = UNIFORM if cell.widths.is_fp else policy(cell.policy, cell.method, method.published)
     context = MethodContext(
-        denoiser, graph, recorded, cell.widths, policy(cell.policy), cell.variant, cell.seed,
+        denoiser, graph, recorded, cell.widths, wanted, cell.variant, cell.seed,
         effort,
         lambda done, total: progress("quantize", done, total),
     )  # fmt: skip

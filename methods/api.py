@@ -119,8 +119,9 @@ class MethodContext:
     def wrap(self, *, splits: bool | Mapping[str, Sequence[int]] = False) -> QuantizedModel:
         """A copy of the model with quantizers where the policy wants them, ranges not set yet."""
         return wrap(
-            self.model, self.graph, self.policy.assign(self.graph, self.bits), splits=splits
-        )
+            self.model, self.graph, self.policy.assign(self.graph, self.bits), splits=splits,
+            attention=self.policy.assign_attention(self.graph, self.bits),
+        )  # fmt: skip
 
     def draw(self, steps: StepPolicy) -> CalibrationSet:
         """Calibration points from the trajectory; what was drawn is noted on the row."""
@@ -150,12 +151,14 @@ class Method(ABC):
         supports: what it can be asked for.
         switches: the value that turns each of its ideas off, by attribute. Every one must change
             the output on some network, which ``check-method`` holds.
+        published: the paper's own layers and widths, for policy ``published``.
     """
 
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     supports: ClassVar[Capabilities]
     switches: ClassVar[Mapping[str, Any]] = {}
+    published: ClassVar[Policy | None] = None
 
     @abstractmethod
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
@@ -223,6 +226,9 @@ def verify(model: QuantizedModel, ctx: MethodContext, name: str) -> None:
             for side, quantizer in quantizers.items():
                 if quantizer is not None:
                     _check_scale(f"{name}: {path}", side, quantizer.scale)
+    for path, products in model.attention.items():
+        if missing := products.unset():
+            raise QuantArenaError(f"{name}: {path} has no range of its {missing[0]}")
 
 
 def _check_scale(where: str, side: str, scale: Tensor) -> None:

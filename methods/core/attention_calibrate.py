@@ -1,12 +1,10 @@
 """Ranges of attention operands from one pass over calibration points."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from quantarena.methods.core.attention import QuantAttention, Watch
-from quantarena.methods.core.calibrate import bank_schedule
+from quantarena.methods.core.by_call import bank_schedule, by_call
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.points import CalibrationSet
 from quantarena.methods.core.quantizer import QuantParams
@@ -80,7 +78,7 @@ def calibrate_attention(
             if quant.static(operand) is None:
                 return
             kept = found.setdefault((name, operand), {})
-            for call, part in _by_call(quant.inside(operand, x), current, per_step):
+            for call, part in by_call(quant.inside(operand, x), current, per_step):
                 rows = part.transpose(0, 1).flatten(1) if per_head else part.reshape(1, -1)
                 kept.setdefault(call, _Rows(quota)).add(rows)
 
@@ -126,13 +124,3 @@ def _set(
         quantizer.set_bank(scale[:, 0], zero[:, 0])
     else:
         quantizer.set_params(QuantParams(scale, zero, quantizer.bits))
-
-
-def _by_call(x: Tensor, points: CalibrationSet, per_step: bool) -> Iterator[tuple[int, Tensor]]:
-    """Samples of ``x`` by the sampler call that they belong to; all under 0 if not asked."""
-    if not per_step:
-        yield 0, x
-        return
-    step = points.step.repeat_interleave(x.shape[0] // len(points))
-    for call in torch.unique(step):
-        yield int(call), x[step == call]

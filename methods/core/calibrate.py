@@ -1,13 +1,14 @@
 """What reaches each layer's quantizers on calibration points, and ranges found from it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.attention_calibrate import calibrate_attention
+from quantarena.methods.core.by_call import bank_schedule, by_call, calls_of
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import RangeSearch
@@ -84,9 +85,10 @@ def calibrate_activations(
     per_step: bool = False,
     batch: int = 64,
 ) -> None:
-    """Set the static range of every layer's input from one pass over the calibration points.
+    """Set the static range of every layer's input, and of attention operands that are quantized.
 
-    Searches see the exact extremes and a random sample of the values, the same one in every run.
+    One pass over the calibration points, and one more where attention is quantized. Searches see
+    the exact extremes and a random sample of the values, the same one in every run.
 
     Args:
         model: weight ranges set, if weights are to be quantized.
@@ -100,7 +102,7 @@ def calibrate_activations(
     Raises:
         ValueError: a sampler call without points, where ``per_step``.
     """
-    calls = _calls(points) if per_step else [0]
+    calls = calls_of(points) if per_step else [0]
     count = -(-len(points) // batch)
     found: dict[tuple[str, int], dict[int, _Collector]] = {}
 
@@ -108,7 +110,7 @@ def calibrate_activations(
         for index, part in enumerate(layer.part_list()):
             if part.static is not None:
                 kept = found.setdefault((name, index), {})
-                for call, rows in _by_call(layer.part_input(part, x), subset, per_step):
+                for call, rows in by_call(layer.part_input(part, x), subset, per_step):
                     kept.setdefault(call, _Collector(count)).add(rows)
 
     watch_inputs(model, points, watch, quantized_weights=quantized_weights, batch=batch)
@@ -125,6 +127,10 @@ def calibrate_activations(
             quantizer.set_params(ranges[0])
     if per_step:
         model.clock.schedule = bank_schedule(points)
+    calibrate_attention(
+        model, points, search, symmetric=symmetric, per_step=per_step,
+        quantized_weights=quantized_weights, batch=batch,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,7 @@ def input_bounds(
     Raises:
         ValueError: a sampler call without points, where ``per_step``.
     """
-    calls = _calls(points) if per_step else [0]
+    calls = calls_of(points) if per_step else [0]
     kept: dict[str, dict[int, Bounds]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
@@ -182,7 +188,7 @@ def input_bounds(
         if not -x.dim() < axis < x.dim() or axis == 0:
             return
         seen = kept.setdefault(name, {})
-        for call, rows in _by_call(x, subset, per_step):
+        for call, rows in by_call(x, subset, per_step):
             slices = rows.movedim(axis, 0).flatten(1)
             low, high = slices.amin(1), slices.amax(1)
             if call in seen:
@@ -200,31 +206,3 @@ def input_bounds(
         )
         for name, seen in kept.items()
     }
-
-
-def bank_schedule(points: CalibrationSet) -> StepSchedule:
-    """The sampler calls that a bank made from these points has entries for."""
-    times = [float(points.timestep[points.step == call][0]) for call in _calls(points)]
-    return StepSchedule("", tuple(times))
-
-
-def _calls(points: CalibrationSet) -> list[int]:
-    """0 to S - 1, all of which need points."""
-    calls = sorted(points.histogram())
-    if calls != list(range(len(calls))):
-        missing = min(set(range(calls[-1])) - set(calls))
-        raise ValueError(
-            f"ranges by sampler call need points at every call, call {missing} has none: draw "
-            "them with PerStep or AllSteps"
-        )
-    return calls
-
-
-def _by_call(x: Tensor, points: CalibrationSet, per_step: bool) -> Iterator[tuple[int, Tensor]]:
-    """Rows of ``x`` by the sampler call that they belong to; all under 0 if not asked."""
-    if not per_step:
-        yield 0, x
-        return
-    step = points.step.repeat_interleave(x.shape[0] // len(points))
-    for call in torch.unique(step):
-        yield int(call), x[step == call]

@@ -65,3 +65,22 @@ def test_the_command_that_asks_for_the_same_cells():
     assert line == (
         "quantarena run quick --method rtn --bits w4a8 --plugin '/a b/mine.py' --images 9"
     )
+
+
+def test_variants_and_policies_are_chosen_and_full_precision_has_one_row():
+    choice = Choice(methods=("rtn",), bits=("w4a8",), variants=("paper", "release"),
+                    policies=("uniform", "published"))  # fmt: skip
+    cells = choose(PRESETS["smoke"].grid, choice).cells()
+    assert len([c for c in cells if c.method == "fp"]) == 1
+    found = {(c.variant, c.policy) for c in cells if c.method == "rtn"}
+    assert found == {(v, p) for v in choice.variants for p in choice.policies}
+    assert "--variant release" in command("smoke", choice)
+    with pytest.raises(UserError, match=r"unknown policy 'publishd'.*published"):
+        choose(PRESETS["smoke"].grid, Choice(policies=("publishd",)))
+
+
+def test_policy_names_are_those_of_the_core():
+    from quantarena.bench.spec import POLICY_NAMES
+    from quantarena.methods.core.policy import POLICIES, PUBLISHED
+
+    assert set(POLICY_NAMES) == {*POLICIES, PUBLISHED}

@@ -7,6 +7,7 @@ import torch
 from quantarena.methods import registry, testing
 from quantarena.methods.api import Effort
 from quantarena.methods.core.errors import UnknownName
+from quantarena.methods.registry import entry
 from quantarena.methods.testing import check
 
 HEAD = """
@@ -56,7 +57,8 @@ def test_builtins_conform(name):
     results = check(name, effort=Effort(samples=8, iterations=2))
     assert failures(results) == {}
     assert {r.model for r in results} == {"-", "pixel-unet", "conditional-unet", "transformer"}
-    assert len(results) == 2 + 3 * 10
+    switches = entry(name).method.switches  # each is tried on every network, then judged
+    assert len(results) == 2 + 3 * 10 + 4 * len(switches)
     assert all(r.detail for r in results)
 
 
