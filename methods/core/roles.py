@@ -157,10 +157,10 @@ class Flow:
         return ()
 
     def modulating(self) -> dict[str, bool]:
-        """Conditioning layers whose output multiplies a larger tensor; whether that is tokens."""
+        """Conditioning layers that scale or shift a larger tensor; whether that is tokens."""
         found: dict[str, bool] = {}
         for op in self.ops:
-            if op.kind is not OpKind.MUL or len(op.inputs) != 2:
+            if op.kind not in {OpKind.MUL, OpKind.ADD} or len(op.inputs) != 2:
                 continue
             for small, large in (op.inputs, op.inputs[::-1]):
                 vector, stream = self.ops[small].shape, self.ops[large].shape

@@ -215,6 +215,25 @@ def test_shortcut_is_what_goes_around(kernel):
     assert found["1.a"] is found["1.b"] is Role.CONV
 
 
+def test_a_shift_of_tokens_is_modulation():
+    """As in HunyuanDiT, whose norms have a shift and no scale from the time embedding."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.shift = nn.Linear(4, 8), nn.Linear(8, 8)
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 3)
+
+        def forward(self, x, t):
+            emb = self.shift(F.silu(self.embed(t[:, None] * torch.ones(4))))
+            return self.last(F.layer_norm(self.first(x), (8,)) + emb[:, None])
+
+    found = roles(trace(Shifted(), torch.randn(2, 5, 3), torch.rand(2)))
+    assert found == {
+        "embed": Role.TIME_EMBED, "shift": Role.ADALN, "first": Role.INPUT, "last": Role.OUTPUT,
+    }  # fmt: skip
+
+
 def test_film_and_plain_time_projections():
     class Timed(nn.Module):
         def __init__(self, scales):
