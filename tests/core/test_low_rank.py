@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,7 @@ def test_errors_fall_until_the_first_increase():
     found = refine_branch(weight, 4, quantize, output_error(weight))
     *falling, last = found.errors
     assert len(found.errors) >= 3
-    assert all(b < a for a, b in zip(falling, falling[1:], strict=False))
+    assert all(b < a for a, b in pairwise(falling))
     assert last >= falling[-1]
     error = output_error(weight)
     assert error(found.weight + quantize(weight - found.weight)) == min(found.errors)
