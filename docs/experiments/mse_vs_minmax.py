@@ -30,11 +30,12 @@ from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.graph import Graph, Role, trace
-from quantarena.methods.core.model import QuantizedModel, calibrate_activations, wrap
+from quantarena.methods.core.model import QuantizedModel, wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.quantizer import QuantParams
-from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
+from quantarena.methods.core.ranges import RangeSearch, default_range, minmax_range, mse_range
 from quantarena.methods.core.recording import recording
 from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.core.trajectory import CalibrationSet
@@ -296,8 +297,19 @@ def widths() -> Table:
     return table
 
 
+def rule() -> Table:
+    """Min-max, the MSE search, and the default rule for both sides."""
+    searches = {"min-max": minmax_range, "mse 2.4": mse(2.4), "default": default_range}
+    return {
+        f"{bits}: {name}": Setting(search, search, bits=bits)
+        for bits in (Bits(8, 8), Bits(4, 8), Bits(4, 4), Bits(2, 8))
+        for name, search in searches.items()
+    }
+
+
 PARTS: dict[str, Callable[[], Table]] = {
-    "norms": norms, "regain": regain, "layers": layers, "grids": grids, "widths": widths
+    "norms": norms, "regain": regain, "layers": layers, "grids": grids, "widths": widths,
+    "rule": rule,
 }  # fmt: skip
 
 

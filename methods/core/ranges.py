@@ -120,6 +120,18 @@ def mse_range(
     return blockwise(x, axis, search)
 
 
+def default_range(
+    x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+) -> QuantParams:
+    """``minmax_range`` at 8 bits, ``mse_range`` below: see docs/protocol.md, "Range searches".
+
+    Raises:
+        ValueError: empty tensor, NaN or infinity.
+    """
+    search = minmax_range if bits >= 8 else mse_range
+    return search(x, bits, axis=axis, symmetric=symmetric)
+
+
 def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:
     """Min-max ranges of rows times ``shrinks``, (K,) or (R, K), as (R, K)."""
     low, high = rows.aminmax(dim=1, keepdim=True)
@@ -184,4 +196,5 @@ RANGES: dict[str, RangeSearch] = {
     "minmax": minmax_range,
     "mse": mse_range,
     "shrink": shrink_range,
+    "default": default_range,
 }

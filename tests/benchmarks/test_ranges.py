@@ -13,8 +13,9 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.workloads import registry as workloads
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.graph import trace
-from quantarena.methods.core.model import calibrate_activations, wrap
+from quantarena.methods.core.model import wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.searches import SEARCHES

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from quantarena.methods.core.quantizer import affine_params, fake_quantize, quantize
 from quantarena.methods.core.ranges import (
     RANGES,
+    default_range,
     minmax_range,
     mixed_range,
     mse_range,
@@ -180,3 +181,15 @@ def test_mixed_widths_must_fit():
         mixed_range(minmax_range, x, torch.tensor([4, 4, 4]))
     with pytest.raises(ValueError, match="1 to 8 bits"):
         mixed_range(minmax_range, x, torch.tensor([4, 4, 0, 4]))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_default_clips_nothing_at_eight_bits_and_searches_below(bits):
+    x = torch.randn(4, 300, generator=torch.Generator().manual_seed(6)) ** 3
+    want = (minmax_range if bits == 8 else mse_range)(x, bits, axis=0)
+    other = (mse_range if bits == 8 else minmax_range)(x, bits, axis=0)
+    found = default_range(x, bits, axis=0)
+    assert torch.equal(found.scale, want.scale)
+    assert torch.equal(found.zero_point, want.zero_point)
+    # at 8 bits the search clips nothing here either
+    assert bits in (1, 8) or not torch.equal(found.scale, other.scale)
