@@ -113,6 +113,12 @@ def test_another_sampler_at_the_same_timesteps_may_sample():
     assert model.used == list(range(5))
 
 
+@pytest.mark.parametrize("times", [(9.0, 5.0), (9.0, 5.0, 1.0, 0.0), ()])
+def test_more_or_fewer_calls_are_another_schedule(times):
+    with pytest.raises(UserError, match=f"for 3 calls of A .* has {len(times)} calls of B"):
+        require_same(StepSchedule("A", (9.0, 5.0, 1.0)), StepSchedule("B", times))
+
+
 def test_timesteps_survive_a_round_trip_through_json():
     scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace")
     scheduler.set_timesteps(7)

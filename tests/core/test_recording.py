@@ -174,6 +174,43 @@ def test_nested_conditions_and_constants_are_given_again(tmp_path):
 
 
 @torch.no_grad()
+def test_a_network_with_nested_conditions_gives_what_it_gave(tmp_path):
+    """A tiny U-Net that takes pooled text and sizes in a dict, as SDXL's does; two guided runs."""
+    torch.manual_seed(0)
+    model = diffusers.UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), in_channels=1, out_channels=1,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=8,
+        attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 + 2 * 4,
+    ).eval()  # fmt: skip
+    scheduler, gave = diffusers.EulerDiscreteScheduler(), []
+    keep = model.register_forward_hook(lambda module, args, output: gave.append(output[0]))
+    with recording(model, scheduler) as done:
+        for seed in (0, 1):
+            scheduler.set_timesteps(3)
+            added = {"text_embeds": torch.randn(4, 6), "time_ids": torch.rand(4, 2)}
+            text, x = torch.randn(4, 5, 8), noise(2, seed, size=8) * scheduler.init_noise_sigma
+            for timestep in scheduler.timesteps:
+                both = torch.cat([scheduler.scale_model_input(x, timestep)] * 2)
+                first, second = model(
+                    both, timestep, encoder_hidden_states=text, cross_attention_kwargs=None,
+                    added_cond_kwargs=added, return_dict=False,
+                )[0].chunk(2)  # fmt: skip
+                x = scheduler.step(first + 3 * (second - first), timestep, x).prev_sample
+    keep.remove()
+    done.save(tmp_path / "t", halves=2)
+    recorded = Trajectory.load(tmp_path / "t")
+    call, image, half = torch.tensor([2, 0, 1, 2]), torch.tensor([3, 0, 1, 2]), [1, 0, 1, 0]
+    points = recorded.pick(call, image + 4 * torch.tensor(half))
+    expected = [
+        gave[3 * (i // 2) + k][2 * h + i % 2] for k, i, h in zip(call, image, half, strict=True)
+    ]
+    assert torch.allclose(points.call(model), torch.stack(expected), atol=1e-6)
+    assert points.conditions["cross_attention_kwargs"] is None
+
+
+@torch.no_grad()
 def test_what_is_equal_at_every_call_is_stored_once(tmp_path):
     sizes = []
     for changing in (False, True):
@@ -198,6 +235,15 @@ def test_what_is_equal_at_every_call_is_stored_once(tmp_path):
         Trajectory.load(tmp_path / "t.safetensors").save(again)
         assert again.read_bytes() == (tmp_path / "t.safetensors").read_bytes()
     assert sizes[1] - sizes[0] > 0.99 * (STEPS - 1) * 8000
+
+
+@torch.no_grad()
+def test_a_condition_that_changes_late_is_kept_call_by_call():
+    model = Stub()
+    with recording(model) as done:
+        for timestep in (9, 5, 1):
+            model(noise(2), timestep, context=torch.full((2, 1), float(timestep == 1)))
+    assert done().conditions["context"][:, 0, 0].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
