@@ -1,0 +1,85 @@
+// What the parts of the engine share: one call of one layer, and small helpers.
+#ifndef QUANTARENA_CALL_H
+#define QUANTARENA_CALL_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "quantarena.h"
+
+// Micro-kernels and unpackers stay functions of their own: inlined, compilers spill in them.
+#define QA_NOINLINE __attribute__((noinline))
+
+namespace {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+template <class T>
+inline T smaller(T a, T b) {
+    return a < b ? a : b;
+}
+template <class T>
+inline T larger(T a, T b) {
+    return a > b ? a : b;
+}
+
+// code = clamp(round(x * inv), lo, hi) + zero, in float until after the clamp; NaN gives lo.
+struct Quantizer {
+    float inv, lo, hi;
+    int32_t zero;
+};
+
+inline uint32_t quantize_one(float value, const Quantizer& q) {
+    float v = value > q.lo ? value : q.lo;  // false for NaN
+    v = v < q.hi ? v : q.hi;
+    return static_cast<uint32_t>(static_cast<int32_t>(lrintf(v)) + q.zero);
+}
+
+// Eight neighbouring output pixels as two groups of four; `lo`, `hi` are byte offsets into the
+// activation image, `y_lo`, `y_hi` element offsets into the output.
+struct PixelVector {
+    int32_t lo, hi;
+    int64_t y_lo, y_hi;
+    int32_t count_lo, count_hi;
+    bool whole() const { return hi == lo + 16; }
+};
+
+// Per-channel constants of the epilogue, padded to whole panels.
+struct Epilogue {
+    const float* scale;
+    const float* bias;
+    const int32_t* correction;
+    const int32_t* weight_zero;  // null for symmetric weights
+    int32_t flags;
+};
+
+struct Call {
+    const QaLayer* layer;
+    QaGeometry geo;
+    const float* x;
+    void* y;
+    int32_t flags;
+    Quantizer quant;
+    bool planar;
+    int tap_steps;    // 32-bit steps per kernel tap
+    int total_steps;  // padded to whole units
+    int image_cols;   // dwords per (row, step, phase) when planar, pixels per row when dense
+    int64_t row_pitch, image_pitch;  // bytes
+    int block_images, block_rows, block_cols;
+    int grid_images, grid_rows, grid_cols;
+    int splits;  // groups of panels per block
+    int items;
+    int next;
+    int failed;
+    const int32_t* step_offset;
+    Epilogue epilogue;
+};
+
+// A rectangle of output pixels of neighbouring images.
+struct Block {
+    int image0, images, row0, rows, col0, cols;
+};
+
+}  // namespace
+
+#endif

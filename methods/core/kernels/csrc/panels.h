@@ -1,0 +1,122 @@
+// Multiplication of a block by one unpacked panel, tile by tile.
+#ifndef QUANTARENA_PANELS_H
+#define QUANTARENA_PANELS_H
+
+#include "call.h"
+
+namespace {
+
+// One panel of 16 output channels against all pixels of a block.
+template <class Isa, bool PAIR>
+struct PanelRun {
+    static void prefetch(const Call& call, int64_t at) {
+        __builtin_prefetch(static_cast<const char*>(call.y) + 4 * at, 1);
+    }
+
+    template <int ROWS, bool DIRECT>
+    static void dense_rows(const Call& call, const uint8_t* image, const void* panel,
+                           const uint16_t* chunk, int chunks, const int32_t* from, int32_t* tile) {
+        const uint8_t* row[ROWS];
+        for (int r = 0; r < ROWS; ++r) row[r] = image + from[r];
+        if constexpr (DIRECT) {
+            Isa::template dense_direct<ROWS>(row, call.step_offset, panel, call.total_steps, tile);
+        } else {
+            Isa::template dense<PAIR, ROWS>(row, call.step_offset, panel, chunk, chunks, tile);
+        }
+    }
+
+    // DIRECT: `panel` are 8-bit codes in pair order, still packed.
+    template <bool DIRECT>
+    static void dense_panel(const Call& call, int p, const uint8_t* image, const void* panel,
+                            const int64_t* to, int count, const int32_t* sums) {
+        const QaLayer& l = *call.layer;
+        const int32_t* from = reinterpret_cast<const int32_t*>(to + count);
+        const int group = p / l.panels, n0 = p % l.panels * 16;
+        const int width = smaller(16, l.out_channels - n0);
+        const int64_t channel = static_cast<int64_t>(group) * l.out_channels + n0;
+        const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
+        const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
+        const int64_t shift = channel * call.geo.y_channel;
+        alignas(64) int32_t tile[6 * 16];
+        for (int m = 0; m < count;) {
+            const int left = count - m;
+            int rows = 6;
+            // the micro-kernel hides the time that the output lines take to arrive
+            for (int r = 0; r < smaller(left, 6); ++r)
+                prefetch(call, to[m + r] + shift);
+            if (left >= 6) {
+                dense_rows<6, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
+            } else {
+                rows = left;
+                switch (left) {
+                    case 5: dense_rows<5, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 4: dense_rows<4, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 3: dense_rows<3, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    case 2: dense_rows<2, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
+                    default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
+                }
+            }
+            Isa::store_dense(tile, rows, call.epilogue, p * 16, width,
+                             l.weight_zero ? sums + m : nullptr, call.y, to + m, shift,
+                             call.geo.y_channel);
+            m += rows;
+        }
+    }
+
+    template <int CHANNELS>
+    static void planar_block(const Call& call, const uint8_t* image, const uint8_t* panel,
+                             const uint16_t* chunk, int chunks, const PixelVector* v, int32_t* tile) {
+        const uint8_t* at[4] = {image + v[0].lo, image + v[0].hi, image + v[1].lo, image + v[1].hi};
+        if (v[0].whole() && v[1].whole()) {
+            Isa::template planar<PAIR, CHANNELS, false>(at, call.step_offset, panel, chunk, chunks,
+                                                        tile);
+        } else {
+            Isa::template planar<PAIR, CHANNELS, true>(at, call.step_offset, panel, chunk, chunks,
+                                                       tile);
+        }
+    }
+
+    static void planar_panel(const Call& call, int p, const uint8_t* image, const void* panel,
+                             const PixelVector* list, int count, const int32_t* sums) {
+        const QaLayer& l = *call.layer;
+        const int group = p / l.panels, n0 = p % l.panels * 16;
+        const int width = smaller(16, l.out_channels - n0);
+        const int64_t channel = static_cast<int64_t>(group) * l.out_channels + n0;
+        const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
+        const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
+        alignas(64) int32_t tile[6 * 16];
+        for (int m = 0; m < count; m += 2) {
+            const PixelVector pair[2] = {list[m], list[m + 1 < count ? m + 1 : m]};
+            for (int n = 0; n < width;) {
+                const int left = width - n;
+                const uint8_t* weights = static_cast<const uint8_t*>(panel) + 4 * n;
+                for (int c = 0; c < smaller(left, 6); ++c) {
+                    const int64_t plane = (channel + n + c) * call.geo.y_channel;
+                    prefetch(call, pair[0].y_lo + plane);
+                    prefetch(call, pair[1].y_hi + plane);
+                }
+                int channels;
+                if (left >= 9 || left == 5 || left == 6) {
+                    channels = 6;
+                    planar_block<6>(call, image, weights, chunk, chunks, pair, tile);
+                } else if (left >= 3) {
+                    channels = 4;
+                    planar_block<4>(call, image, weights, chunk, chunks, pair, tile);
+                } else {
+                    channels = 2;
+                    planar_block<2>(call, image, weights, chunk, chunks, pair, tile);
+                }
+                const int real = smaller(channels, left);
+                for (int v = 0; v < 2 && m + v < count; ++v)
+                    Isa::store_planar(tile + 8 * v, real, call.epilogue, p * 16 + n, pair[v],
+                                      sums + 8 * (m + v), call.y,
+                                      (channel + n) * call.geo.y_channel, call.geo.y_channel);
+                n += channels;
+            }
+        }
+    }
+};
+
+}  // namespace
+
+#endif

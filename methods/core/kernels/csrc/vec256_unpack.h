@@ -1,0 +1,77 @@
+// 256-bit x86: packed weight codes to signed bytes or words.
+#ifndef QUANTARENA_VEC256_UNPACK_H
+#define QUANTARENA_VEC256_UNPACK_H
+
+#include <immintrin.h>
+
+#include "call.h"
+
+namespace {
+
+struct Unpack256 {
+    template <bool PAIR, int BITS>
+    static QA_NOINLINE void unpack_bits(const uint8_t* codes, int units, uint8_t* panel) {
+        const __m256i offset = _mm256_set1_epi8(static_cast<char>(BITS == 8 ? 0 : 1 << (BITS - 1)));
+        const __m256i m4 = _mm256_set1_epi8(15), m2 = _mm256_set1_epi8(3), m1 = _mm256_set1_epi8(1);
+        for (int u = 0; u < units; ++u, codes += 32 * BITS) {
+            const __m256i* in = reinterpret_cast<const __m256i*>(codes);
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; ++v) {
+                __m256i code;
+                if (BITS == 8) {
+                    code = _mm256_loadu_si256(in + v);
+                } else {
+                    code = offset;
+                    int shift = 0, base = 0;
+                    if (BITS & 4) {
+                        __m256i p = _mm256_loadu_si256(in + v / 2);
+                        if (v % 2) p = _mm256_srli_epi16(p, 4);
+                        code = _mm256_and_si256(p, m4);
+                        shift = 4;
+                        base = 4;
+                    }
+                    if (BITS & 2) {
+                        __m256i p = _mm256_loadu_si256(in + base + v / 4);
+                        p = _mm256_and_si256(_mm256_srli_epi16(p, v % 4 * 2), m2);
+                        code = shift ? _mm256_or_si256(code, _mm256_slli_epi16(p, shift)) : p;
+                        shift += 2;
+                        base += 2;
+                    }
+                    if (BITS & 1) {
+                        __m256i p = _mm256_loadu_si256(in + base);
+                        p = _mm256_and_si256(_mm256_srli_epi16(p, v), m1);
+                        code = shift ? _mm256_or_si256(code, _mm256_slli_epi16(p, shift)) : p;
+                    }
+                    code = _mm256_sub_epi8(code, offset);
+                }
+                if (PAIR) {
+                    __m256i* out = reinterpret_cast<__m256i*>(panel) + (u * 8 + v) * 2;
+                    _mm256_store_si256(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(code)));
+                    _mm256_store_si256(out + 1,
+                                       _mm256_cvtepi8_epi16(_mm256_extracti128_si256(code, 1)));
+                } else {
+                    _mm256_store_si256(reinterpret_cast<__m256i*>(panel) + u * 8 + v, code);
+                }
+            }
+        }
+    }
+
+    template <bool PAIR>
+    static void unpack(const uint8_t* codes, int bits, int units, void* panel) {
+        uint8_t* to = static_cast<uint8_t*>(panel);
+        switch (bits) {
+            case 1: return unpack_bits<PAIR, 1>(codes, units, to);
+            case 2: return unpack_bits<PAIR, 2>(codes, units, to);
+            case 3: return unpack_bits<PAIR, 3>(codes, units, to);
+            case 4: return unpack_bits<PAIR, 4>(codes, units, to);
+            case 5: return unpack_bits<PAIR, 5>(codes, units, to);
+            case 6: return unpack_bits<PAIR, 6>(codes, units, to);
+            case 7: return unpack_bits<PAIR, 7>(codes, units, to);
+            default: return unpack_bits<PAIR, 8>(codes, units, to);
+        }
+    }
+};
+
+}  // namespace
+
+#endif
