@@ -64,6 +64,11 @@ class Observed:
         packed_bytes: bytes of the denoiser's parameters as packed.
         fp_bytes: bytes of the same parameters at fp32.
         layers: quantized layers.
+        code_bits: mean bits of a weight code over the layers; 32 for weights in floating point.
+        bops: bit operations of one network call on one image: MACs times the bits of both factors.
+        fp_bops: of full precision, 32 bits each.
+        branch_macs: MACs of floating-point branches beside quantized layers.
+        attention: quantized attention products.
     """
 
     weight_bits: float
@@ -72,6 +77,11 @@ class Observed:
     packed_bytes: int
     fp_bytes: int
     layers: int
+    code_bits: float = 0.0
+    bops: int = 0
+    fp_bops: int = 0
+    branch_macs: int = 0
+    attention: int = 0
 
 
 @dataclass(frozen=True, slots=True)

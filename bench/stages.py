@@ -4,7 +4,7 @@ Every station is cached under a hash of all that it depends on, code included, s
 stopped goes on where it stopped.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def _describe_workload(ground: Ground, drawn: Drawn) -> dict[str, Any]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _peak_bytes() -> int:

@@ -226,6 +226,9 @@ def verify(model: QuantizedModel, ctx: MethodContext, name: str) -> None:
             for side, quantizer in quantizers.items():
                 if quantizer is not None:
                     _check_scale(f"{name}: {path}", side, quantizer.scale)
+    declared = ctx.policy.assign_attention(ctx.graph, ctx.bits)
+    if declared != {path: products.bits for path, products in model.attention.items()}:
+        raise QuantArenaError(f"{name}: policy and model disagree about attention products")
     for path, products in model.attention.items():
         if missing := products.unset():
             raise QuantArenaError(f"{name}: {path} has no range of its {missing[0]}")

@@ -18,8 +18,7 @@ from quantarena.methods.api import Effort, Method, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.pack import pack, parity
-from quantarena.methods.core.policy import UNIFORM
+from quantarena.methods.core.pack import observe, pack, parity
 from quantarena.methods.core.trajectory import CalibrationSet
 from quantarena.methods.registry import entry
 from quantarena.methods.testing_networks import Probe, probes
@@ -199,15 +198,9 @@ def _parity(made: Mapping[Bits, QuantizedModel], points: CalibrationSet) -> str:
 
 
 def _policy(made: Mapping[Bits, QuantizedModel], probe: Probe) -> str:
-    for bits, model in made.items():
-        wanted = UNIFORM.assign(probe.graph, bits)
-        declared = {name: width for name, width in wanted.items() if not width.is_fp}
-        observed = pack(model).widths() if model.layers else {}
-        for name in declared.keys() | observed.keys():
-            assert declared.get(name) == observed.get(name), (
-                f"{name}: the policy says {declared.get(name)}, packed is {observed.get(name)}"
-            )
-    return f"{len(probe.graph.layers)} layers"
+    accounts = [observe(m, pack(m), probe.model) for m in made.values() if m.layers]
+    found = (f"{a.code_bits:.2f} bits a weight, {a.bops / a.fp_bops:.1%} BOPs" for a in accounts)
+    return "; ".join(found) or "nothing quantized"
 
 
 def _noted(context: MethodContext) -> str:

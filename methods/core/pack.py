@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.account import Account, account
 from quantarena.methods.core.attention import QuantAttention
 from quantarena.methods.core.attention_hooks import installed
+from quantarena.methods.core.attention_parity import attention_parity
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -151,6 +152,8 @@ class ParityReport:
 def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -> ParityReport:
     """Compare every packed layer with its fake-quantized twin on the inputs that reach it.
 
+    Quantized attention products are compared with their integer sums.
+
     Args:
         model: frozen.
         packed: packed from ``model``.
@@ -182,6 +185,9 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
     finally:
         for handle in handles:
             handle.remove()
+    for name, gap in (attention_parity(model, points) if model.attention else {}).items():
+        if gap > worst:
+            worst, where = gap, name
     if not worst <= PARITY_LIMIT:
         raise QuantArenaError(
             f"packed and fake quantization differ by {worst:.2e} at {where}; the limit is "
@@ -193,5 +199,12 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
 
 
 def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Account:
-    """Bits, bytes and coverage of the packed network."""
-    return account(model.graph, packed.widths(), original, packed.bytes())
+    """Bits, bytes, coverage and bit operations of the packed network.
+
+    Raises:
+        QuantArenaError: declared widths are not those observed.
+    """
+    return account(
+        model.graph, packed.widths(), original, packed.bytes(), means=packed.mean_widths(),
+        layers=model.layers, attention=packed.attention, tabulated=model.tables,
+    )  # fmt: skip
