@@ -6,20 +6,15 @@ activation ranges by MSE search on the weight-quantized network, then their scal
 block. Layers fed by a skip concatenation have a quantizer pair for each half (section 4.3).
 """
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import mse_range
-from quantarena.methods.core.reconstruct import (
-    BlockReport,
-    Schedule,
-    reconstruct,
-    tune_act_scales,
-    tune_rounding,
-)
+from quantarena.methods.core.reconstruct import BlockReport, reconstruct
+from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.registry import register
 
@@ -52,6 +47,7 @@ class QDiffusion(Method):
         ),
     )
     supports = Capabilities()
+    switches: ClassVar[Mapping[str, Any]] = {"split_shortcuts": False}
     split_shortcuts = True
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
@@ -63,12 +59,12 @@ class QDiffusion(Method):
         weights, acts = self.schedules(ctx.effort.iterations)
         total = 2 * len(blocks)
         rounding = reconstruct(
-            model, blocks, points, tune_rounding, weights, acts=False, seed=ctx.seed,
+            model, blocks, points, weights, acts=False, seed=ctx.seed,
             progress=lambda done, _: ctx.progress(done, total),
         )  # fmt: skip
         calibrate_activations(model, points, mse_range)
         scales = reconstruct(
-            model, blocks, points, tune_act_scales, acts, acts=True, seed=ctx.seed + 1,
+            model, blocks, points, acts, acts=True, seed=ctx.seed + 1,
             progress=lambda done, _: ctx.progress(len(blocks) + done, total),
         )  # fmt: skip
         model.notes["reconstruction"] = {"weights": _table(rounding), "acts": _table(scales)}
@@ -76,13 +72,8 @@ class QDiffusion(Method):
 
     def schedules(self, iterations: int) -> tuple[Schedule, Schedule]:
         """Weight and activation schedules for this many weight iterations a block."""
-        speedup = max(1.0, PAPER_ITERATIONS / max(1, iterations))
-        weights = Schedule(iterations, lr=min(0.1, 1e-3 * speedup))
         share = PAPER_ACT_ITERATIONS / PAPER_ITERATIONS
-        acts = replace(
-            weights, iterations=round(iterations * share), lr=5e-3, norm=2.4, cosine=True
-        )
-        return weights, acts
+        return Schedule.adaround(iterations), Schedule.act_scales(round(iterations * share))
 
 
 def _table(reports: list[BlockReport]) -> list[dict[str, Any]]:

@@ -1,55 +1,42 @@
 """Block reconstruction: make each quantized block answer as its full-precision twin does.
 
-One forward pass of the quantized network carries the whole calibration set. When it arrives at a
-block, the block is optimised on the inputs that just arrived (so they come from the quantized
-prefix, as BRECQ and Q-Diffusion ask), then the pass goes on through the optimised block. The prefix
-is therefore computed once, never again for each block, and the full-precision targets of all blocks
-come from one pass before.
+Two passes travel through the network side by side, a quantized and a full-precision one, and stop
+together at every block. There the block is optimised on what has just arrived, so its inputs come
+from the quantized prefix, as BRECQ and Q-Diffusion ask, and its targets from the full-precision
+network on its own inputs. Then both go on, the quantized one through the optimised block. Each
+prefix is therefore computed once, never again for each block.
+
+Memory: the calibration set may travel in chunks. What is alive at once is then one chunk's pass
+through one block, one training batch, and, in files that the system can write out, the streams
+between blocks and the rows of the present block (its inputs and targets; twice its inputs where a
+schedule mixes in full-precision ones).
 """
 
-import math
-import time
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from quantarena.methods.core.layers import QuantLayer
+from quantarena.methods.core.convoy import Convoy
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.learning import start_learning
+from quantarena.methods.core.meter import Meter
 from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.optimise import Ground, layer_outputs, optimise, products
 from quantarena.methods.core.partition import Block
-from quantarena.methods.core.trajectory import CalibrationSet
+from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.rows import Arrival, Given, gathered
+from quantarena.methods.core.schedule import Schedule
 
 BlockProgress = Callable[[int, int], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How one block is optimised.
-
-    Attributes:
-        iterations: optimiser steps a block; 0 leaves the block as calibrated.
-        batch: calibration points a step.
-        lr: Adam's learning rate. For activation scales it is relative to each scale.
-        regulariser: weight of AdaRound's rounding term.
-        warmup: share of the steps before the rounding term acts.
-        beta_start: exponent of the rounding term when it starts to act.
-        beta_end: exponent at the last step.
-        norm: the loss is ``|difference| ** norm``, summed over channels, mean over the rest.
-        cosine: let the learning rate fall to zero. Not for rounding: its term has to decide the
-            last weights at the end, when the rate would be gone.
-    """
-
-    iterations: int
-    batch: int = 32
-    lr: float = 1e-3
-    regulariser: float = 0.01
-    warmup: float = 0.2
-    beta_start: float = 20.0
-    beta_end: float = 2.0
-    norm: float = 2.0
-    cosine: bool = False
+_JUDGED = 128
+"""Points on which losses are reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,245 +45,177 @@ class BlockReport:
 
     Attributes:
         name: module path.
-        before: loss on all calibration points before.
-        after: loss after, with hard codes; ``after`` may exceed ``soft`` (the hardening gap).
-        soft: loss of the last steps, before hardening.
-        seconds: wall time.
+        iterations: optimiser steps taken.
+        before: loss before.
+        soft: loss after, with codes still soft and zero points still real.
+        after: loss after, as it will be packed; ``after - soft`` is the hardening gap.
+        drift: farthest that a learned zero point moved to become an integer, in codes.
+        seconds: wall time, targets and arrival included.
+        cpu_seconds: of all threads.
+        rss_growth: bytes of resident memory at its highest above that at the start.
+        device_bytes: highest bytes on the CUDA device, 0 without one.
+        cached_bytes: of the block's rows, in memory or in files.
     """
 
     name: str
+    iterations: int
     before: float
-    after: float
     soft: float
+    after: float
+    drift: float
     seconds: float
+    cpu_seconds: float
+    rss_growth: int
+    device_bytes: int
+    cached_bytes: int
 
-
-class _Arrived(Exception):
-    """Stops a forward pass whose remainder nobody needs."""
-
-
-def reconstruction_loss(output: Tensor, target: Tensor, norm: float) -> Tensor:
-    """``|output - target| ** norm`` summed over channels, mean over the rest."""
-    channel = 1 if output.dim() == 4 else -1
-    difference = output - target
-    power = difference.square() if norm == 2.0 else difference.abs().pow(norm)
-    return power.sum(channel).mean()
-
-
-@torch.no_grad()
-def block_targets(
-    model: QuantizedModel, blocks: Sequence[Block], points: CalibrationSet
-) -> dict[str, Tensor]:
-    """Full-precision outputs of every block on all points, from one pass."""
-    targets: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def note(module: nn.Module, args: Any, output: Tensor) -> None:
-            targets.setdefault(name, output.detach())  # optimised at the first call as well
-
-        return note
-
-    handles = [
-        model.module.get_submodule(b.name).register_forward_hook(keep(b.name)) for b in blocks
-    ]
-    try:
-        with model.using(weights=False, acts=False):
-            points.call(model.module)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return targets
-
-
-def _rows(value: Any, index: Tensor, count: int) -> Any:
-    """Rows ``index`` of every tensor that has one row a point."""
-    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count:
-        return value[index]
-    return value
-
-
-class _Arrival:
-    """A block's inputs on all points, and how to run it on some of them."""
-
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.module, self.args, self.kwargs = module, args, kwargs
-        first = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        self.count = first.shape[0]
-
-    def run(self, index: Tensor) -> Tensor:
-        args = tuple(_rows(a, index, self.count) for a in self.args)
-        kwargs = {k: _rows(v, index, self.count) for k, v in self.kwargs.items()}
-        output: Tensor = self.module(*args, **kwargs)
-        return output
-
-    @torch.no_grad()
-    def loss(self, target: Tensor, norm: float, batch: int = 128) -> float:
-        total = 0.0
-        for start in range(0, self.count, batch):
-            index = torch.arange(start, min(start + batch, self.count))
-            part = reconstruction_loss(self.run(index), target[index], norm)
-            total += float(part) * len(index)
-        return total / self.count
-
-
-Tuner = Callable[[Sequence[QuantLayer], Schedule], "Tuning"]
-
-
-@dataclass(slots=True)
-class Tuning:
-    """What one block optimises.
-
-    Attributes:
-        groups: Adam's parameter groups.
-        penalise: called with the step after the loss's gradients are there; adds its own.
-        finish: called at the end.
-    """
-
-    groups: list[dict[str, Any]]
-    penalise: Callable[[int], None]
-    finish: Callable[[], None]
-
-
-def tune_rounding(layers: Sequence[QuantLayer], schedule: Schedule) -> Tuning:
-    """AdaRound (Nagel et al., ICML 2020): learn to round each weight up or down.
-
-    Every part's rounding takes part in the regulariser, both halves of a split layer included.
-    """
-    pairs = [
-        (part.weight_quantizer, layer.part_weight(part))
-        for layer in layers
-        for part in layer.part_list()
-        if part.weight_quantizer is not None
-    ]
-    softs = [quantizer.soften(weight) for quantizer, weight in pairs]
-    start = schedule.warmup * schedule.iterations
-
-    def penalise(step: int) -> None:
-        if step < start or not schedule.regulariser:
-            return
-        done = (step - start) / max(1.0, schedule.iterations - start)
-        beta = schedule.beta_start + (schedule.beta_end - schedule.beta_start) * done
-        for soft in softs:
-            soft.add_penalty_gradient(schedule.regulariser, beta)
-
-    def finish() -> None:
-        for quantizer, weight in pairs:
-            quantizer.freeze(weight)
-
-    alphas = [soft.alpha for soft in softs]
-    return Tuning([{"params": alphas, "lr": schedule.lr}] if alphas else [], penalise, finish)
-
-
-def tune_act_scales(layers: Sequence[QuantLayer], schedule: Schedule) -> Tuning:
-    """Learn activation scales by their LSQ gradient; zero points stay (Q-Diffusion stage 2)."""
-    scales = [
-        part.act_quantizer.scale
-        for layer in layers
-        for part in layer.part_list()
-        if part.act_quantizer is not None
-    ]
-    for scale in scales:
-        scale.requires_grad_(True)
-
-    def finish() -> None:
-        for scale in scales:
-            scale.requires_grad_(False)
-
-    groups = [{"params": [s], "lr": schedule.lr * float(s.detach())} for s in scales]
-    return Tuning(groups, lambda step: None, finish)
-
-
-def _optimise(
-    arrival: _Arrival,
-    target: Tensor,
-    tuning: Tuning,
-    schedule: Schedule,
-    generator: torch.Generator,
-) -> float:
-    """Run the steps; returns the mean loss of the last tenth."""
-    optimiser = torch.optim.Adam(tuning.groups, fused=True)  # one sweep over memory, not seven
-    base = [group["lr"] for group in optimiser.param_groups]
-    last: list[float] = []
-    size = min(schedule.batch, arrival.count)
-    for step in range(schedule.iterations):
-        done = step / schedule.iterations
-        decay = 0.5 * (1 + math.cos(math.pi * done)) if schedule.cosine else 1.0
-        for group, lr in zip(optimiser.param_groups, base, strict=True):
-            group["lr"] = lr * decay
-        index = torch.randperm(arrival.count, generator=generator)[:size]
-        loss = reconstruction_loss(arrival.run(index), target[index], schedule.norm)
-        if step >= 0.9 * schedule.iterations:
-            last.append(float(loss.detach()))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        tuning.penalise(step)
-        optimiser.step()
-    return sum(last) / max(1, len(last))
+    @property
+    def gap(self) -> float:
+        """What hardening cost."""
+        return self.after - self.soft
 
 
 def reconstruct(
     model: QuantizedModel,
     blocks: Sequence[Block],
     points: CalibrationSet,
-    tuner: Tuner,
     schedule: Schedule,
     *,
     acts: bool,
     seed: int,
-    targets: dict[str, Tensor] | None = None,
+    chunk: int = 0,
+    folder: Path | None = None,
     progress: BlockProgress | None = None,
 ) -> list[BlockReport]:
     """Optimise every block in execution order.
 
+    A lone layer that the network calls several times is optimised on its first call.
+
     Args:
         model: weight ranges set; activation ranges set too if ``acts``.
         blocks: partition of the network.
-        points: calibration points; the whole set travels as one batch.
-        tuner: what to learn (``tune_rounding``, ``tune_act_scales``).
-        schedule: how long and how fast.
+        points: calibration points.
+        schedule: what learns, how fast and how long.
         acts: whether activation quantizers are on, in the block and in its prefix.
-        seed: of the minibatch order.
-        targets: full-precision block outputs, when they are at hand already.
+        seed: of minibatches and of what is dropped.
+        chunk: points that travel together; 0 lets all travel as one batch, in memory.
+        folder: where files of rows go when there are chunks; the system's own place by default.
         progress: called with (blocks done, blocks).
+
+    Raises:
+        Unsupported: a block's arguments or output are none that rows can be drawn from; names it.
+        ValueError: the schedule asks for what these layers cannot learn.
     """
-    wanted = block_targets(model, blocks, points) if targets is None else targets
+    size = chunk or len(points)
+    chunks = list(points.batches(size))
+    place = Path(folder or tempfile.gettempdir()) if len(chunks) > 1 else None
+    engine = _Engine(model, schedule, chunks, points.step, place, acts)
     generator = torch.Generator().manual_seed(seed)
     reports: list[BlockReport] = []
-    handles: dict[str, Any] = {}
-
-    def arrive(block: Block) -> Any:
-        def work(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            handles.pop(block.name).remove()  # the block runs many times below; arrive only once
-            started = time.perf_counter()
-            layers = [model.layers[name] for name in block.layers]
-            arrival, target = _Arrival(module, args, kwargs), wanted[block.name]
-            before = arrival.loss(target, schedule.norm)
-            soft = before
-            tuning = tuner(layers, schedule)
-            if schedule.iterations and tuning.groups:
-                with torch.enable_grad():
-                    soft = _optimise(arrival, target, tuning, schedule, generator)
-            tuning.finish()
-            after = arrival.loss(target, schedule.norm)
-            seconds = time.perf_counter() - started
-            reports.append(BlockReport(block.name, before, after, soft, seconds))
+    ours = Convoy(model, blocks, chunks, engine.quantized, place)
+    theirs = Convoy(model, blocks, chunks, engine.full, place, departures=True)
+    with closing(ours), closing(theirs):
+        for block in blocks:
+            reports.append(engine.work(block, ours, theirs, generator))
             if progress is not None:
                 progress(len(reports), len(blocks))
-            if len(reports) == len(blocks):
-                raise _Arrived
-
-        return work
-
-    for block in blocks:
-        handles[block.name] = model.module.get_submodule(block.name).register_forward_pre_hook(
-            arrive(block), with_kwargs=True
-        )
-    try:
-        with torch.no_grad(), model.using(weights=True, acts=acts):
-            points.call(model.module)
-    except _Arrived:
-        pass
-    finally:
-        for handle in handles.values():
-            handle.remove()
     return reports
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What all blocks of one reconstruction share."""
+
+    model: QuantizedModel
+    schedule: Schedule
+    chunks: list[CalibrationSet]
+    steps: Tensor
+    folder: Path | None
+    acts: bool
+
+    def quantized(self) -> AbstractContextManager[None]:
+        """Quantizers as the prefix has them."""
+        return self.model.using(weights=True, acts=self.acts)
+
+    def full(self) -> AbstractContextManager[None]:
+        """Full precision."""
+        return self.model.using(weights=False, acts=False)
+
+    def work(
+        self, block: Block, ours: Convoy, theirs: Convoy, generator: torch.Generator
+    ) -> BlockReport:
+        """Let both passes arrive at the block and optimise it."""
+        with Meter() as meter:
+            ground, nbytes = self._ground(block, ours.arrive(), theirs)
+            with self.quantized():
+                iterations, before, soft, after, drift = self._tune(ground, generator)
+        return BlockReport(
+            block.name, iterations, before, soft, after, drift, meter.seconds,
+            meter.cpu_seconds, meter.rss_growth, meter.device_bytes, nbytes,
+        )  # fmt: skip
+
+    def _ground(self, block: Block, given: list[Given], theirs: Convoy) -> tuple[Ground, int]:
+        """Rows of the block's inputs and targets, and their bytes."""
+        sizes = [len(chunk) for chunk in self.chunks]
+        arrival = Arrival(block.name, given, sizes, self.folder)
+        nbytes, full, layer_targets = arrival.nbytes, None, {}
+        arrived = theirs.arrive()
+        if self.schedule.mix or self.schedule.layers or block.tails:
+            origin = Arrival(block.name, arrived, sizes, self.folder)
+            full = origin.stream
+            target, layer_targets = self._targets(block, origin)
+            nbytes += origin.nbytes + sum(t.nbytes for t in layer_targets.values())
+        else:
+            target = _as_rows(block, theirs.leave(), sizes, self.folder)
+        ground = Ground(self.model, block, self.steps, arrival, target, full, layer_targets)
+        return ground, nbytes + target.nbytes
+
+    @torch.no_grad()
+    def _targets(self, block: Block, origin: Arrival) -> tuple[Tensor, dict[str, Tensor]]:
+        """Full-precision outputs of the block, and of its layers where they have losses."""
+        wanted = block.layers[:-1] if self.schedule.layers else ()
+        outputs: list[Tensor] = []
+        inner: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        layers = {name: self.model.layers[name] for name in wanted}
+        with self.full(), layer_outputs(layers, wanted) as seen:
+            for index in torch.arange(len(self.steps)).split(_JUDGED):
+                args, kwargs = origin.at(index)
+                outputs.append(block.run(self.model.module, args, kwargs))
+                for name in wanted:
+                    inner[name].append(seen[name])
+        sizes = [len(part) for part in torch.arange(len(self.steps)).split(_JUDGED)]
+        rows = {n: _as_rows(block, found, sizes, self.folder) for n, found in inner.items()}
+        return _as_rows(block, outputs, sizes, self.folder), rows
+
+    def _tune(
+        self, ground: Ground, generator: torch.Generator
+    ) -> tuple[int, float, float, float, float]:
+        """Iterations, losses before, soft and after, and drift."""
+        block, norm, count = ground.block, self.schedule.norm, len(self.steps)
+        judged = torch.linspace(0, count - 1, min(_JUDGED, count)).round().long()
+        layers = {name: self.model.layers[name] for name in block.layers}
+        acts = products(self.model, block) if self.acts else []
+        before = soft = ground.loss(judged, norm)
+        learning = start_learning(layers, acts, self.schedule.groups, self.schedule.rank)
+        iterations, drift = 0, 0.0
+        try:
+            if learning.found and self.schedule.iterations:
+                iterations = optimise(ground, learning, self.schedule, generator)
+                soft = ground.loss(judged, norm)
+        finally:  # an interrupt leaves codes, not undecided roundings
+            drift = learning.finish()
+        return iterations, before, soft, ground.loss(judged, norm), drift
+
+
+def _as_rows(block: Block, chunks: list[Any], sizes: list[int], folder: Path | None) -> Tensor:
+    for output, size in zip(chunks, sizes, strict=True):
+        if not isinstance(output, Tensor) or not output.dim() or len(output) != size:
+            raise Unsupported(
+                f"{block.name} cannot be reconstructed: it must give one tensor with a row for "
+                f"each of {size} points, not {_shape(output)}"
+            )
+    return gathered(chunks, folder)
+
+
+def _shape(output: Any) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__

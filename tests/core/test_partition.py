@@ -1,11 +1,15 @@
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model import wrap
-from quantarena.methods.core.partition import partition
+from quantarena.methods.core.partition import Block, partition
 from quantarena.methods.core.policy import UNIFORM
+from quantarena.methods.core.replay import replay
 
 
 def cut(probe, limit=12):
@@ -98,23 +102,105 @@ def test_a_module_called_twice_is_no_block():
 
 
 @pytest.mark.parametrize("splits", [True, False])
-def test_replaying_a_block_reproduces_its_output(probe, splits):
+@pytest.mark.parametrize("limit", [2, 12])
+def test_replay_reproduces_the_network(probe, splits, limit):
     model = wrap(probe.model, probe.graph, UNIFORM.assign(probe.graph, Bits(4, 8)), splits=splits)
     points = probe.heldout.rows(slice(0, 4))
-    with torch.no_grad(), model.using(weights=False, acts=False):
-        blocks = partition(model.module, model.layers, lambda: points.call(model.module))
-        seen = {}
-        for block in blocks:
-            module = model.module.get_submodule(block.name)
 
-            def keep(module, args, kwargs, output, name=block.name):
-                seen.setdefault(name, (args, kwargs, output))
+    def run():
+        return points.call(model.module)
 
-            module.register_forward_hook(keep, with_kwargs=True)
-        expected = points.call(model.module)
-        for name, (args, kwargs, output) in dict(seen).items():
-            again = model.module.get_submodule(name)(*args, **kwargs)
-            assert torch.equal(again, output), name
+    with model.using(weights=False, acts=False):
+        blocks = partition(model.module, model.layers, run, limit)
+        found = replay(model.module, blocks, run)
+    assert found.exact
+    assert torch.equal(found.output, found.expected)
     with torch.no_grad():
-        plain = points.call(probe.model)
-    assert torch.allclose(expected, plain, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(found.expected, points.call(probe.model), rtol=1e-5, atol=1e-5)
+    assert not any("forward" in vars(m) for m in model.module.modules())
+
+
+@pytest.mark.parametrize("name", ["pixel", "conditional"])
+def test_the_temporal_block_takes_the_embedding_and_its_projections(name, request):
+    probe = request.getfixturevalue(name)
+    temporal = [n for n in probe.graph.layers if "time_emb" in n]
+    model, plain, points = cut(probe)
+    with model.using(weights=False, acts=False):
+        run = functools.partial(points.call, model.module)
+        blocks = partition(model.module, model.layers, run, temporal=temporal)
+        found = replay(model.module, blocks, run)
+    assert found.exact
+    block = blocks[0]
+    assert block.name == "time_embedding"
+    assert sorted(block.layers) == sorted(temporal)
+    assert {tail.between for tail in block.tails} == {"silu"}
+    assert sorted(x for b in blocks for x in b.layers) == sorted(probe.graph.layers)
+    assert {b.name for b in plain} >= {b.name for b in blocks if len(b.layers) > 1}
+
+
+def test_a_temporal_block_that_is_none_is_refused(pixel):
+    model, _, points = cut(pixel)
+    run = functools.partial(points.call, model.module)
+    odd = ["time_embedding.linear_1", "time_embedding.linear_2", "conv_out"]
+    with model.using(weights=False, acts=False), pytest.raises(Unsupported, match="conv_out"):
+        partition(model.module, model.layers, run, temporal=odd)
+
+
+class Sly(nn.Module):
+    """Its block reads something that does not arrive as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(3, 3)
+        self.count = 0
+        self.body.register_forward_hook(self.drift)
+
+    def drift(self, module, args, output):
+        self.count += 1
+        return output + self.count
+
+    def forward(self, x):
+        return self.last(self.body(x))
+
+
+def test_replay_names_a_block_that_depends_on_more_than_its_input():
+    model = Sly()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    x = torch.randn(2, 3)
+    blocks = partition(model, layers, lambda: model(x))
+    found = replay(model, blocks, lambda: model(x))
+    assert not found.exact
+    assert found.broken[0] == "body"
+
+
+def test_a_layer_called_twice_is_replayed_call_by_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(torch.relu(self.layer(x)))
+
+    model, x = Twice(), torch.randn(2, 3)
+    (block,) = partition(model, {"layer": model.layer}, lambda: model(x))
+    assert block.calls == 2
+    assert replay(model, [block], lambda: model(x)).exact
+
+
+def test_what_could_hide_a_tensor_is_refused_by_name():
+    class Box:
+        pass
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+            self.inner.forward = lambda x, box: x
+
+        def forward(self, x):
+            return self.inner(x, Box())
+
+    model = Odd()
+    with pytest.raises(Unsupported, match=r"inner: .*Box"):
+        replay(model, [Block("inner", ("inner.0",))], lambda: model(torch.randn(2, 3)))

@@ -1,0 +1,66 @@
+"""What a piece of work cost: wall and CPU seconds, growth of resident memory, device memory."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """Measures what happens inside its ``with`` block.
+
+    Peaks are of the whole process, so two meters must not overlap. Where the system does not tell
+    (anything but Linux), ``rss_growth`` is 0.
+
+    Attributes:
+        seconds: wall time.
+        cpu_seconds: processor time of all threads.
+        rss_growth: bytes of the highest resident memory inside above that at the start.
+        device_bytes: highest bytes of tensors on the CUDA device; 0 without one.
+    """
+
+    __slots__ = ("_cpu", "_rss", "_wall", "cpu_seconds", "device_bytes", "rss_growth", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+        self.rss_growth = self.device_bytes = 0
+
+    def __enter__(self) -> "Meter":
+        _forget_peak()
+        self._rss = _status("VmRSS")
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.seconds = time.perf_counter() - self._wall
+        self.cpu_seconds = time.process_time() - self._cpu
+        self.rss_growth = max(0, _status("VmHWM") - self._rss)
+        if torch.cuda.is_available():
+            self.device_bytes = torch.cuda.max_memory_allocated()
+
+
+def _status(name: str) -> int:
+    """A size in bytes from the process's status; 0 where there is none."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(x.split()[1]) * 1024 for x in lines if x.startswith(f"{name}:")), 0)
+
+
+def _forget_peak() -> None:
+    """Let the highest resident memory count from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return
