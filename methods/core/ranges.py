@@ -177,7 +177,7 @@ def mixed_range(
     """
     if widths.shape != (x.shape[axis],):
         raise ValueError(f"{tuple(widths.shape)} widths do not fit {x.shape[axis]} channels")
-    distinct = [int(width) for width in widths.unique()]
+    distinct = sorted({int(width) for width in widths})
     if not all(1 <= width <= 8 for width in distinct):
         raise ValueError(f"channels have 1 to 8 bits, not {distinct}")
     shape = [1] * x.dim()
