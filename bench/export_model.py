@@ -21,6 +21,7 @@ from quantarena.bench.model_card import card
 from quantarena.bench.shared import Ground
 from quantarena.bench.workloads.pipeline import MANIFEST, LoadedPipeline, pipeline_sha256
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
+from quantarena.methods.core.announce import attach
 from quantarena.methods.core.checkpoint import load_packed, save_packed
 from quantarena.methods.core.checkpoint_files import DOCUMENT, file_sha256
 from quantarena.methods.core.pack import PackedModel
@@ -145,6 +146,7 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
+    attach(pipe.scheduler, packed.clock)  # its steps say which sampler call the network is at
     document = json.loads((folder / slot / DOCUMENT).read_text())
     return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, dict(document["meta"]))
 

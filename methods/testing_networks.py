@@ -89,8 +89,8 @@ def sampled(model: nn.Module, sample: Tensor, conditions: Mapping[str, Tensor]) 
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler()
-    scheduler.set_timesteps(CALLS)
-    with recording(model) as done:
+    with recording(model, scheduler) as done:
+        scheduler.set_timesteps(CALLS)
         for timestep in scheduler.timesteps:
             points = CalibrationSet(sample, timestep.expand(len(sample)), timestep, conditions)
             sample = scheduler.step(points.call(model), timestep, sample).prev_sample

@@ -68,7 +68,7 @@ def test_the_folder_is_a_pipeline_with_a_packed_denoiser(exported, pixel_folder)
 
 def test_splits_and_bits_are_kept(exported):
     document = json.loads((exported / "unet" / "packed.json").read_text())
-    assert any("splits" in layer for layer in document["layers"].values())
+    assert any("parts" in layer for layer in document["layers"].values())
     assert document["meta"]["observed"]["layers"] == len(document["layers"])
     assert document["meta"]["base_model"] == "pixel"
 
@@ -195,7 +195,7 @@ def test_mistakes_are_one_line_and_exit_code_2(pixel_folder, cache, tmp_path, ca
 def test_a_method_that_breaks_is_one_line_and_exit_code_1(pixel_folder, cache, tmp_path, capsys):
     code = quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000")
     assert code == 1
-    assert "rtn failed: ValueError: 4000 calibration points asked" in capsys.readouterr().err
+    assert "rtn failed: ValueError: 2000 points at one step asked, 2 recorded" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -241,3 +241,36 @@ def test_a_folder_that_is_none(tmp_path, capsys):
     code, _, err = told(capsys, "sample", tmp_path / "none")
     assert code == 2
     assert "is no folder" in err
+
+
+STEPPED = """
+from quantarena.methods.api import Capabilities, Method, MethodInfo
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.steps import PerStep
+from quantarena.methods.registry import register
+
+
+@register("stepped")
+class Stepped(Method):
+    info = MethodInfo(title="Stepped", venue="-", paper="-", summary="a range a sampler call")
+    supports = Capabilities()
+
+    def quantize(self, ctx):
+        model = ctx.wrap()
+        model.set_weight_ranges(minmax_range)
+        calibrate_activations(model, ctx.draw(PerStep(2)), minmax_range, per_step=True)
+        return model
+"""
+
+
+def test_ranges_by_sampler_call_travel_with_the_folder(pixel_folder, cache, tmp_path):
+    plugin, folder = tmp_path / "stepped.py", tmp_path / "model"
+    plugin.write_text(STEPPED)
+    more = ("--plugin", str(plugin))
+    assert quantize(pixel_folder, folder, cache, *more, method="stepped") == 0
+    pipe = load_pipeline(folder)
+    generator = torch.Generator().manual_seed(1)
+    pipe(batch_size=1, num_inference_steps=2, generator=generator, output_type="np")
+    with pytest.raises(UserError, match=r"calibrated for 2 calls.*the sampler has 3"):
+        pipe(batch_size=1, num_inference_steps=3, generator=generator)
