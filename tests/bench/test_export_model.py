@@ -195,7 +195,8 @@ def test_mistakes_are_one_line_and_exit_code_2(pixel_folder, cache, tmp_path, ca
 def test_a_method_that_breaks_is_one_line_and_exit_code_1(pixel_folder, cache, tmp_path, capsys):
     code = quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000")
     assert code == 1
-    assert "rtn failed: ValueError: 2000 points at one step asked, 2 recorded" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "rtn failed: ValueError: 2000 points at one step asked, 2 recorded" in told
     assert not (tmp_path / "out").exists()
 
 
