@@ -240,7 +240,7 @@ def _one_width(layer: QuantLayer, part: Part, codes: Codes) -> Node:
     if quantizer.axis in ((1, 1 - 2 - layer.spatial) if layer.is_conv else (-1,)):
         return _sum(codes, quantizer, quantizer.ids)
     if not layer.is_conv:
-        return _rows(codes, _without_excluded(layer, quantizer))
+        return _rows(codes, quantizer)
     return _pixels(layer, quantizer, codes)
 
 
@@ -324,18 +324,6 @@ def _rows(codes: Codes, quantizer: ActQuantizer | DynamicActQuantizer) -> RowSca
     return RowScaledLayer(leaf, quantizer, codes.mult, codes.bias)
 
 
-def _without_excluded(layer: QuantLayer, quantizer: ActQuantizer) -> ActQuantizer:
-    """Token groups of the tokens that are left."""
-    if not layer.excluded:
-        return quantizer
-    if quantizer.axis != -2:
-        raise Unsupported(
-            f"groups along axis {quantizer.axis} beside excluded tokens have no packed form: "
-            "count the tokens' axis from the end, -2"
-        )
-    return _regrouped(quantizer, -2, slice(layer.excluded, None))
-
-
 def _pixels(layer: QuantLayer, quantizer: ActQuantizer, codes: Codes) -> Node:
     """Groups of rows or columns of an image: integers only where no kernel mixes them."""
     axis = quantizer.axis
@@ -350,13 +338,8 @@ def _pixels(layer: QuantLayer, quantizer: ActQuantizer, codes: Codes) -> Node:
     stride = codes.geometry["stride"]
     place = axis if layer.spatial == 1 else axis - 1  # in (batch, height, width, channels)
     along = stride[1] if layer.spatial == 1 else stride[axis - 2]
-    over = _regrouped(quantizer, place, slice(None, None, along))
+    assert quantizer.ids is not None
+    over = ActQuantizer(quantizer.bits)
+    over.set_groups(place, quantizer.ids[::along], quantizer.scale, quantizer.zero_point)
     flat = replace(codes, values=codes.values.flatten(1), geometry={})
     return PointwiseLayer(_rows(flat, over), stride)
-
-
-def _regrouped(quantizer: ActQuantizer, axis: int, slices: slice) -> ActQuantizer:
-    assert quantizer.ids is not None
-    made = ActQuantizer(quantizer.bits, quantizer.clock)
-    made.set_groups(axis, quantizer.ids[slices], quantizer.scale, quantizer.zero_point)
-    return made

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from quantarena.methods.core.act_quantizer import DynamicActQuantizer
@@ -363,8 +365,8 @@ def test_excluded_tokens(bits, constant):
     check(linear(bits).low_rank().mult().exclude(2, constant=constant).done())
     check(linear(bits).groups(-2, 3).exclude(2, constant=constant).done())
     check(linear(bits, shape=(7, 24)).exclude(2, constant=constant).done())
-    with pytest.raises(Unsupported, match="from the end"):
-        linear(bits).groups(1, 3).exclude(1).done()
+    check(linear(bits).groups(1, 3).exclude(1).done())
+    check(linear(bits, shape=(2, 3, 4, 24)).dynamic().exclude(1).done())
 
 
 def test_excluded_tokens_cost_the_weight_that_they_need():
@@ -486,3 +488,60 @@ def test_parts_are_added_in_place(monkeypatch):
     monkeypatch.setattr(PackedLayer, "add_to", lambda *a: called.append(1) or plain(*a))
     check(case)
     assert called
+
+
+@st.composite
+def cases(draw):
+    """A layer of random shape with a random set of options that go together."""
+    bits = Bits(draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 4, 5, 8, 8, 16])))
+    group = draw(st.integers(1, 4))
+    channels, out = group * draw(st.integers(2, 6)), draw(st.integers(1, 19))
+    batch, seed = draw(st.integers(1, 3)), draw(st.integers(0, 99))
+    split = draw(st.booleans())
+    splits = (group, channels - group) if split else ()
+    kind, size = draw(st.sampled_from(["linear", "conv", "conv1d"])), draw(st.integers(1, 5))
+    kernel = draw(st.sampled_from([1, 3]))
+    options = {"kernel_size": kernel, "padding": kernel // 2, "splits": splits}
+    options["stride"] = draw(st.integers(1, 2))
+    if kind == "linear":
+        tokens = draw(st.sampled_from([(), (size,), (2, size)]))
+        case = linear(bits, shape=(batch, *tokens, channels), out=out, splits=splits, seed=seed)
+    elif kind == "conv":
+        shape = (batch, channels, size, draw(st.integers(1, 5)))
+        case = conv(bits, shape=shape, out=out, last=draw(st.booleans()), **options)
+    else:
+        case = conv1d(bits, shape=(batch, channels, size), out=out, **options)
+    if draw(st.booleans()):
+        case.mult()
+    if draw(st.booleans()):
+        case.low_rank(draw(st.integers(1, 3)))
+    narrow = draw(st.sampled_from(["", "map", "groups"]))
+    if narrow == "map" and out > 1:
+        case.bit_map(*draw(st.sampled_from([(1, 8), (2, 4), (3, 5)])))
+    elif narrow == "groups":
+        case.weight_groups(group)
+    if bits.act < 16:
+        if kind != "conv1d" and draw(st.booleans()):
+            grouped = kind == "linear" and case.x.dim() != 4 and draw(st.booleans())
+            case.dynamic(symmetric=draw(st.booleans()), group=group if grouped else 0)
+        elif draw(st.booleans()):
+            case.groups(-1 if kind == "linear" else 1, 1)
+        elif kind == "linear" and case.x.dim() == 3 and draw(st.booleans()):
+            case.groups(-2, 1 + (case.x.shape[1] > 1))
+    if kind == "linear" and case.x.dim() > 2 and draw(st.booleans()) and case.x.shape[-2] > 1:
+        case.exclude(1, constant=draw(st.booleans()))
+    return case.done(symmetric=draw(st.booleans()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases())
+def test_options_of_any_layer_go_together(case):
+    with torch.no_grad():
+        fake, packed = case.layer(case.x), case.packed(case.x)
+    assert packed.shape == fake.shape
+    assert float((fake - packed).abs().max()) <= 1e-5 * float(fake.abs().max())
+    clear = min(*case.x.shape, *packed.shape) > 1  # an axis of one can lie anywhere
+    if clear and case.layer.spatial == 2 and oracle.channels_last(case.x):
+        assert packed.is_contiguous(memory_format=torch.channels_last)
+    again = build(case.packed.describe(), dict(case.packed.state_dict()))
+    assert torch.equal(again(case.x), packed)

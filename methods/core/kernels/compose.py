@@ -167,7 +167,8 @@ class FloatTokensLayer(Wrapper):
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        rest = self.below(self.inner, x[..., self.count :, :], step)
+        # all tokens run: ranges by position or over a whole sample count the first ones too
+        rest = self.below(self.inner, x, step)[..., self.count :, :]
         if self.outputs is not None:
             first = self.outputs.expand(*rest.shape[:-2], *self.outputs.shape)
         else:

@@ -81,7 +81,7 @@ class SplitPackedLayer(Node):
                 node.add_to(y, piece, step if node.entries else 0)
             else:
                 y = y + self.below(node, piece, step)
-        return y
+        return like_input(y, x)  # a slice of an image has no format that a part could follow
 
     @property
     def edges(self) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.kernels.formats import pack_codes, unpack_codes
-from quantarena.methods.core.kernels.node import Build, Document, Node, Tensors
+from quantarena.methods.core.kernels.node import Build, Document, Node, Tensors, like_input
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _OPTIONAL = ("in_mult", "bias")
@@ -86,7 +86,8 @@ class WeightOnlyLayer(Node):
             x = x if self.in_mult is None else x * self.in_mult
             return F.linear(x, self.weight(), self.bias)
         x = x if self.in_mult is None else x * self.in_mult.view(-1, 1, 1)
-        return F.conv2d(x, self.weight(), self.bias, *(self.metadata[n] for n in _GEOMETRY))
+        meta = [self.metadata[name] for name in _GEOMETRY]
+        return like_input(F.conv2d(x, self.weight(), self.bias, *meta), x)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
