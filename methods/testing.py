@@ -8,6 +8,7 @@ of attention and adaptive norms before it meets a real model.
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -145,7 +146,7 @@ class _Suite:
         yield _run("error falls with bits", probe.name, monotone)
         yield _run("calibration noted", probe.name, lambda: _noted(contexts[low]))
         for name in self.moved:
-            yield _run(f"runs without {name}", probe.name, lambda name=name: switched(name))
+            yield _run(f"runs without {name}", probe.name, partial(switched, name))
 
     def inert(self, name: str) -> str:
         """A switch that changes nothing on any network switches nothing."""
@@ -257,7 +258,5 @@ def check(
         for network in probes():
             results += suites[0].on(network)
         for switch in suites[0].moved:
-            results.append(
-                _run(f"{switch} matters", "-", lambda name=switch: suites[0].inert(name))
-            )
+            results.append(_run(f"{switch} matters", "-", partial(suites[0].inert, switch)))
     return results

@@ -91,7 +91,9 @@ class ActQuantizer(nn.Module):
         """
         if not self.steps and self.axis is None:
             return self.params
-        scale, zero, shape = self.scale, self.zero_point, [1] * x.dim()
+        scale: Tensor = self.scale
+        zero: Tensor = self.zero_point
+        shape = [1] * x.dim()
         if self.steps:
             index = self._index(x)
             scale, zero = scale[index], zero[index]
@@ -138,8 +140,10 @@ class ActQuantizer(nn.Module):
 
     def learn(self, *, scale: bool = True, zero_point: bool = False) -> dict[str, nn.Parameter]:
         """Start learning; parameters by group, ``act_scale`` and ``act_zero``."""
-        wanted = {"act_scale": (scale, self.scale), "act_zero": (zero_point, self.zero_point)}
-        return {name: p.requires_grad_(True) for name, (on, p) in wanted.items() if on}
+        self.scale.requires_grad_(scale)
+        self.zero_point.requires_grad_(zero_point)
+        found = {"act_scale": self.scale, "act_zero": self.zero_point}
+        return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
 
     def settle(self) -> float:
         """Stop learning; zero points become integers. Returns how far the farthest moved."""

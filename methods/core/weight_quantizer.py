@@ -49,6 +49,9 @@ class WeightQuantizer(nn.Module):
     zero_point: nn.Parameter
     codes: Tensor | None
     bit_map: Tensor | None
+    master: nn.Parameter | None
+    lora_down: nn.Parameter | None
+    lora_up: nn.Parameter | None
 
     def __init__(self, bits: int, group: int = 0) -> None:
         super().__init__()
@@ -153,19 +156,20 @@ class WeightQuantizer(nn.Module):
                 raise ValueError("AdaRound lays its grid out once: scales cannot learn beside it")
             groups["rounding"] = [self.soften(weight).alpha]
         elif rounding is Rounding.STE:
-            self.master = nn.Parameter(weight.detach().clone())
-            groups["weight"] = [self.master]
+            master = nn.Parameter(weight.detach().clone())
+            self.master, groups["weight"] = master, [master]
         elif rounding is Rounding.LORA:
             rows, columns = weight.shape[0], weight[0].numel()
-            self.lora_down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-            self.lora_up = nn.Parameter(torch.zeros(rows, rank))  # starts as no change
-            groups["lora"] = [self.lora_down, self.lora_up]
+            down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
+            up = nn.Parameter(torch.zeros(rows, rank))  # starts as no change
+            self.lora_down, self.lora_up, groups["lora"] = down, up, [down, up]
         for name, parameter, wanted in (
             ("weight_scale", self.scale, scale),
             ("weight_zero", self.zero_point, zero_point),
         ):
             if wanted:
-                groups[name] = [parameter.requires_grad_(True)]
+                parameter.requires_grad_(True)
+                groups[name] = [parameter]
         return groups
 
     def latent(self, weight: Tensor) -> Tensor:
@@ -192,9 +196,7 @@ class WeightQuantizer(nn.Module):
             self.set_codes(self._back(params.clip(floor + params.zero_point)))
 
     def _forget_learning(self) -> None:
-        self.master: nn.Parameter | None = None
-        self.lora_down: nn.Parameter | None = None
-        self.lora_up: nn.Parameter | None = None
+        self.master, self.lora_down, self.lora_up = None, None, None
 
     def _view(self, weight: Tensor) -> Tensor:
         return grouped(weight, self.group) if self.group else weight
