@@ -59,12 +59,10 @@ class Ground:
         return float(reconstruction_loss(self.run(index), self.target[index], norm))
 
 
-def products(model: QuantizedModel, block: Block) -> list[ActQuantizer]:
-    """Activation quantizers of the block outside its layers, such as of attention products."""
-    owner = model.module.get_submodule(block.name)
-    inside = {id(m) for layer in model.layers.values() for m in layer.modules()}
-    found = (m for m in owner.modules() if isinstance(m, ActQuantizer))
-    return [] if block.tails else [m for m in found if id(m) not in inside]
+def products(model: QuantizedModel, path: str = "") -> list[ActQuantizer]:
+    """Activation quantizers of the attention products inside a module; of all by default."""
+    owned = (m for n, m in model.attention.items() if not path or f"{n}.".startswith(f"{path}."))
+    return [q for module in owned for q in module.modules() if isinstance(q, ActQuantizer)]
 
 
 def optimise(
@@ -79,7 +77,7 @@ def optimise(
         stack.enter_context(torch.enable_grad())
         if schedule.act_drop:
             acts = [part.static for x in layers.values() for part in x.part_list()]
-            found = [a for a in acts if a is not None] + products(ground.model, ground.block)
+            found = [a for a in acts if a is not None] + products(ground.model, ground.block.name)
             stack.enter_context(_dropping(found, schedule.act_drop, generator))
         seen = stack.enter_context(layer_outputs(layers, tuple(ground.layer_targets)))
         for iteration in range(schedule.iterations):

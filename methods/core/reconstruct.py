@@ -194,7 +194,7 @@ class _Engine:
         block, norm, count = ground.block, self.schedule.norm, len(self.steps)
         judged = torch.linspace(0, count - 1, min(_JUDGED, count)).round().long()
         layers = {name: self.model.layers[name] for name in block.layers}
-        acts = products(self.model, block) if self.acts else []
+        acts = products(self.model, block.name) if self.acts else []
         before = soft = ground.loss(judged, norm)
         learning = start_learning(layers, acts, self.schedule.groups, self.schedule.rank)
         iterations, drift = 0, 0.0
