@@ -27,8 +27,8 @@ from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.views import grouped, ungrouped
 
-_CHUNK = 1 << 22
-"""Largest number of accumulators held at once."""
+_CHUNK = 1 << 18
+"""Accumulators held at once: the epilogue passes over them several times, so they fit a cache."""
 
 
 class RowScaledLayer(Node):
