@@ -39,8 +39,9 @@ class QDiffusion(Method):
             "year={2023}}"
         ),
         deviations=(
-            "iterations follow the preset; learning rates grow as they shrink, so that rounding "
-            "still has time to decide (paper: 20,000 at 1e-3, then 5,000 at 4e-4)",
+            "iterations follow the preset and stop when all roundings are decided; rounding learns "
+            "at a larger rate under ten times the regulariser, so that it has time to decide "
+            "(paper: 20,000 at 1e-3 with 0.01, then 5,000 at 4e-4)",
             "both halves of a split layer enter the regulariser (released code: the first alone)",
             "activation scales learn relative to their size (released code: one absolute rate)",
             "attention products stay in floating point under the uniform policy",
@@ -73,7 +74,7 @@ class QDiffusion(Method):
     def schedules(self, iterations: int) -> tuple[Schedule, Schedule]:
         """Weight and activation schedules for this many weight iterations a block."""
         share = PAPER_ACT_ITERATIONS / PAPER_ITERATIONS
-        return Schedule.adaround(iterations), Schedule.act_scales(round(iterations * share))
+        return Schedule.fast(iterations), Schedule.act_scales(round(iterations * share))
 
 
 def _table(reports: list[BlockReport]) -> list[dict[str, Any]]:

@@ -61,19 +61,16 @@ class Optimiser:
         self, found: Mapping[str, Iterable[Learnable]], groups: Mapping[str, Group]
     ) -> None:
         self._decays: list[tuple[Decay, float]] = []
-        options: list[dict[str, Any]] = []
+        alike: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: a call costs
         for name, learnables in found.items():
-            group = groups[name]
             for learnable in learnables:
-                rate = group.lr * (learnable.unit if group.relative else 1.0)
-                self._decays.append((group.decay, rate))
-                options.append(
-                    {
-                        "params": [learnable.parameter],
-                        "lr": rate,
-                        "weight_decay": group.weight_decay,
-                    }
-                )
+                unit = learnable.unit if groups[name].relative else 1.0
+                alike.setdefault((name, groups[name].lr * unit), []).append(learnable.parameter)
+        options: list[dict[str, Any]] = []
+        for (name, rate), parameters in alike.items():
+            decay = groups[name].weight_decay
+            self._decays.append((groups[name].decay, rate))
+            options.append({"params": parameters, "lr": rate, "weight_decay": decay})
         # fused: one sweep over memory, not seven; without weight decay AdamW is Adam
         self._adam = torch.optim.AdamW(options, fused=True)
 

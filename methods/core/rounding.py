@@ -15,6 +15,8 @@ from quantarena.methods.core.quantizer import QuantParams
 LOW, HIGH = -0.1, 1.1
 """Stretch of the rectified sigmoid (AdaRound eq. 23)."""
 _SPREAD = HIGH - LOW
+_CUT = (-LOW / _SPREAD, (1 - LOW) / _SPREAD)
+"""The sigmoid's values between which the rounding is neither down nor up."""
 _EDGE = 1e-4
 _TINY = 1e-30
 """Keeps the logarithm finite where a rounding is exactly undecided."""
@@ -23,36 +25,36 @@ _TINY = 1e-30
 class _SoftWeight(torch.autograd.Function):
     """``low + step * h`` with ``h = clamp(sigmoid(alpha) * spread + LOW, 0, 1)``.
 
-    The backward pass adds the gradient of ``strength * sum(1 - |2h - 1| ** beta)``.
+    ``base`` and ``reach`` are ``low + step * LOW`` and ``step * spread``, so that the stretch costs
+    nothing. The backward pass adds the gradient of ``strength * sum(1 - |2h - 1| ** beta)``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, alpha: Tensor, low: Tensor, step: Tensor, strength: float, beta: float
+        ctx: Any, alpha: Tensor, base: Tensor, reach: Tensor, strength: float, beta: float
     ) -> Tensor:
         gate = torch.sigmoid(alpha)
-        stretched = (gate * _SPREAD).add_(LOW)
-        ctx.save_for_backward(gate, stretched, step)
+        ctx.save_for_backward(gate, reach)
         ctx.penalty = strength, beta
-        return torch.addcmul(low, step, stretched.clamp(0, 1))
+        return torch.addcmul(base, reach, gate.clamp(*_CUT))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        gate, stretched, step = ctx.saved_tensors
+        gate, reach = ctx.saved_tensors
         strength, beta = ctx.penalty
-        pull = grads[0] * step
+        pull = grads[0] * reach
         if strength:
-            pull.add_(_slope(stretched, beta), alpha=-2.0 * beta * strength)
-        inner = torch.ops.aten.hardtanh_backward(pull, stretched, 0.0, 1.0)  # zero where cut off
-        return torch.ops.aten.sigmoid_backward(inner, gate).mul_(_SPREAD), None, None, None, None
+            pull.add_(_slope(gate, beta), alpha=-2.0 * beta * strength * _SPREAD)
+        inner = torch.ops.aten.hardtanh_backward(pull, gate, *_CUT)  # zero where cut off
+        return torch.ops.aten.sigmoid_backward(inner, gate), None, None, None, None
 
 
-def _slope(rounding: Tensor, beta: float) -> Tensor:
+def _slope(gate: Tensor, beta: float) -> Tensor:
     """``|2h - 1| ** (beta - 1)`` with the sign of ``2h - 1``; a logarithm is faster than a power.
 
-    ``rounding`` may lie outside [0, 1]; those values are cut off by the caller.
+    Where the stretched sigmoid is cut off the value is meaningless; the caller drops it.
     """
-    signed = (rounding * 2).sub_(1).clamp_(-1, 1)
+    signed = (gate * (2 * _SPREAD)).add_(2 * LOW - 1)
     size = signed.square().clamp_min_(_TINY).log_().mul_((beta - 2) / 2).exp_()
     return size.mul_(signed)
 
@@ -74,14 +76,15 @@ class SoftRounding:
         rest = (position - floor).clamp(_EDGE, 1 - _EDGE)
         base = floor + params.zero_point
         free = (base >= 0) & (base < top)  # beyond the grid there is nothing to decide
-        self._low = (base.clamp(0, top) - params.zero_point) * params.scale
-        self._step = free * params.scale
+        step = free * params.scale
+        low = (base.clamp(0, top) - params.zero_point) * params.scale
+        self._base, self._reach = low + step * LOW, step * _SPREAD
         self.alpha = nn.Parameter(-torch.log(_SPREAD / (rest - LOW) - 1))
         self.penalty = (0.0, 2.0)
 
     def weight(self) -> Tensor:
         """The weight at the present rounding; differentiable in ``alpha``."""
-        result: Tensor = _SoftWeight.apply(self.alpha, self._low, self._step, *self.penalty)
+        result: Tensor = _SoftWeight.apply(self.alpha, self._base, self._reach, *self.penalty)
         return result
 
     def rounding(self) -> Tensor:
