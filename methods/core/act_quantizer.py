@@ -11,11 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from quantarena.methods.core.bank import bank_entry
 from quantarena.methods.core.clock import StepClock
-from quantarena.methods.core.errors import BrokenModel, UserError
+from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizer import (
     QuantParams,
     affine_params,
+    dequantize,
     project_zero_point,
     round_ste,
 )
@@ -95,7 +97,7 @@ class ActQuantizer(nn.Module):
         zero: Tensor = self.zero_point
         shape = [1] * x.dim()
         if self.steps:
-            index = self._index(x)
+            index = bank_entry(self.clock, self.steps, x.shape[0])
             scale, zero = scale[index], zero[index]
             if isinstance(index, Tensor):
                 shape[0] = x.shape[0]
@@ -109,25 +111,8 @@ class ActQuantizer(nn.Module):
             shape[self.axis] = len(self.ids)
         return QuantParams(scale.reshape(shape), zero.reshape(shape), self.bits)
 
-    def _index(self, x: Tensor) -> int | Tensor:
-        if self.clock is None:
-            raise UserError(f"a layer with {self.steps} ranges by sampler call has no clock")
-        index = self.clock.index
-        low, high = (int(index.min()), int(index.max())) if isinstance(index, Tensor) else (
-            index, index)  # fmt: skip
-        if low < 0 or high >= self.steps:
-            raise UserError(
-                f"sampler call {high if low >= 0 else low} announced, ranges were calibrated for "
-                f"{self.steps} calls: use the schedule of the calibration"
-            )
-        if not isinstance(index, Tensor) or low == high:
-            return low
-        if x.shape[0] % len(index):
-            raise ValueError(f"{len(index)} sampler calls announced for {x.shape[0]} rows")
-        return index.repeat_interleave(x.shape[0] // len(index))  # heads or frames in the batch
-
-    def forward(self, x: Tensor, mult: Tensor | None = None) -> Tensor:
-        """Fake-quantized ``x * mult``; differentiable in ``x``, scales and zero points.
+    def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:
+        """Codes of ``x * mult`` as integer-valued float32, and the parameters that they are under.
 
         Multiplies by the reciprocal scale first and by ``mult`` then, as the packed kernels do.
         """
@@ -135,8 +120,12 @@ class ActQuantizer(nn.Module):
         position = x * params.scale.reciprocal()
         if mult is not None:
             position = position * mult
-        codes = params.clip(round_ste(position) + params.zero_point)
-        return (codes - params.zero_point) * params.scale
+        return params.clip(round_ste(position) + params.zero_point), params
+
+    def forward(self, x: Tensor, mult: Tensor | None = None) -> Tensor:
+        """Fake-quantized ``x * mult``; differentiable in ``x``, scales and zero points."""
+        codes, params = self.codes(x, mult)
+        return dequantize(codes, params)
 
     def learn(self, *, scale: bool = True, zero_point: bool = False) -> dict[str, nn.Parameter]:
         """Start learning; parameters by group, ``act_scale`` and ``act_zero``."""
@@ -214,11 +203,17 @@ class DynamicActQuantizer(nn.Module):
 
     def forward(self, x: Tensor, mult: Tensor | None = None) -> Tensor:
         """Fake-quantized ``x * mult``; differentiable in ``x``."""
-        x = x if mult is None else x * mult
-        params, view = self.params(x), self._view(x)
-        codes = params.clip(round_ste(view * params.scale.reciprocal()) + params.zero_point)
-        value = (codes - params.zero_point) * params.scale
+        codes, params = self.codes(x, mult)
+        value = dequantize(self._view(codes), params)
         return ungrouped(value, axis=-1) if self.group else value
+
+    def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:
+        """Codes in the shape of ``x``, and the parameters, which broadcast over its groups."""
+        x = x if mult is None else x * mult
+        params = self.params(x)
+        position = self._view(x) * params.scale.reciprocal()
+        codes = params.clip(round_ste(position) + params.zero_point)
+        return (ungrouped(codes, axis=-1) if self.group else codes), params
 
     def _view(self, x: Tensor) -> Tensor:
         return grouped(x, self.group, axis=-1) if self.group else x

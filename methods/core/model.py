@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.attention import QuantAttention
-from quantarena.methods.core.attention_hooks import wrap_attention
+from quantarena.methods.core.attention_hooks import CHILD, wrap_attention
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.clock import StepClock, StepSchedule
 from quantarena.methods.core.errors import BrokenModel
@@ -114,8 +114,8 @@ class QuantizedModel:
             name: value
             for name, value in self.module.state_dict().items()
             if not any(name.startswith(f"{path}.") for path in ours)
-            and name in before
-            and not torch.equal(value, before[name])
+            and f".{CHILD}." not in name  # attention keeps its own state
+            and not (name in before and torch.equal(value, before[name]))
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -135,13 +135,37 @@ class QuantizedModel:
                     raise BrokenModel(
                         f"quantized state does not fit the model at {name}: {what}"
                     ) from None
-        self.module.load_state_dict(_under(state, "float:"), strict=False)
+        for name, value in _under(state, "float:").items():
+            _put(self.module, name, value)
         if "schedule" in state:
             self.clock.schedule = StepSchedule("", tuple(state["schedule"].tolist()))
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _put(root: nn.Module, name: str, value: Tensor) -> None:
+    """Give a floating-point tensor its changed value, also one that a fold added (a norm's bias).
+
+    Raises:
+        BrokenModel: the network has no such place, or another shape there.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        owner = root.get_submodule(path)
+        old = getattr(owner, leaf)
+    except AttributeError:
+        raise BrokenModel(f"quantized state does not fit the model: it has no {name}") from None
+    if old is not None and old.shape != value.shape:
+        raise BrokenModel(
+            f"quantized state does not fit the model: {name} is {tuple(old.shape)}, the state's "
+            f"is {tuple(value.shape)}"
+        )
+    if isinstance(old, nn.Parameter) or leaf in owner._parameters:
+        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+    else:
+        owner.register_buffer(leaf, value)
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -16,22 +16,10 @@ from quantarena.methods.core.attention_parity import attention_parity
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.integer import integer_layers, pack_layer
+from quantarena.methods.core.integer import pack_layer
 from quantarena.methods.core.kernels.tree import Leaf, leaves
 from quantarena.methods.core.model import QuantizedModel, place
 from quantarena.methods.core.trajectory import CalibrationSet
-
-__all__ = [
-    "PARITY_LIMIT",
-    "PackedModel",
-    "ParityReport",
-    "channels_last",
-    "integer_layers",
-    "observe",
-    "pack",
-    "pack_layer",
-    "parity",
-]
 
 PARITY_LIMIT = 1e-5
 """Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.integer import integer_layers
 from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.pack import integer_layers
 from quantarena.methods.core.ranges import minmax_range, mse_range
 from quantarena.methods.core.weight_quantizer import WeightQuantizer
 

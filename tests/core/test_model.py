@@ -11,6 +11,7 @@ from quantarena.methods.core.model import wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range, mse_range
 from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.time_table import ScheduledTable
 from quantarena.methods.core.trajectory import CalibrationSet
 
 
@@ -133,3 +134,30 @@ def test_nan_activations_are_refused(pixel):
     points.sample[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         calibrate_activations(model, points, minmax_range)
+
+
+def test_changed_floating_tensors_and_tables_travel_with_the_state(pixel):
+    model = quantized(pixel, Bits(4, 8), splits=False)
+    norm = model.module.conv_norm_out
+    with torch.no_grad():
+        norm.weight.mul_(1.5)
+    name = next(n for n in model.layers if n.endswith("time_emb_proj"))
+    width = model.layers[name].weight.shape[0]
+    model.tabulate(name, ScheduledTable(torch.randn(4, width)))
+    other = wrap(pixel.model, pixel.graph, UNIFORM.assign(pixel.graph, Bits(4, 8)))
+    other.load_state(model.state())
+    assert name not in other.layers
+    points = UniformStride(8).draw(pixel.trajectory, 0)
+    with torch.no_grad():
+        assert torch.equal(other.run(points), model.run(points))
+        again = quantized(pixel, Bits(4, 8), splits=False)
+        assert not torch.equal(other.run(points), again.run(points))
+
+
+def test_state_of_another_shape_is_one_line(pixel):
+    model = quantized(pixel, Bits(4, 8), splits=False)
+    lost = model.state() | {"float:conv_norm_out.weight": torch.ones(3)}
+    with pytest.raises(BrokenModel, match=r"conv_norm_out.weight is \(8,\), the state's is \(3,\)"):
+        model.load_state(lost)
+    with pytest.raises(BrokenModel, match=r"it has no nowhere.weight"):
+        model.load_state(model.state() | {"float:nowhere.weight": torch.ones(3)})

@@ -25,7 +25,6 @@ from quantarena.methods.core.kernels.node import (
 )
 from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.quantizer import QuantParams
-from quantarena.methods.core.views import grouped, ungrouped
 
 _CHUNK = 1 << 18
 """Accumulators held at once: the epilogue passes over them several times, so they fit a cache."""
@@ -245,17 +244,9 @@ def quantized_codes(
     if isinstance(quantizer, ActQuantizer):
         assert quantizer.clock is not None
         with quantizer.clock.at(step):
-            params = quantizer.at(x)
-        position = x * params.scale.reciprocal()
-        position = position if mult is None else position * mult
-        return params.clip(torch.round(position) + params.zero_point), params, 0
-    x = x if mult is None else x * mult
-    params = quantizer.params(x)
-    view = grouped(x, quantizer.group, axis=-1) if quantizer.group else x
-    codes = params.clip(torch.round(view * params.scale.reciprocal()) + params.zero_point)
-    if not quantizer.group:
-        return codes, params, 0
-    return ungrouped(codes, axis=-1), params, x.shape[-1] // quantizer.group
+            return *quantizer.codes(x, mult), 0
+    groups = x.shape[-1] // quantizer.group if quantizer.group else 0
+    return *quantizer.codes(x, mult), groups
 
 
 def own_quantizer(
