@@ -158,7 +158,8 @@ class _Engine:
         """Rows of the block's inputs and targets, and their bytes."""
         sizes = [len(chunk) for chunk in self.chunks]
         arrival = Arrival(block.name, given, sizes, self.folder)
-        nbytes, full, layer_targets = arrival.nbytes, None, {}
+        nbytes, full = arrival.nbytes, None
+        layer_targets: dict[str, Tensor] = {}
         arrived = theirs.arrive()
         if self.schedule.mix or self.schedule.layers or block.tails:
             origin = Arrival(block.name, arrived, sizes, self.folder)
@@ -177,13 +178,16 @@ class _Engine:
         outputs: list[Tensor] = []
         inner: dict[str, list[Tensor]] = {name: [] for name in wanted}
         layers = {name: self.model.layers[name] for name in wanted}
+        count = len(self.steps)
+        edges = range(0, count, _JUDGED)
+        pieces = [torch.arange(start, min(start + _JUDGED, count)) for start in edges]
         with self.full(), layer_outputs(layers, wanted) as seen:
-            for index in torch.arange(len(self.steps)).split(_JUDGED):
+            for index in pieces:
                 args, kwargs = origin.at(index)
                 outputs.append(block.run(self.model.module, args, kwargs))
                 for name in wanted:
                     inner[name].append(seen[name])
-        sizes = [len(part) for part in torch.arange(len(self.steps)).split(_JUDGED)]
+        sizes = [len(index) for index in pieces]
         rows = {n: _as_rows(block, found, sizes, self.folder) for n, found in inner.items()}
         return _as_rows(block, outputs, sizes, self.folder), rows
 
