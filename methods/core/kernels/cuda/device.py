@@ -1,0 +1,58 @@
+"""Whether the CUDA kernels can run here, and if not, why.  Imports neither Triton nor a kernel."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What this process has for the CUDA backend."""
+
+    device: str | None
+    """Name of the GPU, or None."""
+    capability: tuple[int, int] | None
+    """Compute capability, or None."""
+    reason: str
+    """Why layers cannot run on a GPU; empty where they can."""
+
+
+def status() -> Status:
+    """GPU, compute capability, and the reason where the kernels cannot run.
+
+    Triton makes int8 matrix products for compute capability 8.0 (Ampere) and above.
+    """
+    if not torch.cuda.is_available():
+        return Status(None, None, "no CUDA device")
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    reason = ""
+    if importlib.util.find_spec("triton") is None:
+        reason = "triton is not installed; torch's CUDA wheels bring it"
+    elif capability < (8, 0):
+        reason = (
+            f"{name} is older than compute capability 8.0, which Triton needs for int8 products"
+        )
+    return Status(name, capability, reason)
+
+
+@contextmanager
+def interpreted_without_gpu() -> Iterator[None]:
+    """Kernels first imported inside run on the GPU, or without one on Triton's interpreter.
+
+    It has to come before anything else imports ``layer``: Triton decides once, when it sees a
+    kernel.  For tests; a process that only checks kernels sets ``TRITON_INTERPRET=1`` instead.
+    """
+    before = os.environ.get("TRITON_INTERPRET")
+    if status().reason:
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TRITON_INTERPRET", None)
+        else:
+            os.environ["TRITON_INTERPRET"] = before
