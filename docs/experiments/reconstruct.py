@@ -1,8 +1,8 @@
-"""How soon do other schedules reach plain AdaRound's loss? Numbers of docs/protocol.md.
+"""How soon do other schedules reach plain AdaRound's loss? See docs/protocol.md, "Reconstruction".
 
 Three blocks of emoji-t2i at w4, weights only, behind a prefix that is reconstructed already. Losses
-are those of the frozen codes on all calibration points; core-seconds are processor time of one
-thread, the engine's own losses and caching included.
+are the engine's: of the frozen codes, on 128 of the calibration points. Core-seconds are processor
+time of one thread, the engine's own losses and caching included. Plain takes ten minutes a block.
 
     python docs/experiments/reconstruct.py [--only fast]        # the schedules
     python docs/experiments/reconstruct.py --caching            # targets and arrival, whole model
