@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantarena.methods.api import Effort
+from quantarena.methods.core.act_quantizer import DynamicActQuantizer
+from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import oracle
@@ -17,9 +20,11 @@ from quantarena.methods.core.kernels.compose import MixedWidthLayer
 from quantarena.methods.core.kernels.cuda.device import interpreted_without_gpu, status
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels.runtime import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
-from quantarena.methods.core.pack import PackedModel
+from quantarena.methods.core.pack import PackedModel, pack
 from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.registry import entry
 
 pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")
 with interpreted_without_gpu():
@@ -289,6 +294,26 @@ def test_trees_run_on_cuda_leaves(make_layer, make_input):
     assert on_cuda(leaf, DEVICE) is leaf
 
 
+def test_leaves_below_ranges_found_at_run_time(make_layer, make_input):
+    def unit(layer, zeros):
+        return dataclasses.replace(layer, act_scale=torch.ones(zeros.shape), act_zero=zeros)
+
+    rows = make_layer((3 * 6, 8, 1, 1), 4, 8, asymmetric=True, bias=False, groups=3)
+    images = make_layer((6, 4, 3, 3), 4, 4, asymmetric=True, bias=False, padding=(1, 1))
+    by_row = RowScaledLayer(
+        PackedLayer(unit(rows, torch.tensor(0))), DynamicActQuantizer(8, group=8), None, None
+    )
+    by_sample = SampleScaledLayer(
+        [PackedLayer(unit(images, torch.arange(16)))], DynamicActQuantizer(4), None, None
+    )
+    for node, x in ((by_row, make_input((2, 3, 24))), (by_sample, make_input((2, 4, 4, 4)))):
+        moved = on_cuda(copy.deepcopy(node), DEVICE)
+        assert any(isinstance(m, CudaPackedLayer) for m in moved.modules())
+        want = node(x)
+        limit = 1e-5 * float(want.abs().max())
+        assert torch.allclose(moved(x.to(DEVICE)).cpu(), want, rtol=0, atol=limit)
+
+
 def test_shared_leaves_stay_shared_and_keep_their_clock(make_layer):
     leaf = PackedLayer(make_layer((6, 6), 4, 8, steps=3))
     leaf.set_clock(StepClock())
@@ -297,6 +322,19 @@ def test_shared_leaves_stay_shared_and_keep_their_clock(make_layer):
     assert moved[0] is moved[1][0]
     assert moved[0].clock is leaf.clock
     assert moved[0]._step == 2
+
+
+def test_a_whole_network_equals_its_native_twin(pixel):
+    model = entry("rtn").method().run(pixel.context(Bits(4, 8), "paper", Effort(32, 0)))
+    packed, points = pack(model), pixel.heldout.rows(slice(0, 1))
+    network = on_cuda(copy.deepcopy(packed.module), DEVICE)
+    assert sum(isinstance(m, CudaPackedLayer) for m in network.modules()) == len(packed.layers)
+    batch = dataclasses.replace(
+        points, sample=points.sample.to(DEVICE), timestep=points.timestep.to(DEVICE)
+    )
+    with torch.no_grad():
+        want, got = points.call(packed.module), batch.call(network).cpu()
+    assert torch.allclose(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
 
 
 def timed(runs):
