@@ -97,6 +97,14 @@ def test_graph_replays_with_new_values_and_copies_its_outputs(record):
     assert (len(graph), record.captures) == (1, 1)
 
 
+def test_graph_captured_in_inference_mode_replays_outside(record):
+    graph = StepGraph(lambda x: {"y": x + 1}, "cpu", record=record)
+    with torch.inference_mode():
+        assert graph(torch.zeros(2))["y"].tolist() == [1, 1]
+    assert graph(torch.ones(2))["y"].tolist() == [2, 2]
+    assert record.captures == 1
+
+
 def test_another_shape_type_constant_or_call_makes_another_graph(record):
     clock = StepClock()
     offset = [10.0, 20.0]

@@ -92,7 +92,8 @@ class StepGraph:
         key = (repr(spec), signature, self._call())
         found = self._graphs.get(key)
         if found is None:
-            found = self._graphs[key] = self._capture(leaves, spec)
+            with torch.inference_mode(False), torch.no_grad():  # buffers that any mode may write
+                found = self._graphs[key] = self._capture(leaves, spec)
         else:
             for buffer, tensor in zip(found.inputs, tensors, strict=True):
                 buffer.copy_(tensor, non_blocking=True)
