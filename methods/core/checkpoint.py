@@ -39,6 +39,7 @@ from quantarena.methods.core.checkpoint_files import (
 from quantarena.methods.core.clock import StepClock, StepSchedule
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.graph import AttentionInfo, AttentionKind
+from quantarena.methods.core.kernels.fusion import fuse
 from quantarena.methods.core.kernels.node import Node, take
 from quantarena.methods.core.kernels.tree import build
 from quantarena.methods.core.model import place
@@ -137,6 +138,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     for quant in products.values():
         install(skeleton, quant)
     channels_last(skeleton.eval().requires_grad_(False))
+    fuse(skeleton, made.values())
     return PackedModel(skeleton, made, backend_of(made, products), clock, products)
 
 

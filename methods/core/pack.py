@@ -17,6 +17,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.integer import pack_layer
+from quantarena.methods.core.kernels.fusion import fuse
 from quantarena.methods.core.kernels.tree import Leaf, leaves
 from quantarena.methods.core.model import QuantizedModel, place
 from quantarena.methods.core.trajectory import CalibrationSet
@@ -79,7 +80,8 @@ def pack(model: QuantizedModel) -> PackedModel:
     """Replace every quantized layer by its packed form.
 
     The network runs channels-last inside: packed convolutions read the channels of a pixel side by
-    side, and attention then needs no transposition of its tokens. It shares the clock of ``model``.
+    side, and attention then needs no transposition of its tokens. Group normalizations and
+    activations run natively, see ``kernels.fusion``. It shares the clock of ``model``.
 
     Raises:
         Unsupported: a layer has an option without a packed form; the line names both.
@@ -97,6 +99,7 @@ def pack(model: QuantizedModel) -> PackedModel:
             raise Unsupported(f"{name}: {error.message}") from None
         place(module, name, packed[name])
     channels_last(module)
+    fuse(module, packed.values())
     products = installed(module)
     return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
 

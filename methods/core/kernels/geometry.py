@@ -26,12 +26,13 @@ class Geometry:
 _COPY = Geometry(None, 0, (), ())
 
 
-def plan(metadata: dict[str, Any], x: Tensor) -> Geometry:
+def plan(metadata: dict[str, Any], x: Tensor, *, last: bool = False) -> Geometry:
     """Plans the call of a layer on an input.
 
     Args:
         metadata: description of the layer, see ``IntegerLayer.metadata``.
         x: the input; only its shape and strides matter.
+        last: write images channels_last whatever the input is; else in its memory format.
 
     Returns:
         The geometry, to be kept for inputs of the same shape and strides.
@@ -40,7 +41,7 @@ def plan(metadata: dict[str, Any], x: Tensor) -> Geometry:
         ValueError: the input does not fit the layer.
     """
     oracle.check_shape(metadata, tuple(x.shape))
-    return (_linear if metadata["kind"] == "linear" else _convolution)(metadata, x)
+    return _linear(metadata, x) if metadata["kind"] == "linear" else _convolution(metadata, x, last)
 
 
 def layer_struct(
@@ -109,19 +110,20 @@ def _linear(metadata: dict[str, Any], x: Tensor) -> Geometry:
     return Geometry(struct, ctypes.addressof(struct), shape, contiguous_strides(shape))
 
 
-def _convolution(metadata: dict[str, Any], x: Tensor) -> Geometry:
-    """Pixels or channels contiguous; the output takes the memory format of the input."""
+def _convolution(metadata: dict[str, Any], x: Tensor, last: bool) -> Geometry:
+    """Pixels or channels contiguous."""
     batch, _, height, width = x.shape
     out = int(metadata["weight_shape"][0])
     out_height, out_width = oracle.output_size(metadata, height, width)
     shape = (batch, out, out_height, out_width)
     xb, xc, xr, xp = x.stride()
-    if xc == 1 and not x.is_contiguous():
-        strides: tuple[int, ...] = (out_height * out_width * out, 1, out_width * out, out)
-    elif xp == 1 or x.is_contiguous():
-        strides = contiguous_strides(shape)
-    else:
+    channels_first = xp == 1 or x.is_contiguous()
+    if xc != 1 and not channels_first:
         return _COPY
+    if last or (xc == 1 and not x.is_contiguous()):
+        strides: tuple[int, ...] = (out_height * out_width * out, 1, out_width * out, out)
+    else:
+        strides = contiguous_strides(shape)
     yb, yc, yr, yp = strides
     struct = native.GeometryStruct(
         batch, height, width, out_height, out_width, xb, xr, xp, xc, yb, yr, yp, yc

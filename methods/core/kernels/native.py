@@ -15,7 +15,7 @@ import torch
 
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 2
+ABI = 3
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -56,8 +56,27 @@ class GeometryStruct(ctypes.Structure):
     _fields_ = _fields(_GEOMETRY_INTS, ctypes.c_int64)
 
 
+class NormStruct(ctypes.Structure):
+    """Mirror of ``QaNorm`` in ``csrc/quantarena.h``."""
+
+    _fields_ = [
+        *_fields("batch channels pixels groups", ctypes.c_int64),
+        *_fields("last activation", _int),
+        ("eps", ctypes.c_float),
+        *_fields("weight bias", _ptr),
+    ]
+
+
+class RowsStruct(ctypes.Structure):
+    """Mirror of ``QaRows`` in ``csrc/quantarena.h``."""
+
+    _fields_ = [*_fields("rows columns x_row gate_row", ctypes.c_int64), ("activation", _int)]
+
+
 RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int)
 PeakFunction = ctypes.CFUNCTYPE(_int, _int, _int, ctypes.c_int64)
+NormFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(NormStruct), _ptr, _ptr, _int)
+ActivationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RowsStruct), _ptr, _ptr, _ptr, _int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +102,10 @@ class Library:
     run: "ctypes._CFunctionType | None"
     peak: "ctypes._CFunctionType | None" = None
     """``peak(pair, units, repeats)``: the micro-kernel alone on cache-resident data."""
+    norm: "ctypes._CFunctionType | None" = None
+    """``norm(struct, x, y, threads)``: group normalization, then an activation."""
+    activation: "ctypes._CFunctionType | None" = None
+    """``activation(struct, x, gate, y, threads)``; the gate may be null."""
 
     @property
     def wide(self) -> bool:
@@ -155,9 +178,9 @@ def load(choice: str | None = None) -> Library:
     if choice is not None and choice not in names:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
-    run = RunFunction(library.qa_entry(isa.encode(), 0))
-    peak = PeakFunction(library.qa_entry(isa.encode(), 1))
-    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), run, peak)
+    kinds = (RunFunction, PeakFunction, NormFunction, ActivationFunction)
+    entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
+    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), *entries)
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.bank import bank_entry
 from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.kernels.fusion import Follower, Watched, plain
 from quantarena.methods.core.kernels.oracle import channels_last
 
 Document = dict[str, Any]
@@ -28,6 +29,7 @@ class Node(nn.Module):
         form: name of the class in descriptions.
         clock: of the model; None for a node on its own, which uses the entry of ``set_step``.
         entries: of the activation tables in it; 0 where nothing depends on the sampler call.
+        follower: watches what comes after it, see ``fusion``; None for a node on its own.
     """
 
     form: ClassVar[str]
@@ -36,6 +38,7 @@ class Node(nn.Module):
     def __init__(self, children: tuple["Node", ...] = ()) -> None:
         super().__init__()
         self.clock: StepClock | None = None
+        self.follower: Follower | None = None
         self._step = 0
         sizes = {child.entries for child in children} - {0}
         if len(sizes) > 1:
@@ -70,14 +73,18 @@ class Node(nn.Module):
             ValueError: wrong shape, type or device.
             UserError: the sampler call was not announced or is not in the tables.
         """
-        if step is None:
-            step = self._step
-            if self.entries and self.clock is not None:
-                entry = bank_entry(self.clock, self.entries, x.shape[0])
-                if isinstance(entry, Tensor):
-                    return self._by_row(x, entry)
-                step = entry
-        return self.run(x, step)
+        x = plain(x)
+        y = self._at(x) if step is None else self.run(x, step)
+        if self.follower is None or not self.follower.watching:
+            return y
+        return Watched.of(y, base=y, follower=self.follower)
+
+    def _at(self, x: Tensor) -> Tensor:
+        """The output at the sampler call of each batch row."""
+        if not self.entries or self.clock is None:
+            return self.run(x, self._step)
+        entry = bank_entry(self.clock, self.entries, x.shape[0])
+        return self._by_row(x, entry) if isinstance(entry, Tensor) else self.run(x, entry)
 
     def _by_row(self, x: Tensor, entry: Tensor) -> Tensor:
         """Rows of one sampler call run together."""

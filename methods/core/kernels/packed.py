@@ -25,6 +25,9 @@ _CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult",
 class PackedLayer(Node):
     """One quantized layer on the native kernels, or on the torch reference where there are none.
 
+    Attributes:
+        writes_last: images are written channels_last whatever the input is; see ``fusion``.
+
     Example:
         >>> module = PackedLayer(integer_layer)          # doctest: +SKIP
         >>> y = module(x)                                # doctest: +SKIP
@@ -33,6 +36,7 @@ class PackedLayer(Node):
     """
 
     form: ClassVar[str] = "packed"
+    writes_last: bool = False
     panels: Tensor
     chunk_start: Tensor
     chunk_units: Tensor
@@ -148,7 +152,7 @@ class PackedLayer(Node):
         key = (x.shape, x.stride())
         geometry = self._geometries.get(key)
         if geometry is None:
-            geometry = plan(self.metadata, x)
+            geometry = plan(self.metadata, x, last=self.writes_last)
             if len(self._geometries) >= _MAX_GEOMETRIES:
                 self._geometries = {}
             self._geometries[key] = geometry

@@ -11,6 +11,7 @@
 #ifndef QUANTARENA_ENGINE_H
 #define QUANTARENA_ENGINE_H
 
+#include "float_ops.h"
 #include "image.h"
 #include "panels.h"
 #include "plan.h"
@@ -107,7 +108,9 @@ class Engine {
         const size_t list_bytes = call.planar ? sizeof(PixelVector) * (halves + 2)
                                               : (sizeof(int64_t) + sizeof(int32_t)) * pixels;
         const size_t sum_count = call.planar ? 8 * static_cast<size_t>(halves + 2) : pixels;
-        const size_t row_bytes = sizeof(uint32_t) * (Cut::image_pixels(l, b.cols) + 16);
+        const bool planes = !call.planar && g.x_channel != 1 && g.x_pixel == 1;
+        const size_t row_bytes = sizeof(uint32_t) * (Cut::image_pixels(l, b.cols) + 16) *
+                                 (planes ? Cut::image_rows(l, b.rows) : 1);
         char* scratch = static_cast<char*>(
             qa_scratch(QA_SLOT_BLOCK, list_bytes + sizeof(int32_t) * sum_count + row_bytes + 192));
         if (image == nullptr || panel == nullptr || scratch == nullptr) return false;
@@ -128,6 +131,8 @@ class Engine {
                 group = p / l.panels;
                 if (call.planar) {
                     Codes::quantize_planar(call, b, group, image, row);
+                } else if (planes) {
+                    Codes::quantize_planes(call, b, group, image, row);
                 } else {
                     Codes::quantize_dense(call, b, group, image);
                 }

@@ -16,7 +16,7 @@
 
 extern "C" {
 const char* qa_isa_name(int32_t);
-void* qa_entry(const char*, int32_t);
+void* qa_entry(const char*, int32_t);  // in the order of QaUnit
 void qa_set_parallel(void*);
 }
 
@@ -168,6 +168,88 @@ int64_t naive(const Problem& p, const QaGeometry& g, const float* x, int step, i
     return total;
 }
 
+double activated(double v, int kind) {
+    if (kind == QA_SILU) return v / (1 + std::exp(-v));
+    if (kind == QA_GELU) return 0.5 * v * std::erfc(-v / std::sqrt(2.0));
+    if (kind == QA_GELU_TANH)
+        return 0.5 * v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+    return v;
+}
+
+bool near(float found, double want) { return std::fabs(found - want) <= 2e-5 * (1 + std::fabs(want)); }
+
+typedef int (*Norm)(const QaNorm*, const float*, float*, int32_t);
+typedef int (*Activate)(const QaRows*, const float*, const float*, float*, int32_t);
+
+// Normalizations and activations in blocks of exactly their size.
+bool float_trial(uint64_t seed) {
+    generator.seed(seed);
+    QaNorm n{};
+    n.groups = pick(1, 4);
+    n.channels = n.groups * pick(1, 11);
+    n.pixels = pick(1, 40);
+    n.batch = pick(1, 3);
+    n.last = pick(0, 1);
+    n.activation = pick(0, 3);
+    n.eps = 1e-5f;
+    const int64_t size = n.batch * n.channels * n.pixels;
+    const std::unique_ptr<float[]> x(new float[size]), y(new float[size]);
+    const std::unique_ptr<float[]> weight(new float[n.channels]), bias(new float[n.channels]);
+    for (int64_t i = 0; i < size; ++i) x[i] = 0.015625f * pick(-600, 600) + 3;  // exact differences
+    for (int64_t c = 0; c < n.channels; ++c) weight[c] = 0.1f * pick(-9, 9), bias[c] = 0.1f * pick(-9, 9);
+    n.weight = pick(0, 1) ? weight.get() : nullptr;
+    n.bias = pick(0, 1) ? bias.get() : nullptr;
+    QaRows r{};
+    r.rows = pick(1, 9), r.columns = pick(1, 40);
+    r.x_row = r.columns + pick(0, 3), r.gate_row = r.columns + pick(0, 3);
+    r.activation = pick(1, 3);
+    const std::unique_ptr<float[]> rows(new float[(r.rows - 1) * r.x_row + r.columns]);
+    const std::unique_ptr<float[]> gate(new float[(r.rows - 1) * r.gate_row + r.columns]);
+    const std::unique_ptr<float[]> out(new float[r.rows * r.columns]);
+    for (int64_t i = 0; i < (r.rows - 1) * r.x_row + r.columns; ++i) rows[i] = 0.1f * pick(-999, 999);
+    for (int64_t i = 0; i < (r.rows - 1) * r.gate_row + r.columns; ++i) gate[i] = 0.1f * pick(-9, 9);
+    const bool gated = pick(0, 1);
+    const int64_t width = n.channels / n.groups, area = width * n.pixels;
+    for (int i = 0; qa_isa_name(i) != nullptr; ++i) {
+        const char* name = qa_isa_name(i);
+        const int threads = pick(1, 3);
+        if (reinterpret_cast<Norm>(qa_entry(name, 2))(&n, x.get(), y.get(), threads) != QA_OK ||
+            reinterpret_cast<Activate>(qa_entry(name, 3))(&r, rows.get(), gated ? gate.get() : nullptr,
+                                                          out.get(), threads) != QA_OK)
+            return false;
+        for (int64_t b = 0; b < n.batch; ++b)
+            for (int64_t g = 0; g < n.groups; ++g) {
+                const auto at = [&](int64_t k) {  // k-th value of the group
+                    const int64_t c = g * width + k / n.pixels, p = k % n.pixels;
+                    return b * n.channels * n.pixels + (n.last ? p * n.channels + c : c * n.pixels + p);
+                };
+                double mean = 0, square = 0;
+                for (int64_t k = 0; k < area; ++k) mean += x[at(k)] / static_cast<double>(area);
+                for (int64_t k = 0; k < area; ++k)
+                    square += (x[at(k)] - mean) * (x[at(k)] - mean) / static_cast<double>(area);
+                for (int64_t k = 0; k < area; ++k) {
+                    const int64_t c = g * width + k / n.pixels;
+                    const double v = (x[at(k)] - mean) / std::sqrt(square + n.eps);
+                    const double want = v * (n.weight ? weight[c] : 1) + (n.bias ? bias[c] : 0);
+                    if (near(y[at(k)], activated(want, n.activation))) continue;
+                    std::printf("seed %llu: %s normalizes to %g\n", static_cast<unsigned long long>(seed),
+                                name, static_cast<double>(y[at(k)]));
+                    return false;
+                }
+            }
+        for (int64_t k = 0; k < r.rows * r.columns; ++k) {
+            const int64_t row = k / r.columns, c = k % r.columns;
+            const double want = activated(rows[row * r.x_row + c], r.activation) *
+                                (gated ? gate[row * r.gate_row + c] : 1);
+            if (near(out[k], want)) continue;
+            std::printf("seed %llu: %s activates to %g instead of %g\n",
+                        static_cast<unsigned long long>(seed), name, static_cast<double>(out[k]), want);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool trial(uint64_t seed) {
     generator.seed(seed);
     Problem p = random_problem();
@@ -183,13 +265,18 @@ bool trial(uint64_t seed) {
         return true;
     const int64_t in = static_cast<int64_t>(l.groups) * l.in_channels;
     const int64_t out = static_cast<int64_t>(l.groups) * l.out_channels;
-    if (pick(0, 1)) {  // channels last
-        g.x_channel = g.y_channel = 1;
+    if (pick(0, 1)) {  // channels last, on either side
+        g.x_channel = 1;
         g.x_pixel = in, g.x_row = in * g.width, g.x_batch = in * g.width * g.height;
+    } else {
+        g.x_pixel = 1;
+        g.x_row = g.width, g.x_channel = g.width * g.height, g.x_batch = in * g.x_channel;
+    }
+    if (pick(0, 1)) {
+        g.y_channel = 1;
         g.y_pixel = out, g.y_row = out * g.out_width, g.y_batch = g.y_row * g.out_height;
     } else {
-        g.x_pixel = g.y_pixel = 1;
-        g.x_row = g.width, g.x_channel = g.width * g.height, g.x_batch = in * g.x_channel;
+        g.y_pixel = 1;
         g.y_row = g.out_width, g.y_channel = g.out_width * g.out_height, g.y_batch = out * g.y_channel;
     }
     const size_t inputs = static_cast<size_t>(in * g.width * g.height * g.batch);
@@ -241,7 +328,7 @@ int main(int argc, char** argv) {
     const uint64_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 300;
     qa_set_parallel(reinterpret_cast<void*>(&threads_of_our_own));
     for (uint64_t seed = first; seed < first + count; ++seed)
-        if (!trial(seed)) return 1;
+        if (!trial(seed) || !float_trial(seed)) return 1;
     std::printf("%llu trials exact\n", static_cast<unsigned long long>(count));
     return 0;
 }

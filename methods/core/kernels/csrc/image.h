@@ -166,6 +166,59 @@ struct Image {
         }
     }
 
+    // The image of `quantize_dense` from planes of pixels: whole runs of a plane are quantized, then
+    // each pixel's dword goes to its place.  `spare` has room for all rows of an image.
+    static void quantize_planes(const Call& call, const Block& b, int group, uint8_t* image,
+                                uint32_t* spare) {
+        const QaLayer& l = *call.layer;
+        const QaGeometry& g = call.geo;
+        const int rows = Cut::image_rows(l, b.rows), cols = Cut::image_pixels(l, b.cols);
+        const int64_t y0 = static_cast<int64_t>(b.row0) * l.stride_h - l.pad_h;
+        const int64_t x0 = static_cast<int64_t>(b.col0) * l.stride_w - l.pad_w;
+        const uint32_t zero =
+            static_cast<uint32_t>(call.quant.zero) * (PAIR ? 0x00010001u : 0x01010101u);
+        const int64_t pitch = static_cast<int64_t>(call.tap_steps) * 4;
+        const int left = static_cast<int>(smaller<int64_t>(larger<int64_t>(-x0, 0), cols));
+        const int right =
+            static_cast<int>(larger<int64_t>(smaller<int64_t>(g.width - x0, cols), left));
+        const int top = static_cast<int>(smaller<int64_t>(larger<int64_t>(-y0, 0), rows));
+        const int bottom =
+            static_cast<int>(larger<int64_t>(smaller<int64_t>(g.height - y0, rows), top));
+        const int width = right - left;
+        const int run = width == g.width && g.x_row == g.width ? bottom - top : 1;  // rows at once
+        for (int i = 0; i < b.images; ++i) {
+            uint8_t* base = image + i * call.image_pitch;
+            for (int qy = 0; qy < rows; ++qy) {
+                uint8_t* row = base + qy * call.row_pitch;
+                const bool inside = qy >= top && qy < bottom;
+                fill(row, inside ? left * call.tap_steps : cols * call.tap_steps, zero);
+                if (inside) fill(row + right * pitch, (cols - right) * call.tap_steps, zero);
+            }
+            if (width == 0) continue;
+            for (int c = 0; c < call.tap_steps; ++c) {
+                const float* plane[kLanes];
+                float mult[kLanes];
+                for (int k = 0; k < kLanes; ++k) {
+                    const int channel = smaller(c * kLanes + k, l.in_channels - 1);
+                    const int64_t wide = static_cast<int64_t>(group) * l.in_channels + channel;
+                    plane[k] = call.x + (b.image0 + i) * g.x_batch + wide * g.x_channel + x0 + left;
+                    mult[k] = l.in_mult ? l.in_mult[wide] : 1.0f;
+                }
+                for (int qy = top; qy < bottom; qy += run) {
+                    const float* line[kLanes];
+                    for (int k = 0; k < kLanes; ++k) line[k] = plane[k] + (y0 + qy) * g.x_row;
+                    Isa::template quantize_planar<PAIR>(line, l.in_mult ? mult : nullptr, run * width,
+                                                        call.quant, spare);
+                    const uint32_t* from = spare;
+                    for (int r = 0; r < run; ++r) {
+                        uint8_t* to = base + (qy + r) * call.row_pitch + left * pitch + c * 4;
+                        for (int k = 0; k < width; ++k, to += pitch) std::memcpy(to, from++, 4);
+                    }
+                }
+            }
+        }
+    }
+
     static void fill(uint8_t* at, int dwords, uint32_t value) {
         uint32_t* to = reinterpret_cast<uint32_t*>(at);
         for (int i = 0; i < dwords; ++i) to[i] = value;

@@ -2,4 +2,5 @@
 #define QA_UNIT Avx2
 #include "vec256.h"
 
-extern const QaUnit qa_unit_avx2 = {BothForms<Avx2>::run, BothForms<Avx2>::peak};
+extern const QaUnit qa_unit_avx2 = {BothForms<Avx2>::run, BothForms<Avx2>::peak, run_norm,
+                                 run_activation};

@@ -3,4 +3,5 @@
 #define QA_DOT _mm256_dpbusd_epi32
 #include "vec256.h"
 
-extern const QaUnit qa_unit_avx512vnni = {QuadForm<Avx512Vnni>::run, QuadForm<Avx512Vnni>::peak};
+extern const QaUnit qa_unit_avx512vnni = {QuadForm<Avx512Vnni>::run, QuadForm<Avx512Vnni>::peak, run_norm,
+                                 run_activation};

@@ -80,4 +80,5 @@ struct Neon : Scalar {
 
 }  // namespace
 
-extern const QaUnit qa_unit_neon = {QuadForm<Neon>::run, QuadForm<Neon>::peak};
+extern const QaUnit qa_unit_neon = {QuadForm<Neon>::run, QuadForm<Neon>::peak, run_norm,
+                                 run_activation};

@@ -186,5 +186,6 @@ struct Scalar {
 }  // namespace
 
 #if !defined(QA_PORTABLE_TRAITS_ONLY)
-extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak};
+extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak, run_norm,
+                                 run_activation};
 #endif

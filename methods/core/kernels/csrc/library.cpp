@@ -126,7 +126,7 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg) {
 extern "C" {
 
 // Version of this ABI; the Python side refuses any other.
-QA_EXPORT int32_t qa_abi(void) { return 2; }
+QA_EXPORT int32_t qa_abi(void) { return 3; }
 
 // Takes GOMP_parallel of the OpenMP runtime that the process already uses (null: one thread).
 QA_EXPORT void qa_set_parallel(void* function) { gomp_parallel = reinterpret_cast<GompParallel>(function); }
@@ -142,15 +142,21 @@ QA_EXPORT const char* qa_isa_name(int32_t index) {
     return nullptr;
 }
 
-// Entry points of an instruction set by name: `run` for which = 0, `peak` for which = 1; null when it
-// is unknown or this machine lacks it.
+// Entry points of an instruction set by name, in the order of QaUnit; null when the set is unknown or
+// this machine lacks it.
 QA_EXPORT void* qa_entry(const char* name, int32_t which) {
     int count;
     const Isa* table = isa_table(&count);
     for (int i = 0; i < count; ++i) {
         if (!table[i].usable || std::strcmp(table[i].name, name) != 0) continue;
-        return which == 0 ? reinterpret_cast<void*>(table[i].unit->run)
-                          : reinterpret_cast<void*>(table[i].unit->peak);
+        const QaUnit& unit = *table[i].unit;
+        switch (which) {
+            case 0: return reinterpret_cast<void*>(unit.run);
+            case 1: return reinterpret_cast<void*>(unit.peak);
+            case 2: return reinterpret_cast<void*>(unit.norm);
+            case 3: return reinterpret_cast<void*>(unit.activation);
+            default: return nullptr;
+        }
     }
     return nullptr;
 }

@@ -55,6 +55,26 @@ enum QaFlags {
 
 enum QaError { QA_OK = 0, QA_NO_MEMORY = 1, QA_BAD_ARGUMENT = 2 };
 
+// Functions applied element by element.
+enum QaActivation { QA_PLAIN = 0, QA_SILU = 1, QA_GELU = 2, QA_GELU_TANH = 3 };
+
+// Group normalization of float32 images, then an activation.  Input and output are dense and share a
+// layout.
+struct QaNorm {
+    int64_t batch, channels, pixels, groups;
+    int32_t last;        // channels of a pixel side by side, else pixels of a channel
+    int32_t activation;  // QaActivation
+    float eps;
+    const float* weight;  // [channels] or null
+    const float* bias;    // [channels] or null
+};
+
+// Rows of float32 for an activation; pitches in elements.  The output is dense.
+struct QaRows {
+    int64_t rows, columns, x_row, gate_row;
+    int32_t activation;  // QaActivation
+};
+
 typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y, int32_t step,
                      int32_t threads, int32_t flags);
 }
@@ -72,6 +92,8 @@ void* qa_scratch(QaSlot slot, size_t bytes);
 struct QaUnit {
     QaRun run;
     int (*peak)(int32_t pair, int32_t units, int64_t repeats);
+    int (*norm)(const QaNorm*, const float* x, float* y, int32_t threads);
+    int (*activation)(const QaRows*, const float* x, const float* gate, float* y, int32_t threads);
 };
 extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
 

@@ -1,0 +1,181 @@
+// What networks compute between packed layers: group normalization with an activation in the same
+// pass, activations, and gated activations.  Plain float arithmetic.
+#ifndef QUANTARENA_FLOAT_OPS_H
+#define QUANTARENA_FLOAT_OPS_H
+
+#include <cmath>
+
+#include "call.h"
+#include "lanes.h"
+
+namespace {
+
+constexpr int64_t kFloatThreadWork = 256 * 1024;  // elements below which one thread is faster
+
+// Calls body(i) for all i below `count`, on several threads where there is enough work.
+template <class Body>
+struct Loop {
+    const Body* body;
+    int64_t count, next;
+    static void work(void* argument) {
+        Loop& loop = *static_cast<Loop*>(argument);
+        for (;;) {
+            const int64_t i = __atomic_fetch_add(&loop.next, 1, __ATOMIC_RELAXED);
+            if (i >= loop.count) return;
+            (*loop.body)(i);
+        }
+    }
+};
+
+template <class Body>
+void for_all(int64_t count, int64_t elements, int32_t threads, const Body& body) {
+    if (threads <= 1 || elements < kFloatThreadWork) {
+        for (int64_t i = 0; i < count; ++i) body(i);
+        return;
+    }
+    Loop<Body> loop{&body, count, 0};
+    qa_parallel(static_cast<int>(smaller<int64_t>(threads, count)), Loop<Body>::work, &loop);
+}
+
+struct Moments {
+    float mean, inverse;
+};
+inline Moments moments(const float* x, int64_t count, float eps) {
+    const float mean = sum_lanes<1>(x, count, 0.0f) / static_cast<float>(count);
+    const float variance = sum_lanes<2>(x, count, mean) / static_cast<float>(count);
+    return {mean, 1.0f / std::sqrt(variance + eps)};
+}
+
+template <int ACTIVATION>
+struct Norm {
+    // Pixels of a channel lie side by side, and so do the channels of a group.
+    static void planes(const QaNorm& n, const float* x, float* y) {
+        const int64_t width = n.channels / n.groups;
+        for (int64_t g = 0; g < n.groups; ++g) {
+            const Moments m = moments(x + g * width * n.pixels, width * n.pixels, n.eps);
+            for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+                const float a = (n.weight ? n.weight[c] : 1.0f) * m.inverse;
+                const float b = n.bias ? n.bias[c] : 0.0f;
+                map_lanes(x + c * n.pixels, y + c * n.pixels, n.pixels, [&](Lanes& v, int64_t, int) QA_ALWAYS {
+                    v = v - m.mean;
+                    multiply_add(v, Lanes{} + a, b);
+                    activate_lanes<ACTIVATION>(v);
+                });
+            }
+        }
+    }
+
+    // Sum over pixels of (x - centre[c])^power for every channel.
+    template <int POWER>
+    static void by_channel(const QaNorm& n, const float* x, const float* centre, float* sum) {
+        int64_t c = 0;
+        for (; c + 8 <= n.channels; c += 8) {
+            Lanes total = {}, v, middle;
+            load_lanes(middle, centre + c);
+            for (int64_t p = 0; p < n.pixels; ++p) {
+                load_lanes(v, x + p * n.channels + c);
+                v = v - middle;
+                total += POWER == 2 ? v * v : v;
+            }
+            store_lanes(sum + c, total);
+        }
+        for (; c < n.channels; ++c) {
+            sum[c] = 0.0f;
+            for (int64_t p = 0; p < n.pixels; ++p) {
+                const float d = x[p * n.channels + c] - centre[c];
+                sum[c] += POWER == 2 ? d * d : d;
+            }
+        }
+    }
+
+    // Every channel gets the mean of `sum` over its group.
+    static void spread(const QaNorm& n, const float* sum, float* to) {
+        const int64_t width = n.channels / n.groups;
+        for (int64_t g = 0; g < n.groups; ++g) {
+            float total = 0.0f;
+            for (int64_t k = 0; k < width; ++k) total += sum[g * width + k];
+            total /= static_cast<float>(width * n.pixels);
+            for (int64_t k = 0; k < width; ++k) to[g * width + k] = total;
+        }
+    }
+
+    // Channels of a pixel lie side by side; `table` has room for three floats a channel.
+    static void pixels(const QaNorm& n, const float* x, float* y, float* table) {
+        float *mean = table, *scale = mean + n.channels, *shift = scale + n.channels;
+        for (int64_t c = 0; c < n.channels; ++c) mean[c] = 0.0f;
+        by_channel<1>(n, x, mean, scale);
+        spread(n, scale, mean);
+        by_channel<2>(n, x, mean, scale);
+        spread(n, scale, shift);
+        for (int64_t c = 0; c < n.channels; ++c) {
+            scale[c] = (n.weight ? n.weight[c] : 1.0f) / std::sqrt(shift[c] + n.eps);
+            shift[c] = n.bias ? n.bias[c] : 0.0f;
+        }
+        for (int64_t p = 0; p < n.pixels; ++p)
+            map_lanes(x + p * n.channels, y + p * n.channels, n.channels,
+                      [&](Lanes& v, int64_t c, int real) QA_ALWAYS {
+                          Lanes part[3] = {};
+                          std::memcpy(&part[0], mean + c, sizeof(float) * real);
+                          std::memcpy(&part[1], scale + c, sizeof(float) * real);
+                          std::memcpy(&part[2], shift + c, sizeof(float) * real);
+                          v = v - part[0];
+                          multiply_add(v, part[1], part[2]);
+                          activate_lanes<ACTIVATION>(v);
+                      });
+    }
+
+    static int run(const QaNorm& n, const float* x, float* y, int32_t threads) {
+        const int64_t size = n.channels * n.pixels;
+        int failed = 0;
+        for_all(n.batch, n.batch * size, threads, [&](int64_t i) {
+            if (!n.last) return planes(n, x + i * size, y + i * size);
+            void* table = qa_scratch(QA_SLOT_BLOCK, sizeof(float) * 3 * n.channels);
+            if (table == nullptr) {
+                __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+            } else {
+                pixels(n, x + i * size, y + i * size, static_cast<float*>(table));
+            }
+        });
+        return failed ? QA_NO_MEMORY : QA_OK;
+    }
+};
+
+// y = activation(x), or activation(x) * gate.
+template <int ACTIVATION>
+int activate(const QaRows& r, const float* x, const float* gate, float* y, int32_t threads) {
+    for_all(r.rows, r.rows * r.columns, threads, [&](int64_t i) {
+        const float* other = gate ? gate + i * r.gate_row : nullptr;
+        map_lanes(x + i * r.x_row, y + i * r.columns, r.columns, [&](Lanes& v, int64_t at, int real) QA_ALWAYS {
+            activate_lanes<ACTIVATION>(v);
+            if (other == nullptr) return;
+            Lanes part = {};
+            std::memcpy(&part, other + at, sizeof(float) * real);
+            v = v * part;
+        });
+    });
+    return QA_OK;
+}
+
+int run_norm(const QaNorm* norm, const float* x, float* y, int32_t threads) {
+    switch (norm->activation) {
+        case QA_PLAIN: return Norm<QA_PLAIN>::run(*norm, x, y, threads);
+        case QA_SILU: return Norm<QA_SILU>::run(*norm, x, y, threads);
+        case QA_GELU: return Norm<QA_GELU>::run(*norm, x, y, threads);
+        case QA_GELU_TANH: return Norm<QA_GELU_TANH>::run(*norm, x, y, threads);
+        default: return QA_BAD_ARGUMENT;
+    }
+}
+
+int run_activation(const QaRows* rows, const float* x, const float* gate, float* y,
+                   int32_t threads) {
+    switch (rows->activation) {
+        case QA_SILU: return activate<QA_SILU>(*rows, x, gate, y, threads);
+        case QA_GELU: return activate<QA_GELU>(*rows, x, gate, y, threads);
+        case QA_GELU_TANH: return activate<QA_GELU_TANH>(*rows, x, gate, y, threads);
+        default: return QA_BAD_ARGUMENT;
+    }
+}
+
+}  // namespace
+
+#endif

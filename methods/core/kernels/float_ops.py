@@ -1,0 +1,150 @@
+"""Normalizations and activations between packed layers, in one pass over memory each.
+
+Plain float32 arithmetic, as in torch but for rounding. The native library has them because between
+fast integer products they are what a network waits for.
+"""
+
+import ctypes
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.kernels import native
+
+
+class Activation(IntEnum):
+    """``QaActivation`` in ``csrc/quantarena.h``."""
+
+    PLAIN = 0
+    SILU = 1
+    GELU = 2
+    GELU_TANH = 3
+
+
+def normalize(
+    library: native.Library,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: Activation = Activation.PLAIN,
+) -> Tensor | None:
+    """Group normalization of (N, C, ...) over ``groups``, then an activation.
+
+    Args:
+        library: with native kernels.
+        x: float32 on the CPU.
+        groups: divides C.
+        weight: (C,) float32 or None.
+        bias: (C,) float32 or None.
+        eps: added to the variance.
+        activation: applied to the result.
+
+    Returns:
+        Dense output in the memory format of ``x``; None where the kernel does not take this input.
+    """
+    if x.dim() < 2 or not _takes(x, weight, bias) or x.shape[1] % groups:
+        return None
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(
+        memory_format=torch.channels_last
+    )  # fmt: skip
+    if not last:
+        x = x.contiguous()
+    batch, channels = x.shape[:2]
+    pixels = x.numel() // max(1, batch * channels)
+    struct = native.NormStruct(
+        batch,
+        channels,
+        pixels,
+        groups,
+        last,
+        activation,
+        eps,
+        None if weight is None else weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+    )
+    y = torch.empty_like(x)
+    assert library.norm is not None
+    error = library.norm(ctypes.byref(struct), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if error == native.NO_MEMORY:
+        raise MemoryError("normalization: no memory for scratch")
+    return y
+
+
+def activate(
+    library: native.Library, x: Tensor, activation: Activation, gate: Tensor | None = None
+) -> Tensor | None:
+    """``activation(x)``, times ``gate`` where there is one.
+
+    Args:
+        library: with native kernels.
+        x: float32 on the CPU; rows may have a pitch, as those of a chunk do.
+        activation: what to apply.
+        gate: of the shape of ``x``.
+
+    Returns:
+        Contiguous output; None where the kernel does not take this input.
+    """
+    if activation is Activation.PLAIN or not _takes(x) or x.dim() == 0:
+        return None
+    pitch = row_pitch(x)
+    gate_pitch = 0 if gate is None else row_pitch(gate)
+    if pitch is None or gate_pitch is None:
+        return None
+    if gate is not None and (gate.shape != x.shape or not _takes(gate)):
+        return None
+    columns = x.shape[-1]
+    y = torch.empty(x.shape)
+    rows = x.numel() // max(1, columns)
+    if pitch == columns and gate_pitch in (0, columns):  # one long run, cut for several threads
+        rows, columns = _cut(rows, columns)
+        pitch = columns
+        gate_pitch = columns if gate is not None else 0
+    struct = native.RowsStruct(rows, columns, pitch, gate_pitch, activation)
+    assert library.activation is not None
+    library.activation(
+        ctypes.byref(struct),
+        x.data_ptr(),
+        None if gate is None else gate.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def row_pitch(x: Tensor) -> int | None:
+    """Elements from row to row where the rows of ``x`` have one pitch, else None."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        return None
+    rows, pitch = 1, int(x.shape[-1])
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        if rows == 1:
+            pitch = stride
+        elif stride != rows * pitch:
+            return None
+        rows *= size
+    return pitch
+
+
+def _cut(rows: int, columns: int) -> tuple[int, int]:
+    """The same elements as rows that are worth a call each."""
+    while columns < 4096 and rows % 2 == 0:
+        rows, columns = rows // 2, columns * 2
+    return rows, columns
+
+
+def _takes(x: Tensor, *parameters: Tensor | None) -> bool:
+    if (
+        x.dtype is not torch.float32
+        or not x.is_cpu
+        or (x.requires_grad and torch.is_grad_enabled())
+    ):
+        return False
+    return all(
+        p is None or (p.dtype is torch.float32 and p.is_cpu and p.is_contiguous())
+        for p in parameters
+    )

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from quantarena.methods.core.kernels import float_ops
+from quantarena.methods.core.kernels.float_ops import Activation
+
+REFERENCE = {
+    Activation.PLAIN: lambda x: x,
+    Activation.SILU: F.silu,
+    Activation.GELU: F.gelu,
+    Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
+}
+SHAPES = [((2, 64, 8, 8), 32), ((3, 40, 3, 5), 4), ((1, 6, 7), 3), ((5, 12), 2), ((2, 9, 1, 1), 9)]
+
+
+def close(found, want):
+    return float((found - want).abs().max()) <= 2e-6 * float(want.abs().max()) + 1e-9
+
+
+@pytest.fixture
+def floats(library):
+    if library.norm is None:
+        pytest.skip("needs native kernels")
+    return library
+
+
+@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+@pytest.mark.parametrize("last", [False, True])
+def test_group_normalization_is_that_of_torch(floats, shape, groups, activation, last):
+    make = torch.Generator().manual_seed(len(shape))
+    x = torch.randn(shape, generator=make) * 3 + 5
+    weight, bias = torch.randn(2, shape[1], generator=make).unbind()
+    if last and x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    for w, b in ((weight, bias), (None, None)):
+        found = float_ops.normalize(floats, x, groups, w, b, 1e-5, activation)
+        want = F.group_norm(
+            x.double(), groups, *(None if p is None else p.double() for p in (w, b)), 1e-5
+        )
+        assert close(found, REFERENCE[activation](want))
+        assert found.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("activation", list(Activation)[1:])
+@pytest.mark.parametrize("shape", [(4, 3, 26), (2, 64, 512), (7,), (1, 1), (0, 4)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations_are_those_of_torch(floats, activation, shape, gated):
+    whole = torch.randn(*shape[:-1], 2 * shape[-1], generator=torch.Generator().manual_seed(1)) * 5
+    gate, x = whole.chunk(2, dim=-1)
+    found = float_ops.activate(floats, x, activation, gate if gated else None)
+    want = REFERENCE[activation](x.double()) * (gate.double() if gated else 1)
+    assert found.shape == want.shape
+    assert not want.numel() or close(found, want)
+
+
+def test_special_values_pass_as_in_torch(floats):
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 0.0, -0.0, 88.5, -104.0])
+    for activation in (Activation.SILU, Activation.GELU, Activation.GELU_TANH):
+        found, want = float_ops.activate(floats, x, activation), REFERENCE[activation](x)
+        finite = torch.isfinite(want)
+        assert torch.allclose(found[finite], want[finite], atol=1e-6)
+        assert torch.equal(found[0], want[0])
+        assert torch.isnan(found[2])
+
+
+def test_other_inputs_are_left_to_torch(floats):
+    x = torch.randn(2, 4, 3)
+    assert float_ops.activate(floats, x.double(), Activation.SILU) is None
+    assert float_ops.activate(floats, x.transpose(1, 2), Activation.SILU) is None
+    assert float_ops.activate(floats, x, Activation.SILU, torch.ones(3)) is None
+    assert float_ops.activate(floats, x.requires_grad_(), Activation.SILU) is None
+    assert float_ops.normalize(floats, x.double(), 2, None, None, 1e-5) is None
+    assert float_ops.normalize(floats, torch.randn(2, 5), 2, None, None, 1e-5) is None
