@@ -1,8 +1,12 @@
 """Loading a workload's pipeline and checking that its files are whole."""
 
 import hashlib
+import inspect
 import json
 import logging
+import math
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantarena.bench.workloads import hub
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
-from quantarena.methods.core.errors import BrokenModel
+from quantarena.bench.workloads.samplers import put_sampler
+from quantarena.methods.core.errors import BrokenModel, UserError
 
 MANIFEST = "manifest.json"
 _WEIGHTS = (".safetensors", ".bin")
 _CONFIGS = (".json", ".txt", ".model")
 _ASIDE = (MANIFEST, SETTINGS)
+USUAL_SLOTS = ("unet", "transformer")
+FILTER = "safety_checker"
+_VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
+_CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
+"""Where configurations of networks keep how many classes they know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +36,15 @@ class LoadedPipeline:
 
     Attributes:
         pipe: the diffusers pipeline.
-        slot: attribute that holds the denoiser, ``unet`` or ``transformer``.
-        sha256: over all weight and configuration files.
+        slot: attribute that holds the denoiser, such as ``unet`` or ``transformer``.
+        sha256: over all weight and configuration files, and the sampler put in place.
+        notes: lines worth a reader's attention.
     """
 
     pipe: Any
     slot: str
     sha256: str
+    notes: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> nn.Module:
@@ -92,24 +105,29 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 
 def load(info: WorkloadInfo) -> LoadedPipeline:
-    """Load a workload's pipeline in fp32 for the CPU.
+    """Load a workload's pipeline in fp32 for the CPU, its sampler put in place.
+
+    A filter that blacks out images is left out: whether it fires depends on the quantization.
 
     Raises:
         BrokenModel: damaged files, or no denoiser inside; one line.
+        UserError: the sampler does not fit, or a class is out of range.
     """
     sha256 = pipeline_sha256(info.path)
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
-
-    diffusers_logging.set_verbosity_error()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    diffusers_logging.disable_progress_bar()
     from transformers.utils import logging as transformers_logging
 
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"variant": _variant(info.path)}
+    if FILTER in hub.components(info.path):
+        options[FILTER] = None
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            str(info.path), dtype=torch.float32, local_files_only=True
+            str(info.path), dtype=torch.float32, local_files_only=True, **options
         )
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -117,10 +135,91 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
             f"{info.path} does not load as a diffusers pipeline: {first[0]}"
         ) from None
     pipe.set_progress_bar_config(disable=True)
-    slot = next((name for name in ("unet", "transformer") if getattr(pipe, name, None)), None)
-    if slot is None:
-        raise BrokenModel(f"{info.path} has no unet and no transformer to quantize")
+    slot = find_slot(pipe, str(info.path))
+    if info.sampler:
+        put_sampler(pipe, info.sampler)
+        # another sampler draws other images, as another configuration file would
+        sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
-    return LoadedPipeline(pipe, slot, sha256)
+    loaded = LoadedPipeline(pipe, slot, sha256, too_long(pipe, info))
+    require_classes(loaded.denoiser, info)
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded
+
+
+def find_slot(pipe: Any, where: str) -> str:
+    """The component that gets quantized: the network that is told the timestep.
+
+    Raises:
+        BrokenModel: there is none, or there are several and none is called as usual.
+    """
+    networks = {n: part for n, part in pipe.components.items() if isinstance(part, nn.Module)}
+    found = [n for n, part in networks.items() if _takes_timestep(part)]
+    chosen = next((name for name in USUAL_SLOTS if name in found), None)
+    if chosen is not None:  # others are control networks, unless they are more of the same kind
+        found = [n for n in found if type(networks[n]) is type(networks[chosen])]
+    if not found:
+        held = ", ".join(networks) or "no network at all"
+        raise BrokenModel(f"{where} has no denoiser to quantize: it holds {held}")
+    if len(found) > 1:
+        raise BrokenModel(f"{where} has several denoisers ({', '.join(found)}): one is supported")
+    return found[0]
+
+
+def _takes_timestep(network: nn.Module) -> bool:
+    return "timestep" in inspect.signature(network.forward).parameters
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant, such as ``fp16``, where a component has weights in no other form."""
+    found: set[str] = set()
+    for part in (f for f in folder.iterdir() if f.is_dir()):
+        weights = [f.name for f in part.iterdir() if f.suffix in _WEIGHTS]
+        marks = [_VARIANT.search(name) for name in weights]
+        if marks and all(marks):
+            found |= {mark[1] for mark in marks if mark}
+    return min(found) if found else None
+
+
+def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
+    """A line for each tokenizer that cuts prompts of the workload off; empty if none does."""
+    if info.conditions != "prompt":
+        return ()
+    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    most = parameter.default if parameter and isinstance(parameter.default, int) else math.inf
+    notes = []
+    for name, tokenizer in pipe.components.items():
+        limit = min(getattr(tokenizer, "model_max_length", 0), most)
+        if not callable(tokenizer) or limit < 1:
+            continue
+        # a token is a character at least, so short prompts need not be counted
+        counts = [len(tokenizer(p).input_ids) for p in info.prompts if len(p) >= limit - 2]
+        cut = [count for count in counts if count > limit]
+        if cut:
+            notes.append(
+                f"{len(cut)} of {len(info.prompts)} prompts are longer than the {limit} tokens of "
+                f"{name} (up to {max(cut)}): what follows is cut off"
+            )
+    return tuple(notes)
+
+
+def require_classes(denoiser: nn.Module, info: WorkloadInfo) -> None:
+    """See that the network knows every class of the workload.
+
+    Raises:
+        UserError: one is out of range, or no number.
+    """
+    if info.conditions != "class":
+        return
+    config = getattr(denoiser, "config", {})
+    known = next((config[n] for n in _CLASS_COUNTS if config.get(n)), None)
+    for text in info.prompts:
+        if not text.strip().isdecimal():
+            raise UserError(f"{info.name}: {text!r} is no class number")
+        if known is not None and int(text) >= known:
+            raise UserError(
+                f"{info.name}: class {text} is out of range, the model has 0 to {known - 1}"
+            )

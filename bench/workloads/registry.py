@@ -1,16 +1,23 @@
-"""Which workloads there are: the zoo of the package, and any pipeline folder. No torch."""
+"""Which workloads there are: the zoo, the papers' settings, and any diffusers pipeline. No torch.
 
-import json
+A workload is named by the zoo, by ``papers``, by the id of a model on the Hugging Face Hub that has
+been downloaded, or by a pipeline folder; settings may follow the name (``settings``).
+"""
+
+import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from quantarena.bench.errors import UserError
-from quantarena.methods.core.errors import BrokenModel, UnknownName, did_you_mean
+from quantarena.bench.workloads import hub, papers, settings
+from quantarena.bench.workloads.settings import Settings
+from quantarena.methods.core.errors import BrokenModel, UnknownName, UserError, did_you_mean
 
 ZOO = Path(__file__).parent / "zoo"
 DATA = Path(__file__).parent / "data"
-SETTINGS = "workload.json"
+SETTINGS = settings.FILE
+INDEX = "model_index.json"
+_SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +25,8 @@ class WorkloadInfo:
     """A diffusers pipeline with everything that fixes what it draws.
 
     Attributes:
-        name: of the zoo, or the folder's path.
+        name: what goes into a cell: of the zoo or the papers, a hub id, or an absolute path, with
+            the settings that were given.
         title: one line.
         path: pipeline folder.
         steps: sampler steps.
@@ -30,6 +38,8 @@ class WorkloadInfo:
         reference: real images: ``SET/SPLIT`` of the data folder, a features file, a folder, or "".
         licence: of weights and data.
         megabytes: of the folder on disk.
+        sampler: scheduler class of diffusers in place of the pipeline's own, or "".
+        hub: id on the Hugging Face Hub, or "".
     """
 
     name: str
@@ -44,11 +54,16 @@ class WorkloadInfo:
     reference: str
     licence: str
     megabytes: float
+    sampler: str = ""
+    hub: str = ""
 
     @property
     def noise_name(self) -> str:
-        """What the noise is named after: the folder's own name, however its path was spelled."""
-        return self.path.resolve().name
+        """What the noise is named after: the model, however its path was spelled.
+
+        Settings do not change it, so images of one model with other settings are pairs.
+        """
+        return self.hub.rpartition("/")[2] or self.path.resolve().name
 
 
 def names() -> tuple[str, ...]:
@@ -56,7 +71,7 @@ def names() -> tuple[str, ...]:
     if not ZOO.is_dir():
         return ()
     folders = (f for f in ZOO.iterdir() if not f.name.startswith("."))
-    return tuple(sorted(f.name for f in folders if (f / "model_index.json").is_file()))
+    return tuple(sorted(f.name for f in folders if (f / INDEX).is_file()))
 
 
 def describe(name: str) -> WorkloadInfo:
@@ -67,67 +82,97 @@ def describe(name: str) -> WorkloadInfo:
     """
     known = names()
     if name not in known:
-        raise UnknownName(f"unknown workload {name!r}: {did_you_mean(name, known)}")
-    return _read(ZOO / name, name)
+        raise UnknownName(
+            f"unknown workload {name!r}: {did_you_mean(name, (*known, *papers.PAPERS))}"
+        )
+    return _read(ZOO / name, name, {})
 
 
 def resolve(name_or_path: str) -> WorkloadInfo:
-    """A workload of the zoo, or any diffusers pipeline folder.
+    """A workload of the zoo or of the papers, a downloaded hub model, or any pipeline folder.
 
     Raises:
-        UnknownName: neither a zoo name nor an existing folder.
+        UnknownName: none of these; the line says what to download and where it goes.
         BrokenModel: a folder that is no diffusers pipeline.
+        UserError: settings that do not exist or are out of range.
     """
-    folder = Path(name_or_path).expanduser()
-    if name_or_path in names() or not (folder.exists() or "/" in name_or_path):
-        return describe(name_or_path)
-    if not folder.is_dir():
-        raise UnknownName(f"workload {name_or_path!r} is no folder and no name of the zoo")
-    return _read(folder, str(folder))
+    base, given = settings.split(name_or_path)
+    if base in names():
+        return _read(ZOO / base, base, given) if given else describe(base)
+    if base in papers.PAPERS:
+        return _paper(base, given)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return _read(folder, str(folder.resolve()), given)
+    if folder.is_file():
+        raise _no_folder(folder)
+    if hub.is_id(base):
+        return _read(hub.cached(base), base, given, hub_id=base)
+    if "/" in base or folder.exists():
+        raise UnknownName(f"workload {base!r} is no folder and no name of the zoo")
+    return describe(base)
 
 
-def _read(folder: Path, name: str) -> WorkloadInfo:
-    if not (folder / "model_index.json").is_file():
-        raise BrokenModel(f"{folder} is no diffusers pipeline: it has no model_index.json")
-    settings = _settings(folder)
-    conditions = settings.get("conditions", {})
-    kind = str(conditions.get("kind", "none"))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return WorkloadInfo(
-        name=name,
-        title=str(settings.get("title", folder.name)),
-        path=folder,
-        steps=int(settings.get("steps", 20)),
-        guidance=float(settings.get("guidance", 1.0)),
-        eta=float(settings.get("eta", 0.0)),
-        resolution=int(settings.get("resolution", 0)),
-        conditions=kind,
-        prompts=_prompts(folder, conditions),
-        reference=str(settings.get("reference", "")),
-        licence=str(settings.get("licence", "not stated")),
-        megabytes=size / 1e6,
+def _paper(name: str, given: dict[str, str]) -> WorkloadInfo:
+    paper = papers.PAPERS[name]
+    info = _read(hub.cached(paper.model, name), name, given, hub_id=paper.model, base=paper)
+    if info.conditions == "prompt" and not info.prompts:
+        raise UserError(
+            f"workload {name} draws from {paper.captions}: give their file with "
+            "--set prompts=FILE (one a line, .csv, .tsv or .json)"
+        )
+    return info
+
+
+def _no_folder(file: Path) -> UserError:
+    if file.suffix.lower() not in _SINGLE:
+        return BrokenModel(f"workload {file} is a file: a diffusers pipeline is a folder")
+    return BrokenModel(
+        f"{file} is a single-file checkpoint: make a pipeline folder of it with "
+        "diffusers (Pipeline.from_single_file(FILE).save_pretrained(DIR)) and give DIR"
     )
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / SETTINGS
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BrokenModel(f"{file} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise BrokenModel(f"{file} must hold one JSON object")
-    return settings
+def _read(
+    folder: Path,
+    name: str,
+    given: dict[str, str],
+    *,
+    hub_id: str = "",
+    base: papers.Paper | None = None,
+) -> WorkloadInfo:
+    _require_pipeline(folder)
+    found = settings.read_settings(folder, Settings())
+    if base is not None:
+        found = dataclasses.replace(found, **base.settings())
+    found = settings.apply(found, given, name)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return WorkloadInfo(
+        name=settings.join(name, given),
+        title=found.title or (hub_id or folder.name),
+        path=folder,
+        steps=found.steps,
+        guidance=found.guidance,
+        eta=found.eta,
+        resolution=found.resolution,
+        conditions=found.conditions,
+        prompts=found.prompts,
+        reference=found.reference,
+        licence=found.licence,
+        megabytes=size / 1e6,
+        sampler=found.sampler,
+        hub=hub_id,
+    )
 
 
-def _prompts(folder: Path, conditions: dict[str, Any]) -> tuple[str, ...]:
-    if "file" in conditions:
-        file = folder / str(conditions["file"])
-        try:
-            lines = file.read_text().splitlines()
-        except OSError as error:
-            raise UserError(f"conditions file {file} cannot be read: {error}") from None
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(str(value) for value in conditions.get("values", ()))
+def _require_pipeline(folder: Path) -> None:
+    if (folder / INDEX).is_file():
+        return
+    hint = ""
+    if (folder / "config.json").is_file():
+        kind = re.search(r'"_class_name":\s*"(\w+)"', (folder / "config.json").read_text("utf-8"))
+        part = kind[1] if kind else "one component"
+        hint = f"; it holds {part} alone, give the folder above it"
+    elif single := next((f for f in sorted(folder.iterdir()) if f.suffix in _SINGLE), None):
+        hint = f"; {single.name} looks like a single-file checkpoint, which has to be converted"
+    raise BrokenModel(f"{folder} is no diffusers pipeline: it has no {INDEX}{hint}")

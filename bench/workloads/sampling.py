@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
-from quantarena.methods.core.errors import BrokenModel
+from quantarena.bench.workloads.samplers import stepping
+from quantarena.methods.core.errors import BrokenModel, UserError
 
 Purpose = Literal["evaluate", "calibrate"]
 Progress = Callable[[int, int], None]
@@ -69,7 +70,8 @@ def condition(info: WorkloadInfo, purpose: Purpose, index: int) -> str:
     if not info.prompts:
         raise BrokenModel(
             f"{info.name} draws from prompts or classes and names none: list them in its "
-            'workload.json under "conditions": {"kind": "prompt", "values": [...]}'
+            'workload.json under "conditions": {"kind": "prompt", "values": [...]}, or give their '
+            "file with --set prompts=FILE or --set classes=FILE"
         )
     place = index if purpose == "evaluate" else -1 - index
     return info.prompts[place % len(info.prompts)]
@@ -79,26 +81,47 @@ def pipeline_arguments(
     info: WorkloadInfo, pipe: Any, draw: Draw, indices: Sequence[int]
 ) -> dict[str, Any]:
     """Keyword arguments of one pipeline call, from what its signature takes."""
-    accepted = set(inspect.signature(pipe.__call__).parameters)
-    generators = [
-        torch.Generator("cpu").manual_seed(image_seed(info.noise_name, draw, i)) for i in indices
-    ]
-    arguments: dict[str, Any] = {
-        "generator": generators,
+    parameters = inspect.signature(pipe.__call__).parameters
+    size = {"height": info.resolution, "width": info.resolution} if info.resolution else {}
+    offered: dict[str, Any] = {
+        "generator": generators_of(info, draw, indices),
         "num_inference_steps": draw.steps,
         "output_type": "np",
+        "eta": info.eta,
+        "guidance_scale": info.guidance,
+        **size,
+        "use_resolution_binning": False,  # the size is what the workload says
+        "clean_caption": False,  # depends on what else is installed
     }
-    if "eta" in accepted:
-        arguments["eta"] = info.eta
-    if "guidance_scale" in accepted:
-        arguments["guidance_scale"] = info.guidance
-    if "prompt" in accepted:
-        arguments["prompt"] = [condition(info, draw.purpose, i) for i in indices]
-    elif "class_labels" in accepted:
-        arguments["class_labels"] = [int(condition(info, draw.purpose, i)) for i in indices]
+    if "prompt" in parameters:
+        offered["prompt"] = [condition(info, draw.purpose, i) for i in indices]
+    elif "class_labels" in parameters:
+        offered["class_labels"] = [_class(info, draw.purpose, i) for i in indices]
     else:
-        arguments["batch_size"] = len(indices)
-    return arguments
+        offered["batch_size"] = len(indices)
+    required = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    ]
+    if missing := [name for name in required if name not in offered]:
+        raise BrokenModel(
+            f"{type(pipe).__name__} needs {missing[0]!r}: a workload draws from noise and prompts "
+            "or classes alone"
+        )
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def generators_of(info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> list[torch.Generator]:
+    """One generator an image, on the CPU."""
+    return [
+        torch.Generator("cpu").manual_seed(image_seed(info.noise_name, draw, i)) for i in indices
+    ]
+
+
+def _class(info: WorkloadInfo, purpose: Purpose, index: int) -> int:
+    text = condition(info, purpose, index)
+    if not text.strip().isdecimal():
+        raise UserError(f"{info.name} draws from class numbers, {text!r} is none")
+    return int(text)
 
 
 @torch.no_grad()
@@ -108,14 +131,19 @@ def draw_images(
     """Sample the images.
 
     Raises:
-        BrokenModel: the network produced NaN or infinity.
+        BrokenModel: the network produced NaN or infinity, or the pipeline refuses its arguments.
+        UserError: settings that the sampler cannot take.
     """
     digest = hashlib.sha256()
     first = [True]
 
     def fingerprint(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if first[0]:
-            sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+            sample = (
+                args[0]
+                if args
+                else kwargs[next(iter(inspect.signature(module.forward).parameters))]
+            )
             assert isinstance(sample, Tensor)
             digest.update(sample.detach().float().cpu().contiguous().numpy().tobytes())
             first[0] = False
@@ -126,8 +154,7 @@ def draw_images(
         for start in range(0, draw.count, draw.batch):
             indices = range(start, min(start + draw.batch, draw.count))
             first[0] = True
-            output = loaded.pipe(**pipeline_arguments(info, loaded.pipe, draw, indices))
-            images.append(_to_uint8(np.asarray(output.images)))
+            images.append(_to_uint8(_run(loaded.pipe, info, draw, indices)))
             if progress is not None:
                 progress(indices.stop, draw.count)
     finally:
@@ -135,9 +162,27 @@ def draw_images(
     return Drawn(torch.cat(images), digest.hexdigest())
 
 
+def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> Any:
+    """Floats in [0, 1], (N, H, W, channels)."""
+    arguments = pipeline_arguments(info, pipe, draw, indices)
+    try:
+        with stepping(pipe.scheduler, info.eta, arguments["generator"]):
+            output = pipe(**arguments)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise BrokenModel(
+            f"{type(pipe).__name__} cannot draw {info.name} with these settings: "
+            f"{type(error).__name__}: {first}"
+        ) from error
+    images = np.asarray(getattr(output, "images", ()))
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise BrokenModel(f"{type(pipe).__name__} draws no images of three channels")
+    return images
+
+
 def _to_uint8(images: np.ndarray[Any, Any]) -> Tensor:
-    """(N, H, W, 3) floats in [0, 1] to uint8 (N, 3, H, W)."""
+    """(N, H, W, 1 or 3) floats in [0, 1] to uint8 (N, 3, H, W)."""
     if not np.isfinite(images).all():
         raise BrokenModel("the network produced NaN or infinity: no image to score")
     grid = np.clip(np.rint(images * 255.0), 0, 255).astype(np.uint8)
-    return torch.from_numpy(grid).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(grid).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()

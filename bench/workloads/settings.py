@@ -1,0 +1,211 @@
+"""Settings of a workload: from its ``workload.json``, from the command line, checked alike.
+
+On the command line they follow the workload's name, ``NAME?guidance=7.5&steps=50``, which
+``--set guidance=7.5`` writes for its user. So they are part of the name, and of every key made
+from it. No torch.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from quantarena.bench.workloads.conditions import class_range, read_conditions
+from quantarena.methods.core.errors import BrokenModel, UserError, did_you_mean
+
+FILE = "workload.json"
+PATHS = ("prompts", "classes", "reference")
+KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "column", *PATHS)
+KINDS = ("none", "class", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What fixes the images of a pipeline beside its weights.
+
+    Attributes:
+        title: one line, or "".
+        sampler: scheduler class of diffusers; "" for the pipeline's own.
+        steps: sampler steps.
+        guidance: classifier-free guidance scale; 1 is off.
+        eta: DDIM's share of fresh noise, 0 to 1.
+        resolution: pixels a side; 0 for the pipeline's own.
+        conditions: ``none``, ``class`` or ``prompt``.
+        prompts: prompts or class numbers, in order.
+        reference: real images, see ``WorkloadInfo``.
+        licence: of weights and data.
+    """
+
+    title: str = ""
+    sampler: str = ""
+    steps: int = 20
+    guidance: float = 1.0
+    eta: float = 0.0
+    resolution: int = 0
+    conditions: str = "none"
+    prompts: tuple[str, ...] = ()
+    reference: str = ""
+    licence: str = "not stated"
+
+
+def read_settings(folder: Path, base: Settings) -> Settings:
+    """``base`` with what the folder's ``workload.json`` says, if it has one.
+
+    Raises:
+        BrokenModel: the file is not JSON, or a value is out of range.
+        UserError: its conditions cannot be read.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return base
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise BrokenModel(f"{file} must hold one JSON object")
+    plain = {name: found[name] for name in ("title", "licence") if name in found}
+    numbers = {n: found[n] for n in ("sampler", "steps", "guidance", "eta", "resolution")
+               if n in found}  # fmt: skip
+    try:
+        made = replace(base, **{n: str(v) for n, v in plain.items()}, **_checked(numbers))
+    except ValueError as error:
+        raise BrokenModel(f"{file}: {error}") from None
+    if "reference" in found:
+        made = replace(made, reference=str(found["reference"]))
+    if "conditions" in found:
+        made = _with_conditions(made, found["conditions"], folder, file)
+    return made
+
+
+def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
+    """``base`` with what the command line sets; paths in ``given`` are absolute.
+
+    Raises:
+        UserError: a value is out of range, or its file cannot be read; one line.
+    """
+    try:
+        made = replace(base, **_checked({k: v for k, v in given.items() if k not in PATHS}))
+        if "prompts" in given and "classes" in given:
+            raise ValueError("prompts and classes exclude each other")
+    except ValueError as error:
+        raise UserError(f"workload {name}: {error}") from None
+    column = given.get("column", "")
+    if "prompts" in given:
+        values = read_conditions(Path(given["prompts"]), "prompt", column)
+        made = replace(made, conditions="prompt", prompts=values)
+    if "classes" in given:
+        values = class_range(given["classes"])
+        if not values:
+            values = read_conditions(Path(given["classes"]), "class", column)
+        made = replace(made, conditions="class", prompts=values)
+    return replace(made, reference=given.get("reference", made.reference))
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """A workload's name and the settings behind it, paths made absolute.
+
+    >>> split("sd-v1-4?guidance=7.5&steps=50")
+    ('sd-v1-4', {'guidance': '7.5', 'steps': '50'})
+
+    Raises:
+        UserError: settings that do not exist.
+    """
+    base, mark, text = name.rpartition("?")
+    if not mark or Path(name).exists():
+        return name, {}
+    pairs = parse_qsl(text, keep_blank_values=True)
+    if not pairs or not base:
+        raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
+    return base, {key: _canonical(key, value) for key, value in pairs}
+
+
+def join(name: str, given: Mapping[str, str]) -> str:
+    """The inverse of ``split``; the same settings always make the same name."""
+    if not given:
+        return name
+    return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
+
+
+def with_options(name: str, options: tuple[str, ...]) -> str:
+    """A workload's name with what ``--set KEY=VALUE`` says; the last of one key counts.
+
+    Raises:
+        UserError: no such key, or no value.
+    """
+    base, given = split(name)
+    for option in options:
+        key, mark, value = option.partition("=")
+        if not mark or not value.strip():
+            raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
+        given[key.strip()] = _canonical(key.strip(), value.strip())
+    return join(base, given)
+
+
+def shown(name: str) -> str:
+    """A workload's name as a command repeats it elsewhere: folders and files by last name."""
+    base, given = split(name)
+    short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
+    folder = Path(base).expanduser()
+    return join(folder.resolve().name if folder.exists() else base, short)
+
+
+def _canonical(key: str, value: str) -> str:
+    """One text for one value: paths absolute, ``7.50`` as ``7.5``; what is wrong stays as it is."""
+    if key not in KEYS:
+        raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
+    if key in ("guidance", "eta", "steps", "resolution"):
+        try:
+            return f"{float(value):g}"
+        except ValueError:
+            return value
+    if key not in PATHS or (key == "classes" and class_range(value)):
+        return value
+    path = Path(value).expanduser()
+    # a reference may be the name of a set that comes with the package
+    return str(path.resolve()) if key != "reference" or path.exists() else value
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers in their ranges. Raises ValueError with one line."""
+    found: dict[str, Any] = {}
+    for name, low, high in (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0)):
+        if name in given:
+            found[name] = value = _number(name, given[name], float)
+            if not low <= value <= high or math.isinf(value):
+                limit = f"from {low:g} to {high:g}" if high < math.inf else "0 or more"
+                raise ValueError(f"{name} must be {limit}, not {given[name]}")
+    for name, least in (("steps", 1), ("resolution", 0)):
+        if name in given:
+            found[name] = value = _number(name, given[name], int)
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {given[name]}")
+    if "sampler" in given:
+        found["sampler"] = str(given["sampler"])
+    return found
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
+    what = "a whole number" if kind is int else "a number"
+    try:
+        found = kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be {what}, not {value!r}") from None
+    if isinstance(value, float) and value != found:
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+    return found
+
+
+def _with_conditions(made: Settings, found: Any, folder: Path, file: Path) -> Settings:
+    if not isinstance(found, dict) or found.get("kind", "none") not in KINDS:
+        raise BrokenModel(f'{file}: "conditions" needs a "kind" of {", ".join(KINDS)}')
+    kind = str(found.get("kind", "none"))
+    if "file" in found:
+        place = folder / str(found["file"])
+        values = read_conditions(place, kind, str(found.get("column", "")))
+    else:
+        values = tuple(str(value) for value in found.get("values", ()))
+    return replace(made, conditions=kind, prompts=values)
