@@ -81,16 +81,29 @@ def workload_names() -> tuple[str, ...]:
     return tuple(found)
 
 
-def canonical_workload(name_or_path: str) -> str:
-    """What goes into a cell: the name of a known workload, or the absolute path of a folder.
+def paper_workloads() -> dict[str, Any]:
+    """Settings of papers by name; their models may have to be downloaded."""
+    found = importlib.import_module("quantarena.bench.workloads.papers").PAPERS
+    return dict(found)
+
+
+def canonical_workload(name_or_path: str, options: tuple[str, ...] = ()) -> str:
+    """What goes into a cell: name, hub id or absolute path, with the settings that were given.
+
+    Args:
+        name_or_path: as given.
+        options: ``KEY=VALUE`` settings.
 
     Raises:
-        UserError: neither.
+        UserError: no such workload, or no such setting.
     """
-    info = workload(name_or_path)
-    if info.name in workload_names():
-        return str(info.name)
-    return str(Path(info.path).resolve())
+    settings = importlib.import_module("quantarena.bench.workloads.settings")
+    return str(workload(settings.with_options(name_or_path, options)).name)
+
+
+def shown_workload(name: str) -> str:
+    """A cell's workload as a command repeats it elsewhere: paths by their last name."""
+    return str(importlib.import_module("quantarena.bench.workloads.settings").shown(name))
 
 
 def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = False) -> Facts:
@@ -104,6 +117,7 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
                 [package_sha256(name) for name in NUMBER_MAKERS],
                 _method_code(method_name, plugins, prefer_plugin),
                 _folder_stamp(Path(infos[workload_name].path)),
+                infos[workload_name].prompts,
             ]
         )
 

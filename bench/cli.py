@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from quantarena.bench import cli_info, cli_model, cli_results, cli_run
+from quantarena.bench import cli_fetch, cli_info, cli_model, cli_results, cli_run
 from quantarena.bench.cli_common import Verb
 from quantarena.bench.errors import UserError
 
@@ -35,6 +35,7 @@ _VERBS: dict[str, Verb] = {
     **cli_results.VERBS,
     **cli_info.VERBS,
     **cli_model.VERBS,
+    **cli_fetch.VERBS,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)

@@ -39,6 +39,7 @@ def ls(
         rows = _methods(catalog.plugin_paths(plugin or ()))
     elif kind is Kind.WORKLOADS:
         rows = [_workload(name) for name in catalog.workload_names()]
+        rows += [_paper(name, paper) for name, paper in catalog.paper_workloads().items()]
     elif kind is Kind.METRICS:
         catalogue = importlib.import_module("quantarena.bench.metrics.catalogue")
         rows = [dataclasses.asdict(info) for info in catalogue.METRICS.values()]
@@ -117,6 +118,28 @@ def _workload(name: str) -> dict[str, Any]:
         "conditions": info.conditions,
         "megabytes": round(info.megabytes, 1),
         "licence": info.licence,
+        "state": "ready",
+        "model": "",
+        "images": "",
+        "source": "",
+    }
+
+
+def _paper(name: str, paper: Any) -> dict[str, Any]:
+    here = importlib.import_module("quantarena.bench.workloads.hub").snapshot(paper.model)
+    return {
+        "name": name,
+        "title": paper.title,
+        "resolution": paper.resolution,
+        "steps": paper.steps,
+        "guidance": paper.guidance,
+        "conditions": paper.conditions,
+        "megabytes": paper.megabytes,
+        "licence": paper.licence,
+        "state": "ready" if here else "needs download",
+        "model": paper.model,
+        "images": paper.images,
+        "source": paper.source,
     }
 
 

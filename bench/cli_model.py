@@ -12,6 +12,7 @@ import typer
 
 from quantarena.bench import catalog, files
 from quantarena.bench.cli_common import RESULTS, JsonOption, PluginOption, Verb, emit
+from quantarena.bench.cli_request import SettingsOption
 from quantarena.bench.console import Reporter
 from quantarena.bench.errors import QuantArenaError, UserError
 from quantarena.bench.spec import DEFAULT_VARIANT, Budget, Cell
@@ -23,7 +24,9 @@ _SAY_EVERY = 5.0
 
 
 def quantize(
-    workload: Annotated[str, typer.Argument(help="Workload, or a diffusers pipeline folder.")],
+    workload: Annotated[
+        str, typer.Argument(help="Workload, diffusers pipeline folder, or downloaded hub model.")
+    ],
     method: Annotated[str, typer.Option("--method", help="Method.")],
     bits: Annotated[str, typer.Option("--bits", help="Such as w4a8.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
@@ -39,6 +42,7 @@ def quantize(
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the workload's own.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
     variant: Annotated[str, typer.Option(help="Variant of the method.")] = DEFAULT_VARIANT,
+    settings: SettingsOption = None,
     plugin: PluginOption = None,
     cache: Annotated[
         Path, typer.Option(help="Folder of cached stages, shared with runs.", metavar="DIR")
@@ -56,16 +60,13 @@ def quantize(
         calibration_samples=samples,
         iterations=iterations,
     )
-    cell = Cell(
-        catalog.canonical_workload(workload), method, _packable(bits), seed, variant, budget=budget
-    )
+    name = catalog.canonical_workload(workload, tuple(settings or ()))
+    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget)
     files.ensure_folder(cache)
     shown = _Progress(Reporter(quiet=quiet))
     with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
         produce = importlib.import_module("quantarena.bench.produce")
-        order = produce.Order(
-            cell, output, cache, plugins, _command(workload, cell, plugins), force
-        )
+        order = produce.Order(cell, output, cache, plugins, _command(cell, plugins), force)
         try:
             document: dict[str, Any] = produce.quantize_model(order, shown)
         except UserError:
@@ -148,10 +149,10 @@ def _packable(bits: str) -> str:
     return str(widths)
 
 
-def _command(workload: str, cell: Cell, plugins: tuple[str, ...]) -> str:
+def _command(cell: Cell, plugins: tuple[str, ...]) -> str:
     """The command line that makes the model again; paths by their last name."""
     budget = cell.budget
-    words = ["quantarena", "quantize", workload.rstrip("/").rpartition("/")[2] or workload]
+    words = ["quantarena", "quantize", catalog.shown_workload(cell.workload)]
     words += ["--method", cell.method, "--bits", cell.bits, "--seed", str(cell.seed)]
     words += ["--samples", str(budget.calibration_samples)]
     words += ["--calibration-images", str(budget.calibration_images)]

@@ -16,7 +16,20 @@ EXECUTORS = ("auto", "local", "ray")
 PresetArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(presets.PRESETS)}.")]
 WorkloadOption = Annotated[
     list[str] | None,
-    typer.Option("--workload", help="Workload, or a diffusers pipeline folder; repeatable."),
+    typer.Option(
+        "--workload",
+        "--model",
+        help="Workload, diffusers pipeline folder, or id of a downloaded hub model; repeatable.",
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting of the workloads, such as guidance=7.5, sampler=DDIM, prompts=FILE; "
+        "repeatable.",
+    ),
 ]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Method; repeatable, commas allowed.")
@@ -92,6 +105,7 @@ def made_choice(
     name: str | None,
     variant: list[str] | None,
     policy: list[str] | None,
+    settings: list[str] | None = None,
 ) -> presets.Choice:
     """The options that change a preset, in one value."""
     return presets.Choice(
@@ -105,6 +119,7 @@ def made_choice(
         name=name,
         variants=listed(variant),
         policies=listed(policy),
+        settings=tuple(settings or ()),
     )
 
 
@@ -125,7 +140,7 @@ def made_request(
     plugins = catalog.plugin_paths(plugin or ())
     grid = presets.choose(base.grid, choice)
     catalog.check_methods(grid.methods, plugins)
-    workloads = tuple(catalog.canonical_workload(name) for name in grid.workloads)
+    workloads = tuple(catalog.canonical_workload(name, choice.settings) for name in grid.workloads)
     own = base.executor if executor == "auto" else executor
     return Request(
         grid=presets.with_workloads(grid, workloads),

@@ -32,6 +32,7 @@ from quantarena.bench.cli_request import (
     PresetArgument,
     Request,
     SeedOption,
+    SettingsOption,
     StepsOption,
     VariantOption,
     WorkersOption,
@@ -53,6 +54,7 @@ CACHE = ".cache"
 def plan(
     preset: PresetArgument = presets.DEFAULT,
     workload: WorkloadOption = None,
+    settings: SettingsOption = None,
     method: MethodOption = None,
     bits: BitsOption = None,
     seed: SeedOption = None,
@@ -72,7 +74,7 @@ def plan(
 ) -> None:
     """Show the cells, the estimated time and the disk of a run, without running anything."""
     choice = made_choice(
-        workload, method, bits, seed, images, steps, iterations, name, variant, policy
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
     )
     request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     store = Store(request.folder, Reporter().warn)
@@ -88,6 +90,7 @@ def plan(
 def run(
     preset: PresetArgument = presets.DEFAULT,
     workload: WorkloadOption = None,
+    settings: SettingsOption = None,
     method: MethodOption = None,
     bits: BitsOption = None,
     seed: SeedOption = None,
@@ -113,7 +116,7 @@ def run(
     """Run what is missing of a preset or of your own choice of cells, then write the page."""
     reporter = Reporter(quiet=quiet)
     choice = made_choice(
-        workload, method, bits, seed, images, steps, iterations, name, variant, policy
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
     )
     request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
     options = Options(

@@ -19,7 +19,12 @@ from torch import nn
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.model_card import card
 from quantarena.bench.shared import Ground
-from quantarena.bench.workloads.pipeline import MANIFEST, LoadedPipeline, pipeline_sha256
+from quantarena.bench.workloads.pipeline import (
+    MANIFEST,
+    LoadedPipeline,
+    pipeline_sha256,
+    variant_of,
+)
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.methods.core.announce import attach
 from quantarena.methods.core.checkpoint import load_packed, save_packed
@@ -138,7 +143,11 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
         logger.disable_progress_bar()
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, **{slot: packed.module}
+            str(folder),
+            dtype=torch.float32,
+            local_files_only=True,
+            variant=variant_of(folder),
+            **{slot: packed.module},
         )
     except Exception as error:  # every component raises its own kinds
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -204,6 +213,11 @@ def _fill(
     for name in index:
         if name != slot and (source / name).is_dir():
             shutil.copytree(source / name, work / name, ignore=_duplicates)
+    if ground.info.sampler:  # not the one in the source folder
+        scheduler = ground.loaded.pipe.scheduler
+        scheduler.save_pretrained(work / "scheduler")
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        (work / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (work / slot).mkdir()
     shutil.copyfile(source / slot / "config.json", work / slot / "config.json")
     document = save_packed(packed, work / slot, meta=meta)

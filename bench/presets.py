@@ -116,6 +116,7 @@ class Choice:
     name: str | None = None
     variants: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 def preset(name: str) -> Preset:
@@ -201,6 +202,7 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
     words = ["quantarena", "run", preset_name]
     many = {"workload": choice.workloads, "method": choice.methods, "bits": choice.bits}
     many |= {"variant": choice.variants, "policy": choice.policies}
+    many |= {"set": choice.settings}
     for option, values in {**many, "seed": choice.seeds, "plugin": tuple(plugins)}.items():
         for value in values:
             words += [f"--{option}", str(value)]

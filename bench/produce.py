@@ -124,7 +124,7 @@ def _made(
 
 def _base(info: registry.WorkloadInfo) -> str:
     """Name of the workload; never the path of somebody's disk."""
-    return info.name if info.name in registry.names() else info.path.resolve().name
+    return info.noise_name
 
 
 def draw_grid(

@@ -67,7 +67,7 @@ def cached(hub_id: str, name: str = "") -> Path:
             if name
             else f"{hub_id} is no folder here and no downloaded model of the Hugging Face Hub"
         )
-        raise UnknownName(f"{who}: {how_to_get(hub_id)}")
+        raise UnknownName(f"{who}: {how_to_get(hub_id, name)}")
     missing = [part for part in components(folder) if not (folder / part).is_dir()]
     if missing:
         raise BrokenModel(
@@ -76,11 +76,12 @@ def cached(hub_id: str, name: str = "") -> Path:
     return folder
 
 
-def how_to_get(hub_id: str) -> str:
+def how_to_get(hub_id: str, name: str = "") -> str:
     """What to do about a model that is not here; part of a line."""
+    give = f"--workload {name} --set model=DIR" if name else "--workload DIR"
     return (
         f"download it with quantarena fetch {hub_id} (it goes to {cache_folder()}), or copy its "
-        f"folder from https://huggingface.co/{hub_id} to this machine and give the folder's path"
+        f"folder from https://huggingface.co/{hub_id} and give {give}"
     )
 
 

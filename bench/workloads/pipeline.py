@@ -122,7 +122,7 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
     diffusers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"variant": _variant(info.path)}
+    options: dict[str, Any] = {"variant": variant_of(info.path)}
     if FILTER in hub.components(info.path):
         options[FILTER] = None
     try:
@@ -173,7 +173,7 @@ def _takes_timestep(network: nn.Module) -> bool:
     return "timestep" in inspect.signature(network.forward).parameters
 
 
-def _variant(folder: Path) -> str | None:
+def variant_of(folder: Path) -> str | None:
     """The variant, such as ``fp16``, where a component has weights in no other form."""
     found: set[str] = set()
     for part in (f for f in folder.iterdir() if f.is_dir()):

@@ -115,7 +115,10 @@ def resolve(name_or_path: str) -> WorkloadInfo:
 
 def _paper(name: str, given: dict[str, str]) -> WorkloadInfo:
     paper = papers.PAPERS[name]
-    info = _read(hub.cached(paper.model, name), name, given, hub_id=paper.model, base=paper)
+    folder = Path(given["model"]) if "model" in given else hub.cached(paper.model, name)
+    if not folder.is_dir():
+        raise UserError(f"workload {name}: model={folder} is no folder")
+    info = _read(folder, name, given, hub_id=paper.model, base=paper)
     if info.conditions == "prompt" and not info.prompts:
         raise UserError(
             f"workload {name} draws from {paper.captions}: give their file with "
@@ -141,6 +144,8 @@ def _read(
     hub_id: str = "",
     base: papers.Paper | None = None,
 ) -> WorkloadInfo:
+    if "model" in given and base is None:
+        raise UserError(f"workload {name} is a model already: model=DIR is for papers' settings")
     _require_pipeline(folder)
     found = settings.read_settings(folder, Settings())
     if base is not None:

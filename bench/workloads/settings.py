@@ -17,7 +17,7 @@ from quantarena.bench.workloads.conditions import class_range, read_conditions
 from quantarena.methods.core.errors import BrokenModel, UserError, did_you_mean
 
 FILE = "workload.json"
-PATHS = ("prompts", "classes", "reference")
+PATHS = ("prompts", "classes", "reference", "model")
 KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "column", *PATHS)
 KINDS = ("none", "class", "prompt")
 

@@ -72,6 +72,7 @@ def fake_workload(name_or_path):
         steps=20,
         guidance=1.0,
         conditions="none",
+        prompts=(),
         megabytes=1.0,
         licence="none",
     )
