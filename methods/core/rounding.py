@@ -1,8 +1,9 @@
 """AdaRound's soft rounding of one weight (Nagel et al., ICML 2020), with its gradients by hand.
 
 On the small networks of this field the weights, not the activations, are what an iteration spends
-its time on. So the grid below each weight is laid out once, the forward pass is five sweeps over
-memory, and the rounding penalty joins the backward pass, which has all that it needs at hand.
+its time on. So the grid below each weight is laid out once, the rounding penalty joins the backward
+pass, which has all that it needs at hand, and each pass is one sweep over memory where the native
+library is at hand (``kernels.soft_weight``), a few where it is not.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantarena.methods.core.kernels import soft_weight
 from quantarena.methods.core.quantizer import QuantParams
 
 LOW, HIGH = -0.1, 1.1
@@ -33,15 +35,25 @@ class _SoftWeight(torch.autograd.Function):
     def forward(
         ctx: Any, alpha: Tensor, base: Tensor, reach: Tensor, strength: float, beta: float
     ) -> Tensor:
+        ctx.penalty = strength, beta
+        native = soft_weight.find(alpha, base, reach)
+        if native is not None:  # one sweep each way; the sigmoid is cheaper than its storage
+            ctx.native = native
+            ctx.save_for_backward(alpha, reach)
+            return native.weight(alpha, base, reach, _CUT)
+        ctx.native = None
         gate = torch.sigmoid(alpha)
         ctx.save_for_backward(gate, reach)
-        ctx.penalty = strength, beta
         return torch.addcmul(base, reach, gate.clamp(*_CUT))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         gate, reach = ctx.saved_tensors
         strength, beta = ctx.penalty
+        if ctx.native is not None:
+            line = 2 * _SPREAD, 2 * LOW - 1
+            found = ctx.native.gradient(gate, reach, grads[0], _CUT, line, strength, beta)
+            return found, None, None, None, None
         pull = grads[0] * reach
         if strength:
             pull.add_(_slope(gate, beta), alpha=-2.0 * beta * strength * _SPREAD)

@@ -3,12 +3,17 @@
 import pytest
 import torch
 
+from quantarena.methods.core.kernels import soft_weight
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.rounding import HIGH, LOW, SoftRounding
 
 
-@pytest.fixture
-def soft():
+@pytest.fixture(params=["native", "torch"])
+def soft(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(soft_weight, "find", lambda *tensors: None)
+    elif soft_weight.find(torch.ones(1)) is None:
+        pytest.skip("the native library is not there")
     weight = torch.randn(4, 30)
     made = SoftRounding(weight, minmax_range(weight, 4, axis=0))
     made.alpha.data += torch.randn(4, 30) * 2  # some of them beyond the cut
@@ -53,3 +58,23 @@ def test_an_undecided_rounding_has_no_pull(soft):
     made.penalty = (1.0, 2.0)
     (made.weight() * 0).sum().backward()
     assert torch.equal(made.alpha.grad, torch.zeros_like(made.alpha))
+
+
+@pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])
+def test_native_sweeps_are_torchs(beta, monkeypatch):
+    native = soft_weight.find(torch.ones(1))
+    if native is None:
+        pytest.skip("the native library is not there")
+    weight = torch.randn(37, 101) * torch.logspace(-6, 6, 37).unsqueeze(1)
+    found = {}
+    for name in ("native", "torch"):
+        if name == "torch":
+            monkeypatch.setattr(soft_weight, "find", lambda *tensors: None)
+        made = SoftRounding(weight, minmax_range(weight, 3, axis=0))
+        made.alpha.data = torch.linspace(-30, 30, weight.numel()).reshape(weight.shape)
+        made.penalty = (0.1, beta)
+        value = made.weight()
+        value.backward(torch.ones_like(value))
+        found[name] = value.detach(), made.alpha.grad
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7 * float(theirs.abs().max()))

@@ -38,8 +38,17 @@ class Unit:
     macro: str | None
 
 
+_FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+_MATHS = Unit("rounding.cpp", _FAST, None)
+"""Loops that the compiler itself makes vector code of."""
+
+
 def units(machine: str) -> tuple[Unit, ...]:
     """Translation units for a machine name as reported by ``platform.machine()``."""
+    return (_MATHS, *_isa_units(machine))
+
+
+def _isa_units(machine: str) -> tuple[Unit, ...]:
     scalar = Unit("isa_scalar.cpp", (), None)
     if machine in ("x86_64", "AMD64"):
         avx2 = ("-mavx2", "-mfma")
