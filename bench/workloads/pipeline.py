@@ -16,7 +16,7 @@ from torch import nn
 
 from quantarena.bench.workloads import hub
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
-from quantarena.bench.workloads.samplers import put_sampler
+from quantarena.bench.workloads.samplers import with_sampler
 from quantarena.methods.core.errors import BrokenModel, UserError
 
 MANIFEST = "manifest.json"
@@ -134,12 +134,12 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
         raise BrokenModel(
             f"{info.path} does not load as a diffusers pipeline: {first[0]}"
         ) from None
-    pipe.set_progress_bar_config(disable=True)
     slot = find_slot(pipe, str(info.path))
     if info.sampler:
-        put_sampler(pipe, info.sampler)
+        pipe = with_sampler(pipe, info.sampler)
         # another sampler draws other images, as another configuration file would
         sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
+    pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
@@ -156,7 +156,8 @@ def find_slot(pipe: Any, where: str) -> str:
     Raises:
         BrokenModel: there is none, or there are several and none is called as usual.
     """
-    networks = {n: part for n, part in pipe.components.items() if isinstance(part, nn.Module)}
+    parts: dict[str, Any] = pipe.components
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     found = [n for n, part in networks.items() if _takes_timestep(part)]
     chosen = next((name for name in USUAL_SLOTS if name in found), None)
     if chosen is not None:  # others are control networks, unless they are more of the same kind

@@ -13,8 +13,10 @@ from torch import Tensor
 from quantarena.methods.core.errors import UserError, did_you_mean
 
 
-def put_sampler(pipe: Any, name: str) -> None:
-    """Exchange the scheduler for one of another class with the same noise schedule.
+def with_sampler(pipe: Any, name: str) -> Any:
+    """The pipeline with a scheduler of another class over the same noise schedule.
+
+    It is built anew, since some pipelines correct their scheduler's settings when they are made.
 
     Args:
         pipe: a diffusers pipeline.
@@ -33,7 +35,8 @@ def put_sampler(pipe: Any, name: str) -> None:
         known = getattr(diffusers, wanted, None)
         why = f"unknown sampler {name!r}" if known is None else f"sampler {name!r} does not fit"
         raise UserError(f"{why} in place of {current.__name__}: {did_you_mean(wanted, fitting)}")
-    pipe.register_modules(scheduler=fitting[wanted].from_config(pipe.scheduler.config))
+    scheduler = fitting[wanted].from_config(pipe.scheduler.config)
+    return type(pipe).from_pipe(pipe, scheduler=scheduler)
 
 
 @contextmanager

@@ -67,11 +67,11 @@ def read_settings(folder: Path, base: Settings) -> Settings:
         raise BrokenModel(f"{file} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise BrokenModel(f"{file} must hold one JSON object")
-    plain = {name: found[name] for name in ("title", "licence") if name in found}
+    plain: dict[str, Any] = {n: str(found[n]) for n in ("title", "licence") if n in found}
     numbers = {n: found[n] for n in ("sampler", "steps", "guidance", "eta", "resolution")
                if n in found}  # fmt: skip
     try:
-        made = replace(base, **{n: str(v) for n, v in plain.items()}, **_checked(numbers))
+        made = replace(base, **plain, **_checked(numbers))
     except ValueError as error:
         raise BrokenModel(f"{file}: {error}") from None
     if "reference" in found:

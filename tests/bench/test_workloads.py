@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError
-from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads import pipeline, registry, settings
+from quantarena.bench.workloads.conditions import read_conditions
 from quantarena.bench.workloads.sampling import Draw, condition, draw_images, image_seed
 from quantarena.methods.core.recording import recording
 
@@ -63,6 +64,135 @@ def test_missing_prompts_file(copy):
     )
     with pytest.raises(UserError, match=r"none\.txt cannot be read"):
         registry.resolve(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column", "found"),
+    [
+        ("p.txt", "\ufeffa cat\n\n  a dog \n", "", ("a cat", "a dog")),
+        ("p.csv", 'id,Caption\n1,"a cat, red"\n2,a dog\n', "", ("a cat, red", "a dog")),
+        ("p.csv", "id,mine\n1,a cat\n", "mine", ("a cat",)),
+        ("p.tsv", "Prompt\tCategory\na cat\tAnimals\n", "", ("a cat",)),
+        ("p.json", '["a cat", "a dog"]', "", ("a cat", "a dog")),
+        ("p.json", '[{"text": "a cat"}]', "", ("a cat",)),
+        ("p.json", '{"a": [{"id": 1}], "b": [{"caption": "a cat"}]}', "", ("a cat",)),
+        ("p.json", '{"a": [{"x": 1}], "b": [{"x": 2, "y": "a cat"}]}', "y", ("a cat",)),
+    ],
+)
+def test_conditions_of_every_form(name, text, column, found, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_conditions(tmp_path / name, "prompt", column) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column", "line"),
+    [
+        ("p.txt", "", "", "holds no prompt"),
+        ("p.txt", "\n  \n", "", "holds no prompt"),
+        ("p.txt", "\xff", "", "no UTF-8"),
+        ("p.csv", "id,caption\n1,a\n", "captain", "no column 'captain': did you mean caption"),
+        ("p.csv", "id,words\n1,a\n", "", r"has the columns id, words: .* column=NAME"),
+        ("p.csv", "", "", r"has the columns \(none\)"),
+        ("p.csv", "prompt\n", "", "holds no prompt"),
+        ("p.json", "{", "", "no JSON"),
+        ("p.json", "3", "", "no list of prompts"),
+        ("p.json", "[]", "", "no list of prompts"),
+        ("p.json", "[[1]]", "", "no prompt and no class"),
+        ("p.json", '{"a": [{"id": 1}]}', "", "columns id: say which"),
+    ],
+)
+def test_bad_conditions_are_one_line(name, text, column, line, tmp_path):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=line) as caught:
+        read_conditions(tmp_path / name, "prompt", column)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_is_no_number(tmp_path):
+    (tmp_path / "c.txt").write_text("3\ncat\n")
+    with pytest.raises(UserError, match="'cat' is no class number"):
+        read_conditions(tmp_path / "c.txt", "class")
+
+
+def test_settings_behind_the_name(copy, tmp_path):
+    (tmp_path / "p.csv").write_text("caption,other\na cat,a dog\n")
+    given = f"{copy}?guidance=7.50&steps=9&prompts={tmp_path}/p.csv&column=other"
+    info = registry.resolve(given)
+    assert (info.steps, info.guidance, info.conditions) == (9, 7.5, "prompt")
+    assert info.prompts == ("a dog",)
+    assert info.resolution == 16, "what is not given stays"
+    again = registry.resolve(info.name)
+    assert again == info, "the name says it all"
+    assert info.noise_name == registry.resolve(str(copy)).noise_name, "settings make pairs"
+    assert settings.with_options(str(copy), ("steps=5", "steps=6")) == f"{copy}?steps=6"
+
+
+def test_one_name_for_one_request(copy, tmp_path, monkeypatch):
+    (tmp_path / "p & q.txt").write_text("a cat\n")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        registry.resolve(settings.with_options(name, options)).name
+        for name, options in (
+            ("model", ("guidance=2", "prompts=p & q.txt")),
+            (str(copy), ("prompts=../" + tmp_path.name + "/p & q.txt", "guidance=2.0")),
+            ("./model?guidance=02", (f"prompts={tmp_path}/p & q.txt",)),
+        )
+    }
+    assert len(names) == 1
+    assert registry.resolve(names.pop()).prompts == ("a cat",)
+
+
+def test_a_folder_with_a_question_mark(pixel_folder, tmp_path):
+    folder = shutil.copytree(pixel_folder, tmp_path / "what?")
+    assert registry.resolve(str(folder)).path == folder
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("guidanc=3", "unknown setting 'guidanc': did you mean guidance"),
+        ("guidance=-1", "guidance must be 0 or more"),
+        ("guidance=nan", "guidance must be 0 or more"),
+        ("guidance=much", "guidance must be a number"),
+        ("eta=1.5", "eta must be from 0 to 1"),
+        ("steps=0", "steps must be at least 1"),
+        ("steps=2.5", "steps must be a whole number"),
+        ("resolution=-8", "resolution must be at least 0"),
+        ("prompts=none.txt", r"none\.txt cannot be read"),
+        ("classes=9-3", "must go up"),
+        ("classes=0-3&prompts=p.txt", "exclude each other"),
+        ("nonsense", "unknown setting 'nonsense'"),
+        ("", r"settings read NAME\?guidance"),
+    ],
+)
+def test_bad_settings_are_one_line(given, line, copy):
+    with pytest.raises(UserError, match=line) as caught:
+        registry.resolve(f"{copy}?{given}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['{"steps": "x"}', '{"eta": 2}', '{"conditions": {"kind": "x"}}'])
+def test_bad_values_in_a_settings_file(copy, text):
+    (copy / "workload.json").write_text(text)
+    with pytest.raises(BrokenModel, match=r"workload\.json"):
+        registry.resolve(str(copy))
+
+
+def test_single_file_checkpoints(tmp_path):
+    file = tmp_path / "v1-5.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(BrokenModel, match=r"single-file checkpoint: .*from_single_file"):
+        registry.resolve(str(file))
+    with pytest.raises(BrokenModel, match=r"v1-5\.safetensors looks like a single-file"):
+        registry.resolve(str(tmp_path))
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(BrokenModel, match="is a file"):
+        registry.resolve(str(tmp_path / "notes.md"))
+
+
+def test_a_component_is_no_pipeline(pixel_folder):
+    with pytest.raises(BrokenModel, match="it holds UNet2DModel alone"):
+        registry.resolve(str(pixel_folder / "unet"))
 
 
 def test_whole_manifest_loads(manifest):

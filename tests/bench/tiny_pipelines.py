@@ -3,7 +3,6 @@
 8x8 latents, two sampler steps; tokenizers are made here, so that nothing is downloaded.
 """
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,14 +86,14 @@ def ldm() -> Any:
     return diffusers.LDMPipeline(vqvae, pixel_unet(), diffusers.DDIMScheduler())
 
 
-def stable_diffusion(**scheduler: Any) -> Any:
+def stable_diffusion() -> Any:
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
         vae=autoencoder(),
         text_encoder=clip_text(len(tokenizer)),
         tokenizer=tokenizer,
         unet=conditional_unet(),
-        scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, **scheduler),
+        scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -105,7 +104,9 @@ def stable_diffusion_2() -> Any:
     """Version 2: linear projections and velocity prediction."""
     made = stable_diffusion()
     unet = conditional_unet(use_linear_projection=True)
-    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction")
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type="v_prediction", clip_sample=False, steps_offset=1
+    )
     return diffusers.StableDiffusionPipeline(
         **{**made.components, "unet": unet, "scheduler": scheduler}, requires_safety_checker=False
     )
@@ -242,7 +243,3 @@ def save(name: str, folder: Path) -> Path:
         pipe = PIPELINES[name]()
     pipe.save_pretrained(folder)
     return folder
-
-
-def takes_prompts(name: str) -> bool:
-    return "prompt" in inspect.signature(PIPELINES[name]().__call__).parameters
