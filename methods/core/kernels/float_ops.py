@@ -114,6 +114,27 @@ def activate(
     return y
 
 
+def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Least and largest value of every run of ``width`` elements.
+
+    Args:
+        library: with native kernels.
+        x: (..., n * width) float32 on the CPU.
+        width: at least 1.
+
+    Returns:
+        Two (..., n); not finite where a run holds NaN or infinity.
+    """
+    x = x.contiguous()
+    low = torch.empty(*x.shape[:-1], x.shape[-1] // width)
+    high = torch.empty_like(low)
+    assert library.extremes is not None
+    library.extremes(
+        x.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel(), width, torch.get_num_threads()
+    )
+    return low, high
+
+
 def row_pitch(x: Tensor) -> int | None:
     """Elements from row to row where the rows of ``x`` have one pitch, else None."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:

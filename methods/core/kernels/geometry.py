@@ -45,7 +45,7 @@ def plan(metadata: dict[str, Any], x: Tensor, *, last: bool = False) -> Geometry
 
 
 def layer_struct(
-    metadata: dict[str, Any], pair: bool, buffers: dict[str, Tensor]
+    metadata: dict[str, Any], pair: bool, buffers: dict[str, Tensor], *, sums: bool = False
 ) -> native.LayerStruct:
     """The C view of a packed layer.
 
@@ -53,6 +53,7 @@ def layer_struct(
         metadata: description of the layer, see ``IntegerLayer.metadata``.
         pair: form of the panels, see ``Panels.pair``.
         buffers: the layer's buffers by name; they must outlive the result.
+        sums: outputs of the groups are added up; the bias is that of the sum.
 
     Returns:
         The structure, with null pointers for absent buffers.
@@ -78,6 +79,7 @@ def layer_struct(
         *metadata["padding"],
         *metadata["dilation"],
         buffers["act_scale"].numel(),
+        int(sums),
         *[buffers[name].data_ptr() if name in buffers else None for name in names.split(" ")],
     )
 

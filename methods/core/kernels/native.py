@@ -15,7 +15,7 @@ import torch
 
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 3
+ABI = 5
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -28,7 +28,7 @@ _ptr = ctypes.c_void_p
 
 _LAYER_INTS = (
     "weight_bits act_max pair groups out_channels in_channels in_padded units panels "
-    "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w table_size"
+    "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w table_size sum_groups"
 )
 _LAYER_POINTERS = (
     "codes chunk_start chunk_units weight_scale weight_sum weight_zero bias in_mult "
@@ -56,6 +56,12 @@ class GeometryStruct(ctypes.Structure):
     _fields_ = _fields(_GEOMETRY_INTS, ctypes.c_int64)
 
 
+class RowScalesStruct(ctypes.Structure):
+    """Mirror of ``QaRowScales`` in ``csrc/quantarena.h``."""
+
+    _fields_ = _fields("scale zero", _ptr)
+
+
 class NormStruct(ctypes.Structure):
     """Mirror of ``QaNorm`` in ``csrc/quantarena.h``."""
 
@@ -73,9 +79,10 @@ class RowsStruct(ctypes.Structure):
     _fields_ = [*_fields("rows columns x_row gate_row", ctypes.c_int64), ("activation", _int)]
 
 
-RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int)
+RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int, _ptr)
 PeakFunction = ctypes.CFUNCTYPE(_int, _int, _int, ctypes.c_int64)
 NormFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(NormStruct), _ptr, _ptr, _int)
+ExtremesFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, ctypes.c_int64, ctypes.c_int64, _int)
 ActivationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RowsStruct), _ptr, _ptr, _ptr, _int)
 
 
@@ -106,6 +113,8 @@ class Library:
     """``norm(struct, x, y, threads)``: group normalization, then an activation."""
     activation: "ctypes._CFunctionType | None" = None
     """``activation(struct, x, gate, y, threads)``; the gate may be null."""
+    extremes: "ctypes._CFunctionType | None" = None
+    """``extremes(x, low, high, count, width, threads)``: ends of slices side by side."""
 
     @property
     def wide(self) -> bool:
@@ -178,7 +187,7 @@ def load(choice: str | None = None) -> Library:
     if choice is not None and choice not in names:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
-    kinds = (RunFunction, PeakFunction, NormFunction, ActivationFunction)
+    kinds = (RunFunction, PeakFunction, NormFunction, ActivationFunction, ExtremesFunction)
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
     return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), *entries)
 

@@ -178,6 +178,7 @@ class PackedLayer(Node):
             step,
             torch.get_num_threads(),
             flags,
+            None,
         )
         if error == native.NO_MEMORY:
             raise MemoryError("packed layer: no memory for scratch")
@@ -196,6 +197,11 @@ class PackedLayer(Node):
         return y if into is None else into.add_(y)
 
     # ---- accounting ------------------------------------------------------------------------
+
+    @property
+    def library(self) -> native.Library:
+        """The kernels that it runs on."""
+        return self._library
 
     @property
     def backend(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.kernels.float_ops import extremes
 from quantarena.methods.core.kernels.node import (
     Build,
     Document,
@@ -24,7 +25,8 @@ from quantarena.methods.core.kernels.node import (
     take,
 )
 from quantarena.methods.core.kernels.packed import PackedLayer
-from quantarena.methods.core.quantizer import QuantParams
+from quantarena.methods.core.kernels.row_product import row_product
+from quantarena.methods.core.quantizer import QuantParams, affine_params
 
 _CHUNK = 1 << 18
 """Accumulators held at once: the epilogue passes over them several times, so they fit a cache."""
@@ -63,8 +65,17 @@ class RowScaledLayer(Node):
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        codes, scale, zero = self._codes(x, step)
+        found = self._native(x, step)
+        return (
+            self.by_parts(x, step)
+            if found is None
+            else found.view(*x.shape[:-1], self.weight_shape[0])
+        )
+
+    def by_parts(self, x: Tensor, step: int) -> Tensor:
+        """The output from :meth:`accumulators`, scaled in torch; without native kernels."""
         out, groups = self.weight_shape[0], self.groups
+        codes, scale, zero = self._codes(x, step)
         weight_scale = self.leaf.weight_scale.view(groups, out)
         y = x.new_empty(len(codes), out)
         size = max(1, _CHUNK // (groups * out))
@@ -93,17 +104,50 @@ class RowScaledLayer(Node):
     def _codes(self, x: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Codes (R, K) as float32, scales (R, G) and zero points (R, G) int32."""
         codes, params, groups = quantized_codes(self.quantizer, x, self.in_mult, step)
-        lead = x.shape[:-1]
+        scale, zero = params.scale, params.zero_point
+        if groups:
+            scale, zero = scale.squeeze(-1), zero.squeeze(-1)
+        scale, zero = self._spread(scale, zero, x.shape[:-1])
+        return codes.reshape(-1, x.shape[-1]).contiguous(), scale, zero
+
+    def _native(self, x: Tensor, step: int) -> Tensor | None:
+        """The output where kernels make the codes; None where there are none."""
+        if self.leaf.library.run is None:
+            return None
+        mult = self.in_mult
+        if isinstance(self.quantizer, ActQuantizer):
+            assert self.quantizer.clock is not None
+            with self.quantizer.clock.at(step):
+                params = self.quantizer.at(x)
+        else:
+            x, mult = x if mult is None else x * mult, None  # ranges are those of the product
+            params = self._ranges(x)
+        scale, zero = self._spread(params.scale, params.zero_point, x.shape[:-1])
+        return row_product(self.leaf, x.reshape(-1, x.shape[-1]), scale, zero, mult, self.bias)
+
+    def _ranges(self, x: Tensor) -> QuantParams:
+        """Those of a dynamic quantizer, (..., G), found in one native pass."""
+        quantizer = self.quantizer
+        assert isinstance(quantizer, DynamicActQuantizer)
+        if x.dim() == 4:  # one range for a whole sample
+            return quantizer.params(x)
+        width = quantizer.group or x.shape[-1]
+        if x.shape[-1] % width:
+            raise ValueError(f"groups of {width} do not divide {x.shape[-1]} channels")
+        low, high = extremes(self.leaf.library, x, width)
+        return affine_params(low, high, quantizer.bits, quantizer.symmetric)
+
+    def _spread(self, scale: Tensor, zero: Tensor, lead: torch.Size) -> tuple[Tensor, Tensor]:
+        """Scales (R, G) and zero points (R, G) int32 from ones that end in the token's groups."""
 
         def by_row(value: Tensor) -> Tensor:
-            value = value.squeeze(-1) if groups else value
-            if value.shape[-1:] != (max(1, groups),):
+            own = value.shape[-1]
+            if self.groups % own:
                 raise ValueError(f"ranges of shape {tuple(value.shape)} are not those of tokens")
-            value = value.expand(*lead, max(1, groups)).reshape(-1, max(1, groups))
-            return value.repeat_interleave(self.groups // max(1, groups), dim=1)
+            value = value.expand(*lead, own).reshape(-1, own)
+            return value.repeat_interleave(self.groups // own, dim=1)
 
-        scale, zero = by_row(params.scale), by_row(params.zero_point)
-        return codes.reshape(-1, x.shape[-1]).contiguous(), scale, zero.to(torch.int32)
+        return by_row(scale), by_row(zero).to(torch.int32)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -73,3 +73,18 @@ def test_other_inputs_are_left_to_torch(floats):
     assert float_ops.activate(floats, x.requires_grad_(), Activation.SILU) is None
     assert float_ops.normalize(floats, x.double(), 2, None, None, 1e-5) is None
     assert float_ops.normalize(floats, torch.randn(2, 5), 2, None, None, 1e-5) is None
+
+
+@pytest.mark.parametrize(("shape", "width"), [((3, 5, 24), 8), ((7, 33), 33), ((2, 6), 1)])
+def test_extremes_are_those_of_torch(floats, shape, width):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    low, high = float_ops.extremes(floats, x, width)
+    view = x.unflatten(-1, (-1, width))
+    assert torch.equal(low, view.amin(-1))
+    assert torch.equal(high, view.amax(-1))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x.view(-1)[-1] = bad
+        low, high = float_ops.extremes(floats, x, width)
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        assert not finite.view(-1)[-1]
+        assert int(finite.sum()) == finite.numel() - 1

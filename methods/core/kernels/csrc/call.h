@@ -29,6 +29,10 @@ struct Quantizer {
     int32_t zero;
 };
 
+inline Quantizer make_quantizer(float scale, int32_t zero, int32_t most) {
+    return {1.0f / scale, static_cast<float>(-zero), static_cast<float>(most - zero), zero};
+}
+
 inline uint32_t quantize_one(float value, const Quantizer& q) {
     float v = value > q.lo ? value : q.lo;  // false for NaN
     v = v < q.hi ? v : q.hi;
@@ -53,6 +57,13 @@ struct Epilogue {
     int32_t flags;
 };
 
+// Activation parameters of the rows of a tile; the next row's lie `pitch` further.
+struct RowScales {
+    const float* scale;
+    const int32_t* zero;
+    int64_t pitch;
+};
+
 struct Call {
     const QaLayer* layer;
     QaGeometry geo;
@@ -60,6 +71,7 @@ struct Call {
     void* y;
     int32_t flags;
     Quantizer quant;
+    const QaRowScales* rows;
     bool planar;
     int tap_steps;    // 32-bit steps per kernel tap
     int total_steps;  // padded to whole units

@@ -28,7 +28,7 @@ class Engine {
 
   public:
     static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
-                   int32_t step, int32_t threads, int32_t flags) {
+                   int32_t step, int32_t threads, int32_t flags, const QaRowScales* rows) {
         if (step < 0 || step >= layer->table_size) return QA_BAD_ARGUMENT;
         if (geometry->batch == 0 || geometry->out_height == 0 || geometry->out_width == 0)
             return QA_OK;
@@ -40,14 +40,16 @@ class Engine {
         call.flags = flags;
         call.next = 0;
         call.failed = 0;
-        const int32_t zero = layer->act_zero[step];
-        call.quant.inv = 1.0f / layer->act_scale[step];
-        call.quant.zero = zero;
-        call.quant.lo = static_cast<float>(-zero);
-        call.quant.hi = static_cast<float>(layer->act_max - zero);
+        call.rows = rows;
+        call.quant =
+            make_quantizer(layer->act_scale[step], layer->act_zero[step], layer->act_max);
         Cut::flatten(call);
         Cut::shape_image(call);
         const QaGeometry& g = call.geo;
+        if (rows && (call.planar || g.x_channel != 1 || g.batch != 1 || g.height != 1 ||
+                     layer->kernel_h != 1 || layer->kernel_w != 1))
+            return QA_BAD_ARGUMENT;
+        if (layer->sum_groups && (flags & QA_INTEGER)) return QA_BAD_ARGUMENT;
         const int64_t work = g.batch * g.out_height * g.out_width * layer->groups * layer->panels *
                              layer->units * 256;
         if (work < Isa::kThreadWork) threads = 1;
@@ -122,11 +124,14 @@ class Engine {
         const int count = call.planar
                               ? Codes::list_vectors(call, b, static_cast<PixelVector*>(list))
                               : Codes::list_pixels(call, b, static_cast<int64_t*>(list), pixels);
-        const int all = l.groups * l.panels;
+        // parts of a sum are panels of all groups, which one thread adds up
+        const int all = l.sum_groups ? l.panels : l.groups * l.panels;
         const int first = static_cast<int>(static_cast<int64_t>(all) * part / call.splits);
         const int last = static_cast<int>(static_cast<int64_t>(all) * (part + 1) / call.splits);
         int group = -1;
-        for (int p = first; p < last; ++p) {
+        const int count_each = last - first;
+        for (int i = 0; i < count_each * (l.sum_groups ? l.groups : 1); ++i) {
+            const int p = i / larger(count_each, 1) * l.panels + first + i % larger(count_each, 1);
             if (p / l.panels != group) {
                 group = p / l.panels;
                 if (call.planar) {
@@ -143,7 +148,7 @@ class Engine {
             // a handful of rows would not pay for unpacking 8-bit codes first
             if constexpr (PAIR && Isa::kDirect) {
                 if (!call.planar && count <= 6 && l.weight_bits == 8) {
-                    Panel::template dense_panel<true>(call, p, image, codes, static_cast<int64_t*>(list), count, sums);
+                    Panel::template dense_panel<true>(call, p, image, codes, static_cast<int64_t*>(list), b.col0, count, sums);
                     continue;
                 }
             }
@@ -151,7 +156,7 @@ class Engine {
             if (call.planar) {
                 Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
             } else {
-                Panel::template dense_panel<false>(call, p, image, panel, static_cast<int64_t*>(list), count, sums);
+                Panel::template dense_panel<false>(call, p, image, panel, static_cast<int64_t*>(list), b.col0, count, sums);
             }
         }
         return true;
@@ -162,9 +167,9 @@ class Engine {
 template <class Isa>
 struct BothForms {
     static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
-                   int32_t step, int32_t threads, int32_t flags) {
-        return layer->pair ? Engine<Isa, true>::run(layer, geometry, x, y, step, threads, flags)
-                           : Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags);
+                   int32_t step, int32_t threads, int32_t flags, const QaRowScales* rows) {
+        return layer->pair ? Engine<Isa, true>::run(layer, geometry, x, y, step, threads, flags, rows)
+                           : Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags, rows);
     }
     static int peak(int32_t pair, int32_t units, int64_t repeats) {
         return pair ? Engine<Isa, true>::peak(units, repeats)
@@ -175,9 +180,9 @@ struct BothForms {
 template <class Isa>
 struct QuadForm {
     static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
-                   int32_t step, int32_t threads, int32_t flags) {
+                   int32_t step, int32_t threads, int32_t flags, const QaRowScales* rows) {
         if (layer->pair) return QA_BAD_ARGUMENT;
-        return Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags);
+        return Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags, rows);
     }
     static int peak(int32_t pair, int32_t units, int64_t repeats) {
         return pair ? static_cast<int>(QA_BAD_ARGUMENT) : Engine<Isa, false>::peak(units, repeats);

@@ -140,20 +140,26 @@ Problem random_problem() {
     return p;
 }
 
-int code_of(float x, const Problem& p, int step, int channel) {
-    float v = x * (1.0f / p.table[step]);
+// Activation parameters of one pixel.
+struct Range {
+    float scale;
+    int zero;
+};
+
+int code_of(float x, const Problem& p, Range range, int channel) {
+    float v = x * (1.0f / range.scale);
     if (p.layer.in_mult) v *= p.mult[channel];
-    const int zero = p.table_zero[step];
+    const int zero = range.zero;
     if (std::isnan(v)) return 0;
     const float low = static_cast<float>(-zero), high = static_cast<float>(p.layer.act_max - zero);
     return static_cast<int>(std::nearbyint(v < low ? low : v > high ? high : v)) + zero;
 }
 
-int64_t naive(const Problem& p, const QaGeometry& g, const float* x, int step, int64_t b, int n,
+int64_t naive(const Problem& p, const QaGeometry& g, const float* x, Range range, int64_t b, int n,
               int64_t oy, int64_t ox) {
     const QaLayer& l = p.layer;
     const int taps = l.kernel_h * l.kernel_w, group = n / l.out_channels;
-    const int zw = l.weight_zero ? p.zero[n] : 0, zx = p.table_zero[step];
+    const int zw = l.weight_zero ? p.zero[n] : 0, zx = range.zero;
     int64_t total = 0;
     for (int c = 0; c < l.in_channels; ++c)
         for (int t = 0; t < taps; ++t) {
@@ -163,7 +169,7 @@ int64_t naive(const Problem& p, const QaGeometry& g, const float* x, int step, i
             const int channel = group * l.in_channels + c;
             const float v = x[b * g.x_batch + channel * g.x_channel + y * g.x_row + xx * g.x_pixel];
             const int w = p.weight[(static_cast<size_t>(n) * l.in_channels + c) * taps + t];
-            total += static_cast<int64_t>(code_of(v, p, step, channel) - zx) * (w - zw);
+            total += static_cast<int64_t>(code_of(v, p, range, channel) - zx) * (w - zw);
         }
     return total;
 }
@@ -179,6 +185,7 @@ double activated(double v, int kind) {
 bool near(float found, double want) { return std::fabs(found - want) <= 2e-5 * (1 + std::fabs(want)); }
 
 typedef int (*Norm)(const QaNorm*, const float*, float*, int32_t);
+typedef int (*Extremes)(const float*, float*, float*, int64_t, int64_t, int32_t);
 typedef int (*Activate)(const QaRows*, const float*, const float*, float*, int32_t);
 
 // Normalizations and activations in blocks of exactly their size.
@@ -217,6 +224,18 @@ bool float_trial(uint64_t seed) {
             reinterpret_cast<Activate>(qa_entry(name, 3))(&r, rows.get(), gated ? gate.get() : nullptr,
                                                           out.get(), threads) != QA_OK)
             return false;
+        const int64_t slices = size / n.pixels;
+        const std::unique_ptr<float[]> low(new float[slices]), high(new float[slices]);
+        reinterpret_cast<Extremes>(qa_entry(name, 4))(x.get(), low.get(), high.get(), slices, n.pixels,
+                                                      threads);
+        for (int64_t k = 0; k < slices; ++k) {
+            const float* from = x.get() + k * n.pixels;
+            if (low[k] == *std::min_element(from, from + n.pixels) &&
+                high[k] == *std::max_element(from, from + n.pixels))
+                continue;
+            std::printf("seed %llu: %s misses an extreme\n", static_cast<unsigned long long>(seed), name);
+            return false;
+        }
         for (int64_t b = 0; b < n.batch; ++b)
             for (int64_t g = 0; g < n.groups; ++g) {
                 const auto at = [&](int64_t k) {  // k-th value of the group
@@ -253,10 +272,14 @@ bool float_trial(uint64_t seed) {
 bool trial(uint64_t seed) {
     generator.seed(seed);
     Problem p = random_problem();
-    const QaLayer& l = p.layer;
+    QaLayer& l = p.layer;
+    // rows with ranges of their own belong to linear layers
+    const bool by_row = l.kernel_h == 1 && l.kernel_w == 1 && pick(0, 2) > 0;
+    if (by_row) l.stride_h = l.stride_w = 1, l.pad_h = l.pad_w = 0;
+    l.sum_groups = l.groups > 1 && pick(0, 1);
     QaGeometry g{};
-    g.batch = pick(1, 3);
-    g.height = pick(1, 14);
+    g.batch = by_row ? 1 : pick(1, 3);
+    g.height = by_row ? 1 : pick(1, 14);
     g.width = pick(1, 36);
     g.out_height = (g.height + 2 * l.pad_h - l.dilation_h * (l.kernel_h - 1) - 1) / l.stride_h + 1;
     g.out_width = (g.width + 2 * l.pad_w - l.dilation_w * (l.kernel_w - 1) - 1) / l.stride_w + 1;
@@ -264,8 +287,8 @@ bool trial(uint64_t seed) {
         g.width + 2 * l.pad_w < l.dilation_w * (l.kernel_w - 1) + 1)
         return true;
     const int64_t in = static_cast<int64_t>(l.groups) * l.in_channels;
-    const int64_t out = static_cast<int64_t>(l.groups) * l.out_channels;
-    if (pick(0, 1)) {  // channels last, on either side
+    const int64_t out = static_cast<int64_t>(l.sum_groups ? 1 : l.groups) * l.out_channels;
+    if (by_row || pick(0, 1)) {  // channels last, on either side
         g.x_channel = 1;
         g.x_pixel = in, g.x_row = in * g.width, g.x_batch = in * g.width * g.height;
     } else {
@@ -286,6 +309,15 @@ bool trial(uint64_t seed) {
     for (size_t i = 0; i < inputs; ++i)
         x[i] = pick(0, 9) ? 0.05f * pick(-400, 400) : special[pick(0, 6)];
     const int step = pick(0, l.table_size - 1);
+    const int parts = l.sum_groups ? l.groups : 1;
+    std::vector<float> row_scale;
+    std::vector<int32_t> row_zero;
+    for (int64_t i = 0; by_row && i < g.width * l.groups; ++i) {
+        row_scale.push_back(0.05f * pick(1, 9));
+        row_zero.push_back(pick(0, l.act_max));
+    }
+    const QaRowScales own = {row_scale.data(), row_zero.data()};
+    const QaRowScales* rows = by_row ? &own : nullptr;
     char text[16];
     for (int i = 0; qa_isa_name(i) != nullptr; ++i) {
         const std::string name = qa_isa_name(i);
@@ -296,8 +328,9 @@ bool trial(uint64_t seed) {
         const std::unique_ptr<float[]> y(new float[outputs]);
         std::memset(y.get(), 0, outputs * sizeof(float));
         const int threads = pick(1, 3);
-        if (run(&l, &g, x.get(), total.get(), step, threads, QA_INTEGER) != QA_OK ||
-            run(&l, &g, x.get(), y.get(), step, threads, QA_ACCUMULATE) != QA_OK) {
+        if ((!l.sum_groups &&
+             run(&l, &g, x.get(), total.get(), step, threads, QA_INTEGER, rows) != QA_OK) ||
+            run(&l, &g, x.get(), y.get(), step, threads, QA_ACCUMULATE, rows) != QA_OK) {
             std::printf("seed %llu: %s failed\n", static_cast<unsigned long long>(seed), text);
             return false;
         }
@@ -307,10 +340,21 @@ bool trial(uint64_t seed) {
                     for (int64_t ox = 0; ox < g.out_width; ++ox) {
                         const size_t at = static_cast<size_t>(b * g.y_batch + n * g.y_channel +
                                                               oy * g.y_row + ox * g.y_pixel);
-                        const int64_t want = naive(p, g, x.get(), step, b, n, oy, ox);
-                        const double value =
-                            static_cast<double>(want) * p.table[step] * p.scale[n] + (l.bias ? p.bias[n] : 0);
-                        if (total[at] == want && std::fabs(y[at] - value) <= 1e-5 * std::fabs(value) + 1e-3)
+                        int64_t want = 0;
+                        double value = l.bias ? p.bias[n] : 0, size = 0;
+                        for (int part = 0; part < parts; ++part) {
+                            const int channel = part * l.out_channels * (parts > 1) + n;
+                            const int64_t row = ox * l.groups + channel / l.out_channels;
+                            const Range range = by_row ? Range{row_scale[row], row_zero[row]}
+                                                       : Range{p.table[step], p.table_zero[step]};
+                            want = naive(p, g, x.get(), range, b, channel, oy, ox);
+                            const double term =
+                                static_cast<double>(want) * range.scale * p.scale[channel];
+                            value += term;
+                            size += std::fabs(term);
+                        }
+                        if ((l.sum_groups || total[at] == want) &&
+                            std::fabs(y[at] - value) <= 1e-5 * size + 1e-3)
                             continue;
                         std::printf("seed %llu: %s gives %d instead of %lld\n",
                                     static_cast<unsigned long long>(seed), text, total[at],

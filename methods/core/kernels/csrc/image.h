@@ -133,7 +133,7 @@ struct Image {
             static_cast<int>(larger<int64_t>(smaller<int64_t>(g.width - x0, cols), left));
         // pixels that follow each other without a gap are one long row to the quantizer
         const bool packed = g.x_channel == 1 && g.x_pixel == l.in_channels && mult == nullptr &&
-                            l.in_padded == l.in_channels;
+                            l.in_padded == l.in_channels && call.rows == nullptr;
         for (int i = 0; i < b.images; ++i) {
             for (int qy = 0; qy < rows; ++qy) {
                 const int64_t y = y0 + qy;
@@ -151,7 +151,12 @@ struct Image {
                     continue;
                 }
                 for (int x = left; x < right; ++x, out += pitch, from += g.x_pixel) {
-                    if (g.x_channel == 1) {
+                    if (call.rows) {
+                        const int64_t at = (x0 + x) * l.groups + group;
+                        const Quantizer own =
+                            make_quantizer(call.rows->scale[at], call.rows->zero[at], l.act_max);
+                        Isa::template quantize_dense<PAIR>(from, mult, l.in_channels, own, out);
+                    } else if (g.x_channel == 1) {
                         Isa::template quantize_dense<PAIR>(from, mult, l.in_channels, call.quant, out);
                     } else {
                         for (int c = 0; c < l.in_channels; ++c) {

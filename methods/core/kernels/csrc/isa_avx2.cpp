@@ -3,4 +3,4 @@
 #include "vec256.h"
 
 extern const QaUnit qa_unit_avx2 = {BothForms<Avx2>::run, BothForms<Avx2>::peak, run_norm,
-                                 run_activation};
+                                 run_activation, run_extremes};

@@ -4,4 +4,4 @@
 #include "vec256.h"
 
 extern const QaUnit qa_unit_avx512vnni = {QuadForm<Avx512Vnni>::run, QuadForm<Avx512Vnni>::peak, run_norm,
-                                 run_activation};
+                                 run_activation, run_extremes};

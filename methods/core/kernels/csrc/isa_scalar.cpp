@@ -149,15 +149,17 @@ struct Scalar {
                         dot<PAIR>(at[x / 4] + offset[s] + 4 * (x % 4), panel, 16 * s + n);
     }
 
-    static void store(int32_t acc, const Epilogue& e, int n, int32_t sum, void* y, int64_t at) {
-        uint32_t t = static_cast<uint32_t>(acc) - static_cast<uint32_t>(e.correction[n]);
+    static void store(int32_t acc, const Epilogue& e, int n, int32_t sum, void* y, int64_t at,
+                      float factor = 1.0f, int32_t zero = 1) {
+        uint32_t t = static_cast<uint32_t>(acc) -
+                     static_cast<uint32_t>(e.correction[n]) * static_cast<uint32_t>(zero);
         if (e.weight_zero) t -= static_cast<uint32_t>(e.weight_zero[n]) * static_cast<uint32_t>(sum);
         const int32_t total = static_cast<int32_t>(t);
         if (e.flags & QA_INTEGER) {
             static_cast<int32_t*>(y)[at] = total;
             return;
         }
-        float value = static_cast<float>(total) * e.scale[n] + e.bias[n];
+        float value = static_cast<float>(total) * (factor * e.scale[n]) + e.bias[n];
         float* out = static_cast<float*>(y) + at;
         if (e.flags & QA_ACCUMULATE) value += *out;
         *out = value;
@@ -169,6 +171,15 @@ struct Scalar {
         for (int r = 0; r < rows; ++r)
             for (int n = 0; n < width; ++n)
                 store(tile[16 * r + n], e, n0 + n, sums ? sums[r] : 0, y, to[r] + shift + n * pitch);
+    }
+
+    static void store_rows(const int32_t* tile, int rows, const RowScales& own, const Epilogue& e,
+                           int n0, int width, const int32_t* sums, void* y, const int64_t* to,
+                           int64_t shift, int64_t pitch) {
+        for (int r = 0; r < rows; ++r)
+            for (int n = 0; n < width; ++n)
+                store(tile[16 * r + n], e, n0 + n, sums ? sums[r] : 0, y, to[r] + shift + n * pitch,
+                      own.scale[r * own.pitch], own.zero[r * own.pitch]);
     }
 
     static void store_planar(const int32_t* tile, int channels, const Epilogue& e, int n0,
@@ -187,5 +198,5 @@ struct Scalar {
 
 #if !defined(QA_PORTABLE_TRAITS_ONLY)
 extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak, run_norm,
-                                 run_activation};
+                                 run_activation, run_extremes};
 #endif

@@ -25,15 +25,26 @@ struct PanelRun {
         }
     }
 
-    // DIRECT: `panel` are 8-bit codes in pair order, still packed.
+    // What a panel's outputs need; later groups of a sum add to the first one's.
+    static Epilogue epilogue(const Call& call, int group) {
+        Epilogue e = call.epilogue;
+        if (call.layer->sum_groups && group > 0) e.flags |= QA_ACCUMULATE;
+        return e;
+    }
+    static int64_t first_channel(const QaLayer& l, int group, int n0) {
+        return (l.sum_groups ? 0 : static_cast<int64_t>(group) * l.out_channels) + n0;
+    }
+
+    // DIRECT: `panel` are 8-bit codes in pair order, still packed.  `pixel` is the block's first.
     template <bool DIRECT>
     static void dense_panel(const Call& call, int p, const uint8_t* image, const void* panel,
-                            const int64_t* to, int count, const int32_t* sums) {
+                            const int64_t* to, int pixel, int count, const int32_t* sums) {
         const QaLayer& l = *call.layer;
         const int32_t* from = reinterpret_cast<const int32_t*>(to + count);
         const int group = p / l.panels, n0 = p % l.panels * 16;
         const int width = smaller(16, l.out_channels - n0);
-        const int64_t channel = static_cast<int64_t>(group) * l.out_channels + n0;
+        const int64_t channel = first_channel(l, group, n0);
+        const Epilogue e = epilogue(call, group);
         const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
         const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
         const int64_t shift = channel * call.geo.y_channel;
@@ -56,9 +67,16 @@ struct PanelRun {
                     default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
                 }
             }
-            Isa::store_dense(tile, rows, call.epilogue, p * 16, width,
-                             l.weight_zero ? sums + m : nullptr, call.y, to + m, shift,
-                             call.geo.y_channel);
+            const int32_t* total = l.weight_zero ? sums + m : nullptr;
+            if (call.rows) {
+                const int64_t at = static_cast<int64_t>(pixel + m) * l.groups + group;
+                const RowScales own = {call.rows->scale + at, call.rows->zero + at, l.groups};
+                Isa::store_rows(tile, rows, own, e, p * 16, width, total, call.y, to + m, shift,
+                                call.geo.y_channel);
+            } else {
+                Isa::store_dense(tile, rows, e, p * 16, width, total, call.y, to + m, shift,
+                                 call.geo.y_channel);
+            }
             m += rows;
         }
     }
@@ -81,7 +99,8 @@ struct PanelRun {
         const QaLayer& l = *call.layer;
         const int group = p / l.panels, n0 = p % l.panels * 16;
         const int width = smaller(16, l.out_channels - n0);
-        const int64_t channel = static_cast<int64_t>(group) * l.out_channels + n0;
+        const int64_t channel = first_channel(l, group, n0);
+        const Epilogue e = epilogue(call, group);
         const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
         const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
         alignas(64) int32_t tile[6 * 16];
@@ -108,7 +127,7 @@ struct PanelRun {
                 }
                 const int real = smaller(channels, left);
                 for (int v = 0; v < 2 && m + v < count; ++v)
-                    Isa::store_planar(tile + 8 * v, real, call.epilogue, p * 16 + n, pair[v],
+                    Isa::store_planar(tile + 8 * v, real, e, p * 16 + n, pair[v],
                                       sums + 8 * (m + v), call.y,
                                       (channel + n) * call.geo.y_channel, call.geo.y_channel);
                 n += channels;

@@ -78,7 +78,7 @@ struct Plan {
         call.grid_rows = static_cast<int>(ceil_div(g.out_height, rows));
         call.grid_cols = static_cast<int>(ceil_div(g.out_width, cols));
         const int blocks = call.grid_images * call.grid_rows * call.grid_cols;
-        const int panels = l.groups * l.panels;
+        const int panels = l.sum_groups ? l.panels : l.groups * l.panels;
         call.splits = blocks >= threads ? 1 : smaller(panels, static_cast<int>(ceil_div(threads, blocks)));
         call.items = blocks * call.splits;
         const int pixels = image_pixels(l, call.block_cols);
@@ -100,8 +100,9 @@ struct Plan {
         int32_t* correction = reinterpret_cast<int32_t*>(bias + channels);
         int32_t* weight_zero = correction + channels;
         int32_t* offset = weight_zero + channels;
-        const float sx = l.act_scale[step];
-        const uint32_t zx = static_cast<uint32_t>(l.act_zero[step]);
+        // rows with scales of their own multiply them in when they are stored
+        const float sx = call.rows ? 1.0f : l.act_scale[step];
+        const uint32_t zx = call.rows ? 1u : static_cast<uint32_t>(l.act_zero[step]);
         const uint32_t depth =
             static_cast<uint32_t>(l.in_channels) * static_cast<uint32_t>(l.kernel_h * l.kernel_w);
         for (int g = 0; g < l.groups; ++g) {
@@ -112,7 +113,8 @@ struct Plan {
                     real && l.weight_zero ? static_cast<uint32_t>(l.weight_zero[from]) : 0u;
                 const uint32_t sum = real ? static_cast<uint32_t>(l.weight_sum[from]) : 0u;
                 scale[to] = real ? sx * l.weight_scale[from] : 0.0f;
-                bias[to] = real && l.bias ? l.bias[from] : 0.0f;
+                const bool biased = real && l.bias && !(l.sum_groups && g > 0);
+                bias[to] = biased ? l.bias[from] : 0.0f;
                 correction[to] = static_cast<int32_t>(zx * (sum - depth * zw));
                 weight_zero[to] = static_cast<int32_t>(zw);
             }

@@ -27,13 +27,14 @@ struct QaLayer {
     int32_t pad_h, pad_w;
     int32_t dilation_h, dilation_w;
     int32_t table_size;           // entries of act_scale and act_zero
+    int32_t sum_groups;           // groups add to the same outputs: scales by K-group
     const uint8_t* codes;         // [groups * panels][units][32 * weight_bits]
     const int32_t* chunk_start;   // [groups * panels + 1] into chunk_units
     const uint16_t* chunk_units;  // units that an int16 accumulator provably survives
     const float* weight_scale;    // [groups * out_channels]
     const int32_t* weight_sum;    // [groups * out_channels], sum of codes over K
     const int32_t* weight_zero;   // [groups * out_channels] or null
-    const float* bias;            // [groups * out_channels] or null
+    const float* bias;            // [groups * out_channels], or [out_channels] of a sum, or null
     const float* in_mult;         // [groups * in_channels] or null
     const float* act_scale;       // [table_size]
     const int32_t* act_zero;      // [table_size]
@@ -46,6 +47,12 @@ struct QaGeometry {
     int64_t out_height, out_width;
     int64_t x_batch, x_row, x_pixel, x_channel;
     int64_t y_batch, y_row, y_pixel, y_channel;
+};
+
+// Activation parameters by pixel and group instead of the layer's table; the geometry is one row.
+struct QaRowScales {
+    const float* scale;   // [pixels][groups]
+    const int32_t* zero;  // [pixels][groups]
 };
 
 enum QaFlags {
@@ -76,7 +83,7 @@ struct QaRows {
 };
 
 typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y, int32_t step,
-                     int32_t threads, int32_t flags);
+                     int32_t threads, int32_t flags, const QaRowScales* rows);
 }
 
 // Runs fn(arg) on `threads` threads at once and returns when all have finished.
@@ -94,6 +101,8 @@ struct QaUnit {
     int (*peak)(int32_t pair, int32_t units, int64_t repeats);
     int (*norm)(const QaNorm*, const float* x, float* y, int32_t threads);
     int (*activation)(const QaRows*, const float* x, const float* gate, float* y, int32_t threads);
+    int (*extremes)(const float* x, float* low, float* high, int64_t count, int64_t width,
+                    int32_t threads);
 };
 extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
 

@@ -18,15 +18,26 @@ struct Store256 {
         return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(t, correction)), scale, bias);
     }
 
+    static void add_to(float* at, __m256 v) {
+        _mm256_storeu_ps(at, _mm256_add_ps(v, _mm256_loadu_ps(at)));
+    }
+
     // `rows` rows of 16 channels, of which `width` exist; row r goes to y[to[r] + shift + n * pitch].
     static void store_dense(const int32_t* tile, int rows, const Epilogue& e, int n0, int width,
                             const int32_t* sums, void* y, const int64_t* to, int64_t shift,
                             int64_t pitch) {
-        if (width == 16 && pitch == 1 && e.flags == 0 && sums == nullptr) {
+        if (width == 16 && pitch == 1 && !(e.flags & QA_INTEGER) && sums == nullptr) {
             const __m256i c0 = load32(e.correction + n0), c1 = load32(e.correction + n0 + 8);
             const __m256 s0 = _mm256_loadu_ps(e.scale + n0), s1 = _mm256_loadu_ps(e.scale + n0 + 8);
             const __m256 b0 = _mm256_loadu_ps(e.bias + n0), b1 = _mm256_loadu_ps(e.bias + n0 + 8);
             float* base = static_cast<float*>(y) + shift;
+            if (e.flags & QA_ACCUMULATE) {
+                for (int r = 0; r < rows; ++r, tile += 16) {
+                    add_to(base + to[r], scaled(tile, c0, s0, b0));
+                    add_to(base + to[r] + 8, scaled(tile + 8, c1, s1, b1));
+                }
+                return;
+            }
             for (int r = 0; r < rows; ++r, tile += 16) {
                 _mm256_storeu_ps(base + to[r], scaled(tile, c0, s0, b0));
                 _mm256_storeu_ps(base + to[r] + 8, scaled(tile + 8, c1, s1, b1));
@@ -46,14 +57,20 @@ struct Store256 {
         if (e.weight_zero)
             t = _mm256_sub_epi32(
                 t, _mm256_mullo_epi32(load32(e.weight_zero + n), _mm256_set1_epi32(sum)));
+        const __m256 v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(t), _mm256_loadu_ps(e.scale + n),
+                                         _mm256_loadu_ps(e.bias + n));
+        put(v, t, count, e, y, at, pitch);
+    }
+
+    // Up to eight channels of one pixel: values, or integers where those are asked for.
+    static void put(__m256 v, __m256i t, int count, const Epilogue& e, void* y, int64_t at,
+                    int64_t pitch) {
         if (e.flags & QA_INTEGER) {
             alignas(32) int32_t lane[8];
             _mm256_store_si256(reinterpret_cast<__m256i*>(lane), t);
             for (int i = 0; i < count; ++i) static_cast<int32_t*>(y)[at + i * pitch] = lane[i];
             return;
         }
-        __m256 v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(t), _mm256_loadu_ps(e.scale + n),
-                                   _mm256_loadu_ps(e.bias + n));
         float* out = static_cast<float*>(y) + at;
         if (pitch == 1 && count == 8) {
             if (e.flags & QA_ACCUMULATE) v = _mm256_add_ps(v, _mm256_loadu_ps(out));
@@ -67,6 +84,47 @@ struct Store256 {
             _mm256_store_ps(lane, v);
             for (int i = 0; i < count; ++i)
                 out[i * pitch] = e.flags & QA_ACCUMULATE ? out[i * pitch] + lane[i] : lane[i];
+        }
+    }
+
+    // As `store_dense`, each row with its own activation scale and zero point.
+    static void store_rows(const int32_t* tile, int rows, const RowScales& own, const Epilogue& e,
+                           int n0, int width, const int32_t* sums, void* y, const int64_t* to,
+                           int64_t shift, int64_t pitch) {
+        if (width == 16 && pitch == 1 && !(e.flags & QA_INTEGER) && sums == nullptr) {
+            const __m256i c0 = load32(e.correction + n0), c1 = load32(e.correction + n0 + 8);
+            const __m256 s0 = _mm256_loadu_ps(e.scale + n0), s1 = _mm256_loadu_ps(e.scale + n0 + 8);
+            const __m256 b0 = _mm256_loadu_ps(e.bias + n0), b1 = _mm256_loadu_ps(e.bias + n0 + 8);
+            for (int r = 0; r < rows; ++r, tile += 16) {
+                const __m256i zero = _mm256_set1_epi32(own.zero[r * own.pitch]);
+                const __m256 factor = _mm256_set1_ps(own.scale[r * own.pitch]);
+                float* out = static_cast<float*>(y) + shift + to[r];
+                const __m256 v0 = scaled(tile, _mm256_mullo_epi32(zero, c0), _mm256_mul_ps(factor, s0), b0);
+                const __m256 v1 = scaled(tile + 8, _mm256_mullo_epi32(zero, c1), _mm256_mul_ps(factor, s1), b1);
+                if (e.flags & QA_ACCUMULATE) {
+                    add_to(out, v0);
+                    add_to(out + 8, v1);
+                } else {
+                    _mm256_storeu_ps(out, v0);
+                    _mm256_storeu_ps(out + 8, v1);
+                }
+            }
+            return;
+        }
+        for (int r = 0; r < rows; ++r) {
+            const __m256i zero = _mm256_set1_epi32(own.zero[r * own.pitch]);
+            const __m256 factor = _mm256_set1_ps(own.scale[r * own.pitch]);
+            for (int n = 0; n < width; n += 8) {
+                __m256i t = _mm256_load_si256(reinterpret_cast<const __m256i*>(tile + 16 * r + n));
+                t = _mm256_sub_epi32(t, _mm256_mullo_epi32(zero, load32(e.correction + n0 + n)));
+                if (sums)
+                    t = _mm256_sub_epi32(t, _mm256_mullo_epi32(load32(e.weight_zero + n0 + n),
+                                                               _mm256_set1_epi32(sums[r])));
+                const __m256 scale = _mm256_mul_ps(factor, _mm256_loadu_ps(e.scale + n0 + n));
+                const __m256 v =
+                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(t), scale, _mm256_loadu_ps(e.bias + n0 + n));
+                put(v, t, smaller(8, width - n), e, y, to[r] + shift + n * pitch, pitch);
+            }
         }
     }
 
