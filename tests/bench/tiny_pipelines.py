@@ -126,7 +126,7 @@ def stable_diffusion_xl() -> Any:
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(),
         unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(),
+        scheduler=diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
     )
 
