@@ -3,10 +3,10 @@ PY := .venv/bin/python
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test bench clean
+.PHONY: help install lint format type test bench bench-kernels clean
 
 help:  ## list the verbs
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 install:  ## make .venv and install the package with everything that developing needs
 	@./run_all.sh --install '[dev,metrics,train]'
@@ -32,6 +32,10 @@ test: install  ## all tests that this machine can run; skipped ones say why
 
 bench: install  ## time the methods and the kernels: tests/benchmarks
 	$(PY) -m pytest tests/benchmarks --benchmark-only
+
+bench-kernels: install  ## packed layers against fp32 and other int8, with rooflines; results/kernels.json
+	@mkdir -p results
+	$(PY) -m quantarena.methods.core.kernels.bench --json results/kernels.json
 
 clean:  ## forget builds and caches, keep results
 	rm -rf build .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info

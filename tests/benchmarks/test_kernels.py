@@ -42,7 +42,7 @@ def test_layer(benchmark, case, bits):
         packed_bytes=module.packed_bytes,
         fp32_seconds=timing.base,
         ratio=timing.ratio(name),
-        roofline_share=timing.share[name],
+        roofline_share=timing.roofline[name].seconds / timing.best(name),
     )
 
 

@@ -11,29 +11,26 @@ import json
 import math
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.bench_cases import (
     BITS,
     Case,
+    Roofline,
     Timing,
     cases,
     example_input,
     gaussian_layer,
 )
+from quantarena.methods.core.kernels.bench_rivals import Run, rivals
 from quantarena.methods.core.kernels.packed import PackedLayer
-
-Run = Callable[[], object]
 
 
 def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, float]:
@@ -54,32 +51,6 @@ def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, flo
     if threads > 1:
         return {name: min(times) for name, times in samples.items()}
     return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
-
-
-def _torch_int8(case: Case, weight: Tensor, x: Tensor) -> Run | None:
-    """Torch's static x86 int8 layer from fp32 to fp32, or None where this build lacks it."""
-    ops: Any = torch.ops.quantized
-    scale = weight.flatten(1).abs().amax(dim=1).double() / 127
-    zero = torch.zeros(weight.shape[0], dtype=torch.int64)
-    try:
-        torch.backends.quantized.engine = "x86"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces the removal of these types
-            w = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
-            torch.quantize_per_tensor(x, 0.03, 128, torch.quint8)
-            if case.kind == "linear":
-                packed, layer = ops.linear_prepack(w, None), ops.linear
-            else:
-                packed = ops.conv2d_prepack(w, None, [1, 1], [1, 1], [1, 1], 1)
-                layer = ops.conv2d
-    except (RuntimeError, AttributeError):
-        return None
-
-    def run() -> object:
-        codes = torch.quantize_per_tensor(x, 0.03, 128, torch.quint8)
-        return layer(codes, packed, 1.0, 0).dequantize()
-
-    return run
 
 
 def ceiling(pair: bool) -> float:
@@ -162,19 +133,18 @@ def _measure(case: Case, bits: list[tuple[int, int]], rounds: int, threads: int)
     for name, module in modules.items():
         for suffix, tensor in inputs.items():
             runs[name + suffix] = partial(module, tensor)
-    int8 = _torch_int8(case, weight, x)
-    if int8 is not None:
-        runs["torch int8"] = int8
+    others = rivals(case, weight, x)
+    runs |= others
     times = interleave(runs, rounds, threads)
     timing = Timing(case, {k: v for k, v in times.items() if k.startswith("fp32")})
-    timing.torch_int8 = times.get("torch int8")
+    timing.rivals = {name: times[name] for name in others}
     timing.packed = {k: v for k, v in times.items() if k.split("/")[0] in modules}
     for name, module in modules.items():
         moved = module.packed_bytes + 4 * (case.inputs + case.outputs)
-        compute = case.products / (ceiling(module.uses_pairs) * threads)
-        best = min(t for k, t in timing.packed.items() if k.split("/")[0] == name)
-        timing.share[name] = max(compute, moved / bandwidth(moved, threads)) / best
-        timing.macs_per_byte[name] = case.products / moved
+        rate = ceiling(module.uses_pairs) * threads
+        timing.roofline[name] = Roofline(
+            products=case.products, bytes=moved, rate=rate, bandwidth=bandwidth(moved, threads)
+        )
     return timing
 
 
@@ -187,17 +157,35 @@ def geomean(values: Iterable[float]) -> float:
 def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
     """The results as text, one line per shape and one of geometric means."""
     names = [f"w{w}a{a}" for w, a in bits]
-    head = f"{'shape':24}{'fp32 ms':>9}" + "".join(f"{n:>8}" for n in names) + f"{'int8*':>8}"
-    lines = [head]
+    others = {"torch int8": "int8*", "onnxruntime": "ort"}
+    head = "".join(f"{name:>8}" for name in (*names, *others.values()))
+    lines = [f"{'shape':24}{'fp32 ms':>9}{head}"]
     for t in timings:
-        int8 = f"{t.base / t.torch_int8:8.2f}" if t.torch_int8 else f"{'-':>8}"
         ratios = "".join(f"{t.ratio(n):8.2f}" for n in names)
-        lines.append(f"{t.case.name:24}{t.base * 1e3:9.3f}{ratios}{int8}")
-        reached = "".join(f"{t.share[n]:8.0%}" for n in names)
-        lines.append(f"{'  share of roofline':33}{reached}")
+        ratios += "".join(
+            f"{t.base / t.rivals[n]:8.2f}" if n in t.rivals else f"{'-':>8}" for n in others
+        )
+        lines.append(f"{t.case.name:24}{t.base * 1e3:9.3f}{ratios}")
     means = "".join(f"{geomean(t.ratio(n) for t in timings):8.2f}" for n in names)
     lines.append(f"{'geometric mean':33}{means}")
     lines.append("* torch x86 int8, inexact on AVX2: 8-bit products saturate there")
+    return "\n".join(lines)
+
+
+def rooflines(timings: list[Timing]) -> str:
+    """One line per kernel: what it must do, what this machine could at best, the share reached.
+
+    Operations are two per product. Bytes are those of the packed layer, the input and the output,
+    each moved once, at the rate of the level of memory that holds as many.
+    """
+    lines = [f"{'kernel':32}{'MOP':>9}{'kB':>8}{'GOP/s':>8}{'GB/s':>7}{'at best':>10}{'share':>7}"]
+    for t in timings:
+        for name, roof in t.roofline.items():
+            lines.append(
+                f"{t.case.name + ' ' + name:32}{2e-6 * roof.products:9.1f}{1e-3 * roof.bytes:8.0f}"
+                f"{2e-9 * roof.rate:8.0f}{1e-9 * roof.bandwidth:7.1f}"
+                f"{1e3 * roof.seconds:7.3f} ms{roof.seconds / t.best(name):7.0%}"
+            )
     return "\n".join(lines)
 
 
@@ -218,11 +206,19 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only in case.name:
             timings.append(measure(case, bits, options.rounds, options.threads))
             sys.stderr.write(f"{case.name} done\n")
-    sys.stdout.write(table(timings, bits) + "\n")
+    sys.stdout.write(f"{table(timings, bits)}\n\n{rooflines(timings)}\n\n")
     for pair, name in ((False, "4 k per step"), (True, "2 k per step")):
         sys.stdout.write(f"ceiling of the micro-kernel, {name}: {ceiling(pair) / 1e9:.0f} GMAC/s\n")
     if options.json:
-        rows = [{**asdict(t), "name": t.case.name, "status": asdict(status)} for t in timings]
+        rows = [
+            {
+                **asdict(t),
+                "name": t.case.name,
+                "share": {name: roof.seconds / t.best(name) for name, roof in t.roofline.items()},
+                "status": asdict(status),
+            }
+            for t in timings
+        ]
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0
 

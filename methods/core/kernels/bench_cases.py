@@ -61,26 +61,58 @@ class Case:
         return self.shape[0] * self.shape[1] * (1 if self.kind == "linear" else self.shape[2] ** 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """What a layer must do, and how fast this machine can.
+
+    Attributes:
+        products: multiply-accumulates.
+        bytes: that must move: packed layer, input and output, once.
+        rate: multiply-accumulates a second of the micro-kernel alone.
+        bandwidth: bytes a second.
+    """
+
+    products: int
+    bytes: int
+    rate: float
+    bandwidth: float
+
+    @property
+    def seconds(self) -> float:
+        """Time at best: the slower of the two."""
+        return max(self.products / self.rate, self.bytes / self.bandwidth)
+
+
 @dataclass(slots=True)
 class Timing:
-    """Measured times of a case, in seconds per call."""
+    """Measured times of a case, in seconds per call.
+
+    Attributes:
+        case: the layer.
+        fp32: by memory format.
+        packed: by widths, ``/last`` for channels_last.
+        rivals: other 8-bit layers.
+        roofline: by widths.
+    """
 
     case: Case
     fp32: dict[str, float]
     packed: dict[str, float] = field(default_factory=dict)
-    torch_int8: float | None = None
-    share: dict[str, float] = field(default_factory=dict)
-    """Share of the roofline that was reached."""
-    macs_per_byte: dict[str, float] = field(default_factory=dict)
+    rivals: dict[str, float] = field(default_factory=dict)
+    roofline: dict[str, Roofline] = field(default_factory=dict)
 
     @property
     def base(self) -> float:
         """The faster fp32."""
         return min(self.fp32.values())
 
+    def best(self, bits: str) -> float:
+        """The packed layer in its faster memory format."""
+        return min(t for name, t in self.packed.items() if name.split("/")[0] == bits)
+
     def ratio(self, bits: str) -> float:
-        """Speed-up over the faster fp32, in the faster memory format of the packed layer."""
-        return self.base / min(t for name, t in self.packed.items() if name.split("/")[0] == bits)
+        """Speed-up over the faster fp32."""
+        return self.base / self.best(bits)
 
 
 def cases() -> list[Case]:

@@ -1,6 +1,10 @@
 import json
 
+import torch
+from torch.nn import functional as F
+
 from quantarena.methods.core.kernels import bench, bench_cases
+from quantarena.methods.core.kernels.bench_rivals import rivals
 
 
 def test_case_counts_its_work():
@@ -24,4 +28,26 @@ def test_table_and_json(tmp_path, capsys, monkeypatch):
     assert "inexact on AVX2" in text
     rows = json.loads(target.read_text())
     assert [row["name"] for row in rows] == [case.name for case in small]
+    assert "share" in text
+    assert rows[0]["roofline"]["w4a8"]["products"] == 4 * 32 * 16
+    assert rows[0]["share"]["w4a8"] > 0
     assert rows[1]["packed"].keys() == {"w8a8", "w8a8/last", "w4a8", "w4a8/last"}
+
+
+def test_roofline_is_the_slower_of_arithmetic_and_memory():
+    assert bench_cases.Roofline(100, 10, rate=50, bandwidth=100).seconds == 2
+    assert bench_cases.Roofline(100, 1000, rate=50, bandwidth=100).seconds == 10
+
+
+def test_rivals_compute_the_layer():
+    """Outputs are rounded to integers around a zero point, as the rivals do themselves."""
+    for shape in (("linear", (5, 32, 16)), ("conv2d", (2, 8, 4, 16))):
+        case = bench_cases.Case(*shape)
+        weight = bench_cases.gaussian_layer(case, 8, 8)[1]
+        x = bench_cases.example_input(case)
+        want = x @ weight.t() if case.kind == "linear" else F.conv2d(x, weight, padding=1)
+        for name, run in rivals(case, weight, x).items():
+            found = run()
+            found = torch.as_tensor(found[0] if isinstance(found, list) else found)
+            want_here = want.clamp(0 if name == "torch int8" else -128, 127)
+            assert float((found - want_here).abs().mean()) < 0.5  # a few saturate inside
