@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -65,9 +66,9 @@ def _torch(case: Case, weight: Tensor, x: Tensor) -> Run | None:
 
 def _onnx(case: Case, weight: Tensor, x: Tensor) -> Run | None:
     """Quantize, QLinearMatMul or QLinearConv, dequantize; on torch's number of threads."""
-    try:
-        import onnx
-        import onnxruntime
+    try:  # optional, and without types
+        onnx: Any = import_module("onnx")
+        onnxruntime: Any = import_module("onnxruntime")
     except ImportError:
         return None
     codes, scale = _codes(weight)
