@@ -22,7 +22,7 @@ under the entry-point group ``quantarena.methods``.
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -135,11 +135,22 @@ class MethodContext:
         }
         return points
 
-    def blocks(self, model: QuantizedModel, points: CalibrationSet) -> tuple[Block, ...]:
-        """The model cut into blocks, in execution order."""
+    def blocks(
+        self, model: QuantizedModel, points: CalibrationSet, temporal: Collection[str] = ()
+    ) -> tuple[Block, ...]:
+        """The model cut into blocks, in execution order.
+
+        Args:
+            model: wrapped.
+            points: two of them run once.
+            temporal: layers that become one block of their own, such as all that the time
+                embedding goes through (TFMQ-DM).
+        """
         probe = points.rows(slice(0, 2))
         with model.using(weights=False, acts=False):
-            return partition(model.module, model.layers, lambda: probe.call(model.module))
+            return partition(
+                model.module, model.layers, lambda: probe.call(model.module), temporal=temporal
+            )
 
 
 class Method(ABC):

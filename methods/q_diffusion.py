@@ -9,6 +9,7 @@ block. Layers fed by a skip concatenation have a quantizer pair for each half (s
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import QuantizedModel
@@ -32,6 +33,7 @@ class QDiffusion(Method):
         venue="ICCV 2023",
         paper="arXiv:2302.04304",
         summary="uniform-step calibration, split shortcut quantizers, AdaRound reconstruction",
+        version=2,
         bibtex=(
             "@inproceedings{li2023qdiffusion, title={Q-Diffusion: Quantizing Diffusion Models}, "
             "author={Li, Xiuyu and Liu, Yijiang and Lian, Long and Yang, Huanrui and Dong, Zhen "
@@ -48,6 +50,7 @@ class QDiffusion(Method):
         ),
     )
     supports = Capabilities()
+    published = published.Q_DIFFUSION
     switches: ClassVar[Mapping[str, Any]] = {"split_shortcuts": False}
     split_shortcuts = True
 

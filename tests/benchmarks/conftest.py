@@ -63,14 +63,13 @@ class Bench:
     def time_step(self, benchmark: Any, cell: Cell, model: QuantizedModel) -> None:
         """Latency of one packed step, and its ratio to full precision measured in turns."""
         packed, original = pack(model), self.ground.loaded.denoiser
-        guided = self.ground.info.guidance > 1
-        points = stages._batch(self.recorded, cell.budget.batch, guided=guided)
-        with torch.no_grad():
+        points = stages._batch(self.recorded, cell.budget.batch)
+        with torch.no_grad(), packed.clock.at(int(points.step[0])):
             benchmark.pedantic(points.call, (packed.module,), rounds=20, warmup_rounds=3)
-        latency = measure(
-            packed.module, original, points, backend=packed.backend, images=cell.budget.batch,
-            steps=self.recorded.calls, rounds=20,
-        )  # fmt: skip
+            latency = measure(
+                packed.module, original, points, backend=packed.backend, images=cell.budget.batch,
+                steps=self.recorded.calls, rounds=20,
+            )  # fmt: skip
         seen = observe(model, packed, original)
         benchmark.extra_info.update(
             self.labels(cell),

@@ -11,7 +11,9 @@ from quantarena.methods.api import Effort, MethodContext
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.graph import trace
+from quantarena.methods.core.groups import Decay
 from quantarena.methods.core.policy import UNIFORM, Policy
+from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.fp import FullPrecision
 from quantarena.methods.q_diffusion import QDiffusion
@@ -118,13 +120,14 @@ def test_q_diffusion_notes_what_it_did(pixel):
 
 def test_schedules_are_the_papers_at_the_papers_length():
     weights, acts = QDiffusion().schedules(20_000)
-    assert (weights.iterations, weights.lr, weights.norm) == (20_000, 1e-3, 2.0)
-    assert (acts.iterations, acts.norm) == (5_000, 2.4)
-    assert (weights.regulariser, weights.warmup, weights.beta_start, weights.beta_end) == (
-        0.01, 0.2, 20.0, 2.0,
-    )  # fmt: skip
-    assert not weights.cosine
-    assert acts.cosine
+    assert (weights.iterations, weights.norm, list(weights.groups)) == (20_000, 2.0, ["rounding"])
+    assert (acts.iterations, acts.norm, list(acts.groups)) == (5_000, 2.4, ["act_scale"])
+    assert weights.groups["rounding"].decay is Decay.CONSTANT
+    assert acts.groups["act_scale"].decay is Decay.COSINE
+    published = Schedule.adaround(20_000)
+    assert published.groups["rounding"].lr == 1e-3
+    term = published.rounding
+    assert (term.strength, term.warmup, term.beta_start, term.beta_end) == (0.01, 0.2, 20.0, 2.0)
     assert QDiffusion().schedules(0)[0].iterations == 0
 
 
