@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from quantarena.bench import catalog, presets, shared
+from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError
+from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.workloads import pipeline, registry, settings
 from quantarena.bench.workloads.conditions import read_conditions
 from quantarena.bench.workloads.sampling import Draw, condition, draw_images, image_seed
@@ -325,3 +328,36 @@ def test_nan_images_are_refused(loaded):
     finally:
         weight.data = before
     assert not pipe.denoiser._forward_pre_hooks
+
+
+def test_a_changed_prompt_file_makes_rows_stale(copy, tmp_path):
+    file = tmp_path / "p.txt"
+    grid = Grid("g", "G", (f"{copy}?prompts={file}",), ("rtn",), ("w8a8",))
+
+    def stamp():
+        return catalog.facts(grid).stamp(grid.cells()[0])
+
+    file.write_text("a cat\n")
+    first = stamp()
+    assert stamp() == first
+    file.write_text("a dog\n")
+    assert stamp() != first
+
+
+def test_commands_repeat_settings_without_local_folders(copy, tmp_path):
+    choice = presets.Choice(workloads=("a/b",), settings=("eta=1", "prompts=p q.txt"))
+    line = presets.command("quick", choice)
+    assert line == "quantarena run quick --workload a/b --set eta=1 --set 'prompts=p q.txt'"
+    assert settings.shown(f"{copy}?eta=1&prompts=/home/me/p.txt") == "model?eta=1&prompts=p.txt"
+    assert settings.shown("google/ddpm-church-256?eta=1") == "google/ddpm-church-256?eta=1"
+
+
+def test_a_folder_of_real_images_by_option(copy, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    monkeypatch.chdir(tmp_path)
+    name = settings.with_options(str(copy), ("reference=real",))
+    assert registry.resolve(name).reference == str(tmp_path / "real")
+    cell = Cell(settings.with_options(str(copy), ("reference=nowhere",)), "rtn", "w8a8")
+    with pytest.raises(UserError, match="nowhere") as caught:
+        shared.real_features(shared.open_ground(cell), StageCache(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
