@@ -1,12 +1,12 @@
 """Loading a workload's pipeline and checking that its files are whole."""
 
+import functools
 import hashlib
 import inspect
 import json
 import logging
 import math
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,14 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
     loaded = LoadedPipeline(pipe, slot, sha256, too_long(pipe, info))
     require_classes(loaded.denoiser, info)
     for note in loaded.notes:
-        warnings.warn(note, stacklevel=2)
+        _say(info.name, note)
     return loaded
+
+
+@functools.cache
+def _say(name: str, note: str) -> None:
+    """A warning on stderr, once a process though every cell loads its workload."""
+    logging.getLogger(__name__).warning("warning: workload %s: %s", name, note)
 
 
 def find_slot(pipe: Any, where: str) -> str:

@@ -246,14 +246,17 @@ def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:1 of 2 prompts")
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "pixart-alpha", "flux"])
-def test_a_prompt_of_five_hundred_tokens_is_cut_and_said(name, folder_of, tmp_path):
+def test_a_prompt_of_five_hundred_tokens_is_cut_and_said(name, folder_of, tmp_path, caplog):
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n" + "a red cat in snow " * 100 + "\n")
     info = registry.resolve(f"{folder_of(name)}?prompts={file}")
-    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than the 8 tokens"):
-        loaded = pipeline.load(info)
+    loaded = pipeline.load(info)
+    pipeline.load(info)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"warning: workload {info.name}: {note}" for note in loaded.notes
+    ], "once, not with every cell"
+    assert "1 of 2 prompts are longer than the 8 tokens of tokenizer" in loaded.notes[0]
     assert len(loaded.notes) == sum("tokenizer" in part for part in loaded.pipe.components)
     assert draw_images(loaded, info, Draw("evaluate", 2, 0, 2, 2)).images.shape[0] == 2
 
