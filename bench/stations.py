@@ -57,7 +57,9 @@ def quantized(
 ) -> tuple[QuantizedModel, dict[str, Any]]:
     """The method's model: from the cache, or made now."""
     denoiser = ground.loaded.denoiser
-    effort = Effort(cell.budget.calibration_samples, cell.budget.iterations)
+    # a sampler of few steps records fewer points than a preset asks for
+    samples = min(cell.budget.calibration_samples, recorded.calls * recorded.rows)
+    effort = Effort(samples, cell.budget.iterations)
     with torch.no_grad():
         first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
         graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)

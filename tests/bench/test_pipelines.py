@@ -33,12 +33,6 @@ UNGUIDED = {"ddpm", "ldm", "flux"}
 PLMS = {"sd1"}
 """Samplers that visit the first step twice."""
 BUDGET = Budget(images=2, batch=2, calibration_images=2, calibration_samples=4)
-WANTS_FEATURES = pytest.param(
-    "sdxl",
-    marks=pytest.mark.xfail(
-        strict=True, reason="the pipeline reads in_features of a layer, packed layers have none"
-    ),
-)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +117,7 @@ def test_fresh_noise_belongs_to_the_image_too(name, folder_of):
     assert "step" not in vars(loaded.pipe.scheduler)
 
 
-@pytest.mark.parametrize("name", [n if n != "sdxl" else WANTS_FEATURES for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_quantized_shipped_and_drawn(name, folder_of, ground_of, cache, tmp_path, capsys):
     packed, picture = tmp_path / "packed", tmp_path / "grid.png"
     arguments = ["--method", "rtn", "--bits", "w8a8", "-o", str(packed), "--json", "-q"]

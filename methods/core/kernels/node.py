@@ -45,6 +45,11 @@ class Node(nn.Module):
             raise ValueError(f"parts have tables of {sorted(sizes)} sampler calls")
         self.entries = sizes.pop() if sizes else 0
 
+    @property
+    def in_features(self) -> int:
+        """Inputs of a linear layer: pipelines read it to check their conditions."""
+        return self.weight_shape[1]
+
     def set_step(self, index: int) -> None:
         """Selects the entry of the activation tables that calls without a clock use.
 
