@@ -74,6 +74,8 @@ def quantize(
         except QuantArenaError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+    for warning in document["meta"]["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     sizes, observed = document["bytes"], document["meta"]["observed"]
     line = (
         f"{output}: {sizes['file'] / 1e6:.2f} MB packed, {observed['fp_bytes'] / 1e6:.2f} MB in "

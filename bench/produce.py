@@ -74,7 +74,8 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     except Unsupported as error:
         raise UserError(str(error)) from None
     cache, ground = StageCache(order.cache), shared.open_ground(cell)
-    model, packed, calibration, gap = _made(ground, method, cell, cache, progress)
+    work = Work()
+    model, packed, calibration, gap = _made(ground, method, cell, cache, work, progress)
     observed = observe(model, packed, ground.loaded.denoiser)
     info = method.info
     meta = {
@@ -89,6 +90,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "policy": cell.policy,
         "seed": cell.seed,
         "samples": cell.budget.calibration_samples,
+        "warnings": list(work.warnings),
         "iterations": cell.budget.iterations,
         "calibration": {k: v for k, v in calibration.items() if k != "notes"},
         "parity": gap,
@@ -100,11 +102,16 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
 
 
 def _made(
-    ground: Ground, method: Method, cell: Cell, cache: StageCache, progress: Progress
+    ground: Ground,
+    method: Method,
+    cell: Cell,
+    cache: StageCache,
+    work: Work,
+    progress: Progress,
 ) -> tuple[QuantizedModel, PackedModel, dict[str, Any], float]:
     recorded = shared.trajectory(ground, cache, lambda done, total: progress("record", done, total))
     try:
-        model, calibration = quantized(ground, recorded, cell, method, cache, Work(), progress)
+        model, calibration = quantized(ground, recorded, cell, method, cache, work, progress)
     except Unsupported as error:
         raise UserError(str(error)) from None
     except QuantArenaError:

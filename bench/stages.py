@@ -151,7 +151,7 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
         peak_bytes=_peak_bytes(),
         stage_keys=work.stage_keys,
         artefacts=_keep(cell, drawn, arrays, paths),
-        warnings=(*ground.loaded.notes, *scores.warnings),
+        warnings=(*ground.loaded.notes, *work.warnings, *scores.warnings),
     )
 
 

@@ -37,6 +37,7 @@ class Work:
 
     seconds: dict[str, float] = field(default_factory=dict)
     stage_keys: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @contextmanager
     def station(self, name: str) -> Iterator[None]:
@@ -58,7 +59,10 @@ def quantized(
     """The method's model: from the cache, or made now."""
     denoiser = ground.loaded.denoiser
     # a sampler of few steps records fewer points than a preset asks for
-    samples = min(cell.budget.calibration_samples, recorded.calls * recorded.rows)
+    asked, there = cell.budget.calibration_samples, recorded.calls * recorded.rows
+    samples = min(asked, there)
+    if samples < asked:
+        work.warnings.append(f"calibrated on all {there} points recorded; {asked} were asked")
     effort = Effort(samples, cell.budget.iterations)
     with torch.no_grad():
         first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)

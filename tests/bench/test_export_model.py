@@ -13,6 +13,7 @@ from PIL import Image
 from quantarena.bench.cli import run
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.export_model import check_target, load_pipeline, open_exported
+from quantarena.methods.registry import entry
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
 
@@ -192,12 +193,25 @@ def test_mistakes_are_one_line_and_exit_code_2(pixel_folder, cache, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_that_breaks_is_one_line_and_exit_code_1(pixel_folder, cache, tmp_path, capsys):
-    code = quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000")
-    assert code == 1
+def test_a_method_that_breaks_is_one_line_and_exit_code_1(
+    pixel_folder, cache, tmp_path, capsys, monkeypatch
+):
+    def breaks(self, ctx):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(entry("rtn").method, "quantize", breaks)
+    assert quantize(pixel_folder, tmp_path / "out", cache, "--seed", "5") == 1
     told = capsys.readouterr().err
-    assert "rtn failed: ValueError: 2000 points at one step asked, 2 recorded" in told
+    assert "rtn failed: ValueError: no such layer" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_fewer_points_than_asked_are_said(pixel_folder, cache, tmp_path, capsys):
+    assert quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000") == 0
+    line = "calibrated on all 4 points recorded; 4000 were asked"
+    assert f"warning: {line}" in capsys.readouterr().err
+    document = json.loads((tmp_path / "out" / "unet" / "packed.json").read_text())
+    assert document["meta"]["warnings"] == [line]
 
 
 @pytest.mark.parametrize(
