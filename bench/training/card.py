@@ -147,6 +147,8 @@ def card(
     """Returns the card's Markdown text."""
     data = _DATA["cifar" if model.startswith("cifar") else "emoji"]
     rows = "\n".join(f"| {name} | {value} |" for name, value in numbers.items())
+    conditional = settings["conditions"]["kind"] != "none"
+    same = "\nof the same captions or classes" if conditional else ""
     return f"""# {model}
 
 {settings["title"]}. {_ABOUT[model]}
@@ -154,8 +156,7 @@ def card(
 ![64 samples beside 64 real images](samples.png)
 
 Left: 64 samples, seeded, with the settings of `workload.json` ({settings["steps"]} DDIM steps,
-guidance {settings["guidance"]:g}, eta {settings["eta"]:g}). Right: real images
-{"of the same captions or classes" if settings["conditions"]["kind"] != "none" else ""}.
+guidance {settings["guidance"]:g}, eta {settings["eta"]:g}). Right: real images{same}.
 {chr(10) + judged + chr(10) if judged else ""}
 ## Training
 {data}

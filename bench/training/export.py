@@ -190,7 +190,7 @@ def _cifar(runs: Path, source: Path) -> Exported:
         "name": task.name,
         "title": "CIFAR-10, unconditional, 32 px",
         "pipeline_class": "DDIMPipeline",
-        "steps": 50,
+        "steps": 20,
         "guidance": 1.0,
         "eta": 0.0,
         "resolution": 32,
