@@ -2,8 +2,9 @@
 any, else from stated defaults. Pure arithmetic, no torch.
 
 A stage's time is its *work* (images x steps for sampling, iterations for quantizing, ...) times
-seconds a unit of work. Rows that were measured give that rate; the nearest ones win: same method
-and bits, then same method, then any quantized cell. Only the rate is guessed when there are none.
+seconds a unit of work. Rows that were measured give that rate; the nearest ones win: same workload
+before any, and there same method and bits, then same method, then any quantized cell. Only the
+rate is guessed when there are none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -63,22 +64,22 @@ class Rates:
     """Seconds a unit of work, as measured here.
 
     Attributes:
-        measured: rates of finished rows by (stage, method, bits).
+        measured: rates of finished rows by (stage, workload, method, bits).
     """
 
-    measured: Mapping[tuple[str, str, str], tuple[float, ...]]
+    measured: Mapping[tuple[str, str, str, str], tuple[float, ...]]
 
     @classmethod
     def of(cls, rows: Iterable[Row], machine: Mapping[str, Any]) -> "Rates":
         """Rates of the ok rows that were measured on this machine."""
-        found: dict[tuple[str, str, str], list[float]] = {}
+        found: dict[tuple[str, str, str, str], list[float]] = {}
         for row in rows:
             if row.status is not Status.OK or not same_machine(row.machine, dict(machine)):
                 continue
             for stage, seconds in row.seconds.items():
                 # A stage answered from the cache says nothing of what it costs.
                 if stage in _WORK and seconds > 0.01:
-                    key = (stage, row.cell.method, row.cell.bits)
+                    key = (stage, row.cell.workload, row.cell.method, row.cell.bits)
                     found.setdefault(key, []).append(seconds / _WORK[stage](row.cell))
         return cls({key: tuple(values) for key, values in found.items()})
 
@@ -96,15 +97,13 @@ class Rates:
             nearest.append(lambda method, bits: True)
         elif stage != "quantize" and cell.method != "fp":
             nearest.append(lambda method, bits: method != "fp")
-        for fits in nearest:
-            values = [
-                value
-                for (name, method, bits), rates in self.measured.items()
-                if name == stage and fits(method, bits)
-                for value in rates
-            ]
-            if values:
-                return median(values)
+        of_stage = [(key, rates) for key, rates in self.measured.items() if key[0] == stage]
+        here = [found for found in of_stage if found[0][1] == cell.workload]
+        for found in (here, of_stage):
+            for fits in nearest:
+                values = [v for key, rates in found if fits(*key[2:]) for v in rates]
+                if values:
+                    return median(values)
         return _DEFAULT_RATE[stage]
 
     def stage_seconds(self, stage: str, cell: Cell) -> float:

@@ -12,7 +12,7 @@ from quantarena.methods.core.bits import parse_bits
 DEFAULT = "quick"
 _T = TypeVar("_T")
 _METHODS = ("fp", "rtn", "q_diffusion")
-_WORKLOADS = ("emoji-t2i",)
+_WORKLOADS = ("emoji-t2i", "emoji-dit", "cifar10-uncond")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ PRESETS: dict[str, Preset] = {
         Grid(
             name="smoke",
             title="Smoke: every station once, in minutes",
-            workloads=_WORKLOADS,
+            workloads=_WORKLOADS[:1],
             methods=_METHODS,
             bits=("w4a8", "w4a4"),
             budget=Budget(
@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
             title="Quick: the default comparison",
             workloads=_WORKLOADS,
             methods=_METHODS,
-            bits=("w8a8", "w4a8", "w4a4"),
+            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
             budget=Budget(),
         )
     ),
@@ -86,7 +86,7 @@ PRESETS: dict[str, Preset] = {
             title="Paper: calibration and reconstruction at the papers' own budgets",
             workloads=_WORKLOADS,
             methods=_METHODS,
-            bits=("w8a8", "w4a8", "w4a4"),
+            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
             seeds=(0, 1, 2),
             budget=Budget(
                 images=10_000,

@@ -50,7 +50,7 @@ class Budget:
     steps: int = 0
     calibration_images: int = 32
     calibration_samples: int = 256
-    iterations: int = 200
+    iterations: int = 100
     latency_rounds: int = 20
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from quantarena.methods.core.groups import Decay, Group
 from quantarena.methods.core.losses import RoundingTerm, Term
 
+FEW_ITERATIONS = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -56,11 +58,23 @@ class Schedule:
         """
         group = Group(min(0.1, 60 / max(1, iterations)))
         return cls(
-            iterations, {"rounding": group}, rounding=RoundingTerm(strength=0.1), settled=1e-3
+            iterations,
+            {"rounding": group},
+            batch=_batch(iterations),
+            rounding=RoundingTerm(strength=0.1),
+            settled=1e-3,
         )
 
     @classmethod
     def act_scales(cls, iterations: int) -> "Schedule":
         """Activation scales by their LSQ gradient, relative to their size, falling to zero."""
         group = Group(5e-3, Decay.COSINE, relative=True)
-        return cls(iterations, {"act_scale": group}, norm=2.4)
+        return cls(iterations, {"act_scale": group}, batch=_batch(iterations), norm=2.4)
+
+
+def _batch(iterations: int) -> int:
+    """Points a step: where steps are few, more of them on fewer points reach further.
+
+    Same held-out error at two fifths of the time, see docs/protocol.md.
+    """
+    return 8 if iterations <= FEW_ITERATIONS else 32

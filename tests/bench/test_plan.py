@@ -21,7 +21,7 @@ def row(cell, status=Status.OK, **more):
 def test_everything_is_missing_at_first():
     plan = make_plan(GRID, ())
     assert plan.todo.cells == plan.cells == plan.todo.untimed == CELLS
-    assert len(plan.todo.shared) == 1
+    assert len(plan.todo.shared) == len(GRID.workloads) == 3
     assert not plan.measured
     assert plan.seconds > 60
 
@@ -84,6 +84,14 @@ def test_a_rate_comes_from_the_nearest_row():
     rates = Rates.of(rows, machine.fingerprint())
     assert rates.stage_seconds("sample", replace(slow, bits="w8a8")) == pytest.approx(90)
     assert rates.stage_seconds("sample", replace(fast, method="new")) == pytest.approx(50)
+
+
+def test_a_rate_of_the_same_workload_comes_first():
+    near, far = Cell("w", "rtn", "w4a4"), Cell("other", "q_diffusion", "w4a4")
+    rows = [row(near, seconds={"sample": 10.0}), row(far, seconds={"sample": 90.0})]
+    rates = Rates.of(rows, machine.fingerprint())
+    assert rates.stage_seconds("sample", replace(far, workload="w")) == pytest.approx(10)
+    assert rates.stage_seconds("sample", replace(far, workload="third")) == pytest.approx(90)
 
 
 def test_rows_of_another_machine_say_nothing():

@@ -31,7 +31,8 @@ def test_an_unknown_preset():
 
 
 def test_full_precision_always_comes_along():
-    grid = choose(PRESETS["quick"].grid, Choice(methods=("rtn",), bits=("W4A8",)))
+    choice = Choice(workloads=("emoji-dit",), methods=("rtn",), bits=("W4A8",))
+    grid = choose(PRESETS["quick"].grid, choice)
     assert [(c.method, c.bits) for c in grid.cells()] == [("fp", "fp"), ("rtn", "w4a8")]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.steps import UniformStride
 
 STEPS = 10
-SCHEDULES = {"rounding": Schedule.adaround(STEPS), "act_scales": Schedule.act_scales(STEPS)}
+SCHEDULES = {
+    "rounding": Schedule.adaround(STEPS),
+    "act_scales": replace(Schedule.act_scales(STEPS), batch=32),
+}
 
 
 @pytest.fixture
