@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import package_sha256
+from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.features import Features, reference_features
 from quantarena.bench.metrics.images import load_folder
 from quantarena.bench.metrics.score import floor
@@ -19,7 +20,7 @@ from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.emoji import heldout_images
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
-from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, draw_images
+from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, condition, draw_images
 from quantarena.methods.core.recording import recording
 from quantarena.methods.core.trajectory import Trajectory
 
@@ -85,22 +86,29 @@ def trajectory(ground: Ground, cache: StageCache, progress: Progress = silent) -
     draw = ground.draw(calibration=True)
 
     def make(folder: Path) -> None:
-        loaded = ground.loaded
-        with recording(loaded.denoiser, loaded.pipe.scheduler, folder=folder) as done:
-            draw_images(loaded, ground.info, draw, progress)
-        # whether guidance doubles the batch is the pipeline's affair, so it is counted
-        done.save(folder / "trajectory.safetensors", halves=max(1, done.rows // draw.count))
+        record(ground, draw, folder, progress)
 
-    def read(folder: Path) -> Trajectory:
-        return Trajectory.load(folder / "trajectory.safetensors")
-
-    return cache.load("trajectory", trajectory_key(ground), make, read)
+    return cache.load("trajectory", trajectory_key(ground), make, recorded_in)
 
 
-def trajectory_key(ground: Ground) -> str:
-    """Content hash of the recorded trajectory."""
+def record(ground: Ground, draw: Draw, folder: Path, progress: Progress) -> None:
+    """Draw images by full precision and keep its calls in ``folder``, for ``recorded_in``."""
+    loaded = ground.loaded
+    with recording(loaded.denoiser, loaded.pipe.scheduler, folder=folder) as done:
+        draw_images(loaded, ground.info, draw, progress)
+    # whether guidance doubles the batch is the pipeline's affair, so it is counted
+    done.save(folder / "trajectory.safetensors", halves=max(1, done.rows // draw.count))
+
+
+def recorded_in(folder: Path) -> Trajectory:
+    """The calls that ``record`` kept."""
+    return Trajectory.load(folder / "trajectory.safetensors")
+
+
+def trajectory_key(ground: Ground, *, draw: Draw | None = None) -> str:
+    """Content hash of the calls recorded for calibration, or for another draw."""
     code = [package_sha256(f"quantarena.methods.core.{name}") for name in _RECORDING]
-    return content_key([ground.key(ground.draw(calibration=True)), code])
+    return content_key([ground.key(draw or ground.draw(calibration=True)), code])
 
 
 def fp_images(ground: Ground, cache: StageCache, progress: Progress = silent) -> Drawn:
@@ -111,6 +119,14 @@ def fp_images(ground: Ground, cache: StageCache, progress: Progress = silent) ->
         save_drawn(draw_images(ground.loaded, ground.info, draw, progress), folder)
 
     return cache.load("images", ground.key(draw), make, load_drawn)
+
+
+def prompt_groups(info: WorkloadInfo, images: int) -> Groups | None:
+    """The prompt or class of each image as a number; None for workloads without."""
+    if not info.prompts:
+        return None
+    known = {text: number for number, text in enumerate(dict.fromkeys(info.prompts))}
+    return tuple(known[condition(info, "evaluate", index)] for index in range(images))
 
 
 def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantarena.bench import shared
+from quantarena.bench import inside, shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import class_sha256
 from quantarena.bench.latency import measure
@@ -67,7 +67,9 @@ def prepare(
     with work.station("record"):
         shared.trajectory(ground, cache, lambda done, total: progress("record", done, total))
     with work.station("fp_images"):
-        shared.fp_images(ground, cache, lambda done, total: progress("fp images", done, total))
+        inside.fp_latents(ground, cache, lambda done, total: progress("fp images", done, total))
+    with work.station("fp_probe"):
+        inside.probe(ground, cache, lambda done, total: progress("fp probe", done, total))
     with work.station("fp_floor"):
         shared.fp_floor(ground, cache, lambda done, total: progress("fp floor", done, total))
     with work.station("reference"):
@@ -128,14 +130,33 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
             report = parity(model, packed, probe)
         checked = Parity(report.max_rel, report.worst_layer, report.layers, PARITY_LIMIT)
     observed = Observed(**_fields(observe(model, packed, ground.loaded.denoiser)))
-    reference = shared.fp_images(ground, cache)
-    drawn = sampled(ground, packed, cell, cache, work, progress)
+    reference, fp_last = inside.fp_latents(ground, cache)
+    drawn, last = reference, fp_last
+    if packed.backend != "fp32":
+        drawn, last = inside.last_latents(
+            ground,
+            cache,
+            lambda: work.stage_keys["images"],
+            lambda: sampled(ground, packed, cell, cache, work, progress),
+        )
     if drawn.noise_sha256 != reference.noise_sha256:
         raise QuantArenaError("initial noise differs from full precision's: images are no pairs")
+    with work.station("probe"):
+        seen = inside.probe(ground, cache)
+        beside, curve = inside.closeness(packed, seen, fp_last, last)
+    groups = shared.prompt_groups(ground.info, len(drawn.images))
     with work.station("score"):
         real = shared.real_features(ground, cache)
-        scores = score(reference.images, drawn.images, real, seed=cell.seed, progress=progress)
-    arrays = dict(scores.per_image)
+        scores = score(
+            reference.images,
+            drawn.images,
+            real,
+            beside=beside,
+            groups=groups,
+            seed=cell.seed,
+            progress=progress,
+        )
+    arrays = dict(scores.per_image) | curve
     if cell.method == "fp":
         floor = shared.fp_floor(ground, cache)
         arrays |= {f"floor:{name}": values.numpy() for name, values in floor.items()}

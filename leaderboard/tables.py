@@ -14,9 +14,15 @@ SHORT_NAMES = {
     "lpips": "LPIPS",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "noise-sqnr": "Noise SQNR",
+    "latent-mse": "Latent MSE",
     "kid": "KID",
     "fid": "FID",
     "frechet-pca32": "Fréchet",
+    "precision-k3": "Precision",
+    "recall-k3": "Recall",
+    "alignment": "Alignment",
+    "r-precision": "R-precision",
 }
 
 

@@ -1,7 +1,8 @@
 """Intervals: resample the images, seeded and vectorised. No torch.
 
 Counts are drawn once for a seed and a number of images, so every metric and every cell sees the
-same resamples: differences between two methods are paired without further care.
+same resamples: differences between two methods are paired without further care. Images of one
+prompt are drawn together.
 """
 
 from functools import lru_cache
@@ -14,15 +15,34 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
+Groups = tuple[int, ...]
+"""The prompt, class or other unit of each image; images of one unit are not independent."""
+
+
 @lru_cache(maxsize=4)
-def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+def resample_counts(
+    n: int, resamples: int = RESAMPLES, seed: int = 0, groups: Groups | None = None
+) -> Array:
     """How often each of ``n`` images is drawn in each resample.
 
+    Args:
+        n: images.
+        resamples: how many.
+        seed: of the draws.
+        groups: unit of each image, at least ``n`` of them; whole units are drawn where some
+            repeat. Units that all differ, and one unit alone, change nothing.
+
     Returns:
-        (resamples, n); each row sums to ``n``. Read-only, because it is shared.
+        (resamples, n); each row sums to ``n``, or to about that where units differ in size.
+        Read-only, because it is shared.
     """
-    rng = np.random.default_rng([seed, n])
-    counts = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
+    members = np.arange(n) if groups is None else np.unique(groups[:n], return_inverse=True)[1]
+    units = int(members.max()) + 1
+    if units in (1, n):  # in the images' own order, as without units
+        members, units = np.arange(n), n
+    rng = np.random.default_rng([seed, units])
+    drawn = rng.multinomial(units, np.full(units, 1.0 / units), size=resamples)
+    counts = drawn[:, members].astype(np.float64)
     counts.setflags(write=False)
     return counts
 
@@ -48,7 +68,11 @@ def recentred_interval(
 
 
 def mean_interval(
-    values: NDArray[np.floating], *, seed: int = 0, resamples: int = RESAMPLES
+    values: NDArray[np.floating],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: Groups | None = None,
 ) -> tuple[float, float | None, float | None]:
     """Mean of per-image values and its 95 % interval.
 
@@ -56,6 +80,7 @@ def mean_interval(
         values: (N,), one an image. Give the difference of two methods for a paired interval.
         seed: of the resamples.
         resamples: how many.
+        groups: unit of each image, where some belong together.
 
     Returns:
         mean, low, high; low and high are None for one image, whose spread nobody knows.
@@ -72,6 +97,7 @@ def mean_interval(
     if exact.size == 1:
         return mean, None, None
     # Around the mean, so that equal values give an interval of exactly no width.
-    spread = resample_counts(exact.size, resamples, seed) @ (exact - mean) / exact.size
+    counts = resample_counts(exact.size, resamples, seed, groups)
+    spread = counts @ (exact - mean) / counts.sum(1)
     low, high = interval(spread)
     return mean, mean + low, mean + high

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 PSNR = "psnr"
 SSIM = "ssim"
 LPIPS = "lpips/alex-v0.1"
+SQNR = "noise-sqnr"
+LATENT = "latent-mse"
 KID = "kid/effnet-lite0"
 FRECHET = "frechet-pca32/effnet-lite0"
+
+INSIDE = "none"
+SHIPPED = "in the package"
+EFFNET = "in a dependency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,7 @@ class MetricInfo:
         higher_is_better: direction of quality.
         board: ``fidelity`` or ``quality``.
         needs: fewest images on which it is computed.
+        weights: where the weights of its network come from.
     """
 
     name: str
@@ -28,15 +35,26 @@ class MetricInfo:
     higher_is_better: bool
     board: str
     needs: int
+    weights: str
 
 
-_ALL = (
-    MetricInfo(PSNR, "peak signal-to-noise ratio to full precision", "dB", True, "fidelity", 1),
-    MetricInfo(SSIM, "structural similarity to full precision", "", True, "fidelity", 1),
-    MetricInfo(LPIPS, "perceptual distance to full precision", "", False, "fidelity", 1),
-    MetricInfo(KID, "kernel distance to real images", "x1e-3", False, "quality", 16),
-    MetricInfo(FRECHET, "Frechet distance to real images, 32 axes", "", False, "quality", 64),
+_FIDELITY = (
+    (PSNR, "peak signal-to-noise ratio to full precision", "dB", True, 1, INSIDE),
+    (SSIM, "structural similarity to full precision", "", True, 1, INSIDE),
+    (LPIPS, "perceptual distance to full precision", "", False, 1, SHIPPED),
+    (SQNR, "noise prediction against full precision's, by sampler call", "dB", True, 1, INSIDE),
+    (LATENT, "squared difference of the samplers' last latents", "", False, 1, INSIDE),
 )
-METRICS = {info.name: info for info in _ALL}
-FIDELITY = tuple(info.name for info in _ALL if info.board == "fidelity")
-QUALITY = tuple(info.name for info in _ALL if info.board == "quality")
+_QUALITY = (
+    (KID, "kernel distance to real images", "x1e-3", False, 16, EFFNET),
+    (FRECHET, "Frechet distance to real images, 32 axes", "", False, 64, EFFNET),
+)
+METRICS = {
+    name: MetricInfo(name, title, unit, higher, board, needs, weights)
+    for board, rows in (("fidelity", _FIDELITY), ("quality", _QUALITY))
+    for name, title, unit, higher, needs, weights in rows
+}
+FIDELITY = tuple(row[0] for row in _FIDELITY)
+QUALITY = tuple(row[0] for row in _QUALITY)
+IMAGE_PAIRS = (PSNR, SSIM, LPIPS)
+"""Fidelity metrics of two images alone."""

@@ -1,6 +1,6 @@
 """Closeness to the full-precision image of the same seed: PSNR, SSIM, LPIPS, image by image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -8,16 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantarena.bench.metrics.bootstrap import RESAMPLES, mean_interval
-from quantarena.bench.metrics.catalogue import FIDELITY, LPIPS, METRICS, PSNR, SSIM
+from quantarena.bench.metrics.bootstrap import RESAMPLES, Groups, mean_interval
+from quantarena.bench.metrics.catalogue import FIDELITY, LATENT, LPIPS, METRICS, PSNR, SQNR, SSIM
 from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
 from quantarena.bench.metrics.lpips import lpips, weights_sha256
+from quantarena.bench.metrics.steps import SQNR_CAP
 from quantarena.bench.schema import Measurement
 
 PSNR_CAP = 100.0
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 _NO_SSIM = f"a side is shorter than SSIM's window of {SSIM_WINDOW} px"
+_ABSENT = {
+    SSIM: _NO_SSIM,
+    SQNR: "the network was not at hand, images alone were scored",
+    LATENT: "latents were not at hand, images alone were scored",
+}
 
 
 def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
@@ -93,7 +99,7 @@ def fidelity(
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every fidelity metric of each pair.
+    """Every fidelity metric that two images have.
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W).
@@ -115,21 +121,36 @@ def fidelity(
 
 
 def summarise(
-    per_image: dict[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
+    per_image: Mapping[str, np.ndarray],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: Groups | None = None,
+    reasons: Mapping[str, str] | None = None,
 ) -> tuple[Measurement, ...]:
     """Means with 95 % bootstrap intervals over images, in the catalogue's order.
 
     Args:
-        per_image: as ``fidelity`` returns it.
+        per_image: name to (n,) values of the first n images.
         seed: of the resamples.
         resamples: how many.
+        groups: prompt of each image, where prompts repeat.
+        reasons: why a metric has no values.
     """
-    return tuple(_measurement(name, per_image.get(name), seed, resamples) for name in FIDELITY)
+    found = []
+    for name in FIDELITY:
+        values = per_image.get(name)
+        if values is None:
+            found.append(replace(_empty(name), reason=(_ABSENT | dict(reasons or {})).get(name)))
+            continue
+        mean, low, high = mean_interval(values, seed=seed, resamples=resamples, groups=groups)
+        found.append(replace(_empty(name), value=mean, low=low, high=high, n=len(values)))
+    return tuple(found)
 
 
-def _measurement(name: str, values: np.ndarray | None, seed: int, resamples: int) -> Measurement:
+def _empty(name: str) -> Measurement:
     info = METRICS[name]
-    empty = Measurement(
+    return Measurement(
         name=name,
         value=None,
         unit=info.unit,
@@ -138,12 +159,7 @@ def _measurement(name: str, values: np.ndarray | None, seed: int, resamples: int
         impl=_impl(name),
         extractor_sha256=weights_sha256() if name == LPIPS else None,
         reference="fp",
-        reason=_NO_SSIM,
     )
-    if values is None:
-        return empty
-    mean, low, high = mean_interval(values, seed=seed, resamples=resamples)
-    return replace(empty, value=mean, low=low, high=high, n=len(values), reason=None)
 
 
 def _impl(name: str) -> str:
@@ -152,4 +168,8 @@ def _impl(name: str) -> str:
         PSNR: f"{metrics}, mean of dB, capped at {PSNR_CAP:g} dB",
         SSIM: f"{metrics}, window {SSIM_WINDOW}, sigma {SSIM_SIGMA}, RGB",
         LPIPS: f"quantarena, LPIPS v0.1 AlexNet, short side >= 64 px, torch {torch.__version__}",
+        SQNR: "quantarena, on full precision's trajectory of the first images, mean of dB over "
+        f"sampler calls, capped at {SQNR_CAP:g} dB",
+        LATENT: "quantarena, what the sampler returns last; for pixel models the image before "
+        "clipping",
     }[name]

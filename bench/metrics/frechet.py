@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantarena.bench.metrics.bootstrap import RESAMPLES, resample_counts
+from quantarena.bench.metrics.bootstrap import RESAMPLES, Groups, resample_counts
 from quantarena.bench.metrics.kid import Estimate
 
 AXES = 32
@@ -71,7 +71,14 @@ def distance(mean: Tensor, covariance: Tensor, variances: Tensor) -> Tensor:
     return found
 
 
-def frechet(test: Tensor, pca: Pca, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def frechet(
+    test: Tensor,
+    pca: Pca,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: Groups | None = None,
+) -> Estimate:
     """Squared Frechet distance to the reference, in its main axes.
 
     It is too large by an amount that grows as N falls: compare at equal N only.
@@ -81,6 +88,7 @@ def frechet(test: Tensor, pca: Pca, *, seed: int = 0, resamples: int = RESAMPLES
         pca: the reference.
         seed: of the resamples (over test images; the reference is kept).
         resamples: how many; 0 for the value alone.
+        groups: prompt of each test image, where prompts repeat.
 
     Raises:
         ValueError: fewer than two images.
@@ -94,15 +102,16 @@ def frechet(test: Tensor, pca: Pca, *, seed: int = 0, resamples: int = RESAMPLES
     products = (offsets[:, :, None] * offsets[:, None, :]).flatten(1)
 
     def estimate(counts: Tensor) -> Tensor:
-        shift = counts @ offsets / n
-        second = (counts @ products / n).view(-1, len(centre), len(centre))
+        drawn = counts.sum(1, keepdim=True)
+        shift = counts @ offsets / drawn
+        second = (counts @ products / drawn).view(-1, len(centre), len(centre))
         covariance = (second - shift[:, :, None] * shift[:, None, :]) * (n / (n - 1))
         return distance(centre + shift, covariance, pca.variances)
 
     value = float(estimate(torch.ones(1, n, dtype=torch.float64))[0])
     if not resamples:
         return Estimate(value, np.empty(0))
-    counts = torch.tensor(resample_counts(n, resamples, seed))
+    counts = torch.tensor(resample_counts(n, resamples, seed, groups))
     # In strips: 2,000 matrices at once would be more memory than the rest of the scoring.
     strips = (counts[start : start + _STRIP] for start in range(0, resamples, _STRIP))
     return Estimate(value, np.concatenate([estimate(strip).numpy() for strip in strips]))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, resample_counts
+from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, Groups, resample_counts
 
 SCALE = 1000.0
 _ROWS = 1024
@@ -55,6 +55,7 @@ def kid(
     reference_similarity: float | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    groups: Groups | None = None,
 ) -> Estimate:
     """Unbiased kernel distance between two sets of features, in units of 1e-3.
 
@@ -67,6 +68,7 @@ def kid(
         reference_similarity: ``self_similarity(reference)``, when it is known.
         seed: of the resamples.
         resamples: how many; 0 for the value alone.
+        groups: prompt of each test image, where prompts repeat.
 
     Returns:
         The value times 1000 and its replicates; may be negative where the truth is near 0.
@@ -86,14 +88,15 @@ def kid(
     def estimate(counts: Tensor) -> Array:
         # Sums over pairs of different originals, each weighted by how often it was drawn.
         pairs = ((counts @ within) * counts).sum(1) - counts**2 @ diagonal
-        number = n * n - (counts**2).sum(1)
-        found = SCALE * (pairs / number + constant - 2 * counts @ across / n)
+        drawn = counts.sum(1)
+        number = drawn**2 - (counts**2).sum(1)
+        found = SCALE * (pairs / number + constant - 2 * counts @ across / drawn)
         return np.asarray(found.numpy())
 
     value = float(estimate(torch.ones(1, n, dtype=torch.float64))[0])
     if not resamples:
         return Estimate(value, np.empty(0))
-    return Estimate(value, estimate(torch.tensor(resample_counts(n, resamples, seed))))
+    return Estimate(value, estimate(torch.tensor(resample_counts(n, resamples, seed, groups))))
 
 
 def _mean_kernel(test: Tensor, reference: Tensor) -> Tensor:

@@ -6,7 +6,13 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from quantarena.bench.metrics.bootstrap import RESAMPLES, Array, interval, recentred_interval
+from quantarena.bench.metrics.bootstrap import (
+    RESAMPLES,
+    Array,
+    Groups,
+    interval,
+    recentred_interval,
+)
 from quantarena.bench.metrics.catalogue import FRECHET, KID, METRICS, QUALITY
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.frechet import AXES, frechet
@@ -30,7 +36,12 @@ class Quality:
 
 
 def quality(
-    test: Tensor, reference: Features, *, seed: int = 0, resamples: int = RESAMPLES
+    test: Tensor,
+    reference: Features,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    groups: Groups | None = None,
 ) -> Quality:
     """Every quality metric, in the catalogue's order.
 
@@ -39,6 +50,7 @@ def quality(
         reference: the real images.
         seed: of the resamples.
         resamples: how many.
+        groups: prompt of each image, where prompts repeat.
 
     Returns:
         One measurement a metric; value None with a reason where N is too small or the
@@ -46,7 +58,7 @@ def quality(
     """
     measurements, replicates = [], {}
     for name in QUALITY:
-        found = _estimate(name, test, reference, seed, resamples)
+        found = _estimate(name, test, reference, seed, resamples, groups)
         if isinstance(found, str):
             measurements.append(_empty(name, found, reference.label))
             continue
@@ -61,7 +73,12 @@ def not_computed(reason: str, reference: str = "") -> tuple[Measurement, ...]:
 
 
 def _estimate(
-    name: str, test: Tensor, reference: Features, seed: int, resamples: int
+    name: str,
+    test: Tensor,
+    reference: Features,
+    seed: int,
+    resamples: int,
+    groups: Groups | None,
 ) -> Estimate | str:
     """The estimate, or why there is none."""
     needs = METRICS[name].needs
@@ -75,10 +92,11 @@ def _estimate(
             reference_similarity=reference.self_similarity,
             seed=seed,
             resamples=resamples,
+            groups=groups,
         )
     if reference.pca is None:
         return f"the reference images vary in fewer than {AXES} directions"
-    return frechet(test, reference.pca, seed=seed, resamples=resamples)
+    return frechet(test, reference.pca, seed=seed, resamples=resamples, groups=groups)
 
 
 def _filled(name: str, found: Estimate, n: int, reference: Features) -> Measurement:

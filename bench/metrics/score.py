@@ -1,11 +1,12 @@
 """One call scores one set of images: what the stage code uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
+from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.fidelity import fidelity, summarise
@@ -22,7 +23,8 @@ class Scores:
 
     Attributes:
         measurements: every metric of the catalogue, those without a value included.
-        per_image: fidelity metric to (N,) float64, in the order of the images.
+        per_image: metric to (N,) float64, in the order of the images; those that were given
+            beside may hold the first images only.
         replicates: quality metric to (2000,) bootstrap values, where it was computed; those of
             two rows with equal N and seed are paired, so their difference has an interval too.
         warnings: lines worth a reader's attention.
@@ -39,6 +41,8 @@ def score(
     test: Tensor,
     reference: Features | None,
     *,
+    beside: Mapping[str, np.ndarray | str] | None = None,
+    groups: Groups | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     device: str = "cpu",
@@ -53,6 +57,9 @@ def score(
         fp: full-precision images, uint8 (N, 3, H, W).
         test: images of the same seeds, the same shape.
         reference: real images as features; None leaves the quality metrics without a value.
+        beside: fidelity metrics that need more than the images, name to (n,) values of the first
+            n images, or the reason why there are none.
+        groups: prompt of each image. Where prompts repeat they are what is resampled.
         seed: of the bootstrap. Keep it equal over the rows of a table: they then share their
             resamples.
         progress: called with a station's name, images done, images in all.
@@ -73,7 +80,10 @@ def score(
         return (lambda done: progress(station, done, n)) if progress else None
 
     per_image = fidelity(fp, test, device=device, progress=report("lpips"))
-    found = summarise(per_image, seed=seed)
+    more = beside or {}
+    per_image |= {name: values for name, values in more.items() if not isinstance(values, str)}
+    reasons = {name: values for name, values in more.items() if isinstance(values, str)}
+    found = summarise(per_image, seed=seed, groups=groups, reasons=reasons)
     replicates: dict[str, np.ndarray] = {}
     if reference is None:
         found += not_computed("the workload has no reference images")
@@ -92,7 +102,7 @@ def score(
                 "part of the distance is the resize"
             )
         features = extract(test, extractor, progress=report("features"))
-        real = quality(features, reference, seed=seed)
+        real = quality(features, reference, seed=seed, groups=groups)
         found += real.measurements
         replicates = real.replicates
     return Scores(found, per_image, replicates, tuple(warnings))

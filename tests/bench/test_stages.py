@@ -62,7 +62,7 @@ def plugin(tmp_path, monkeypatch):
 
 def test_prepare_makes_what_cells_share(cell, paths):
     seconds = stages.prepare(cell, paths, progress=quiet)
-    assert set(seconds) == {"record", "fp_images", "fp_floor", "reference"}
+    assert set(seconds) == {"record", "fp_images", "fp_probe", "fp_floor", "reference"}
     made = sorted(p.name.split("-")[0] for p in paths.cache.iterdir())
     assert made.count("trajectory") == made.count("images") == made.count("floor") == 1
     before = {p: p.stat().st_mtime_ns for p in paths.cache.iterdir()}

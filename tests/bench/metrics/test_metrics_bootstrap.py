@@ -74,3 +74,30 @@ def test_a_pair_of_methods_has_a_narrower_difference():
     assert low > 0
     assert high - low < 0.4
     assert mean_interval(a)[2] > mean_interval(b)[1]  # alone, they overlap
+
+
+def test_prompts_that_repeat_are_drawn_together():
+    counts = resample_counts(6, 500, 0, (0, 1, 2, 0, 1, 2))
+    assert (counts[:, :3] == counts[:, 3:]).all()
+    assert (counts.sum(1) == 6).all()
+    uneven = resample_counts(3, 500, 0, (0, 0, 1))
+    assert set(uneven.sum(1)) == {2, 3, 4}
+
+
+@pytest.mark.parametrize("groups", [tuple(range(9, 0, -1)), (5,) * 9])
+def test_units_that_all_differ_or_are_one_change_nothing(groups):
+    np.testing.assert_array_equal(resample_counts(9, 50, 3, groups), resample_counts(9, 50, 3))
+
+
+def test_coverage_of_a_mean_over_prompts():
+    """Images of one prompt share a difficulty: by images the interval is far too narrow."""
+    rng = np.random.default_rng(0)
+    groups = tuple(np.tile(np.arange(32), 4))
+    hits = {"images": 0, "prompts": 0}
+    for _ in range(200):
+        values = np.tile(rng.normal(size=32), 4) + 0.3 * rng.normal(size=128)
+        for kind, unit in (("images", None), ("prompts", groups)):
+            _, low, high = mean_interval(values, resamples=400, groups=unit)
+            hits[kind] += low <= 0 <= high
+    assert hits["prompts"] / 200 > 0.88
+    assert hits["images"] / 200 < 0.8

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantarena.bench.metrics.catalogue import FIDELITY, LPIPS, PSNR, SSIM
+from quantarena.bench.metrics.catalogue import IMAGE_PAIRS, LPIPS, PSNR, SSIM
 from quantarena.bench.metrics.fidelity import PSNR_CAP, fidelity, psnr, ssim, summarise
 from quantarena.bench.metrics.images import BadImages
 
@@ -76,7 +76,7 @@ def test_falls_with_damage(photos, request, kind):
 def test_constant_images_have_every_fidelity_metric():
     grey = torch.full((4, 3, 32, 32), 128, dtype=torch.uint8)
     found = fidelity(grey, grey + 10)
-    assert found.keys() == set(FIDELITY)
+    assert found.keys() == set(IMAGE_PAIRS)
     assert all(np.isfinite(values).all() for values in found.values())
     assert found[PSNR][0] == pytest.approx(20 * np.log10(25.5))
 
@@ -103,7 +103,8 @@ def test_values_do_not_depend_on_the_chunks(photos, noisy, monkeypatch):
 
 
 def test_measurements_carry_their_origin(photos, noisy):
-    first, second, third = summarise(fidelity(photos[:20], noisy(photos[:20], 9)))
+    first, second, third, *beside = summarise(fidelity(photos[:20], noisy(photos[:20], 9)))
+    assert all(m.value is None and "images alone" in m.reason for m in beside)
     assert [m.name for m in (first, second, third)] == ["psnr", "ssim", "lpips/alex-v0.1"]
     assert first.unit == "dB"
     assert first.higher_is_better

@@ -130,3 +130,14 @@ def test_grows_with_damage(real_features, damaged_features, kind):
     values = [kid(f, real_features, resamples=0).value for f in damaged_features[kind]]
     assert values == sorted(values)
     assert values[-1] > 0
+
+
+def test_prompts_as_the_unit_widen_the_interval():
+    """Four images that hardly differ tell as much as one."""
+    base = cloud(32, 0, 0.2)
+    test = base.repeat(4, 1) + 0.01 * cloud(128, 3)
+    groups = tuple(range(32)) * 4
+    by_image = np.std(kid(test, cloud(300, 1)).replicates)
+    found = kid(test, cloud(300, 1), groups=groups)
+    assert np.std(found.replicates) > 1.6 * by_image
+    assert found.value == kid(test, cloud(300, 1), resamples=0).value

@@ -1,0 +1,138 @@
+"""Closeness to full precision inside the sampler: what cells share, and a cell's own part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quantarena.bench import shared
+from quantarena.bench.cache import StageCache
+from quantarena.bench.code import package_sha256
+from quantarena.bench.metrics.bootstrap import Array
+from quantarena.bench.metrics.catalogue import LATENT, SQNR
+from quantarena.bench.metrics.steps import (
+    PROBE_IMAGES,
+    latent_mse,
+    predictions,
+    sqnr,
+    watching,
+)
+from quantarena.bench.shared import Ground, silent
+from quantarena.bench.spec import content_key
+from quantarena.bench.workloads.sampling import Drawn, Progress
+from quantarena.methods.core.pack import PackedModel
+from quantarena.methods.core.trajectory import Trajectory
+
+
+def last_latents(
+    ground: Ground, cache: StageCache, key: Callable[[], str], draw: Callable[[], Drawn]
+) -> tuple[Drawn, Tensor | None]:
+    """Images, and what the sampler returned last for the first of them.
+
+    Args:
+        ground: its sampler is watched.
+        cache: where ``draw`` keeps its images, and this function the latents.
+        key: of the images, once they are drawn.
+        draw: gives the images, from the cache where they are there.
+
+    Returns:
+        The images; latents float32 (n, C, ...), None where the sampler cannot be watched.
+    """
+    with watching(ground.loaded.pipe.scheduler) as seen:
+        drawn = draw()
+    found = seen.tensor
+
+    def make(folder: Path) -> None:
+        latents = found
+        if latents is None:  # images of a run that was stopped before it kept these
+            cache.drop("images", key())
+            with watching(ground.loaded.pipe.scheduler) as again:
+                draw()
+            latents = again.tensor
+        kept = {} if latents is None else {"latents": latents.contiguous()}
+        save_file(kept, folder / "latents.safetensors")
+
+    def read(folder: Path) -> Tensor | None:
+        return load_file(folder / "latents.safetensors").get("latents")
+
+    return drawn, cache.load("latents", key(), make, read)
+
+
+def fp_latents(
+    ground: Ground, cache: StageCache, progress: Progress = silent
+) -> tuple[Drawn, Tensor | None]:
+    """``fp_images``, and the last latents of the first of them."""
+    return last_latents(
+        ground,
+        cache,
+        lambda: ground.key(ground.draw()),
+        lambda: shared.fp_images(ground, cache, progress),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Full precision's calls on the first evaluation images, and its answers.
+
+    Attributes:
+        recorded: the calls.
+        predictions: as ``metrics.steps.predictions`` gives them.
+    """
+
+    recorded: Trajectory
+    predictions: Tensor
+
+
+def probe(ground: Ground, cache: StageCache, progress: Progress = silent) -> Probe:
+    """What the noise predictions of all cells are compared with.
+
+    Evaluation noise: no method has seen it. The noise of an image does not depend on how many are
+    drawn, so these are the first calls of the images that are scored.
+    """
+    draw = ground.draw()
+    draw = replace(draw, count=min(PROBE_IMAGES, draw.count))
+
+    def make(folder: Path) -> None:
+        shared.record(ground, draw, folder, progress)
+        answers = predictions(ground.loaded.denoiser, shared.recorded_in(folder))
+        save_file({"predictions": answers}, folder / "predictions.safetensors")
+
+    def read(folder: Path) -> Probe:
+        answers = load_file(folder / "predictions.safetensors")["predictions"]
+        return Probe(shared.recorded_in(folder), answers)
+
+    code = package_sha256("quantarena.bench.metrics.steps")
+    key = content_key([shared.trajectory_key(ground, draw=draw), code])
+    return cache.load("probe", key, make, read)
+
+
+def closeness(
+    packed: PackedModel, seen: Probe, fp_last: Tensor | None, last: Tensor | None
+) -> tuple[dict[str, Array | str], dict[str, Array]]:
+    """Closeness to full precision inside the sampler.
+
+    Args:
+        packed: the cell's network.
+        seen: full precision's calls and answers.
+        fp_last: full precision's last latents.
+        last: the cell's.
+
+    Returns:
+        By metric, values of the first images or why there are none; and the curve by sampler
+        call, (S, images) in dB, under ``curve:noise-sqnr``.
+    """
+    found: dict[str, Array | str] = {}
+    curve: dict[str, Array] = {}
+    try:
+        answers = predictions(packed.module, seen.recorded, packed.clock.at)
+        by_call = sqnr(seen.predictions, answers, seen.recorded.halves)
+        found[SQNR], curve[f"curve:{SQNR}"] = by_call.mean(0), by_call
+    except ValueError as error:
+        found[SQNR] = str(error)
+    if fp_last is None or last is None:
+        found[LATENT] = "the sampler does not say what its steps return"
+    else:
+        found[LATENT] = latent_mse(fp_last, last)
+    return found, curve
