@@ -4,16 +4,22 @@ Order as in the paper: (1) calibration points at equally spaced steps (section 4
 AdaRound, block by block, inputs from the quantized prefix, activations in floating point; (3)
 activation ranges by MSE search on the weight-quantized network, then their scales learned block by
 block. Layers fed by a skip concatenation have a quantizer pair for each half (section 4.3).
+
+Variant ``release`` is the official text-to-image script: weight ranges by 80 shrinkings, one
+absolute learning rate for all activation scales, and a regulariser that forgets the second half of
+a split layer.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.groups import Decay, Group
 from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import mse_range
+from quantarena.methods.core.ranges import mse_range, shrink_range
 from quantarena.methods.core.reconstruct import BlockReport, reconstruct
 from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.steps import UniformStride
@@ -22,6 +28,9 @@ from quantarena.methods.registry import register
 PAPER_ITERATIONS = 20_000
 PAPER_ACT_ITERATIONS = 5_000
 CALIBRATION_STEPS = 20
+RELEASE_ACT_RATE = 4e-4
+RELEASE_BATCH = 8
+"""Of its text-to-image script; 32 in the others."""
 
 
 @register("q_diffusion")
@@ -44,12 +53,14 @@ class QDiffusion(Method):
             "iterations follow the preset and stop when all roundings are decided; rounding learns "
             "at a larger rate under ten times the regulariser, so that it has time to decide "
             "(paper: 20,000 at 1e-3 with 0.01, then 5,000 at 4e-4)",
-            "both halves of a split layer enter the regulariser (released code: the first alone)",
-            "activation scales learn relative to their size (released code: one absolute rate)",
+            "variant paper: both halves of a split layer are regularised (release: the first alone)",
+            "variant paper: activation scales learn relative to their size (release: absolutely)",
             "attention products stay in floating point under the uniform policy",
+            "variant release: activations asymmetric, as in the text-to-image script; the symmetric "
+            "search of the others applies a grid that it did not search",
         ),
     )
-    supports = Capabilities()
+    supports = Capabilities(variants=("paper", "release"))
     published = published.Q_DIFFUSION
     switches: ClassVar[Mapping[str, Any]] = {"split_shortcuts": False}
     split_shortcuts = True
@@ -59,8 +70,9 @@ class QDiffusion(Method):
         model = ctx.wrap(splits=self.split_shortcuts)
         points = ctx.draw(UniformStride(ctx.effort.samples, CALIBRATION_STEPS))
         blocks = ctx.blocks(model, points)
-        model.set_weight_ranges(mse_range)
-        weights, acts = self.schedules(ctx.effort.iterations)
+        released = ctx.variant == "release"
+        model.set_weight_ranges(shrink_range if released else mse_range)
+        weights, acts = self.schedules(ctx.effort.iterations, released=released)
         total = 2 * len(blocks)
         rounding = reconstruct(
             model, blocks, points, weights, acts=False, seed=ctx.seed,
@@ -74,10 +86,16 @@ class QDiffusion(Method):
         model.notes["reconstruction"] = {"weights": _table(rounding), "acts": _table(scales)}
         return model
 
-    def schedules(self, iterations: int) -> tuple[Schedule, Schedule]:
+    def schedules(self, iterations: int, *, released: bool = False) -> tuple[Schedule, Schedule]:
         """Weight and activation schedules for this many weight iterations a block."""
-        share = PAPER_ACT_ITERATIONS / PAPER_ITERATIONS
-        return Schedule.fast(iterations), Schedule.act_scales(round(iterations * share))
+        act_iterations = round(iterations * PAPER_ACT_ITERATIONS / PAPER_ITERATIONS)
+        weights, acts = Schedule.fast(iterations), Schedule.act_scales(act_iterations)
+        if released:
+            plain = Schedule.adaround(iterations)
+            weights = replace(plain, rounding=replace(plain.rounding, first_part=True))
+            acts = replace(acts, groups={"act_scale": Group(RELEASE_ACT_RATE, Decay.COSINE)})
+            weights, acts = (replace(s, batch=RELEASE_BATCH) for s in (weights, acts))
+        return weights, acts
 
 
 def _table(reports: list[BlockReport]) -> list[dict[str, Any]]:

@@ -48,12 +48,13 @@ class CheckResult:
 
 
 class _Suite:
-    """One method's checks; models are made once and shared between them."""
+    """Checks of one variant of a method; models are made once and shared between them."""
 
-    def __init__(self, method: Method, effort: Effort) -> None:
-        self.method, self.effort = method, effort
-        self.moved = dict.fromkeys(method.switches, 0.0)
-        self.variant = method.supports.variants[0]
+    def __init__(self, method: Method, effort: Effort, variant: str) -> None:
+        self.method, self.effort, self.variant = method, effort, variant
+        # switches belong to the paper's ideas; a release may have left one out
+        first = variant == method.supports.variants[0]
+        self.moved = dict.fromkeys(method.switches if first else (), 0.0)
         supports = method.supports
         self.ladder = [
             b for b in LADDER if b.weight in supports.weight_bits and b.act in supports.act_bits
@@ -80,6 +81,8 @@ class _Suite:
 
     def on(self, probe: Probe) -> Iterator[CheckResult]:
         """Every check on one network."""
+        first = self.variant == self.method.supports.variants[0]
+        label = probe.name if first else f"{probe.name}, {self.variant}"
         state = {name: value.clone() for name, value in probe.model.state_dict().items()}
         made: dict[Bits, QuantizedModel] = {}
         contexts = {b: probe.context(b, self.variant, self.effort) for b in self.ladder}
@@ -89,9 +92,9 @@ class _Suite:
                 made[bits] = self.method.run(context)
             return ", ".join(map(str, made))
 
-        first = _run("quantizes", probe.name, quantizes)
-        yield first
-        if not first.passed:
+        result = _run("quantizes", label, quantizes)
+        yield result
+        if not result.passed:
             return
         low = self.ladder[-1]
         with torch.no_grad():
@@ -136,17 +139,17 @@ class _Suite:
             self.moved[name] = max(self.moved[name], gap)
             return f"the output moves by {gap:.1e}"
 
-        yield _run("original untouched", probe.name, original)
-        yield _run("finite", probe.name, finite)
-        yield _run("pass-through", probe.name, lambda: self._pass_through(probe, made[low]))
-        yield _run("deterministic", probe.name, deterministic)
-        yield _run("state round trip", probe.name, round_trip)
-        yield _run("packed equals fake", probe.name, lambda: _parity(made, probe.heldout))
-        yield _run("policy observed", probe.name, lambda: _policy(made, probe))
-        yield _run("error falls with bits", probe.name, monotone)
-        yield _run("calibration noted", probe.name, lambda: _noted(contexts[low]))
+        yield _run("original untouched", label, original)
+        yield _run("finite", label, finite)
+        yield _run("pass-through", label, lambda: self._pass_through(probe, made[low]))
+        yield _run("deterministic", label, deterministic)
+        yield _run("state round trip", label, round_trip)
+        yield _run("packed equals fake", label, lambda: _parity(made, probe.heldout))
+        yield _run("policy observed", label, lambda: _policy(made, probe))
+        yield _run("error falls with bits", label, monotone)
+        yield _run("calibration noted", label, lambda: _noted(contexts[low]))
         for name in self.moved:
-            yield _run(f"runs without {name}", probe.name, partial(switched, name))
+            yield _run(f"runs without {name}", label, partial(switched, name))
 
     def inert(self, name: str) -> str:
         """A switch that changes nothing on any network switches nothing."""
@@ -233,7 +236,7 @@ def check(
     *,
     effort: Effort = EFFORT,
 ) -> list[CheckResult]:
-    """Run every check on a method.
+    """Run every check on a method, each of its variants.
 
     Args:
         name: registered name.
@@ -249,14 +252,15 @@ def check(
     suites: list[_Suite] = []
 
     def usable() -> str:
-        suites.append(_Suite(kind(), effort))
+        suites.extend(_Suite(kind(), effort, variant) for variant in kind.supports.variants)
         return f"{kind.info.title}, version {kind.info.version}"
 
     results = [_run("usable", "-", usable)]
     if suites:
         results.append(_run("unsupported said so", "-", suites[0].unsupported))
+    for suite in suites:
         for network in probes():
-            results += suites[0].on(network)
-        for switch in suites[0].moved:
-            results.append(_run(f"{switch} matters", "-", partial(suites[0].inert, switch)))
+            results += suite.on(network)
+        for switch in suite.moved:
+            results.append(_run(f"{switch} matters", "-", partial(suite.inert, switch)))
     return results

@@ -22,10 +22,12 @@ class Learning:
     Attributes:
         found: parameters by group, with the units of their learning rates.
         softs: roundings that are still undecided.
+        firsts: those of them that belong to the first part of their layer.
     """
 
     found: dict[str, list[Learnable]] = field(default_factory=dict)
     softs: list[SoftRounding] = field(default_factory=list)
+    firsts: list[SoftRounding] = field(default_factory=list)
     _weights: list[tuple[WeightQuantizer, Tensor]] = field(default_factory=list)
     _acts: list[ActQuantizer] = field(default_factory=list)
 
@@ -72,7 +74,10 @@ def start_learning(
         for name, layer, part in parts:
             if part.weight_quantizer is not None:
                 weight = layer.part_weight(part)
-                _start_weight(name, learning, part.weight_quantizer, weight, groups, ways, rank)
+                first = part is layer.part_list()[0]
+                _start_weight(
+                    name, learning, part.weight_quantizer, weight, groups, ways, rank, first
+                )
     acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
     for act in acts:
         asked = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
@@ -91,6 +96,7 @@ def _start_weight(
     groups: Collection[str],
     ways: list[Rounding],
     rank: int,
+    first: bool,
 ) -> None:
     if quantizer.codes is not None:
         raise ValueError(f"{name}: its weight codes are fixed, so {', '.join(groups)} cannot learn")
@@ -107,6 +113,8 @@ def _start_weight(
     learning._weights.append((quantizer, weight))
     if quantizer.soft is not None:
         learning.softs.append(quantizer.soft)
+        if first:
+            learning.firsts.append(quantizer.soft)
 
 
 def _unit(group: str, scale: Tensor) -> float:

@@ -41,12 +41,15 @@ class RoundingTerm:
         warmup: share of the iterations before it acts.
         beta_start: exponent when it starts to act.
         beta_end: exponent at the last iteration; falls linearly.
+        first_part: of a layer with several parts it acts on the first alone, and the roundings of
+            the others are never pressed to decide.
     """
 
     strength: float = 0.01
     warmup: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
+    first_part: bool = False
 
     def at(self, done: float) -> tuple[float, float]:
         """Strength and exponent when ``done`` of the iterations is behind."""

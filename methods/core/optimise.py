@@ -84,7 +84,8 @@ def optimise(
             done = iteration / schedule.iterations
             if iteration % _CHECK == 0 and _is_settled(learning, schedule, done):
                 return iteration
-            for soft in learning.softs:
+            pressed = learning.firsts if schedule.rounding.first_part else learning.softs
+            for soft in pressed:
                 soft.penalty = schedule.rounding.at(done)
             index = torch.randperm(count, generator=generator)[:size]
             output = ground.run(index, _mixed(ground, index, schedule.mix, generator))

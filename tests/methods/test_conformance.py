@@ -56,9 +56,12 @@ def failures(results):
 def test_builtins_conform(name):
     results = check(name, effort=Effort(samples=8, iterations=2))
     assert failures(results) == {}
-    assert {r.model for r in results} == {"-", "pixel-unet", "conditional-unet", "transformer"}
-    switches = entry(name).method.switches  # each is tried on every network, then judged
-    assert len(results) == 2 + 3 * 10 + 4 * len(switches)
+    networks, method = {"pixel-unet", "conditional-unet", "transformer"}, entry(name).method
+    others = method.supports.variants[1:]
+    named = {f"{network}, {variant}" for network in networks for variant in others}
+    assert {r.model for r in results} == {"-"} | networks | named
+    # each switch is tried on every network, then judged
+    assert len(results) == 2 + 30 * len(method.supports.variants) + 4 * len(method.switches)
     assert all(r.detail for r in results)
 
 

@@ -1,6 +1,7 @@
 """What sets the methods apart: each beats round-to-nearest where its idea says it should."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from quantarena.methods.core.groups import Decay
 from quantarena.methods.core.policy import UNIFORM, Policy
 from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.weight_quantizer import WeightQuantizer
 from quantarena.methods.fp import FullPrecision
 from quantarena.methods.q_diffusion import QDiffusion
 from quantarena.methods.rtn import RoundToNearest
@@ -129,6 +131,36 @@ def test_schedules_are_the_papers_at_the_papers_length():
     term = published.rounding
     assert (term.strength, term.warmup, term.beta_start, term.beta_end) == (0.01, 0.2, 20.0, 2.0)
     assert QDiffusion().schedules(0)[0].iterations == 0
+
+
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_the_release_presses_only_the_first_half_of_a_split_layer(skip, variant, monkeypatch):
+    class Pressed(QDiffusion):
+        def schedules(self, iterations, *, released=False):
+            weights, acts = super().schedules(iterations, released=released)
+            return replace(weights, rounding=replace(weights.rounding, strength=10.0)), acts
+
+    undecided = []
+
+    def watch(self, weight, freeze=WeightQuantizer.freeze):
+        if self.soft is not None:
+            rounding = self.soft.rounding()
+            undecided.append(bool(((rounding > 0.05) & (rounding < 0.95)).any()))
+        freeze(self, weight)
+
+    monkeypatch.setattr(WeightQuantizer, "freeze", watch)
+    ctx = replace(context(skip, Bits(4, 4), Effort(32, 100))[0], variant=variant)
+    Pressed().run(ctx)
+    assert undecided[2:4] == [False, variant == "release"]  # the halves of the shortcut
+
+
+def test_the_release_learns_scales_at_one_absolute_rate():
+    weights, acts = QDiffusion().schedules(20_000, released=True)
+    assert weights.groups["rounding"].lr == 1e-3
+    assert (weights.batch, acts.batch) == (8, 8)
+    assert weights.rounding.first_part
+    group = acts.groups["act_scale"]
+    assert (group.lr, group.relative, group.decay) == (4e-4, False, Decay.COSINE)
 
 
 def test_full_precision_takes_only_full_precision(pixel):
