@@ -55,7 +55,8 @@ def last_latents(
         save_file(kept, folder / "latents.safetensors")
 
     def read(folder: Path) -> Tensor | None:
-        return load_file(folder / "latents.safetensors").get("latents")
+        kept: dict[str, Tensor] = load_file(folder / "latents.safetensors")
+        return kept.get("latents")
 
     return drawn, cache.load("latents", key(), make, read)
 

@@ -9,6 +9,8 @@ SQNR = "noise-sqnr"
 LATENT = "latent-mse"
 KID = "kid/effnet-lite0"
 FRECHET = "frechet-pca32/effnet-lite0"
+PRECISION = "precision-k3/effnet-lite0"
+RECALL = "recall-k3/effnet-lite0"
 
 INSIDE = "none"
 SHIPPED = "in the package"
@@ -48,6 +50,8 @@ _FIDELITY = (
 _QUALITY = (
     (KID, "kernel distance to real images", "x1e-3", False, 16, EFFNET),
     (FRECHET, "Frechet distance to real images, 32 axes", "", False, 64, EFFNET),
+    (PRECISION, "share of images among the real ones", "", True, 64, EFFNET),
+    (RECALL, "share of real images among the generated ones", "", True, 64, EFFNET),
 )
 METRICS = {
     name: MetricInfo(name, title, unit, higher, board, needs, weights)

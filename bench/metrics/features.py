@@ -17,6 +17,7 @@ from quantarena.bench.metrics.effnet import Extractor, effnet_lite0, extract
 from quantarena.bench.metrics.frechet import AXES, Pca, fit_pca
 from quantarena.bench.metrics.images import load_folder
 from quantarena.bench.metrics.kid import self_similarity
+from quantarena.bench.metrics.manifold import NEIGHBOURS, radii
 from quantarena.bench.spec import canonical_json
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Features:
         self_similarity: mean kernel value of two different images of the set (KID's constant).
         pca: mean, axes and variances for the Frechet distance; None where the set does not
             vary in that many directions.
+        radii: (N,), distance of each image to its third nearest neighbour, the size of its ball
+            for precision; None for sets of three images or fewer.
     """
 
     tensor: Tensor
@@ -48,6 +51,7 @@ class Features:
     size: int
     self_similarity: float
     pca: Pca | None
+    radii: Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -146,6 +150,8 @@ def save_features(features: Features, path: Path) -> None:
     tensors = {"features": small if exact else features.tensor}
     if features.pca is not None:
         tensors |= dict(zip(_PCA, features.pca, strict=True))
+    if features.radii is not None:
+        tensors["radii"] = features.radii
     # One metadata entry: the order of several is not fixed, and neither would the bytes be.
     meta = {
         "name": features.name,
@@ -193,7 +199,7 @@ def load_features(path: Path, extractor: Extractor | None = None) -> Features:
     if extractor is not None and plain["extractor"] != extractor.name:
         raise UserError(f"{path} holds features of {plain['extractor']}, not of {extractor.name}")
     pca = Pca(*(tensors[name] for name in _PCA)) if all(name in tensors for name in _PCA) else None
-    return _complete(tensor, plain, meta.get("self_similarity"), pca)
+    return _complete(tensor, plain, meta.get("self_similarity"), pca, tensors.get("radii"))
 
 
 def _complete(
@@ -201,6 +207,7 @@ def _complete(
     meta: dict[str, str | int],
     similarity: float | None = None,
     pca: Pca | None = None,
+    sizes: Tensor | None = None,
 ) -> Features:
     if tensor.shape[0] < 2:
         raise UserError(f"the reference {meta['name']} holds one image, at least 2 are needed")
@@ -213,4 +220,5 @@ def _complete(
         size=int(meta["size"]),
         self_similarity=self_similarity(tensor) if similarity is None else float(similarity),
         pca=fit_pca(tensor, AXES) if pca is None else pca,
+        radii=radii(tensor) if sizes is None and len(tensor) > NEIGHBOURS else sizes,
     )

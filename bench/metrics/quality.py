@@ -1,7 +1,9 @@
-"""Closeness to real images: KID and a Frechet distance, or one line why not."""
+"""Closeness to real images: KID, a Frechet distance, precision and recall, or why not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +15,15 @@ from quantarena.bench.metrics.bootstrap import (
     interval,
     recentred_interval,
 )
-from quantarena.bench.metrics.catalogue import FRECHET, KID, METRICS, QUALITY
+from quantarena.bench.metrics.catalogue import FRECHET, KID, METRICS, PRECISION, QUALITY, RECALL
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.frechet import AXES, frechet
 from quantarena.bench.metrics.kid import Estimate, kid
+from quantarena.bench.metrics.manifold import NEIGHBOURS, precision, recall
 from quantarena.bench.schema import Measurement
+
+_BIASED_RESAMPLES = (FRECHET, RECALL)
+"""Metrics that a resample, having fewer distinct images, moves off their value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +39,20 @@ class Quality:
 
     measurements: tuple[Measurement, ...]
     replicates: dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How intervals are drawn: seed, number of resamples, prompt of each image."""
+
+    seed: int
+    resamples: int
+    groups: Groups | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of an estimator."""
+        return {"seed": self.seed, "resamples": self.resamples, "groups": self.groups}
 
 
 def quality(
@@ -58,7 +78,7 @@ def quality(
     """
     measurements, replicates = [], {}
     for name in QUALITY:
-        found = _estimate(name, test, reference, seed, resamples, groups)
+        found = _estimate(name, test, reference, Resampling(seed, resamples, groups))
         if isinstance(found, str):
             measurements.append(_empty(name, found, reference.label))
             continue
@@ -72,35 +92,45 @@ def not_computed(reason: str, reference: str = "") -> tuple[Measurement, ...]:
     return tuple(_empty(name, reason, reference) for name in QUALITY)
 
 
-def _estimate(
-    name: str,
-    test: Tensor,
-    reference: Features,
-    seed: int,
-    resamples: int,
-    groups: Groups | None,
-) -> Estimate | str:
+def _estimate(name: str, test: Tensor, reference: Features, how: Resampling) -> Estimate | str:
     """The estimate, or why there is none."""
     needs = METRICS[name].needs
     for count, what in ((len(test), "generated"), (len(reference.tensor), "reference")):
         if count < needs:
             return f"needs at least {needs} {what} images, there are {count}"
-    if name == KID:
-        return kid(
-            test,
-            reference.tensor,
-            reference_similarity=reference.self_similarity,
-            seed=seed,
-            resamples=resamples,
-            groups=groups,
-        )
+    return _ESTIMATORS[name](test, reference, how)
+
+
+def _kid(test: Tensor, reference: Features, how: Resampling) -> Estimate:
+    known = reference.self_similarity
+    return kid(test, reference.tensor, reference_similarity=known, **how.arguments)
+
+
+def _frechet(test: Tensor, reference: Features, how: Resampling) -> Estimate | str:
     if reference.pca is None:
         return f"the reference images vary in fewer than {AXES} directions"
-    return frechet(test, reference.pca, seed=seed, resamples=resamples, groups=groups)
+    return frechet(test, reference.pca, **how.arguments)
+
+
+def _precision(test: Tensor, reference: Features, how: Resampling) -> Estimate:
+    assert reference.radii is not None  # there are as many images as the metric needs
+    return precision(test, reference.tensor, reference.radii, **how.arguments)
+
+
+def _recall(test: Tensor, reference: Features, how: Resampling) -> Estimate:
+    return recall(test, reference.tensor, **how.arguments)
+
+
+_ESTIMATORS: dict[str, Callable[[Tensor, Features, Resampling], Estimate | str]] = {
+    KID: _kid,
+    FRECHET: _frechet,
+    PRECISION: _precision,
+    RECALL: _recall,
+}
 
 
 def _filled(name: str, found: Estimate, n: int, reference: Features) -> Measurement:
-    if name == FRECHET:
+    if name in _BIASED_RESAMPLES:
         low, high = recentred_interval(found.value, found.replicates)
     else:
         low, high = interval(found.replicates)
@@ -132,4 +162,6 @@ def _impl(name: str) -> str:
     return {
         KID: f"torchmetrics {version('torchmetrics')} kernel, all pairs, unbiased",
         FRECHET: f"quantarena, {AXES} main axes of the reference",
+        PRECISION: f"quantarena, {NEIGHBOURS} nearest neighbours",
+        RECALL: f"quantarena, {NEIGHBOURS} nearest neighbours",
     }[name]

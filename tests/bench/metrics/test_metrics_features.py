@@ -18,6 +18,7 @@ from quantarena.bench.metrics.features import (
 )
 from quantarena.bench.metrics.images import BadImages, save_folder
 from quantarena.bench.metrics.kid import self_similarity
+from quantarena.bench.metrics.manifold import radii
 
 
 class Means:
@@ -48,6 +49,7 @@ def same(a, b):
     )
     assert a.self_similarity == b.self_similarity
     assert all(torch.equal(x, y) for x, y in zip(a.pca, b.pca, strict=True))
+    assert torch.equal(a.radii, b.radii)
 
 
 def test_hash_is_of_content_and_order(photos):
@@ -62,6 +64,7 @@ def test_file_round_trip(tmp_path, photos, means):
     save_features(found, tmp_path / "a" / "crops.safetensors")
     same(load_features(tmp_path / "a" / "crops.safetensors", means), found)
     assert found.self_similarity == self_similarity(found.tensor)
+    assert torch.equal(found.radii, radii(found.tensor))
     assert found.label.startswith("crops sha256:")
     assert found.label.endswith(" n=80")
     assert found.size == 64

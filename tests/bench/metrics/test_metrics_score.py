@@ -11,7 +11,9 @@ from quantarena.bench.metrics.catalogue import (
     LATENT,
     LPIPS,
     METRICS,
+    PRECISION,
     PSNR,
+    RECALL,
     SQNR,
     SSIM,
 )
@@ -44,7 +46,7 @@ def test_full_precision_row_is_perfect_and_has_quality(fp_scores):
     assert found[PSNR].value == found[PSNR].low == found[PSNR].high == PSNR_CAP
     assert found[SSIM].value == pytest.approx(1)
     assert found[LPIPS].value == 0
-    for name in (KID, FRECHET):
+    for name in (KID, FRECHET, PRECISION, RECALL):
         assert found[name].low < found[name].value < found[name].high
         assert found[name].n == 80
         assert found[name].extractor_sha256 == effnet_lite0().sha256
@@ -91,10 +93,13 @@ def test_measurements_fit_a_row(fp_scores):
     assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 
-@pytest.mark.parametrize(("n", "missing"), [(8, (KID, FRECHET)), (16, (FRECHET,)), (64, ())])
+LARGE = (FRECHET, PRECISION, RECALL)
+
+
+@pytest.mark.parametrize(("n", "missing"), [(8, (KID, *LARGE)), (16, LARGE), (64, ())])
 def test_too_few_images_leave_a_reason(photos, reference, n, missing):
     found = by_name(score(photos[:n], photos[:n], reference))
-    for name in (KID, FRECHET):
+    for name in (KID, *LARGE):
         if name in missing:
             assert found[name].value is None
             want = f"needs at least {METRICS[name].needs} generated images, there are {n}"
