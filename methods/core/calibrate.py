@@ -14,8 +14,9 @@ from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import RangeSearch
 from quantarena.methods.core.trajectory import CalibrationSet
 
-_KEEP = 1 << 16
-"""Activation values kept of each part for range searches; extremes are always kept."""
+_KEEP, _KEEP_CALL = 1 << 16, 1 << 12
+"""Activation values kept of each part for range searches, in all and at least of each sampler call
+where those have ranges of their own; extremes are always kept."""
 
 Watch = Callable[[str, QuantLayer, Tensor, CalibrationSet], None]
 """Called with a layer's path, the layer, its input and the points that it comes from."""
@@ -58,8 +59,8 @@ def watch_inputs(
 class _Collector:
     """Extremes and a random sample of one part's input over all batches."""
 
-    def __init__(self, batches: int) -> None:
-        self.quota = max(1024, _KEEP // max(1, batches))
+    def __init__(self, quota: int) -> None:
+        self.quota = quota
         self.kept: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
@@ -83,6 +84,7 @@ def calibrate_activations(
     symmetric: bool = False,
     quantized_weights: bool = True,
     per_step: bool = False,
+    per_head: bool = False,
     batch: int = 64,
 ) -> None:
     """Set the static range of every layer's input, and of attention operands that are quantized.
@@ -97,6 +99,7 @@ def calibrate_activations(
         symmetric: zero points fixed in the middle of the codes.
         quantized_weights: run on quantized weights.
         per_step: a bank of ranges, one for each sampler call; the points must cover all calls.
+        per_head: attention operands have a range for each head.
         batch: points run at once.
 
     Raises:
@@ -104,6 +107,7 @@ def calibrate_activations(
     """
     calls = calls_of(points) if per_step else [0]
     count = -(-len(points) // batch)
+    quota = max(_KEEP_CALL, _KEEP // len(calls)) if per_step else max(1024, _KEEP // count)
     found: dict[tuple[str, int], dict[int, _Collector]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
@@ -111,7 +115,7 @@ def calibrate_activations(
             if part.static is not None:
                 kept = found.setdefault((name, index), {})
                 for call, rows in by_call(layer.part_input(part, x), subset, per_step):
-                    kept.setdefault(call, _Collector(count)).add(rows)
+                    kept.setdefault(call, _Collector(quota)).add(rows)
 
     watch_inputs(model, points, watch, quantized_weights=quantized_weights, batch=batch)
     for (name, index), kept in found.items():
@@ -128,7 +132,7 @@ def calibrate_activations(
     if per_step:
         model.clock.schedule = bank_schedule(points)
     calibrate_attention(
-        model, points, search, symmetric=symmetric, per_step=per_step,
+        model, points, search, symmetric=symmetric, per_step=per_step, per_head=per_head,
         quantized_weights=quantized_weights, batch=batch,
     )  # fmt: skip
 

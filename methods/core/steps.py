@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.points import CalibrationSet
 from quantarena.methods.core.trajectory import Trajectory
 
@@ -133,6 +134,20 @@ class PerStep(CountedSteps):
         return torch.full((trajectory.calls,), self.samples)
 
 
+def points_per_call(trajectory: Trajectory, samples: int) -> int:
+    """Points that each sampler call gets when ``samples`` are shared evenly.
+
+    Raises:
+        Unsupported: there are more calls than points.
+    """
+    if samples < trajectory.calls:
+        raise Unsupported(
+            f"ranges by sampler call need a point at each of {trajectory.calls} calls, the preset "
+            f"allows {samples}: take fewer steps or a larger preset"
+        )
+    return min(samples // trajectory.calls, trajectory.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class UniformStride(CountedSteps):
     """Equally many points at equally spaced sampler calls (Q-Diffusion, section 4.2).
@@ -198,6 +213,38 @@ class CensoredNormalSteps(CountedSteps):
         calls = trajectory.calls
         time = self._draws(calls, generator).floor().clamp(0, calls - 1).long()
         return torch.bincount(calls - 1 - time, minlength=calls)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeWalks(CountedSteps):
+    """The same rows at every call, so that the points of a row are one walk of the sampler.
+
+    An image's guidance halves are taken together while there is room.
+
+    Attributes:
+        rows: points at each call.
+    """
+
+    rows: int
+
+    def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
+        """``rows`` of each call, (S,)."""
+        require_points(self.rows)
+        return torch.full((trajectory.calls,), self.rows)
+
+    def places(self, trajectory: Trajectory, seed: int) -> tuple[Tensor, Tensor]:
+        """Call and row of each point, (N,) each, call after call.
+
+        Raises:
+            ValueError: more rows than were recorded.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        deal(trajectory, self.count(trajectory, generator), generator)  # refuses too many
+        image = torch.randperm(trajectory.images, generator=generator)
+        halves = torch.arange(trajectory.halves) * trajectory.images
+        row = (image[:, None] + halves).flatten()[: self.rows]
+        calls = torch.arange(trajectory.calls)
+        return calls.repeat_interleave(self.rows), row.repeat(trajectory.calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,132 @@
+"""What do a method's options give and cost? One line for each setting, on one cell.
+
+The images are those of the cell's seed; take one that no board is made from, 7 is the default. The
+one-call error is that of the noise prediction on full-precision trajectories of those images, with
+the packed network's own codes; the image distances are to full precision from the same noise.
+
+    python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_step=False
+
+``--set`` gives one more line, several options of one line are joined by commas.
+"""
+
+import argparse
+import ast
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantarena.bench import shared
+from quantarena.bench.cache import StageCache
+from quantarena.bench.latency import peak_growth
+from quantarena.bench.metrics.fidelity import fidelity
+from quantarena.bench.shared import Ground
+from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.workloads.sampling import draw_images
+from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.core.announce import announcing
+from quantarena.methods.core.graph import trace
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.pack import pack
+from quantarena.methods.core.policy import policy
+from quantarena.methods.core.recording import recording
+from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.registry import entry
+
+
+def heldout(ground: Ground, count: int = 256) -> CalibrationSet:
+    """Points of the evaluation images' full-precision trajectories, eight of them."""
+    loaded = ground.loaded
+    few = Ground(ground.info, loaded, ground.seed, Budget(images=8, batch=8))
+    with recording(loaded.denoiser, loaded.pipe.scheduler) as done:
+        draw_images(loaded, ground.info, few.draw(), lambda *_: None)
+    return UniformStride(count).draw(done(), 0)
+
+
+def options(text: str) -> dict[str, Any]:
+    """``a=1,b=False`` as a dictionary."""
+    pairs = (item.split("=") for item in text.split(",") if item)
+    return {name.strip(): ast.literal_eval(value) for name, value in pairs}
+
+
+def quantized(
+    method: Method, cell: Cell, ground: Ground, recorded: Trajectory
+) -> tuple[QuantizedModel, float, int]:
+    """The model, its core-seconds and the growth of resident memory at its highest."""
+    first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    network = ground.loaded.denoiser
+    graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)
+    rules = policy(cell.policy, cell.method, method.published)
+    context = MethodContext(
+        network, graph, recorded, cell.widths, rules, cell.variant, cell.seed,
+        Effort(cell.budget.calibration_samples, cell.budget.iterations),
+    )  # fmt: skip
+    made: list[QuantizedModel] = []
+    start = time.process_time()
+    peak = peak_growth(lambda: made.append(method.run(context)))
+    return made[0], time.process_time() - start, peak
+
+
+@torch.no_grad()
+def judge(model: QuantizedModel, ground: Ground, cache: StageCache, points: CalibrationSet) -> str:
+    """Errors of one call and of whole images."""
+    loaded, network, packed = ground.loaded, ground.loaded.denoiser, pack(model)
+    target = points.call(network)
+    gap = float((model.run(points) - target).square().mean() / target.square().mean())
+    reference = shared.fp_images(ground, cache).images
+    loaded.put(packed.module)
+    try:
+        with announcing(loaded.pipe.scheduler, packed.clock):
+            drawn = draw_images(loaded, ground.info, ground.draw(), lambda *_: None)
+    finally:
+        loaded.put(network)
+    found = fidelity(reference, drawn.images)
+    scores = (f"{name} {float(values.mean()):.4f}" for name, values in found.items())
+    return f"one call {gap:.5f}  {'  '.join(scores)}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("method")
+    parser.add_argument("bits")
+    parser.add_argument("--workload", default="emoji-t2i")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--variant", default="paper")
+    parser.add_argument("--policy", default="uniform")
+    parser.add_argument("--set", action="append", default=[], help="a=1,b=False")
+    parser.add_argument("--cache", type=Path, help="keeps recordings and images between runs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    budget = Budget(
+        images=given.images, calibration_samples=given.samples, iterations=given.iterations
+    )
+    cell = Cell(
+        given.workload, given.method, given.bits, given.seed, given.variant, given.policy, budget
+    )
+    ground = shared.open_ground(cell)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = StageCache(given.cache or Path(folder))
+        recorded, points = shared.trajectory(ground, cache), heldout(ground)
+        for text in given.set or [""]:
+            method = entry(given.method).method()
+            for name, value in options(text).items():
+                if not hasattr(method, name):
+                    parser.error(f"{given.method} has no option {name}")
+                setattr(method, name, value)
+            model, seconds, peak = quantized(method, cell, ground, recorded)
+            line = judge(model, ground, cache, points)
+            print(
+                f"{text or 'as it is':40} {seconds:6.1f} core-s  {peak / 2**20:6.0f} MiB  {line}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
