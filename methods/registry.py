@@ -18,6 +18,8 @@ BUILTIN = {
     "fp": "quantarena.methods.fp",
     "rtn": "quantarena.methods.rtn",
     "q_diffusion": "quantarena.methods.q_diffusion",
+    "ptq4dm": "quantarena.methods.ptq4dm",
+    "dilate_quant": "quantarena.methods.dilate_quant",
 }
 M = TypeVar("M", bound=type[Method])
 
