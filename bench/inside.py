@@ -132,8 +132,13 @@ def closeness(
         found[SQNR], curve[f"curve:{SQNR}"] = by_call.mean(0), by_call
     except ValueError as error:
         found[SQNR] = str(error)
-    if fp_last is None or last is None:
-        found[LATENT] = "the sampler does not say what its steps return"
-    else:
-        found[LATENT] = latent_mse(fp_last, last)
+    found[LATENT] = "the sampler does not say what its steps return"
+    found |= latent_distance(fp_last, last)
     return found, curve
+
+
+def latent_distance(fp_last: Tensor | None, last: Tensor | None) -> dict[str, Array]:
+    """``latent_mse`` by its name; nothing where a sampler could not be watched."""
+    if fp_last is None or last is None:
+        return {}
+    return {LATENT: latent_mse(fp_last, last)}

@@ -32,7 +32,8 @@ class Measurement:
         n: images (or rounds) behind the number.
         unit: such as ``dB``; empty for a plain number.
         higher_is_better: direction of quality.
-        board: ``fidelity`` (to full precision, same seed) or ``quality`` (to real images).
+        board: ``fidelity`` (to full precision, same seed), ``quality`` (to real images or to the
+            text), or ``floor`` (what differences mean nothing; in full precision's row).
         impl: library and version that computed it.
         extractor_sha256: weights of the feature network, if any.
         reference: what it was compared with (``fp`` or a set's name and hash).

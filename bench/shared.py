@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import package_sha256
 from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.features import Features, reference_features
 from quantarena.bench.metrics.images import load_folder
-from quantarena.bench.metrics.score import floor
 from quantarena.bench.spec import Budget, Cell, content_key
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.emoji import heldout_images
@@ -127,44 +124,6 @@ def prompt_groups(info: WorkloadInfo, images: int) -> Groups | None:
         return None
     known = {text: number for number, text in enumerate(dict.fromkeys(info.prompts))}
     return tuple(known[condition(info, "evaluate", index)] for index in range(images))
-
-
-def fp_floor(ground: Ground, cache: StageCache, progress: Progress = silent) -> dict[str, Tensor]:
-    """How far full precision is from itself with its weights in bfloat16, image by image.
-
-    Rounding weights to bf16 is what people ship without a second thought; a method whose distance
-    lies inside this one is tied with full precision.
-    """
-    draw = ground.draw()
-
-    def make(folder: Path) -> None:
-        reference = fp_images(ground, cache)
-        original = ground.loaded.denoiser
-        other = _bf16_weights(original)
-        ground.loaded.put(other)
-        try:
-            drawn = draw_images(ground.loaded, ground.info, draw, progress)
-        finally:
-            ground.loaded.put(original)
-        found = floor(reference.images, drawn.images)
-        save_file({k: torch.from_numpy(v) for k, v in found.items()}, folder / "floor.safetensors")
-
-    code = package_sha256("quantarena.bench.metrics")
-
-    def read(folder: Path) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = load_file(folder / "floor.safetensors")
-        return found
-
-    return cache.load("floor", content_key([ground.key(draw), code]), make, read)
-
-
-def _bf16_weights(model: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    other = copy.deepcopy(model)
-    for parameter in other.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16).float()
-    return other
 
 
 def real_features(ground: Ground, cache: StageCache) -> Features | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantarena.bench import inside, shared
+from quantarena.bench import floors, inside, shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import class_sha256
 from quantarena.bench.latency import measure
@@ -71,7 +71,8 @@ def prepare(
     with work.station("fp_probe"):
         inside.probe(ground, cache, lambda done, total: progress("fp probe", done, total))
     with work.station("fp_floor"):
-        shared.fp_floor(ground, cache, lambda done, total: progress("fp floor", done, total))
+        for floor in (floors.rounded, floors.other_seed):
+            floor(ground, cache, lambda done, total: progress("fp floor", done, total))
     with work.station("reference"):
         progress("reference", 0, 1)
         shared.real_features(ground, cache)
@@ -156,14 +157,20 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
             seed=cell.seed,
             progress=progress,
         )
-    arrays = dict(scores.per_image) | curve
+    arrays, found_scores = dict(scores.per_image) | curve, scores.measurements
+    own = floors.rounded(ground, cache)
     if cell.method == "fp":
-        floor = shared.fp_floor(ground, cache)
-        arrays |= {f"floor:{name}": values.numpy() for name, values in floor.items()}
+        known = {floors.ROUNDED: own, floors.OTHER_SEED: floors.other_seed(ground, cache)}
+        arrays |= floors.arrays(known)
+        found_scores += floors.measurements(
+            known, real, len(drawn.images), seed=cell.seed, groups=groups
+        )
+    elif line := floors.tied(scores.measurements, own):
+        work.warnings.append(line)
     return replace(
         row,
         backend=packed.backend,
-        measurements=scores.measurements,
+        measurements=found_scores,
         observed=observed,
         parity=checked,
         calibration=calibration,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -137,6 +138,30 @@ def reference_features(
     found = features_of(source, name, network)
     save_features(found, path)
     return found
+
+
+def halves(features: Features, most: int, seed: int = 0) -> tuple[Tensor, Features]:
+    """A set cut into two at random: the one half as if it had been generated, the other real.
+
+    Args:
+        features: of at least four images.
+        most: images of the first half that are wanted.
+        seed: of the cut.
+
+    Returns:
+        (n, D) features, n <= ``most``, and the reference that they are scored against.
+    """
+    order = torch.randperm(len(features.tensor), generator=torch.Generator().manual_seed(seed))
+    middle = len(order) // 2
+    tensor = features.tensor[order[middle:]]
+    meta: dict[str, str | int] = {
+        "name": f"{features.name} half",
+        "images_sha256": features.images_sha256,
+        "extractor": features.extractor,
+        "extractor_sha256": features.extractor_sha256,
+        "size": features.size,
+    }
+    return features.tensor[order[:middle][:most]], _complete(tensor, meta)
 
 
 def save_features(features: Features, path: Path) -> None:

@@ -106,19 +106,3 @@ def score(
         found += real.measurements
         replicates = real.replicates
     return Scores(found, per_image, replicates, tuple(warnings))
-
-
-def floor(fp: Tensor, fp_other: Tensor, *, device: str = "cpu") -> dict[str, np.ndarray]:
-    """What full precision differs from itself by: another dtype, another machine.
-
-    A method whose interval reaches into this floor is tied with full precision.
-
-    Args:
-        fp: full-precision images, uint8 (N, 3, H, W).
-        fp_other: the same seeds, sampled in another dtype.
-        device: where LPIPS runs.
-
-    Returns:
-        Fidelity metric to (N,) float64. Raises BadImages as ``score`` does.
-    """
-    return fidelity(fp, fp_other, device=device)

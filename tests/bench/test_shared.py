@@ -63,15 +63,5 @@ def test_keys_see_guidance_conditions_seed_and_weights(ground):
     assert len(keys) == 6
 
 
-def test_floor_is_small_and_gives_the_network_back(ground, cache):
-    before = ground.loaded.denoiser
-    floor = shared.fp_floor(ground, cache)
-    assert ground.loaded.denoiser is before
-    assert next(before.parameters()).dtype == torch.float32
-    assert all(len(values) == 2 for values in floor.values())
-    psnr = next(values for name, values in floor.items() if "psnr" in name)
-    assert (psnr > 25).all()
-
-
 def test_workload_without_reference_has_no_features(ground, cache):
     assert shared.real_features(ground, cache) is None

@@ -81,6 +81,9 @@ def test_a_row_has_everything(row, paths, pixel_folder):
     assert row.observed.packed_bytes < row.observed.fp_bytes
     psnr = next(m for m in row.measurements if "psnr" in m.name)
     assert psnr.n == 4
+    sqnr = row.measurement("noise-sqnr")
+    assert 0 < sqnr.low <= sqnr.value <= sqnr.high < 60
+    assert row.measurement("latent-mse").value > 0
     assert psnr.low <= psnr.value <= psnr.high
     kid = next(m for m in row.measurements if "kid" in m.name)
     assert kid.value is None
@@ -94,6 +97,8 @@ def test_a_row_has_everything(row, paths, pixel_folder):
     images = sorted((paths.results / row.artefacts["images"]).glob("*.png"))
     assert len(images) == 4
     scores = np.load(paths.results / row.artefacts["scores"])
+    assert scores["curve:noise-sqnr"].shape == (3, 4)
+    assert scores["curve:noise-sqnr"].mean() == pytest.approx(sqnr.value)
     assert scores[psnr.name].mean() == pytest.approx(psnr.value, rel=1e-3)
     assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
@@ -140,6 +145,11 @@ def test_full_precision_row_is_the_reference(cell, paths):
     assert ssim.value == pytest.approx(1)
     scores = np.load(paths.results / row.artefacts["scores"])
     assert any(name.startswith("floor:") for name in scores)
+    floors = {m.name for m in row.measurements if m.board == "floor"}
+    assert {"floor/bf16/psnr", "floor/seed/psnr", "floor/bf16/noise-sqnr"} <= floors
+    inside = {m.name: m.value for m in row.measurements}
+    assert inside["noise-sqnr"] == 120
+    assert inside["latent-mse"] == 0
 
 
 def test_q_diffusion_row(cell, paths):

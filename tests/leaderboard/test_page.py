@@ -219,3 +219,20 @@ def test_machines_are_told_apart_by_what_times_depend_on(results):
     assert [machine.name for machine in found] == ["A, 2 cores", "G"]
     assert [machine.rows for machine in found] == [2, 1]
     assert found[0].varied == ("git",)
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.001, True), (0.2, False)])
+def test_an_interval_that_reaches_into_the_rounding_of_full_precision_is_a_tie(
+    tmp_path, make_results, make_grid, low, said
+):
+    plan = make_grid(workloads=("synthetic-shapes",), methods=("rtn", "steady"), bits=("w4a4",))
+    planned = make_results(tmp_path, plan=plan, broken=False, pictures=False)
+    (path,) = [p for p in (tmp_path / "rows").iterdir() if '"rtn"' in p.read_text()]
+    document = json.loads(path.read_text())
+    document.pop("digest", None)
+    for figure in document["measurements"]:
+        if figure["name"].startswith("lpips"):
+            figure["low"] = low
+    path.write_text(json.dumps(document))
+    text, _ = page(tmp_path, planned)
+    assert ("tied with FP" in text) == said

@@ -21,7 +21,7 @@ from quantarena.bench.metrics.effnet import effnet_lite0
 from quantarena.bench.metrics.features import Features, features_of
 from quantarena.bench.metrics.fidelity import PSNR_CAP
 from quantarena.bench.metrics.images import BadImages
-from quantarena.bench.metrics.score import floor, score
+from quantarena.bench.metrics.score import score
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 
@@ -176,11 +176,3 @@ def test_progress_names_its_stations(photos, reference):
     score(photos[:20], photos[:20], reference, progress=lambda *step: seen.append(step))
     assert seen[-1] == ("features", 20, 20)
     assert ("lpips", 20, 20) in seen
-
-
-def test_floor_is_fidelity_of_full_precision_in_another_dtype(photos, noisy):
-    nearly = noisy(photos[:16], 0.4)
-    found = floor(photos[:16], nearly)
-    assert found.keys() == set(IMAGE_PAIRS)
-    assert 40 < found[PSNR].mean() < PSNR_CAP
-    np.testing.assert_array_equal(found[LPIPS], score(photos[:16], nearly, None).per_image[LPIPS])
