@@ -17,6 +17,7 @@ from quantarena.methods.core.bits import FP_WIDTH, AttentionBits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.graph import AttentionInfo
+from quantarena.methods.core.kernels import attention as native_products
 from quantarena.methods.core.log_quantizer import LogQuantizer
 
 OPERANDS = ("query", "key", "value", "softmax")
@@ -39,6 +40,8 @@ class QuantAttention(nn.Module):
         use_act_quantizer: whether operands are quantized.
         integer: sum up integers, log codes by shifts, where operands have codes on both sides:
             the slow oracle of the float sums, without gradient.
+        native: compute with the integer kernels where they apply (``kernels.attention``); elsewhere
+            the float sums stay.
         watch: sees every operand while set; nothing is quantized then.
     """
 
@@ -53,7 +56,7 @@ class QuantAttention(nn.Module):
             }
         )
         self.excluded = 0
-        self.use_act_quantizer, self.integer = True, False
+        self.use_act_quantizer, self.integer, self.native = True, False, False
         self.watch: Watch | None = None
 
     def static(self, operand: str) -> ActQuantizer | None:
@@ -97,6 +100,24 @@ class QuantAttention(nn.Module):
         """Whether the products differ from the plain ones, or are watched."""
         return self.watch is not None or (self.use_act_quantizer and len(self.quantizers) > 0)
 
+    @property
+    def products(self) -> native_products.Products | None:
+        """What the kernels compute with; None where they are not to, or cannot."""
+        idle = self.integer or self.watch is not None or not self.use_act_quantizer
+        return None if idle or not self.native else self.for_kernels()
+
+    def for_kernels(self) -> native_products.Products | None:
+        """The quantizers as the kernels take them; None where they cannot."""
+        found = dict(self.quantizers.items())
+        softmax = found.get("softmax")
+        query, key, value = (self.static(name) for name in OPERANDS[:3])
+        if query is None or key is None or value is None:
+            return None
+        if not isinstance(softmax, ActQuantizer | LogQuantizer):
+            return None
+        made = native_products.Products(query, key, value, softmax, self.excluded)
+        return made if made.apply() else None
+
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
         """``query @ key^T`` of quantized operands, before any scaling.
 
@@ -107,6 +128,10 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, keys).
         """
+        if (products := self.products) is not None:
+            native = native_products.scores(products, query, key)
+            if native is not None:
+                return native
         self._show(query=query, key=key)
         outside, rest = key[..., : self.excluded, :], self.inside("key", key)
         left, right = self._operand("query", query), self._operand("key", rest)
@@ -125,6 +150,10 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, width).
         """
+        if (products := self.products) is not None:
+            native = native_products.mix(products, probs, value)
+            if native is not None:
+                return native
         self._show(softmax=probs, value=value)
         outside, rest = probs[..., : self.excluded], self.inside("softmax", probs)
         right = self._operand("value", value)
@@ -164,9 +193,13 @@ class QuantAttention(nn.Module):
         shape = (*query.shape[:-1], value.shape[-1])
         query, key, value = (self.by_head(x) for x in (query, key, value))
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = self.scores(query, key) * factor
         if is_causal:
-            attn_mask = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+            attn_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        if (products := self.products) is not None:
+            native = native_products.attend(products, query, key, value, attn_mask, factor)
+            if native is not None:
+                return native.reshape(shape)
+        scores = self.scores(query, key) * factor
         if attn_mask is not None:
             scores = _masked(scores, attn_mask)
         # a row without any key to see is zero, as in torch

@@ -37,7 +37,8 @@ class PackedModel:
             ``weight-only`` where a layer computes in floating point on packed weights, ``fp32``
             where nothing was quantized.
         clock: the sampler call that tables are read at.
-        attention: quantized attention products by module path; their sums are integers.
+        attention: quantized attention products by module path; their sums are integers, by native
+            kernels where ``products`` of a module says so.
     """
 
     module: nn.Module
@@ -45,6 +46,10 @@ class PackedModel:
     backend: str
     clock: StepClock = field(default_factory=StepClock)
     attention: Mapping[str, QuantAttention] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for products in self.attention.values():
+            products.native = True
 
     def parts(self, name: str) -> list[Leaf]:
         """The packed parts of one layer: all that holds codes."""
@@ -104,13 +109,20 @@ def pack(model: QuantizedModel) -> PackedModel:
     return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
 
 
-def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, nn.Module]) -> str:
-    """The slowest backend among the leaves of packed layers and attention products."""
+def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAttention]) -> str:
+    """The slowest backend among the leaves of packed layers.
+
+    Without any layer that of the attention products. Beside layers these do not count: where no
+    kernel applies, their codes are summed up in floating point, exactly.
+    """
     found = {leaf.backend for layer in layers.values() for leaf in leaves(layer)}
     for name in ("reference", "weight-only", "packed"):
         if name in found:
             return name
-    return "reference" if attention else "fp32"
+    if not attention:
+        return "fp32"
+    native = all(products.for_kernels() is not None for products in attention.values())
+    return "packed" if native else "reference"
 
 
 def channels_last(module: nn.Module) -> nn.Module:
@@ -143,7 +155,7 @@ class ParityReport:
 def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -> ParityReport:
     """Compare every packed layer with its fake-quantized twin on the inputs that reach it.
 
-    Quantized attention products are compared with their integer sums.
+    Quantized attention products, fake and packed, are compared with their integer sums.
 
     Args:
         model: frozen.
@@ -176,7 +188,8 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
     finally:
         for handle in handles:
             handle.remove()
-    for name, gap in (attention_parity(model, points) if model.attention else {}).items():
+    gaps = attention_parity(model, points, packed.attention) if model.attention else {}
+    for name, gap in gaps.items():
         if gap > worst:
             worst, where = gap, name
     if not worst <= PARITY_LIMIT:

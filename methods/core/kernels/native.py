@@ -15,7 +15,7 @@ import torch
 
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 5
+ABI = 7
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -84,6 +84,7 @@ PeakFunction = ctypes.CFUNCTYPE(_int, _int, _int, ctypes.c_int64)
 NormFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(NormStruct), _ptr, _ptr, _int)
 ExtremesFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, ctypes.c_int64, ctypes.c_int64, _int)
 ActivationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RowsStruct), _ptr, _ptr, _ptr, _int)
+AttentionFunction = ctypes.CFUNCTYPE(_int, _ptr, _int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class Library:
     """``activation(struct, x, gate, y, threads)``; the gate may be null."""
     extremes: "ctypes._CFunctionType | None" = None
     """``extremes(x, low, high, count, width, threads)``: ends of slices side by side."""
+    attention: "ctypes._CFunctionType | None" = None
+    """``attention(struct, threads)``: integer attention products, see ``attention``."""
 
     @property
     def wide(self) -> bool:
@@ -187,7 +190,10 @@ def load(choice: str | None = None) -> Library:
     if choice is not None and choice not in names:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
-    kinds = (RunFunction, PeakFunction, NormFunction, ActivationFunction, ExtremesFunction)
+    kinds = (
+        RunFunction, PeakFunction, NormFunction, ActivationFunction, ExtremesFunction,
+        AttentionFunction,
+    )  # fmt: skip
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
     return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), *entries)
 

@@ -16,6 +16,7 @@ inline __m256i emulated_dot(__m256i acc, __m256i a, __m256i w) {
 #define QA_DOT _mm256_dpbusd_avx_epi32
 #endif
 #include "vec256.h"
+#include "attention.h"
 
 extern const QaUnit qa_unit_avxvnni = {QuadForm<AvxVnni>::run, QuadForm<AvxVnni>::peak, run_norm,
-                                 run_activation, run_extremes};
+                                 run_activation, run_extremes, run_attention};

@@ -1,4 +1,5 @@
 // Portable unit: plain C++ over the same panels, the floor on every machine.
+#include "attention.h"
 #include "engine.h"
 
 namespace {
@@ -198,5 +199,5 @@ struct Scalar {
 
 #if !defined(QA_PORTABLE_TRAITS_ONLY)
 extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak, run_norm,
-                                 run_activation, run_extremes};
+                                 run_activation, run_extremes, run_attention};
 #endif

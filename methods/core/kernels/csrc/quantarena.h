@@ -94,6 +94,8 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg);
 enum QaSlot { QA_SLOT_ACTIVATIONS, QA_SLOT_PANEL, QA_SLOT_BLOCK, QA_SLOT_CALL, QA_SLOT_COUNT };
 void* qa_scratch(QaSlot slot, size_t bytes);
 
+struct QaAttention;  // attention.h
+
 // Entry points of one instruction-set unit.  `peak` runs the micro-kernel alone on data that stay in
 // the first-level cache, `repeats` times over 6 x 16 outputs and `units` units of K.
 struct QaUnit {
@@ -103,6 +105,7 @@ struct QaUnit {
     int (*activation)(const QaRows*, const float* x, const float* gate, float* y, int32_t threads);
     int (*extremes)(const float* x, float* low, float* high, int64_t count, int64_t width,
                     int32_t threads);
+    int (*attention)(const QaAttention*, int32_t threads);
 };
 extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
 
