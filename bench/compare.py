@@ -37,6 +37,16 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
     """The paired difference of every metric that both cells have.
 
     Raises:
+        UserError: as ``paired_gaps``.
+    """
+    gaps = paired_gaps(folder_a, a, folder_b, b)
+    return tuple(difference(name, gap, a) for name, gap in gaps.items())
+
+
+def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Array]:
+    """A minus B, image by image, (N,), of every metric that both cells have.
+
+    Raises:
         UserError: the cells did not draw the same images, or have no scores.
     """
     for row in (a, b):
@@ -48,19 +58,20 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
             "pairs: compare cells of one run and seed"
         )
     scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
-    found = []
+    found = {}
     for name in scores_a:
         # Full precision is what fidelity is measured against: it has no finite score of its own.
         if name in scores_b and scores_a[name].shape == scores_b[name].shape:
             gap = scores_a[name] - scores_b[name]
             if gap.ndim == 1 and gap.size and np.isfinite(gap).all():
-                found.append(_difference(name, gap, a))
+                found[name] = gap
     if not found:
         raise UserError(f"{a.key} and {b.key} have no per-image score in common")
-    return tuple(found)
+    return found
 
 
-def _difference(name: str, gap: Array, row: Row) -> Difference:
+def difference(name: str, gap: Array, row: Row) -> Difference:
+    """Mean and verdict of one metric's paired gaps; the row tells which way is better."""
     mean, low, high = mean_interval(gap)
     measured = row.measurement(name)
     verdict = "no difference beyond the noise"
