@@ -1,13 +1,27 @@
 """Two cells, image by image: the same seeds make the same images, so differences are paired."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.bootstrap import Array, mean_interval
-from quantarena.bench.schema import Row, Status
+from quantarena.bench.metrics.bootstrap import Array, Groups, mean_interval, recentred_interval
+from quantarena.bench.schema import Measurement, Row, Status
+
+UNITS = "unit:prompt"
+"""In a scores file: the prompt of each image as a number."""
+REPLICATES = "replicates:"
+"""In a scores file: before the name of a metric of a whole set, its bootstrap values."""
+_FLOOR = "floor:"
+_FP = "fp"
+_POWER = 1.959964 + 0.841621
+"""Normal quantiles of a 95 % interval and of 80 % power."""
+BEYOND_REASON = 100_000
+"""Images that nobody draws to tell two methods apart: twice what the papers score."""
+_NOISE = "no difference beyond the noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +35,10 @@ class Difference:
         high: upper end.
         n: images.
         unit: of the metric.
-        verdict: ``A is better``, ``B is better`` or ``no difference beyond the noise``.
+        verdict: ``A is better``, ``B is better``, or that there is no difference beyond the noise
+            and how many images would show one.
+        needed: images at which a difference of this size would be seen in four of five runs; None
+            where that is beyond reason or unknown.
     """
 
     name: str
@@ -31,6 +48,7 @@ class Difference:
     n: int
     unit: str
     verdict: str
+    needed: int | None = None
 
 
 def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Difference, ...]:
@@ -40,11 +58,18 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
         UserError: as ``paired_gaps``.
     """
     gaps = paired_gaps(folder_a, a, folder_b, b)
-    return tuple(difference(name, gap, a) for name, gap in gaps.items())
+    scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
+    units = scores_a.get(UNITS)
+    groups = None if units is None else tuple(units.astype(int).tolist())
+    found = [difference(name, gap, a, groups) for name, gap in gaps.items()]
+    return tuple(found + _by_set(a, scores_a, b, scores_b))
 
 
 def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Array]:
     """A minus B, image by image, (N,), of every metric that both cells have.
+
+    Nothing is nearer to full precision than itself; where one of the cells is that, it stands
+    there with its weights rounded to bfloat16.
 
     Raises:
         UserError: the cells did not draw the same images, or have no scores.
@@ -52,16 +77,18 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     for row in (a, b):
         if row.status is not Status.OK:
             raise UserError(f"{row.cell.label} ({row.key}) has no scores: {row.status}")
-    if a.cell.shared_key != b.cell.shared_key:
+    noise = [row.workload.get("noise_sha256") for row in (a, b)]
+    if a.cell.shared_key != b.cell.shared_key or noise[0] != noise[1]:
         raise UserError(
-            f"{a.key} and {b.key} differ in workload, seed or budget, so that their images are no "
-            "pairs: compare cells of one run and seed"
+            f"{a.key} and {b.key} differ in workload, seed, budget or noise, so that their images "
+            "are no pairs: compare cells of one run and seed"
         )
     scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
+    if a.cell.method != b.cell.method:
+        scores_a, scores_b = (_as_rounded(s, r) for s, r in ((scores_a, a), (scores_b, b)))
     found = {}
     for name in scores_a:
-        # Full precision is what fidelity is measured against: it has no finite score of its own.
-        if name in scores_b and scores_a[name].shape == scores_b[name].shape:
+        if ":" not in name and name in scores_b and scores_a[name].shape == scores_b[name].shape:
             gap = scores_a[name] - scores_b[name]
             if gap.ndim == 1 and gap.size and np.isfinite(gap).all():
                 found[name] = gap
@@ -70,15 +97,102 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     return found
 
 
-def difference(name: str, gap: Array, row: Row) -> Difference:
-    """Mean and verdict of one metric's paired gaps; the row tells which way is better."""
-    mean, low, high = mean_interval(gap)
-    measured = row.measurement(name)
-    verdict = "no difference beyond the noise"
-    if low is not None and high is not None and measured is not None and (low > 0 or high < 0):
+def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) -> Difference:
+    """Mean and verdict of one metric's paired gaps.
+
+    Args:
+        name: of the metric.
+        gap: (N,), one an image.
+        row: tells which way is better.
+        groups: prompt of each image, where prompts repeat.
+    """
+    mean, low, high = mean_interval(gap, groups=groups)
+    deviation = _deviation(gap, groups)
+    return _judged(name, mean, (low, high), int(gap.size), deviation, row.measurement(name))
+
+
+def images_to_separate(mean: float, deviation: float) -> int | None:
+    """Images at which a difference would be seen in four of five runs.
+
+    ``n = ((1.96 + 0.84) deviation / mean)^2``: the 95 % interval of the mean of n paired
+    differences then excludes zero with a probability of 80 %.
+
+    Args:
+        mean: of the paired differences, as estimated.
+        deviation: of one of them.
+
+    Returns:
+        At least 2; None where it is more than 100,000 or where the mean is 0.
+    """
+    if mean == 0 or not math.isfinite(mean) or not math.isfinite(deviation):
+        return None
+    wanted = (_POWER * deviation / mean) ** 2
+    return max(2, math.ceil(wanted)) if wanted <= BEYOND_REASON else None
+
+
+def _by_set(
+    a: Row, scores_a: Mapping[str, Array], b: Row, scores_b: Mapping[str, Array]
+) -> list[Difference]:
+    """Metrics of whole sets: rows of one seed share their resamples, so replicates are pairs."""
+    found = []
+    for key in scores_a:
+        name = key.removeprefix(REPLICATES)
+        of_a, of_b = a.measurement(name), b.measurement(name)
+        if name == key or key not in scores_b or of_a is None or of_b is None:
+            continue
+        if of_a.value is None or of_b.value is None or of_a.reference != of_b.reference:
+            continue
+        gap, mean = scores_a[key] - scores_b[key], of_a.value - of_b.value
+        ends = recentred_interval(mean, gap)
+        # the spread of a mean falls with the root of the images: what one of them contributes
+        deviation = float(gap.std(ddof=1)) * math.sqrt(of_a.n)
+        found.append(_judged(name, mean, ends, of_a.n, deviation, of_a))
+    return found
+
+
+def _judged(
+    name: str,
+    mean: float,
+    ends: tuple[float | None, float | None],
+    n: int,
+    deviation: float,
+    measured: Measurement | None,
+) -> Difference:
+    low, high = ends
+    needed = images_to_separate(mean, deviation)
+    if low is None or high is None or measured is None:
+        verdict, needed = _NOISE, None
+    elif low > 0 or high < 0:
         verdict = f"{'A' if (low > 0) == measured.higher_is_better else 'B'} is better"
+    elif low == high == 0:
+        verdict = f"{_NOISE}: equal image by image"
+    elif needed is None:
+        verdict = f"{_NOISE}; cannot be separated at this budget, nor at {BEYOND_REASON:,} images"
+    else:
+        verdict = f"{_NOISE}; about {max(needed, n + 1):,} images would separate them"
     unit = measured.unit if measured else ""
-    return Difference(name, mean, low, high, int(gap.size), unit, verdict)
+    return Difference(name, mean, low, high, n, unit, verdict, needed)
+
+
+def _deviation(gap: Array, groups: Groups | None) -> float:
+    """Of one image; where prompts repeat, what an image adds to a mean over prompts."""
+    if gap.size < 2:
+        return math.nan
+    if groups is None or len(set(groups[: gap.size])) in (1, gap.size):
+        return float(gap.std(ddof=1))
+    members = np.unique(groups[: gap.size], return_inverse=True)[1]
+    sizes = np.bincount(members)
+    means = np.bincount(members, weights=gap) / sizes
+    return float(means.std(ddof=1) * math.sqrt(sizes.mean()))
+
+
+def _as_rounded(scores: dict[str, Array], row: Row) -> dict[str, Array]:
+    """Scores of a cell; of full precision those of its rounded self."""
+    if row.cell.method != _FP:
+        return scores
+    kept = {key: values for key, values in scores.items() if key.startswith(REPLICATES)}
+    own = {k.removeprefix(_FLOOR): v for k, v in scores.items() if k.startswith(_FLOOR)}
+    return kept | own
 
 
 def _scores(folder: Path, row: Row) -> dict[str, Array]:

@@ -15,6 +15,7 @@ import torch
 from quantarena.bench import floors, inside, shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import class_sha256
+from quantarena.bench.compare import REPLICATES, UNITS
 from quantarena.bench.latency import measure
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.images import save_folder
@@ -158,6 +159,9 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
             progress=progress,
         )
     arrays, found_scores = dict(scores.per_image) | curve, scores.measurements
+    arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
+    if groups is not None:
+        arrays[UNITS] = np.array(groups, np.float64)
     own = floors.rounded(ground, cache)
     if cell.method == "fp":
         known = {floors.ROUNDED: own, floors.OTHER_SEED: floors.other_seed(ground, cache)}
