@@ -150,7 +150,7 @@ class Run:
         force = self.options.force or cell.key in self.plan.stale
         row = self.store.put(row, force=force)
         self._rows[row.key] = row
-        why = "" if row.status is Status.OK else f": {row.reason}"
+        why = _cost(row) if row.status is Status.OK else f": {row.reason}"
         self._say(outcome.task, f"{cell.label} {row.status}, {minutes(outcome.seconds)}{why}")
 
     def _time(self) -> None:
@@ -269,6 +269,14 @@ def counts_line(found: Mapping[str, int]) -> str:
     always = [f"{found[name]} {name}" for name in ("ok", "skipped", "failed")]
     rest = [f"{found[name]} {name}" for name in ("timeout", "oom", "missing") if found[name]]
     return ", ".join(always + rest)
+
+
+def _cost(row: Row) -> str:
+    """What quantizing took, where it took anything worth a word."""
+    busy, peak = row.calibration.get("core_seconds", 0.0), row.calibration.get("peak_bytes", 0)
+    if busy < 0.1:
+        return ""
+    return f" (quantized in {busy:.1f} core-s, {peak / 1e6:+.0f} MB)"
 
 
 def _ratio(row: Row) -> str:

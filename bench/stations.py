@@ -87,10 +87,13 @@ def quantized(
         def run() -> None:
             made.append(method.run(context))
 
+        busy = time.process_time()
         peak = peak_growth(run)
+        busy = time.process_time() - busy
         model = made[0]
         save_file(model.state(), folder / "state.safetensors")
-        notes = {"notes": model.notes, "calibration": context.calibration, "peak_bytes": peak}
+        cost = {"core_seconds": round(busy, 2), "peak_bytes": peak}
+        notes = {"notes": model.notes, "calibration": context.calibration, "cost": cost}
         notes["splits"] = {
             name: [part.stop - part.start for part in layer.part_list()]
             for name, layer in model.layers.items()
@@ -105,7 +108,7 @@ def quantized(
 
     kept, state = cache.load("quantize", key, make, read)
     work.seconds["quantize"] = float(kept["notes"].get("quantize_seconds", 0.0))
-    calibration = kept["calibration"] | {"peak_bytes": kept["peak_bytes"], "notes": kept["notes"]}
+    calibration = kept["calibration"] | kept["cost"] | {"notes": kept["notes"]}
     if made:
         return made[0], calibration
     model = context.wrap(splits=kept["splits"])
