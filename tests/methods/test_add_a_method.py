@@ -28,3 +28,12 @@ def test_example_passes_conformance(plugin):
     assert [f"{r.name} on {r.model}: {r.detail}" for r in results if not r.passed] == []
     names = {r.name for r in results}
     assert {"level matters", "per_step matters", "packed equals fake"} <= names
+
+
+def test_the_method_of_the_readme_conforms(tmp_path):
+    text = PAGE.parents[1].joinpath("README.md").read_text()
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "@" in b]
+    assert len(blocks) == 1
+    file = tmp_path / "mine.py"
+    file.write_text(blocks[0])
+    assert [r for r in check("mine", [file]) if not r.passed] == []
