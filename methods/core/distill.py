@@ -8,6 +8,7 @@ Terms on features of several consecutive calls (MPQ-DM's relation distillation, 
 gradient of all those calls. Their features are computed without a graph first, the term is
 differentiated with respect to them, and then each call is run again and sent its own part of that
 gradient. So at most one call's graph is alive, whatever the window, and no branch is detached.
+Weights are quantized once for all these passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from quantarena.methods.core.meter import Meter
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.optimise import products
 from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.weight_quantizer import WeightQuantizer
 
 
 class Driver(StrEnum):
@@ -235,6 +237,14 @@ def _gradients(
     model: QuantizedModel, window: Sequence[_Call], call: int, schedule: Distillation
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of one update; returns the prediction loss and the prediction."""
+    with _held_weights(model):
+        return _passes(model, window, call, schedule)
+
+
+def _passes(
+    model: QuantizedModel, window: Sequence[_Call], call: int, schedule: Distillation
+) -> tuple[Tensor, Tensor]:
+    """All passes of one update."""
     due = [t for t in schedule.terms if (call + 1) % t.calls == 0 and len(window) >= t.calls]
     pulls = _feature_gradients(model, window, due)
     for place, pull in enumerate(pulls[:-1]):
@@ -276,6 +286,25 @@ def _feature_gradients(
     for pull, features in zip(pulls[-reach:], ours, strict=True):
         pull.update({n: f.grad for n, f in features.items() if f.grad is not None})
     return pulls
+
+
+@contextmanager
+def _held_weights(model: QuantizedModel) -> Iterator[None]:
+    """Quantize weights once for all passes inside; then send their gradients on together."""
+    parts = [(layer, part) for layer in model.layers.values() for part in layer.part_list()]
+    held: list[tuple[WeightQuantizer, Tensor]] = []
+    try:
+        for layer, part in parts:
+            quantizer = part.weight_quantizer
+            if quantizer is not None and quantizer.codes is None:
+                held.append((quantizer, quantizer.hold(layer.part_weight(part))))
+        yield
+        pulls = [(value, q.held.grad) for q, value in held if q.held is not None]
+    finally:
+        for quantizer, _ in held:
+            quantizer.held = None
+    sent = [(value, pull) for value, pull in pulls if pull is not None]
+    torch.autograd.backward([v for v, _ in sent], [p for _, p in sent])  # type: ignore[no-untyped-call]
 
 
 @contextmanager

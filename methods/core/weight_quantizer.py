@@ -42,6 +42,7 @@ class WeightQuantizer(nn.Module):
         bits: width of the widest channel.
         bit_map: (O,) uint8, width of each output channel; None where all have ``bits``.
         group: input channels that share a scale; 0 for all.
+        held: stands for the weight while set, see ``hold``.
         drift: how far freezing moved the zero points to make them integers.
     """
 
@@ -57,6 +58,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits, self.group, self.drift = bits, group, 0.0
         self.soft: SoftRounding | None = None
+        self.held: Tensor | None = None
         self._value: Tensor | None = None  # what frozen codes stand for, computed once
         self.scale = _fixed(torch.empty(0))
         self.zero_point = _fixed(torch.empty(0))
@@ -113,12 +115,24 @@ class WeightQuantizer(nn.Module):
             if self._value is None:
                 self._value = self._back(dequantize(self._view(self.codes).float(), self.params))
             return self._value
+        if self.held is not None:
+            return self.held
         if self.soft is not None:
             return self._back(self.soft.weight())
         latent, params = self._view(self.latent(weight)), self.params
         if latent.requires_grad or params.scale.requires_grad or params.zero_point.requires_grad:
             return self._back(fake_quantize_ste(latent, params))
         return self._back(dequantize(quantize(latent, params), params))
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """Compute the weight once for several passes, until ``held`` is None again.
+
+        Returns:
+            The value with its graph. What the passes send to ``held.grad`` is to be sent on to it.
+        """
+        value = self(weight)
+        self.held = value.detach().requires_grad_(value.requires_grad)
+        return value
 
     def soften(self, weight: Tensor) -> SoftRounding:
         """Start AdaRound on this weight."""

@@ -16,6 +16,7 @@ from quantarena.methods.core.model import wrap
 from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.weight_quantizer import WeightQuantizer
 
 TIMES = torch.tensor([900, 600, 300, 1])
 LORA = {"lora": Group(0.05, Decay.LINEAR, relative=True)}
@@ -194,3 +195,24 @@ def test_divergence_is_said(pixel, student):
     wild = {"weight": Group(float("inf"))}
     with pytest.raises(UserError, match="diverged at update 1"):
         distill(student, pixel.model, walk_of(pixel), Distillation(4, wild), seed=0)
+
+
+def test_weights_are_quantized_once_an_update_whatever_the_window(pixel, student, monkeypatch):
+    counts = []
+    plain = WeightQuantizer.latent
+
+    def counted(quantizer, weight):
+        counts.append(quantizer)
+        return plain(quantizer, weight)
+
+    monkeypatch.setattr(WeightQuantizer, "latent", counted)
+    term = WindowTerm(FEATURE, relation, calls=2)
+    schedule = Distillation(4, LORA, terms=(term,), rank=4)
+    distill(student, pixel.model, walk_of(pixel), schedule, seed=0)
+    layers = len(student.layers)
+    assert len(counts) == (4 + 1) * layers, "each update once, then to freeze the codes"
+    assert all(part.weight_quantizer.held is None for part in parts(student))
+
+
+def parts(model):
+    return [part for layer in model.layers.values() for part in layer.part_list()]
