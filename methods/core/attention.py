@@ -102,21 +102,19 @@ class QuantAttention(nn.Module):
 
     @property
     def products(self) -> native_products.Products | None:
-        """What the kernels compute with; None where they are not to, or cannot."""
+        """What the kernels are to compute with; None where they are not, or an operand has none."""
         idle = self.integer or self.watch is not None or not self.use_act_quantizer
         return None if idle or not self.native else self.for_kernels()
 
     def for_kernels(self) -> native_products.Products | None:
-        """The quantizers as the kernels take them; None where they cannot."""
+        """The quantizers as the kernels take them; None where an operand has none."""
         found = dict(self.quantizers.items())
+        static = [q for q in map(found.get, OPERANDS[:3]) if isinstance(q, ActQuantizer)]
         softmax = found.get("softmax")
-        query, key, value = (self.static(name) for name in OPERANDS[:3])
-        if query is None or key is None or value is None:
+        if len(static) < 3 or not isinstance(softmax, ActQuantizer | LogQuantizer):
             return None
-        if not isinstance(softmax, ActQuantizer | LogQuantizer):
-            return None
-        made = native_products.Products(query, key, value, softmax, self.excluded)
-        return made if made.apply() else None
+        query, key, value = static
+        return native_products.Products(query, key, value, softmax, self.excluded)
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
         """``query @ key^T`` of quantized operands, before any scaling.

@@ -18,7 +18,14 @@ from torch import Tensor
 
 DEEPEST = 32
 """Octaves below ``s`` that codes reach: less than float32 resolves beside ``s``."""
+_HALF_OCTAVE = 0x3F3504F3
+"""Bits of sqrt(1/2) in float32."""
 _SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def last_code(bits: int, per_octave: int) -> int:
+    """The deepest code of a width: no more than ``DEEPEST`` octaves."""
+    return min((1 << bits) - 1, DEEPEST * per_octave)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class LogParams:
     @property
     def top(self) -> int:
         """The last code."""
-        return min(int(2**self.bits) - 1, DEEPEST * self.per_octave)
+        return last_code(self.bits, self.per_octave)
 
 
 def log_params(
@@ -85,9 +92,17 @@ def log_params(
 
 
 def log_quantize(x: Tensor, params: LogParams) -> Tensor:
-    """Codes ``clamp(round(-per_octave * log2(x / s)), 0, top)``, uint8, same shape."""
-    depth = torch.log2(x.float() / params.scale).mul_(-params.per_octave)
-    return depth.round_().clamp_(0, params.top).to(torch.uint8)
+    """Codes ``clamp(round(-per_octave * log2(x / s)), 0, top)``, uint8, same shape.
+
+    Without a logarithm, so that the native kernels find the same codes bit for bit: of a ratio
+    ``m * 2 ** e`` with ``m`` in [sqrt(1/2), sqrt(2)) the depth rounds to ``-e``; half octaves are
+    those of its square.
+    """
+    ratio = x.float() / params.scale
+    if params.per_octave == 2:
+        ratio = ratio * ratio
+    exponent = (ratio.view(torch.int32) - _HALF_OCTAVE) >> 23
+    return exponent.neg_().clamp_(0, params.top).to(torch.uint8)
 
 
 def log_dequantize(codes: Tensor, params: LogParams) -> Tensor:

@@ -121,8 +121,8 @@ def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAtt
             return name
     if not attention:
         return "fp32"
-    native = all(products.for_kernels() is not None for products in attention.values())
-    return "packed" if native else "reference"
+    products = [quant.for_kernels() for quant in attention.values()]
+    return "packed" if all(p is not None and p.apply() for p in products) else "reference"
 
 
 def channels_last(module: nn.Module) -> nn.Module:

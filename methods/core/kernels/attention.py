@@ -5,8 +5,7 @@ no library, tensors other than float32 on the CPU, a gradient, an operand in flo
 by channel or by token, or sums too long for their accumulators.
 """
 
-import ctypes
-from collections.abc import Sequence
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -16,39 +15,14 @@ from quantarena.methods.core.act_quantizer import ActQuantizer
 from quantarena.methods.core.bank import bank_entry
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.log_quantizer import LogQuantizer
-from quantarena.methods.core.logquant import LogParams
+from quantarena.methods.core.logquant import last_code
 
 MOST_PRODUCTS = 33000
 """In one sum: as many products of two 8-bit codes fit an int32."""
 _SCORES, _MIX, _ATTEND = range(3)
-_NO_ROWS = (0, 0, 0)
-
-_INTS = (
-    "samples heads queries keys width value_width excluded "
-    "q_sample q_head q_row k_sample k_head k_row v_sample v_head v_row y_sample y_head y_row "
-    "mask_sample mask_head mask_row mask_key stage integer per_octave kept top zero_code"
-)
-_POINTERS = "query key value mask probs log_scale y"
-
-
-class GridStruct(ctypes.Structure):
-    """Mirror of ``QaGrid`` in ``csrc/attention.h``."""
-
-    _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("scale", "zero", "group", "entry")],
-        *[(name, ctypes.c_int64) for name in ("first", "groups", "most")],
-    ]
-
-
-class AttentionStruct(ctypes.Structure):
-    """Mirror of ``QaAttention`` in ``csrc/attention.h``."""
-
-    _fields_ = [
-        *[(name, ctypes.c_int64) for name in _INTS.split()],
-        *[(name, ctypes.c_void_p) for name in _POINTERS.split()],
-        ("grid", GridStruct * 4),
-        ("factor", ctypes.c_float),
-    ]
+_NO_GRID = (0,) * 7
+_LAYOUT = struct.Struct("=64qf4x")
+"""Of ``QaAttention`` in ``csrc/attention_call.h``: 29 sizes, 7 pointers, 4 x 7 of grids, a float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +53,13 @@ class Products:
             for q in (self.query, self.key, self.value, self.softmax)
         )
 
+    def log_settings(self) -> tuple[int, int, int, int]:
+        """Codes an octave, axes with a scale of their own, last code, whether it stands for 0."""
+        q = self.softmax
+        if not isinstance(q, LogQuantizer):
+            return (0, 0, 0, 0)
+        return (q.per_octave, q.kept, last_code(q.bits, q.per_octave), int(q.zero_code))
+
 
 def scores(
     products: Products, query: Tensor, key: Tensor, *, integer: bool = False
@@ -98,9 +79,7 @@ def scores(
         return None
     keys = key.shape[2] - products.excluded * integer
     y = query.new_empty(*query.shape[:3], keys, dtype=torch.int32 if integer else None)
-    call = _Call(products, _SCORES, integer, query.shape, key.shape[2], 0)
-    call.give(query=query, key=key, y=y)
-    return call.run(y)
+    return _run(products, _SCORES, y, query=query, key=key)
 
 
 def mix(
@@ -129,11 +108,7 @@ def mix(
         log = isinstance(products.softmax, LogQuantizer)
         lead = (products.softmax.per_octave,) if isinstance(products.softmax, LogQuantizer) else ()
         y = probs.new_empty(*lead, *shape, dtype=torch.int64 if log else torch.int32)
-    call = _Call(products, _MIX, integer, (*probs.shape[:3], 0), probs.shape[3], value.shape[3])
-    call.give(value=value, probs=probs.contiguous(), y=y)
-    if not integer:
-        call.place("y", y)
-    return call.run(y)
+    return _run(products, _MIX, y, value=value, probs=probs.contiguous())
 
 
 def attend(
@@ -168,108 +143,127 @@ def attend(
     if key.shape != (batch, heads, keys, query.shape[3]) or value.shape[:2] != (batch, heads):
         return None
     y = query.new_empty(batch, queries, heads, width).transpose(1, 2)
-    call = _Call(products, _ATTEND, False, query.shape, keys, width)
-    call.give(query=query, key=key, value=value, y=y)
-    call.place("y", y)
-    call.struct.factor = factor
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = query.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
         mask = mask.float().expand(batch, heads, queries, keys)
-        call.give(mask=mask)
-        call.set("mask_sample mask_head mask_row mask_key", mask.stride())
+    probs = None
     if isinstance(products.softmax, LogQuantizer) and products.softmax.scale is None:
-        call.give(probs=query.new_empty(batch, heads, queries, keys))
-    return call.run(y)
+        probs = query.new_empty(batch, heads, queries, keys)
+    return _run(
+        products, _ATTEND, y, query=query, key=key, value=value, mask=mask, probs=probs,
+        factor=factor,
+    )  # fmt: skip
 
 
-class _Call:
-    """One call of the kernels: the struct, and the tensors that it points to."""
+def _run(
+    products: Products,
+    stage: int,
+    y: Tensor,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    mask: Tensor | None = None,
+    probs: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """One call of the kernels.
 
-    def __init__(
-        self,
-        products: Products,
-        stage: int,
-        integer: bool,
-        lead: Sequence[int],
-        keys: int,
-        value_width: int,
-    ) -> None:
-        self.library = products.library or native.library()
-        self.kept: list[Tensor] = []
-        samples, heads, queries, width = lead
-        self.struct = AttentionStruct(
-            samples, heads, queries, keys, width, value_width, products.excluded
-        )
-        self.struct.stage, self.struct.integer = stage, integer
-        used = {_SCORES: (0, 1), _MIX: (2, 3), _ATTEND: (0, 1, 2, 3)}[stage]
-        quantizers = (products.query, products.key, products.value, products.softmax)
-        for place in used:
-            if isinstance(quantizer := quantizers[place], LogQuantizer):
-                self._log(quantizer)
-            else:
-                self._grid(self.struct.grid[place], quantizer, samples, heads)
+    Args:
+        products: the quantizers.
+        stage: of ``QaStage``.
+        y: where the result goes; integers if it holds integers.
+        query: as in ``attend``, like those that follow.
+        key: likewise.
+        value: likewise.
+        mask: (B, H, queries, keys), added to the scores.
+        probs: given for ``_MIX``, room for ``_ATTEND`` where codes wait for their range.
+        factor: of the scores.
 
-    def give(self, **tensors: Tensor) -> None:
-        """Point to tensors; channels of queries, keys and values have to lie side by side."""
-        for name, tensor in tensors.items():
-            if name in ("query", "key", "value"):
-                if tensor.stride(-1) != 1:
-                    tensor = tensor.contiguous()
-                self.place(name[0], tensor)
-            setattr(self.struct, name, self._point(tensor))
+    Returns:
+        ``y``.
+    """
+    query, key, value = (_dense(x) for x in (query, key, value))
+    lead = query if query is not None else probs
+    rows = value if value is not None else key
+    assert lead is not None
+    assert rows is not None
+    samples, heads, queries = lead.shape[:3]
+    kept: list[Tensor] = []  # what the call points to besides its operands
+    quantizers = (
+        products.query if query is not None else None,
+        products.key if key is not None else None,
+        products.value if value is not None else None,
+        None if stage == _SCORES else products.softmax,
+    )
+    grids = [x for q in quantizers for x in _grid(q, samples, heads, kept)]
+    log_scale = products.softmax.scale if isinstance(products.softmax, LogQuantizer) else None
+    call = _LAYOUT.pack(
+        samples, heads, queries, rows.shape[2],
+        query.shape[3] if query is not None else 0, value.shape[3] if value is not None else 0,
+        products.excluded, *_strides(query), *_strides(key), *_strides(value), *_strides(y),
+        *((0, 0, 0, 0) if mask is None else mask.stride()),
+        stage, not y.is_floating_point(), *products.log_settings(),
+        _at(query), _at(key), _at(value), _at(mask), _at(probs), _at(log_scale), y.data_ptr(),
+        *grids, factor,
+    )  # fmt: skip
+    function = (products.library or native.library()).attention
+    assert function is not None
+    error = function(call, torch.get_num_threads())
+    if error == native.NO_MEMORY:
+        raise MemoryError("attention: out of memory for scratch buffers")
+    if error:
+        raise ValueError("cannot quantize: the tensor holds NaN or infinity")
+    return y
 
-    def place(self, name: str, tensor: Tensor) -> None:
-        """Note the strides of samples, heads and rows."""
-        self.set(f"{name}_sample {name}_head {name}_row", tensor.stride()[:3])
 
-    def set(self, names: str, values: Sequence[int]) -> None:
-        """Set several fields."""
-        for name, value in zip(names.split(), values, strict=True):
-            setattr(self.struct, name, value)
+def _dense(x: Tensor | None) -> Tensor | None:
+    """With channels side by side."""
+    return x if x is None or x.stride(3) == 1 else x.contiguous()
 
-    def run(self, result: Tensor) -> Tensor:
-        """Compute, and give back ``result``."""
-        assert self.library.attention is not None
-        error = self.library.attention(ctypes.byref(self.struct), torch.get_num_threads())
-        if error == native.NO_MEMORY:
-            raise MemoryError("attention: out of memory for scratch buffers")
-        if error:
-            raise ValueError("cannot quantize: the tensor holds NaN or infinity")
-        return result
 
-    def _point(self, tensor: Tensor) -> int:
-        self.kept.append(tensor)
-        return tensor.data_ptr()
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    """Of samples, heads and rows."""
+    return (0, 0, 0) if x is None else x.stride()[:3]
 
-    def _log(self, quantizer: LogQuantizer) -> None:
-        grid = LogParams(torch.empty(0), quantizer.bits, quantizer.per_octave, quantizer.zero_code)
-        self.set(
-            "per_octave kept top zero_code",
-            (quantizer.per_octave, quantizer.kept, grid.top, quantizer.zero_code),
-        )
-        if quantizer.scale is not None:
-            self.give(log_scale=quantizer.scale.float())
 
-    def _grid(self, grid: GridStruct, quantizer: ActQuantizer, samples: int, heads: int) -> None:
-        grid.scale = self._point(quantizer.scale.detach().contiguous())
-        grid.zero = self._point(quantizer.zero_point.detach().contiguous())
-        grid.most, grid.groups = 2**quantizer.bits - 1, 1
-        if quantizer.ids is not None:
-            if len(quantizer.ids) != heads:
-                raise ValueError(f"{heads} heads, ranges were calibrated for {len(quantizer.ids)}")
-            grid.group = self._point(quantizer.ids.contiguous())
-            grid.groups = quantizer.scale.shape[-1]
-        if quantizer.steps:
-            entry = bank_entry(quantizer.clock, quantizer.steps, samples)
-            if isinstance(entry, Tensor):
-                grid.entry = self._point(entry.contiguous())
-            else:
-                grid.first = entry
+def _at(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _grid(
+    quantizer: ActQuantizer | LogQuantizer | None, samples: int, heads: int, kept: list[Tensor]
+) -> tuple[int, ...]:
+    """``QaGrid``: scales, zero points, groups of heads, entries of samples, entry, groups, top."""
+    if not isinstance(quantizer, ActQuantizer):
+        return _NO_GRID
+    scale, zero = quantizer.scale.contiguous(), quantizer.zero_point.contiguous()
+    kept += (scale, zero)
+    ids, entry, first, groups = None, None, 0, 1
+    if quantizer.axis is not None:
+        assert quantizer.ids is not None
+        ids = quantizer.ids.contiguous()
+        kept.append(ids)
+        if len(ids) != heads:
+            raise ValueError(f"{heads} heads, ranges were calibrated for {len(ids)}")
+        groups = scale.shape[-1]
+    if quantizer.steps:
+        found = bank_entry(quantizer.clock, quantizer.steps, samples)
+        if isinstance(found, Tensor):
+            entry = found.contiguous()
+            kept.append(entry)
+        else:
+            first = found
+    top = (1 << quantizer.bits) - 1
+    return (scale.data_ptr(), zero.data_ptr(), _at(ids), _at(entry), first, groups, top)
 
 
 def _suits(products: Products, *operands: Tensor) -> bool:
-    long = max(max(x.shape[2:]) for x in operands)
-    graph = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    plain = all(x.dtype is torch.float32 and x.is_cpu for x in operands)
-    return plain and not graph and long <= MOST_PRODUCTS and products.apply()
+    graph = torch.is_grad_enabled()
+    for x in operands:
+        if x.dtype is not torch.float32 or not x.is_cpu or (graph and x.requires_grad):
+            return False
+        if max(x.shape[2:]) > MOST_PRODUCTS:
+            return False
+    return products.apply()

@@ -1,7 +1,7 @@
 """Fuzzes the native kernels under the address and undefined-behaviour sanitizers.
 
 ``python -m quantarena.methods.core.kernels.sanitize [--trials N] [--thread]`` builds the library's
-sources together with ``csrc/fuzz.cpp`` into one program and runs it.  There the AVX-VNNI unit is
+sources together with ``csrc/*fuzz.cpp`` into one program and runs it.  There the AVX-VNNI unit is
 built with an emulated dot product, so that its code runs on machines that lack the instruction.
 """
 
@@ -40,7 +40,7 @@ def build(folder: Path, sanitizers: str) -> Path:
     macros = tuple(f"-D{unit.macro}" for unit in parts if unit.macro)
     flags += [*macros, "-DQA_EMULATE_VNNI"]
     named = [(unit.source, unit.flags) for unit in parts]
-    named += [("library.cpp", ()), ("fuzz.cpp", ())]
+    named += [("library.cpp", ()), ("fuzz.cpp", ()), ("attention_fuzz.cpp", ())]
 
     def run(arguments: list[str], output: Path) -> str:
         command = [*compiler, *flags, *arguments, "-o", str(output)]

@@ -7,45 +7,9 @@
 #ifndef QUANTARENA_ATTENTION_H
 #define QUANTARENA_ATTENTION_H
 
+#include "attention_call.h"
 #include "attention_parts.h"
 #include "float_ops.h"
-
-// Static quantizers of one operand, one for each table entry and group of heads.
-struct QaGrid {
-    const float* scale;    // [entries][groups]
-    const float* zero;     // the same, whole numbers
-    const int64_t* group;  // [heads], or null: all of group 0
-    const int64_t* entry;  // [samples], or null: `first` for all
-    int64_t first, groups;
-    int64_t most;  // 2^bits - 1
-};
-
-struct QaAttention {
-    int64_t samples, heads, queries, keys, width, value_width;
-    int64_t excluded;  // leading keys that stay in floating point
-    // strides in elements; a row's channels lie side by side
-    int64_t q_sample, q_head, q_row, k_sample, k_head, k_row, v_sample, v_head, v_row;
-    int64_t y_sample, y_head, y_row;
-    int64_t mask_sample, mask_head, mask_row, mask_key;
-    int64_t stage;    // QaStage
-    int64_t integer;  // scores: y is int32 [..][queries][keys - excluded]; mix: see below
-    // logarithmic codes: codes an octave (0: uniform codes), leading axes with a scale of their own,
-    // the last code, and whether it stands for 0
-    int64_t per_octave, kept, top, zero_code;
-    const float *query, *key, *value;
-    const float* mask;       // added to the scores, or null
-    float* probs;            // dense [samples][heads][queries][keys]: read to mix, else room for
-                             // logarithmic codes with a scale of the run time
-    const float* log_scale;  // one static scale, or null
-    void* y;
-    QaGrid grid[4];  // query, key, value, softmax (its zero point may be any)
-    float factor;    // of the scores before the softmax
-};
-
-// The first product alone, the second alone, or all.  The second's integers are dense
-// [samples][heads][queries][value_width]: int32 of uniform codes; of logarithmic ones int64 in units
-// of 2^-32 of the scale, codes of even numbers before all of odd ones where both exist.
-enum QaStage { QA_SCORES = 0, QA_MIX = 1, QA_ATTEND = 2 };
 
 namespace {
 
@@ -70,21 +34,6 @@ struct Attention {
 
     bool logarithmic() const { return a.per_octave != 0; }
     bool waits() const { return logarithmic() && a.log_scale == nullptr && a.stage != QA_SCORES; }
-
-    // What one item works with.
-    struct Head {
-        int64_t sample, head, item;
-        float scale[4];
-        Quantizer q[4];
-        const float *query, *key, *value;
-        float* probs;
-        int16_t *keys, *values;   // panels
-        int16_t *codes, *weight;  // rows of a tile
-        float *scores, *mixed;
-        int32_t* logs;
-        int64_t* sums;
-        float *outside, *norm;  // scores of excluded keys; reciprocal sums
-    };
 
     void grids(Head& h) const {
         for (int i = 0; i < 4; ++i) {
@@ -141,7 +90,7 @@ struct Attention {
             const int64_t rows = smaller<int64_t>(16, inside - 16 * p);
             for (int64_t r = 0; r < rows; ++r)
                 code_row(h.key + (a.excluded + 16 * p + r) * a.k_row, a.width, depth, h.q[1],
-                         h.codes + r * depth);
+                         h.codes + r * depth, a.k_head);
             std::memset(h.codes + rows * depth, 0, sizeof(int16_t) * (16 - rows) * depth);
             turn_panel(h.codes, depth, depth / 2, h.keys + p * 16 * depth);
         }
@@ -154,7 +103,7 @@ struct Attention {
                 int16_t* to = i ? other : one;
                 if (k + i < inside) {
                     const float* from = h.value + (a.excluded + k + i) * a.v_row;
-                    code_row(from, a.value_width, value_pitch, h.q[2], to);
+                    code_row(from, a.value_width, value_pitch, h.q[2], to, a.v_head);
                 } else {
                     std::memset(to, 0, sizeof(int16_t) * value_pitch);
                 }
@@ -178,7 +127,8 @@ struct Attention {
 
     void tile_scores(Head& h, int64_t first, int64_t rows) const {
         for (int64_t r = 0; r < rows; ++r)
-            code_row(h.query + (first + r) * a.q_row, a.width, depth, h.q[0], h.codes + r * depth);
+            code_row(h.query + (first + r) * a.q_row, a.width, depth, h.q[0], h.codes + r * depth,
+                     a.q_head);
         const bool alone = a.stage == QA_SCORES;
         const Outlet outlet = {{h.scale[0], h.scale[1], alone ? 1.0f : a.factor}, alone && a.integer};
         product(h.codes, rows, depth, h.keys, panels, 16 * depth, depth / 2, outlet, h.scores, pitch);
@@ -214,7 +164,8 @@ struct Attention {
             float *out = h.outside + r * a.excluded, *in = h.scores + r * pitch;
             for (int64_t k = inside; k < pitch; ++k) in[k] = none;
             float top = row_top(in, pitch);
-            for (int64_t k = 0; k < a.excluded; ++k) top = larger(top, out[k]);
+            for (int64_t k = 0; k < a.excluded; ++k)
+                top = top < out[k] || out[k] != out[k] ? out[k] : top;  // NaN stays
             if (top == none) {
                 std::memset(in, 0, sizeof(float) * pitch);
                 std::memset(out, 0, sizeof(float) * a.excluded);
@@ -269,7 +220,7 @@ struct Attention {
         }
     }
 
-    void mix_uniform(Head& h, int64_t rows) const {
+    void mix_uniform(Head& h, int64_t first, int64_t rows) const {
         const Quantizer& q = h.q[3];
         Lanes v;
         for (int64_t r = 0; r < rows; ++r)
@@ -279,8 +230,16 @@ struct Attention {
                 code_lanes(v, q, q.inv, h.codes + r * pitch + k);
             }
         const Outlet outlet = {{h.scale[3], h.scale[2], 1.0f}, a.integer != 0};
-        product(h.codes, rows, pitch, h.values, value_panels, 16 * pitch, pitch / 2, outlet, h.mixed,
-                value_pitch);
+        product(h.codes, rows, pitch, h.values, value_panels, 16 * pitch, pitch / 2, outlet,
+                direct() ? place(h, first) : h.mixed, direct() ? a.y_row : value_pitch);
+    }
+
+    // Whether products of uniform codes go where the caller wants them, without a copy between.
+    bool direct() const {
+        return !logarithmic() && !a.integer && a.value_width == value_pitch && a.excluded == 0;
+    }
+    float* place(const Head& h, int64_t row) const {
+        return static_cast<float*>(a.y) + h.sample * a.y_sample + h.head * a.y_head + row * a.y_row;
     }
 
     // Sums of one plane and parity over a chunk of keys, added in units of 2^-32.
@@ -345,8 +304,7 @@ struct Attention {
                 std::memcpy(static_cast<int32_t*>(a.y) + at, h.mixed + r * value_pitch,
                             sizeof(int32_t) * a.value_width);
             } else {
-                float* y = static_cast<float*>(a.y) + h.sample * a.y_sample + h.head * a.y_head +
-                           (first + r) * a.y_row;
+                float* y = place(h, first + r);
                 std::memcpy(y, h.mixed + r * value_pitch, sizeof(float) * a.value_width);
                 for (int64_t k = 0; k < a.excluded; ++k) add_outside(h, r, k, y);
             }
@@ -396,8 +354,8 @@ struct Attention {
             if (logarithmic())
                 mix_logs(h, rows);
             else
-                mix_uniform(h, rows);
-            write(h, first, rows);
+                mix_uniform(h, first, rows);
+            if (!direct()) write(h, first, rows);
         }
         if (before) note(item, top);
     }

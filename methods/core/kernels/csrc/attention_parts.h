@@ -14,6 +14,8 @@
 
 namespace {
 
+typedef uint32_t LaneWords __attribute__((vector_size(32)));  // where wrapping around is meant
+
 QA_INLINE void load_some(Lanes& to, const float* from, int64_t count) {
     if (count >= 8) return load_lanes(to, from);
     to = Lanes{};
@@ -43,11 +45,19 @@ QA_INLINE void code_lanes(const Lanes& x, const Quantizer& q, float factor, int1
 #endif
 }
 
-// A row of `count` floats as codes, zeros up to `padded`, a multiple of 8.
+// A row of `count` floats as codes, zeros up to `padded`, a multiple of 8.  The next head's row lies
+// `ahead` further: too far from this one for the processor to guess.
 inline void code_row(const float* from, int64_t count, int64_t padded, const Quantizer& q,
-                     int16_t* to) {
+                     int16_t* to, int64_t ahead) {
     Lanes v;
     int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        __builtin_prefetch(from + ahead + i);
+        load_lanes(v, from + i);
+        code_lanes(v, q, q.inv, to + i);
+        load_lanes(v, from + i + 8);
+        code_lanes(v, q, q.inv, to + i + 8);
+    }
     for (; i < count; i += 8) {
         load_some(v, from + i, count - i);
         code_lanes(v, q, q.inv, to + i);
@@ -206,17 +216,44 @@ inline float row_top(const float* x, int64_t count) {
     return top_lane(top);
 }
 
-// x = exp(x - top), in place; their sum.
+// 2^(x log2 e) for x of 0 and below, as far as normal numbers go; NaN stays.  The error is 1e-7 of
+// the result times 1 + |x|: small beside 1, the largest, where the result is small.
+QA_INLINE void fall_lanes(Lanes& x) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Lanes rate = Lanes{} + 1.44269504f;
+#if defined(__AVX2__) && defined(__FMA__)
+    x = _mm256_max_ps(_mm256_set1_ps(-87.0f), x);
+#else
+    x = x < -87.0f ? Lanes{} - 87.0f : x;
+#endif
+    Lanes shifted = x, p = Lanes{} + 1.327647129e-3f;
+    multiply_add(shifted, rate, kRound);
+    multiply_add(x, rate, kRound - shifted);
+    multiply_add(p, x, 9.675540961e-3f);
+    multiply_add(p, x, 5.550713092e-2f);
+    multiply_add(p, x, 2.402212024e-1f);
+    multiply_add(p, x, 6.931469440e-1f);
+    multiply_add(p, x, 1.0f);
+    LaneWords bits, power;
+    std::memcpy(&bits, &p, sizeof bits);
+    std::memcpy(&power, &shifted, sizeof power);
+    bits += power << 23;
+    std::memcpy(&x, &bits, sizeof bits);
+}
+
+// x = exp(x - top), in place; their sum.  `count` is a multiple of 16.
 inline float row_exp(float* x, int64_t count, float top) {
-    Lanes sum = {}, v;
-    for (int64_t i = 0; i < count; i += 8) {
-        load_lanes(v, x + i);
-        v = v - top;
-        exp_lanes(v);
-        store_lanes(x + i, v);
-        sum += v;
-    }
-    return add_up(sum);
+    Lanes sum[2] = {}, v[2];
+    for (int64_t i = 0; i < count; i += 16)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; ++k) {
+            load_lanes(v[k], x + i + 8 * k);
+            v[k] = v[k] - top;
+            fall_lanes(v[k]);
+            store_lanes(x + i + 8 * k, v[k]);
+            sum[k] += v[k];
+        }
+    return add_up(sum[0] + sum[1]);
 }
 
 // Logarithmic codes of ratios to the scale: round(-per_octave * log2(ratio)) in [0, top].
@@ -225,9 +262,11 @@ inline float row_exp(float* x, int64_t count, float top) {
 // square. Ratios too small for a square or a normal number lie below any code.
 QA_INLINE void log_lanes(Lanes ratio, int per_octave, int top, LaneBits& code) {
     if (per_octave == 2) ratio = ratio * ratio;
-    LaneBits bits;
+    LaneWords bits;
     std::memcpy(&bits, &ratio, sizeof bits);
-    code = -((bits - 0x3f3504f3) >> 23);
+    bits -= 0x3f3504f3;
+    std::memcpy(&code, &bits, sizeof code);
+    code = -(code >> 23);
     code = code < 0 ? LaneBits{} : code;
     code = code > top ? LaneBits{} + top : code;
 }
@@ -258,6 +297,21 @@ inline void weigh_row(const int32_t* codes, int64_t count, int plane, int parity
 #endif
     }
 }
+
+// What one head of one sample works with.
+struct Head {
+    int64_t sample, head, item;
+    float scale[4];
+    Quantizer q[4];
+    const float *query, *key, *value;
+    float* probs;
+    int16_t *keys, *values;   // panels
+    int16_t *codes, *weight;  // rows of a tile
+    float *scores, *mixed;
+    int32_t* logs;
+    int64_t* sums;
+    float *outside, *norm;  // scores of excluded keys; reciprocal sums
+};
 
 }  // namespace
 

@@ -19,6 +19,7 @@ const char* qa_isa_name(int32_t);
 void* qa_entry(const char*, int32_t);  // in the order of QaUnit
 void qa_set_parallel(void*);
 }
+bool attention_trial(uint64_t seed);  // attention_fuzz.cpp
 
 namespace {
 
@@ -372,7 +373,7 @@ int main(int argc, char** argv) {
     const uint64_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 300;
     qa_set_parallel(reinterpret_cast<void*>(&threads_of_our_own));
     for (uint64_t seed = first; seed < first + count; ++seed)
-        if (!trial(seed) || !float_trial(seed)) return 1;
+        if (!trial(seed) || !float_trial(seed) || !attention_trial(seed)) return 1;
     std::printf("%llu trials exact\n", static_cast<unsigned long long>(count));
     return 0;
 }
