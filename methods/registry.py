@@ -18,6 +18,7 @@ BUILTIN = {
     "fp": "quantarena.methods.fp",
     "rtn": "quantarena.methods.rtn",
     "q_diffusion": "quantarena.methods.q_diffusion",
+    "eda_dm": "quantarena.methods.eda_dm",
     "ptq4dm": "quantarena.methods.ptq4dm",
     "dilate_quant": "quantarena.methods.dilate_quant",
 }
