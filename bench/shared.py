@@ -6,9 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import package_sha256
+from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.features import Features, reference_features
 from quantarena.bench.metrics.images import load_folder
@@ -21,6 +23,7 @@ from quantarena.bench.workloads.sampling import Draw, Drawn, Progress, condition
 from quantarena.methods.core.recording import recording
 from quantarena.methods.core.trajectory import Trajectory
 
+_EMOJI = "emoji64/heldout"
 _RECORDING = (
     "announce", "assembly", "conditions", "recording", "spool", "tensor_file", "trajectory",
 )  # fmt: skip
@@ -118,6 +121,13 @@ def fp_images(ground: Ground, cache: StageCache, progress: Progress = silent) ->
     return cache.load("images", ground.key(draw), make, load_drawn)
 
 
+def evaluation_prompts(info: WorkloadInfo, images: int) -> tuple[str, ...]:
+    """The prompt of each image; empty for workloads that draw from classes or from noise alone."""
+    if info.conditions != "prompt":
+        return ()
+    return tuple(condition(info, "evaluate", index) for index in range(images))
+
+
 def prompt_groups(info: WorkloadInfo, images: int) -> Groups | None:
     """The prompt or class of each image as a number; None for workloads without."""
     if not info.prompts:
@@ -135,16 +145,32 @@ def real_features(ground: Ground, cache: StageCache) -> Features | None:
     name = ground.info.reference
     if not name:
         return None
-    folder = cache.root
-    if name == "emoji64/heldout":
-        images = heldout_images(ground.info.resolution)
-        return reference_features(images, folder, name="emoji64-heldout")
-    local = ground.info.path / name
-    path = local if local.exists() else Path(name).expanduser()
-    if path.is_dir():
-        loaded = load_folder(path)
-        return reference_features(loaded.images, folder, name=path.name)
-    return reference_features(path, folder)
+    if name == _EMOJI:
+        return reference_features(real_images(ground), cache.root, name="emoji64-heldout")
+    path = _reference_path(ground)
+    source = real_images(ground) if path.is_dir() else path
+    return reference_features(source, cache.root, name=path.name)
+
+
+def real_images(ground: Ground) -> Tensor:
+    """The workload's real images, uint8 (N, 3, S, S).
+
+    Raises:
+        UserError: there are none, or the pictures cannot be read, or only their features are here.
+    """
+    if ground.info.reference == _EMOJI:
+        return heldout_images(ground.info.resolution)
+    path = _reference_path(ground)
+    if not path.is_dir():
+        raise UserError(
+            f"{path.name} holds features, not images: give a folder with --set reference=FOLDER"
+        )
+    return load_folder(path).images
+
+
+def _reference_path(ground: Ground) -> Path:
+    local = ground.info.path / ground.info.reference
+    return local if local.exists() else Path(ground.info.reference).expanduser()
 
 
 def save_drawn(drawn: Drawn, folder: Path) -> None:

@@ -6,6 +6,7 @@ stopped goes on where it stopped.
 
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,9 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
             drawn.images,
             real,
             beside=beside,
+            prompts=shared.evaluation_prompts(ground.info, len(drawn.images)),
+            real_images=partial(shared.real_images, ground) if ground.info.reference else None,
+            cache_dir=paths.cache,
             groups=groups,
             seed=cell.seed,
             progress=progress,

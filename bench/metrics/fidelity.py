@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantarena.bench.metrics.bootstrap import RESAMPLES, Groups, mean_interval
+from quantarena.bench.metrics.bootstrap import RESAMPLES, Groups
 from quantarena.bench.metrics.catalogue import FIDELITY, LATENT, LPIPS, METRICS, PSNR, SQNR, SSIM
 from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
 from quantarena.bench.metrics.lpips import lpips, weights_sha256
+from quantarena.bench.metrics.measure import mean_of, unmeasured
 from quantarena.bench.metrics.steps import SQNR_CAP
 from quantarena.bench.schema import Measurement
 
@@ -140,26 +141,21 @@ def summarise(
     found = []
     for name in FIDELITY:
         values = per_image.get(name)
+        sha256 = weights_sha256() if name == LPIPS else None
         if values is None:
-            found.append(replace(_empty(name), reason=(_ABSENT | dict(reasons or {})).get(name)))
-            continue
-        mean, low, high = mean_interval(values, seed=seed, resamples=resamples, groups=groups)
-        found.append(replace(_empty(name), value=mean, low=low, high=high, n=len(values)))
+            reason = (_ABSENT | dict(reasons or {})).get(name)
+            one = unmeasured(METRICS[name], reason, "fp")
+        else:
+            one = mean_of(
+                METRICS[name],
+                values,
+                seed=seed,
+                resamples=resamples,
+                groups=groups,
+                reference="fp",
+            )
+        found.append(replace(one, impl=_impl(name), extractor_sha256=sha256))
     return tuple(found)
-
-
-def _empty(name: str) -> Measurement:
-    info = METRICS[name]
-    return Measurement(
-        name=name,
-        value=None,
-        unit=info.unit,
-        higher_is_better=info.higher_is_better,
-        board=info.board,
-        impl=_impl(name),
-        extractor_sha256=weights_sha256() if name == LPIPS else None,
-        reference="fp",
-    )
 
 
 def _impl(name: str) -> str:

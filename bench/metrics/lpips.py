@@ -4,7 +4,6 @@ Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Me
 The weights are those of the ``lpips`` package; ``derive_lpips`` says how they came here.
 """
 
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
-from quantarena.bench.metrics.weights import ASSETS, BrokenWeights, verified
+from quantarena.bench.metrics.weights import ASSETS, REMEDY, stated_sha256, verified
 
 WEIGHTS = "lpips-alex-v0.1.safetensors"
 MIN_SIDE = 64
-_REMEDY = "install the package again, or derive the file anew (docs/metrics.md)"
 
 # (out, in, kernel, stride, padding) of AlexNet's convolutions; which have a pool before them.
 _LAYERS = (
@@ -83,18 +81,14 @@ def read_weights(folder: Path = ASSETS) -> dict[str, Tensor]:
     Raises:
         BrokenWeights: file or manifest is missing, cut short or changed.
     """
-    path = verified(folder / WEIGHTS, weights_sha256(folder), _REMEDY)
+    path = verified(folder / WEIGHTS, weights_sha256(folder), REMEDY)
     tensors: dict[str, Tensor] = load(path.read_bytes())
     return tensors
 
 
 def weights_sha256(folder: Path = ASSETS) -> str:
     """The sha256 that the manifest states. Raises BrokenWeights when it cannot be read."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return str(manifest[WEIGHTS]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenWeights(f"cannot read {folder / 'manifest.json'}: {error}; {_REMEDY}") from None
+    return stated_sha256(WEIGHTS, folder)
 
 
 @lru_cache(maxsize=2)

@@ -20,6 +20,7 @@ from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.frechet import AXES, frechet
 from quantarena.bench.metrics.kid import Estimate, kid
 from quantarena.bench.metrics.manifold import NEIGHBOURS, precision, recall
+from quantarena.bench.metrics.measure import unmeasured
 from quantarena.bench.schema import Measurement
 
 _BIASED_RESAMPLES = (FRECHET, RECALL)
@@ -80,7 +81,7 @@ def quality(
     for name in QUALITY:
         found = _estimate(name, test, reference, Resampling(seed, resamples, groups))
         if isinstance(found, str):
-            measurements.append(_empty(name, found, reference.label))
+            measurements.append(unmeasured(METRICS[name], found, reference.label))
             continue
         replicates[name] = found.replicates
         measurements.append(_filled(name, found, test.shape[0], reference))
@@ -88,8 +89,8 @@ def quality(
 
 
 def not_computed(reason: str, reference: str = "") -> tuple[Measurement, ...]:
-    """Every quality metric as a measurement without a value."""
-    return tuple(_empty(name, reason, reference) for name in QUALITY)
+    """Every metric of this module as a measurement without a value."""
+    return tuple(unmeasured(METRICS[name], reason, reference) for name in QUALITY)
 
 
 def _estimate(name: str, test: Tensor, reference: Features, how: Resampling) -> Estimate | str:
@@ -135,26 +136,13 @@ def _filled(name: str, found: Estimate, n: int, reference: Features) -> Measurem
     else:
         low, high = interval(found.replicates)
     return replace(
-        _empty(name, None, reference.label),
+        unmeasured(METRICS[name], None, reference.label),
         value=found.value,
         low=low,
         high=high,
         n=n,
         impl=f"{_impl(name)}, {reference.extractor}, torch {torch.__version__}",
         extractor_sha256=reference.extractor_sha256,
-    )
-
-
-def _empty(name: str, reason: str | None, reference: str) -> Measurement:
-    info = METRICS[name]
-    return Measurement(
-        name=name,
-        value=None,
-        unit=info.unit,
-        higher_is_better=info.higher_is_better,
-        board=info.board,
-        reference=reference,
-        reason=reason,
     )
 
 

@@ -1,7 +1,8 @@
 """One call scores one set of images: what the stage code uses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +12,9 @@ from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.fidelity import fidelity, summarise
 from quantarena.bench.metrics.images import check_pairs
+from quantarena.bench.metrics.papers import Real, paper_metrics, without_images
 from quantarena.bench.metrics.quality import not_computed, quality
+from quantarena.bench.metrics.text import text_metrics, without_prompts
 from quantarena.bench.schema import Measurement
 
 Progress = Callable[[str, int, int], None]
@@ -25,7 +28,7 @@ class Scores:
         measurements: every metric of the catalogue, those without a value included.
         per_image: metric to (N,) float64, in the order of the images; those that were given
             beside may hold the first images only.
-        replicates: quality metric to (2000,) bootstrap values, where it was computed; those of
+        replicates: quality metric to (B,) bootstrap values, where it was computed; those of
             two rows with equal N and seed are paired, so their difference has an interval too.
         warnings: lines worth a reader's attention.
     """
@@ -42,6 +45,9 @@ def score(
     reference: Features | None,
     *,
     beside: Mapping[str, np.ndarray | str] | None = None,
+    prompts: Sequence[str] = (),
+    real_images: Real | None = None,
+    cache_dir: Path | None = None,
     groups: Groups | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -59,6 +65,9 @@ def score(
         reference: real images as features; None leaves the quality metrics without a value.
         beside: fidelity metrics that need more than the images, name to (n,) values of the first
             n images, or the reason why there are none.
+        prompts: N texts that the images were drawn from; none where they were not.
+        real_images: reads the real images, for the metrics on Inception features.
+        cache_dir: where Inception's features are kept.
         groups: prompt of each image. Where prompts repeat they are what is resampled.
         seed: of the bootstrap. Keep it equal over the rows of a table: they then share their
             resamples.
@@ -72,7 +81,7 @@ def score(
     """
     check_pairs(fp, test)
     n = fp.shape[0]
-    warnings = []
+    warnings: list[str] = []
     if n > 1 and bool((test == test[:1]).all()):
         warnings.append("all test images are equal: the sampler collapsed")
 
@@ -85,24 +94,44 @@ def score(
     reasons = {name: values for name, values in more.items() if isinstance(values, str)}
     found = summarise(per_image, seed=seed, groups=groups, reasons=reasons)
     replicates: dict[str, np.ndarray] = {}
+    features = None
+    if (reference is not None or prompts) and test.shape[2] == test.shape[3]:
+        features = extract(test, effnet_lite0(device), progress=report("features"))
     if reference is None:
         found += not_computed("the workload has no reference images")
-    elif test.shape[2] != test.shape[3]:
+    elif features is None:
         reason = f"images of {test.shape[3]}x{test.shape[2]}: the extractor takes square ones"
         found += not_computed(reason, reference.label)
     else:
-        extractor = effnet_lite0(device)
-        if (reference.extractor, reference.extractor_sha256) != (extractor.name, extractor.sha256):
-            raise ValueError(
-                f"reference features are of {reference.extractor}, not of this network"
-            )
-        if reference.size != test.shape[2]:
-            warnings.append(
-                f"reference images are {reference.size} px, generated ones {test.shape[2]} px: "
-                "part of the distance is the resize"
-            )
-        features = extract(test, extractor, progress=report("features"))
+        warnings += _fitting(reference, test, device)
         real = quality(features, reference, seed=seed, groups=groups)
         found += real.measurements
         replicates = real.replicates
+    if prompts:
+        texts, values = text_metrics(test, features, prompts, seed=seed, groups=groups)
+        found += texts
+        per_image |= values
+    else:
+        found += without_prompts()
+    if real_images is None:
+        found += without_images("the workload has no reference images")
+    else:
+        papers, more_replicates = paper_metrics(
+            test, real_images, cache_dir=cache_dir, seed=seed, groups=groups
+        )
+        found += papers
+        replicates |= more_replicates
     return Scores(found, per_image, replicates, tuple(warnings))
+
+
+def _fitting(reference: Features, test: Tensor, device: str) -> list[str]:
+    """What a reader of the distances should know. Raises ValueError for another network's."""
+    extractor = effnet_lite0(device)
+    if (reference.extractor, reference.extractor_sha256) != (extractor.name, extractor.sha256):
+        raise ValueError(f"reference features are of {reference.extractor}, not of this network")
+    if reference.size == test.shape[2]:
+        return []
+    return [
+        f"reference images are {reference.size} px, generated ones {test.shape[2]} px: "
+        "part of the distance is the resize"
+    ]

@@ -1,11 +1,16 @@
 """Weights that are proved whole before they are used: sha256 first, parsing second."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quantarena.bench.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
+REMEDY = "install the package again, or derive the file anew (docs/metrics.md)"
+_MANIFEST = "manifest.json"
 
 
 class BrokenWeights(UserError):
@@ -40,4 +45,31 @@ def verified(path: Path, sha256: str, remedy: str) -> Path:
             f"{path} is damaged or another file ({size} bytes, sha256 {found[:12]}..., "
             f"expected {sha256[:12]}...); {remedy}"
         )
+    return path
+
+
+def stated_sha256(name: str, folder: Path = ASSETS) -> str:
+    """The sha256 that the manifest beside a file states. Raises BrokenWeights when it cannot."""
+    path = folder / _MANIFEST
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))[name]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BrokenWeights(f"cannot read {name} in {path}: {error}; {REMEDY}") from None
+
+
+def write_asset(folder: Path, name: str, blob: bytes, facts: Mapping[str, Any]) -> Path:
+    """Write a file and its entry in the manifest; other entries stay. Returns the file's path.
+
+    Args:
+        folder: made when missing.
+        name: of the file.
+        blob: its bytes.
+        facts: what else the manifest says of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, manifest = folder / name, folder / _MANIFEST
+    path.write_bytes(blob)
+    known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    known[name] = {"sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob), **facts}
+    manifest.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return path

@@ -1,11 +1,11 @@
 import subprocess
 import sys
 
-from quantarena.bench.metrics.catalogue import FIDELITY, METRICS, QUALITY
+from quantarena.bench.metrics.catalogue import FIDELITY, INCEPTION, METRICS, QUALITY, TEXT
 
 
 def test_names_are_complete_and_apart():
-    assert tuple(METRICS) == FIDELITY + QUALITY
+    assert tuple(METRICS) == FIDELITY + QUALITY + TEXT + INCEPTION
     assert all(name == info.name for name, info in METRICS.items())
     assert {info.board for info in METRICS.values()} == {"fidelity", "quality"}
 

@@ -1,0 +1,104 @@
+"""CLIPScore by torchmetrics, where CLIP's weights are on this machine. Nothing is downloaded."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from quantarena.bench.errors import UserError
+from quantarena.bench.metrics.bootstrap import Array
+from quantarena.bench.metrics.weights import sha256_of
+
+MODEL = "openai/clip-vit-large-patch14"
+VARIABLE = "QUANTARENA_CLIP"
+_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def find_clip() -> Path | str:
+    """Folder of CLIP ViT-L/14, or one line on what to put where."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        folder = Path(given).expanduser()
+        held = folder.is_dir() and any((folder / name).is_file() for name in _FILES)
+        return folder if held else f"{VARIABLE}={given} is no folder with CLIP's weights"
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in _FILES:
+        found = try_to_load_from_cache(MODEL, name)
+        if isinstance(found, str):
+            return Path(found).parent
+    return f"no weights here: download {MODEL} to the Hub's cache, or set {VARIABLE}=FOLDER"
+
+
+def clip_score(images: Tensor, prompts: Sequence[str], folder: Path) -> tuple[Array, str, str]:
+    """``max(100 cos, 0)`` of each image and its prompt; higher is better.
+
+    Prompts of more than 77 tokens are cut by torchmetrics.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        prompts: N texts.
+        folder: of the model.
+
+    Returns:
+        (N,) float64; name of the model; sha256 of its weights.
+
+    Raises:
+        UserError: the folder holds no CLIP.
+    """
+    from torchmetrics.functional.multimodal import clip_score as score
+
+    model, processor, sha256 = _load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a cut prompt is said with the workload
+        values = [
+            float(score(image, text, lambda: (model, processor)).clamp(min=0))
+            for image, text in zip(images.cpu(), prompts, strict=True)
+        ]
+    return np.array(values, np.float64), MODEL.rpartition("/")[2], sha256
+
+
+class _Plain:
+    """The model as torchmetrics expects it: features are tensors, as before transformers 5."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def to(self, device: Any) -> "_Plain":
+        """The same on another device."""
+        return _Plain(self._model.to(device))
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(N, D) of images."""
+        return _tensor(self._model.get_image_features(*args, **kwargs))
+
+    def get_text_features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(N, D) of texts."""
+        return _tensor(self._model.get_text_features(*args, **kwargs))
+
+
+def _tensor(output: Any) -> Tensor:
+    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return found
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path) -> tuple[Any, Any, str]:
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model = CLIPModel.from_pretrained(str(folder), local_files_only=True).eval()
+        processor = CLIPProcessor.from_pretrained(str(folder), local_files_only=True)
+        weights = next(folder / name for name in _FILES if (folder / name).is_file())
+        return _Plain(model.requires_grad_(False)), processor, sha256_of(weights)
+    except Exception as error:  # transformers raises whatever its readers do
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} does not load as CLIP: {first}") from None
