@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from quantarena.bench import cli_fetch, cli_info, cli_model, cli_results, cli_run
+from quantarena.bench import cli_claims, cli_fetch, cli_info, cli_model, cli_results, cli_run
 from quantarena.bench.cli_common import Verb
 from quantarena.bench.errors import UserError
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 _VERBS: dict[str, Verb] = {
     **cli_run.VERBS,
     **cli_results.VERBS,
+    **cli_claims.VERBS,
     **cli_info.VERBS,
     **cli_model.VERBS,
     **cli_fetch.VERBS,

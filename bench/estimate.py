@@ -47,7 +47,7 @@ _DEFAULT_RATE = {
 _START_SECONDS = {"local": 12.0, "ray": 30.0}
 _PAGE_SECONDS = 8.0
 _DEFAULT_STEPS = 20
-_NO_TRAINING = frozenset({"fp", "rtn"})
+_NO_TRAINING = frozenset({"fp", "rtn", "ptq4dm"})
 
 
 def _steps(cell: Cell) -> int:

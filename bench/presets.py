@@ -11,7 +11,7 @@ from quantarena.methods.core.bits import parse_bits
 
 DEFAULT = "quick"
 _T = TypeVar("_T")
-_METHODS = ("fp", "rtn", "q_diffusion")
+_METHODS = ("fp", "rtn", "ptq4dm", "q_diffusion", "eda_dm", "dilate_quant", "mpq_dm")
 _WORKLOADS = ("emoji-t2i", "emoji-dit", "cifar10-uncond")
 
 
@@ -36,7 +36,7 @@ PRESETS: dict[str, Preset] = {
             name="smoke",
             title="Smoke: every station once, in minutes",
             workloads=_WORKLOADS[:1],
-            methods=_METHODS,
+            methods=("fp", "rtn", "q_diffusion"),
             bits=("w4a8", "w4a4"),
             budget=Budget(
                 images=16,

@@ -49,7 +49,7 @@ class Budget:
     batch: int = 16
     steps: int = 0
     calibration_images: int = 32
-    calibration_samples: int = 256
+    calibration_samples: int = 128
     iterations: int = 100
     latency_rounds: int = 20
 

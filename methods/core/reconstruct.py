@@ -36,7 +36,8 @@ from quantarena.methods.core.schedule import Schedule
 BlockProgress = Callable[[int, int], None]
 
 _JUDGED = 128
-"""Points on which losses are reported."""
+_JUDGED_LEAST = 32
+"""Points on which losses are reported, at most and at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ class _Engine:
     ) -> tuple[int, float, float, float, float]:
         """Iterations, losses before, soft and after, and drift."""
         block, norm, count = ground.block, self.schedule.norm, len(self.steps)
-        judged = torch.linspace(0, count - 1, min(_JUDGED, count)).round().long()
+        judged = torch.linspace(0, count - 1, min(_judged(self.schedule), count)).round().long()
         layers = {name: self.model.layers[name] for name in block.layers}
         acts = products(self.model, block.name) if self.acts else []
         before = soft = ground.loss(judged, norm)
@@ -223,3 +224,9 @@ def _as_rows(block: Block, chunks: list[Any], sizes: list[int], folder: Path | N
 
 def _shape(output: Any) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+
+
+def _judged(schedule: Schedule) -> int:
+    """Points to judge by: judging thrice stays near a tenth of what learning costs."""
+    affordable = schedule.iterations * schedule.batch // 16
+    return min(_JUDGED, max(_JUDGED_LEAST, affordable))

@@ -75,6 +75,6 @@ class Schedule:
 def _batch(iterations: int) -> int:
     """Points a step: where steps are few, more of them on fewer points reach further.
 
-    Same held-out error at two fifths of the time, see docs/protocol.md.
+    Level in held-out error at a third of the time, see docs/protocol.md.
     """
-    return 8 if iterations <= FEW_ITERATIONS else 32
+    return 4 if iterations <= FEW_ITERATIONS else 32
