@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.call import NativeCall
+from quantarena.methods.core.kernels.join import joinable, joint_call, joint_chunks
 from quantarena.methods.core.kernels.node import (
     Build,
     Document,
@@ -16,29 +19,96 @@ from quantarena.methods.core.kernels.node import (
     node_of,
     take,
 )
+from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.kernels.split import check_permutation
 
 
 class MixedWidthLayer(Node):
-    """Output channels of several widths: one node a width, outputs put back in order.
+    """Output channels of several widths: one node a width.
+
+    Packed parts run as one call, which puts their channels in order; others one after the other.
 
     Attributes:
         back: (O,) int32, where each output channel lies in the parts' outputs side by side.
+        chunk_start: ``Chunks.start`` of the whole layer; None where parts run on their own.
+        chunk_units: ``Chunks.units``, likewise.
+        writes_last: see ``PackedLayer``.
     """
 
     form: ClassVar[str] = "mixed"
     back: Tensor
+    chunk_start: Tensor | None
+    chunk_units: Tensor | None
+    writes_last: bool = False
 
     def __init__(self, parts: Sequence[Node], back: Tensor) -> None:
         super().__init__(tuple(parts))
         self.parts = nn.ModuleList(parts)
         self.register_buffer("back", back.to(torch.int32))
         self._dim = -1 if len(self.weight_shape) == 2 else 1
+        check_permutation(self.back, self.weight_shape[0])
+        self._join()
+
+    def _join(self) -> None:
+        """Plans the call that all parts share, from their codes."""
+        leaves = [part for part in self.parts if isinstance(part, PackedLayer)]
+        if len(leaves) < len(self.parts):
+            leaves = []
+        chunks = joint_chunks(leaves, self.back) if leaves and joinable(leaves) else None
+        start, units = (None, None) if chunks is None else (chunks.start, chunks.units)
+        self.register_buffer("chunk_start", start, persistent=False)
+        self.register_buffer("chunk_units", units, persistent=False)
+        self._call: NativeCall | None = None
+        if start is not None and units is not None:
+            self._call = joint_call(leaves, self.back, start, units)
+        self._joined: list[tuple[PackedLayer, NativeCall | None]] | None
+        self._joined = [(leaf, leaf.native_call()) for leaf in leaves]
+
+    def _native(self) -> NativeCall | None:
+        """The call that all parts share; anew where one of them was repacked or replaced."""
+        if self._joined is None:
+            self._join()
+        parts = self.parts._modules.values()
+        for part, (leaf, call) in zip(parts, self._joined or (), strict=False):
+            if part is not leaf or leaf.native_call() is not call:
+                self._join()
+                break
+        return self._call
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
+        call = self._native()
+        if call is None:
+            return self.by_parts(x, step)
+        return call(x, step if self.entries else 0, last=self.writes_last)
+
+    def by_parts(self, x: Tensor, step: int) -> Tensor:
+        """The output put together from those of the parts."""
         y = torch.cat([self.below(node_of(part), x, step) for part in self.parts], self._dim)
         return like_input(y.index_select(self._dim, self.back), x)
+
+    @property
+    def in_place(self) -> bool:
+        """See ``Node``."""
+        return self._native() is not None
+
+    def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
+        """See ``PackedLayer.add_to``; parts must share a call."""
+        call = self._native()
+        assert call is not None
+        entry = self._step if step is None else step
+        return call(x, entry if self.entries else 0, y, native.ACCUMULATE, last=self.writes_last)
+
+    def accumulators(self, x: Tensor, step: int | None = None) -> Tensor:
+        """See ``PackedLayer.accumulators``; parts must share a call."""
+        call = self._native()
+        assert call is not None
+        entry = self._step if step is None else step
+        return call(x, entry if self.entries else 0, None, native.INTEGER, last=self.writes_last)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses, which a copy cannot use."""
+        return {**self.__dict__, "_call": None, "_joined": None}
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -58,9 +128,7 @@ class MixedWidthLayer(Node):
         parts = [
             build(part, take(tensors, f"parts.{i}.")) for i, part in enumerate(document["parts"])
         ]
-        made = cls(parts, tensors.pop("back"))
-        check_permutation(made.back, made.weight_shape[0])
-        return made
+        return cls(parts, tensors.pop("back"))
 
 
 class Wrapper(Node):

@@ -1,12 +1,14 @@
 """The C view of a layer, and of where its input is read and its output written."""
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native, oracle
+from quantarena.methods.core.kernels.layout import PANEL, UNIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +47,55 @@ def plan(metadata: dict[str, Any], x: Tensor, *, last: bool = False) -> Geometry
 
 
 def layer_struct(
-    metadata: dict[str, Any], pair: bool, buffers: dict[str, Tensor], *, sums: bool = False
+    metadata: dict[str, Any],
+    pair: bool,
+    buffers: Mapping[str, Tensor],
+    *,
+    sums: bool = False,
+    parts: "ctypes.Array[ctypes.c_void_p] | None" = None,
 ) -> native.LayerStruct:
     """The C view of a packed layer.
 
     Args:
         metadata: description of the layer, see ``IntegerLayer.metadata``.
-        pair: form of the panels, see ``Panels.pair``.
+        pair: form of the panels, see ``Chunks.pair``.
         buffers: the layer's buffers by name; they must outlive the result.
         sums: outputs of the groups are added up; the bias is that of the sum.
+        parts: addresses of the structures of the layers that this one is made of; they must
+            outlive the result.
 
     Returns:
         The structure, with null pointers for absent buffers.
     """
     shape, groups = metadata["weight_shape"], metadata["groups"]
-    panels, units, _ = buffers["panels"].shape
+    kernel = tuple(shape[2:]) or (1, 1)
+    out, depth = shape[0] // groups, -(-shape[1] // 4) * 4
     names = (
         "panels chunk_start chunk_units weight_scale weight_sum weight_zero bias in_mult "
         "act_scale act_zero"
     )
+    pointers = [buffers[name].data_ptr() if name in buffers else None for name in names.split(" ")]
+    count = 0 if parts is None else len(parts)
     return native.LayerStruct(
         metadata["weight_bits"],
         (1 << metadata["act_bits"]) - 1,
         int(pair),
         groups,
-        shape[0] // groups,
+        out,
         shape[1],
-        -(-shape[1] // 4) * 4,
-        units,
-        panels // groups,
-        *(shape[2:] or (1, 1)),
+        depth,
+        -(-depth * kernel[0] * kernel[1] // UNIT),
+        -(-out // PANEL),
+        *kernel,
         *metadata["stride"],
         *metadata["padding"],
         *metadata["dilation"],
         buffers["act_scale"].numel(),
         int(sums),
-        *[buffers[name].data_ptr() if name in buffers else None for name in names.split(" ")],
+        count,
+        *pointers,
+        ctypes.addressof(parts) if count and parts is not None else None,
+        buffers["source"].data_ptr() if count else None,
     )
 
 

@@ -19,26 +19,33 @@ UNIT = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """How the products of a layer's panels are added up."""
+
+    start: Tensor
+    """int32 ``(groups * panels + 1,)`` into ``units``."""
+    units: Tensor
+    """int16 bit pattern of uint16: lengths, in units, that an int16 accumulator survives."""
+    pair: bool
+    """16-bit products, which int32 accumulators take."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Panels:
     """Packed weights of one layer."""
 
     codes: Tensor
     """uint8 ``(groups * panels, units, 32 * bits)``."""
-    chunk_start: Tensor
-    """int32 ``(groups * panels + 1,)`` into ``chunk_units``."""
-    chunk_units: Tensor
-    """int16 bit pattern of uint16: lengths, in units, that an int16 accumulator survives."""
-    pair: bool
+    chunks: Chunks
     sums: Tensor
     """int32 ``(out,)``: sum of the weight codes of an output channel."""
 
 
-def _unit_blocks(layer: IntegerLayer) -> Tensor:
+def _unit_blocks(codes: Tensor, groups: int) -> Tensor:
     """Codes as int8 ``(groups * panels, 16, units, 16)``, zero where padded."""
-    groups = layer.groups
-    out = layer.out_features // groups
-    kh, kw = layer.kernel_size
-    codes = layer.weight_codes.reshape(groups, out, -1, kh, kw).permute(0, 1, 3, 4, 2)
+    out = codes.shape[0] // groups
+    kh, kw = codes.shape[2:] or (1, 1)
+    codes = codes.reshape(groups, out, -1, kh, kw).permute(0, 1, 3, 4, 2)
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 4))
     codes = codes.reshape(groups, out, -1)
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % UNIT, 0, -out % PANEL))
@@ -103,41 +110,56 @@ def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
     return chunks
 
 
-def pack_panels(layer: IntegerLayer, wide_accumulators: bool) -> Panels:
-    """Repacks a layer for the native kernels.
+def plan_chunks(
+    codes: Tensor, groups: int, act_bits: int, wide_accumulators: bool, pair: bool | None = None
+) -> Chunks:
+    """Chooses the form of a layer's panels, and where their int16 accumulators are emptied.
 
     Args:
-        layer: the layer.
+        codes: weight codes, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
+        groups: convolution groups.
+        act_bits: width of the activation codes.
         wide_accumulators: the kernels accumulate byte products in int32 (VNNI, scalar), so that
             neither the proof nor the 16-bit form is needed.
+        pair: the form, where it is not to be chosen: that of a layer which this one is part of.
 
     Returns:
-        The packed panels.
+        The chunks of every panel.
+
+    Raises:
+        ValueError: bytes are asked for, and their products do not fit.
     """
-    blocks = _unit_blocks(layer)
+    blocks = _unit_blocks(codes, groups)
     panels, _, units, _ = blocks.shape
     chunks: list[list[int]] | None = [[units]] * panels
-    if not wide_accumulators:
-        chunks = prove_chunks(blocks, (1 << layer.act_bits) - 1)
+    if pair:
+        chunks = None
+    elif not wide_accumulators:
+        chunks = prove_chunks(blocks, (1 << act_bits) - 1)
         # shorter chunks than 8 steps on average cost more than 16-bit products do
-        if chunks is not None and 2 * sum(map(len, chunks)) > panels * max(units, 2):
+        short = chunks is not None and 2 * sum(map(len, chunks)) > panels * max(units, 2)
+        if pair is None and short:
             chunks = None
+        if pair is not None and chunks is None:
+            raise ValueError("products of these weights do not fit int16")
     pair = chunks is None
     if chunks is None:
         chunks = [[units]] * panels
-    lanes = 2 if pair else 4
-    order = blocks.view(panels, PANEL, units, UNIT // lanes, lanes).permute(0, 2, 3, 1, 4)
-    codes = _planes(order.reshape(panels, units, 8, 32).contiguous(), layer.weight_bits)
     counts = torch.tensor([0, *map(len, chunks)], dtype=torch.int32)
     flat = torch.tensor([n for panel in chunks for n in panel], dtype=torch.int32)
+    return Chunks(counts.cumsum(0, dtype=torch.int32), flat.to(torch.int16), pair)
+
+
+def pack_panels(layer: IntegerLayer, wide_accumulators: bool, pair: bool | None = None) -> Panels:
+    """Repacks a layer for the native kernels; arguments as for :func:`plan_chunks`."""
+    chunks = plan_chunks(layer.weight_codes, layer.groups, layer.act_bits, wide_accumulators, pair)
+    blocks = _unit_blocks(layer.weight_codes, layer.groups)
+    panels, _, units, _ = blocks.shape
+    lanes = 2 if chunks.pair else 4
+    order = blocks.view(panels, PANEL, units, UNIT // lanes, lanes).permute(0, 2, 3, 1, 4)
+    codes = _planes(order.reshape(panels, units, 8, 32).contiguous(), layer.weight_bits)
     sums = layer.weight_codes.flatten(1).sum(dim=1, dtype=torch.int32)
-    return Panels(
-        codes=codes.contiguous(),
-        chunk_start=counts.cumsum(0, dtype=torch.int32),
-        chunk_units=flat.to(torch.int16),
-        pair=pair,
-        sums=sums,
-    )
+    return Panels(codes.contiguous(), chunks, sums)
 
 
 def unpack_panels(

@@ -15,7 +15,7 @@ import torch
 
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 7
+ABI = 8
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -28,11 +28,12 @@ _ptr = ctypes.c_void_p
 
 _LAYER_INTS = (
     "weight_bits act_max pair groups out_channels in_channels in_padded units panels "
-    "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w table_size sum_groups"
+    "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w table_size sum_groups "
+    "parts"
 )
 _LAYER_POINTERS = (
     "codes chunk_start chunk_units weight_scale weight_sum weight_zero bias in_mult "
-    "act_scale act_zero"
+    "act_scale act_zero part source"
 )
 _GEOMETRY_INTS = (
     "batch height width out_height out_width x_batch x_row x_pixel x_channel "

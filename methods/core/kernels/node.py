@@ -102,6 +102,15 @@ class Node(nn.Module):
         """The output with one entry for all rows; arguments as for ``forward``."""
         raise NotImplementedError
 
+    @property
+    def in_place(self) -> bool:
+        """Whether outputs lie as the kernels lay them, so that they can add to one another's."""
+        return False
+
+    def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
+        """Adds the output to ``y`` in place, where :attr:`in_place`; else as ``forward``."""
+        raise NotImplementedError
+
     def below(self, child: "Node", x: Tensor, step: int) -> Tensor:
         """A child's output; one without tables has no entry but the first."""
         return child.run(x, step if child.entries else 0)

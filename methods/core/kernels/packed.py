@@ -5,7 +5,6 @@ scales, zero points and sums.  Its ``state_dict`` holds the canonical bit stream
 checkpoint loads on any backend.
 """
 
-import ctypes
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native, oracle
+from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
 from quantarena.methods.core.kernels.node import Build, Document, Node, Tensors
 
-_MAX_GEOMETRIES = 64
 _CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
 
 
@@ -87,14 +85,14 @@ class PackedLayer(Node):
 
     # ---- packing ---------------------------------------------------------------------------
 
-    def _pack(self, layer: IntegerLayer) -> None:
+    def _pack(self, layer: IntegerLayer, pair: bool | None = None) -> None:
         self.metadata = layer.metadata()
         self.entries = layer.act_scale.numel() if layer.act_scale.dim() else 0
-        packed = pack_panels(layer, self._library.wide)
-        self._pair = packed.pair
+        packed = pack_panels(layer, self._library.wide, pair)
+        self._pair = packed.chunks.pair
         self.register_buffer("panels", packed.codes)
-        self.register_buffer("chunk_start", packed.chunk_start)
-        self.register_buffer("chunk_units", packed.chunk_units)
+        self.register_buffer("chunk_start", packed.chunks.start)
+        self.register_buffer("chunk_units", packed.chunks.units)
         self.register_buffer("weight_sum", packed.sums)
         for name in _CANONICAL:
             self.register_buffer(name, getattr(layer, name))
@@ -104,9 +102,7 @@ class PackedLayer(Node):
 
     def _forget(self) -> None:
         """Drops what is derived from the addresses of the buffers."""
-        self._geometries: dict[tuple[Any, ...], Geometry] = {}
-        self._struct: native.LayerStruct | None = None
-        self._address = 0
+        self._call: NativeCall | None = None
         self._source: IntegerLayer | None = None
 
     def integer_layer(self) -> IntegerLayer:
@@ -139,52 +135,39 @@ class PackedLayer(Node):
         """The integer T before scaling, int32 in the shape of the output."""
         return self._run(x, self._step if step is None else step, None, native.INTEGER)
 
+    @property
+    def in_place(self) -> bool:
+        """See ``Node``."""
+        return True
+
     def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
         """Adds the layer's output to ``y`` in place; ``y`` must have the layout of the output."""
         return self._run(x, self._step if step is None else step, y, native.ACCUMULATE)
 
     def _run(self, x: Tensor, step: int, into: Tensor | None, flags: int) -> Tensor:
-        run = self._library.run
-        if run is None:
+        call = self.native_call()
+        if call is None:
             return self._run_reference(x, step, into, flags)
-        if x.dtype is not torch.float32 or not x.is_cpu:
-            raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
-        key = (x.shape, x.stride())
-        geometry = self._geometries.get(key)
-        if geometry is None:
-            geometry = plan(self.metadata, x, last=self.writes_last)
-            if len(self._geometries) >= _MAX_GEOMETRIES:
-                self._geometries = {}
-            self._geometries[key] = geometry
-        if geometry.struct is None:  # neither pixels nor channels are contiguous
-            return self._run(x.contiguous(), step, into, flags)
-        if into is None:
-            dtype = torch.int32 if flags & native.INTEGER else torch.float32
-            into = torch.empty_strided(geometry.shape, geometry.strides, dtype=dtype)
-        elif (into.shape, into.stride(), into.dtype) != (
-            geometry.shape,
-            geometry.strides,
-            torch.float32,
-        ):
-            raise ValueError(f"cannot add to a {into.dtype} tensor of strides {into.stride()}")
-        if self._struct is None:
-            self._struct = layer_struct(self.metadata, self._pair, dict(self.named_buffers()))
-            self._address = ctypes.addressof(self._struct)
-        error = run(
-            self._address,
-            geometry.address,
-            x.data_ptr(),
-            into.data_ptr(),
-            step,
-            torch.get_num_threads(),
-            flags,
-            None,
-        )
-        if error == native.NO_MEMORY:
-            raise MemoryError("packed layer: no memory for scratch")
-        if error:
-            raise IndexError(f"step {step} is not in the table of {self.act_scale.numel()}")
-        return into
+        return call(x, step, into, flags, last=self.writes_last)
+
+    def native_call(self) -> NativeCall | None:
+        """Its call of the native kernels, a new one after repacking; None where there are none."""
+        if self._call is None and self._library.run is not None:
+            buffers = dict(self.named_buffers())
+            self._call = NativeCall(self._library, self.metadata, self._pair, buffers)
+        return self._call
+
+    def repack(self, pair: bool) -> None:
+        """Gives the panels another form.
+
+        Args:
+            pair: for 16-bit products, else for byte products.
+
+        Raises:
+            ValueError: byte products of these weights do not fit int16.
+        """
+        if pair != self._pair:
+            self._pack(self.integer_layer(), pair)
 
     def _run_reference(self, x: Tensor, step: int, into: Tensor | None, flags: int) -> Tensor:
         if self._source is None:
@@ -295,7 +278,7 @@ class PackedLayer(Node):
     def __getstate__(self) -> dict[str, Any]:
         """Without addresses and the library, which another process cannot use."""
         state = dict(self.__dict__)
-        for name in ("_library", "_geometries", "_struct", "_source"):
+        for name in ("_library", "_call", "_source"):
             del state[name]
         return {**state, "_wide": self._library.wide}
 

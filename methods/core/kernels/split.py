@@ -74,10 +74,10 @@ class SplitPackedLayer(Node):
             x = like_input(x.index_select(self._dim, self.order), x)
         first, *rest = zip(self.parts, torch.split(x, self._sizes, self._dim), strict=True)
         y = self.below(node_of(first[0]), first[1], step)
-        direct = isinstance(first[0], PackedLayer)
+        direct = node_of(first[0]).in_place
         for part, piece in rest:
             node = node_of(part)
-            if direct and isinstance(node, PackedLayer):
+            if direct and node.in_place:
                 node.add_to(y, piece, step if node.entries else 0)
             else:
                 y = y + self.below(node, piece, step)

@@ -51,6 +51,6 @@ def test_panels_unpack_to_the_same_codes(make_layer, bits, wide):
         layer = make_layer(shape, bits, 8, codes="uniform", groups=groups)
         panels = layout.pack_panels(layer, wide)
         assert panels.codes.shape[2] == 32 * bits
-        again = layout.unpack_panels(panels.codes, shape, bits, groups, panels.pair)
+        again = layout.unpack_panels(panels.codes, shape, bits, groups, panels.chunks.pair)
         assert torch.equal(again, layer.weight_codes)
         assert torch.equal(panels.sums.long(), layer.weight_codes.flatten(1).long().sum(1))

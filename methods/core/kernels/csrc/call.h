@@ -39,6 +39,32 @@ inline uint32_t quantize_one(float value, const Quantizer& q) {
     return static_cast<uint32_t>(static_cast<int32_t>(lrintf(v)) + q.zero);
 }
 
+// Where the codes and constants of an output channel are.
+struct Channel {
+    const QaLayer* part;
+    int index;  // of the part
+    int row;    // in a group of the part
+};
+
+inline Channel channel_of(const QaLayer& l, int n) {
+    if (l.parts == 0) return {&l, 0, n};
+    const int at = l.source[n];
+    int index = 0, first = 0, edge = 0;
+    for (int i = 0; i + 1 < l.parts; ++i) {  // no branch that depends on the channel
+        edge += l.part[i]->out_channels;
+        index += at >= edge;
+        first = at >= edge ? edge : first;
+    }
+    return {l.part[index], index, at - first};
+}
+
+// In every step of an unpacked panel, byte order[b] of the 16 at `from` becomes byte b of four
+// channels; none where it is negative.
+struct LaneMove {
+    const uint8_t* from;
+    int8_t order[16];
+};
+
 // Eight neighbouring output pixels as two groups of four; `lo`, `hi` are byte offsets into the
 // activation image, `y_lo`, `y_hi` element offsets into the output.
 struct PixelVector {

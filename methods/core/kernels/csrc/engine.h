@@ -13,6 +13,7 @@
 
 #include "float_ops.h"
 #include "image.h"
+#include "mixed.h"
 #include "panels.h"
 #include "plan.h"
 
@@ -23,6 +24,7 @@ class Engine {
     using Cut = Plan<Isa, PAIR>;
     using Codes = Image<Isa, PAIR>;
     using Panel = PanelRun<Isa, PAIR>;
+    using Mixed = MixedPanels<Isa, PAIR>;
     static constexpr int kStepsPerUnit = Cut::kStepsPerUnit;
     static constexpr int64_t kPanelBytes = PAIR ? 512 : 256;  // per unit, unpacked
 
@@ -104,8 +106,9 @@ class Engine {
         const size_t image_bytes =
             static_cast<size_t>(call.image_pitch) * b.images + 512 + 4 * static_cast<size_t>(call.image_cols);
         uint8_t* image = static_cast<uint8_t*>(qa_scratch(QA_SLOT_ACTIVATIONS, image_bytes));
-        void* panel = qa_scratch(QA_SLOT_PANEL, static_cast<size_t>(l.units) * kPanelBytes);
         const int pixels = b.images * b.rows * b.cols;
+        void* panel = qa_scratch(QA_SLOT_PANEL, l.parts ? Mixed::bytes(call, pixels)
+                                                        : static_cast<size_t>(l.units) * kPanelBytes);
         const int halves = b.images * b.rows * static_cast<int>(ceil_div(b.cols, 4));
         const size_t list_bytes = call.planar ? sizeof(PixelVector) * (halves + 2)
                                               : (sizeof(int64_t) + sizeof(int32_t)) * pixels;
@@ -129,6 +132,8 @@ class Engine {
         const int first = static_cast<int>(static_cast<int64_t>(all) * part / call.splits);
         const int last = static_cast<int>(static_cast<int64_t>(all) * (part + 1) / call.splits);
         int group = -1;
+        const bool few = Mixed::few(call, pixels);
+        Mixed mixed(call, static_cast<uint8_t*>(panel));
         const int count_each = last - first;
         for (int i = 0; i < count_each * (l.sum_groups ? l.groups : 1); ++i) {
             const int p = i / larger(count_each, 1) * l.panels + first + i % larger(count_each, 1);
@@ -141,18 +146,31 @@ class Engine {
                 } else {
                     Codes::quantize_dense(call, b, group, image);
                 }
-                if (l.weight_zero) Codes::sum_activations(call, image, list, count, sums);
+                if (call.epilogue.weight_zero) Codes::sum_activations(call, image, list, count, sums);
+                if (few) {
+                    const int skip = l.sum_groups ? 0 : group * l.panels;
+                    mixed.multiply(group, larger(first - skip, 0), smaller(last - skip, l.panels), image,
+                                   reinterpret_cast<int32_t*>(static_cast<int64_t*>(list) + count), count);
+                }
             }
-            const uint8_t* codes =
-                l.codes + static_cast<int64_t>(p) * l.units * 32 * l.weight_bits;
+            if (few) {
+                mixed.store(p, static_cast<int64_t*>(list), b.col0, count, sums);
+                continue;
+            }
+            const int64_t stored = static_cast<int64_t>(l.units) * 32 * l.weight_bits;
+            const uint8_t* codes = l.parts ? nullptr : l.codes + p * stored;
             // a handful of rows would not pay for unpacking 8-bit codes first
             if constexpr (PAIR && Isa::kDirect) {
-                if (!call.planar && count <= 6 && l.weight_bits == 8) {
+                if (!call.planar && count <= 6 && l.weight_bits == 8 && codes) {
                     Panel::template dense_panel<true>(call, p, image, codes, static_cast<int64_t*>(list), b.col0, count, sums);
                     continue;
                 }
             }
-            Isa::template unpack<PAIR>(codes, l.weight_bits, l.units, panel);
+            if (l.parts) {
+                mixed.fill(group, p % l.panels);
+            } else {
+                Isa::template unpack<PAIR>(codes, l.weight_bits, l.units, panel);
+            }
             if (call.planar) {
                 Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
             } else {

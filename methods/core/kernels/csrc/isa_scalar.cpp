@@ -108,6 +108,14 @@ struct Scalar {
         }
     }
 
+    // to[64 s] |= what `moves` take from their panels, for four channels.
+    static void move_lanes(const LaneMove* moves, int count, int64_t steps, uint8_t* to) {
+        for (int i = 0; i < count; ++i)
+            for (int b = 0; b < 16; ++b)
+                for (int64_t s = 0; s < steps && moves[i].order[b] >= 0; ++s)
+                    to[64 * s + b] |= moves[i].from[64 * s + moves[i].order[b]];
+    }
+
     template <bool PAIR>
     static int32_t dot(const uint8_t* a, const void* panel, int64_t dword) {
         int32_t sum = 0;

@@ -35,49 +35,56 @@ struct PanelRun {
         return (l.sum_groups ? 0 : static_cast<int64_t>(group) * l.out_channels) + n0;
     }
 
-    // DIRECT: `panel` are 8-bit codes in pair order, still packed.  `pixel` is the block's first.
+    // Sums of up to six pixels.  DIRECT: `panel` are 8-bit codes in pair order, still packed.
+    template <bool DIRECT>
+    static void multiply(const Call& call, const uint8_t* image, const void* panel,
+                         const uint16_t* chunk, int chunks, const int32_t* from, int rows,
+                         int32_t* tile) {
+        switch (rows) {
+            case 6: dense_rows<6, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
+            case 5: dense_rows<5, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
+            case 4: dense_rows<4, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
+            case 3: dense_rows<3, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
+            case 2: dense_rows<2, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
+            default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from, tile);
+        }
+    }
+
+    // Outputs of pixels m to m + rows - 1 of a block whose first is `pixel`.
+    static void store(const Call& call, int p, const int32_t* tile, int rows, const int64_t* to,
+                      int pixel, int m, const int32_t* sums) {
+        const QaLayer& l = *call.layer;
+        const int group = p / l.panels, n0 = p % l.panels * 16;
+        const int width = smaller(16, l.out_channels - n0);
+        const int64_t shift = first_channel(l, group, n0) * call.geo.y_channel;
+        const Epilogue e = epilogue(call, group);
+        const int32_t* total = e.weight_zero ? sums + m : nullptr;
+        if (call.rows) {
+            const int64_t at = static_cast<int64_t>(pixel + m) * l.groups + group;
+            const RowScales own = {call.rows->scale + at, call.rows->zero + at, l.groups};
+            Isa::store_rows(tile, rows, own, e, p * 16, width, total, call.y, to + m, shift,
+                            call.geo.y_channel);
+        } else {
+            Isa::store_dense(tile, rows, e, p * 16, width, total, call.y, to + m, shift,
+                             call.geo.y_channel);
+        }
+    }
+
     template <bool DIRECT>
     static void dense_panel(const Call& call, int p, const uint8_t* image, const void* panel,
                             const int64_t* to, int pixel, int count, const int32_t* sums) {
         const QaLayer& l = *call.layer;
         const int32_t* from = reinterpret_cast<const int32_t*>(to + count);
-        const int group = p / l.panels, n0 = p % l.panels * 16;
-        const int width = smaller(16, l.out_channels - n0);
-        const int64_t channel = first_channel(l, group, n0);
-        const Epilogue e = epilogue(call, group);
+        const int64_t shift = first_channel(l, p / l.panels, p % l.panels * 16) * call.geo.y_channel;
         const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
         const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
-        const int64_t shift = channel * call.geo.y_channel;
         alignas(64) int32_t tile[6 * 16];
-        for (int m = 0; m < count;) {
-            const int left = count - m;
-            int rows = 6;
+        for (int m = 0; m < count; m += 6) {
+            const int rows = smaller(count - m, 6);
             // the micro-kernel hides the time that the output lines take to arrive
-            for (int r = 0; r < smaller(left, 6); ++r)
-                prefetch(call, to[m + r] + shift);
-            if (left >= 6) {
-                dense_rows<6, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
-            } else {
-                rows = left;
-                switch (left) {
-                    case 5: dense_rows<5, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 4: dense_rows<4, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 3: dense_rows<3, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    case 2: dense_rows<2, DIRECT>(call, image, panel, chunk, chunks, from + m, tile); break;
-                    default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from + m, tile);
-                }
-            }
-            const int32_t* total = l.weight_zero ? sums + m : nullptr;
-            if (call.rows) {
-                const int64_t at = static_cast<int64_t>(pixel + m) * l.groups + group;
-                const RowScales own = {call.rows->scale + at, call.rows->zero + at, l.groups};
-                Isa::store_rows(tile, rows, own, e, p * 16, width, total, call.y, to + m, shift,
-                                call.geo.y_channel);
-            } else {
-                Isa::store_dense(tile, rows, e, p * 16, width, total, call.y, to + m, shift,
-                                 call.geo.y_channel);
-            }
-            m += rows;
+            for (int r = 0; r < rows; ++r) prefetch(call, to[m + r] + shift);
+            multiply<DIRECT>(call, image, panel, chunk, chunks, from + m, rows, tile);
+            store(call, p, tile, rows, to, pixel, m, sums);
         }
     }
 

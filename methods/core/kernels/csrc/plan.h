@@ -107,14 +107,17 @@ struct Plan {
             static_cast<uint32_t>(l.in_channels) * static_cast<uint32_t>(l.kernel_h * l.kernel_w);
         for (int g = 0; g < l.groups; ++g) {
             for (int n = 0; n < l.panels * 16; ++n) {
-                const int to = g * l.panels * 16 + n, from = g * l.out_channels + n;
+                const int to = g * l.panels * 16 + n;
                 const bool real = n < l.out_channels;
+                const Channel at = channel_of(l, real ? n : 0);
+                const QaLayer& part = *at.part;
+                const int from = g * part.out_channels + at.row;
                 const uint32_t zw =
-                    real && l.weight_zero ? static_cast<uint32_t>(l.weight_zero[from]) : 0u;
-                const uint32_t sum = real ? static_cast<uint32_t>(l.weight_sum[from]) : 0u;
-                scale[to] = real ? sx * l.weight_scale[from] : 0.0f;
-                const bool biased = real && l.bias && !(l.sum_groups && g > 0);
-                bias[to] = biased ? l.bias[from] : 0.0f;
+                    real && part.weight_zero ? static_cast<uint32_t>(part.weight_zero[from]) : 0u;
+                const uint32_t sum = real ? static_cast<uint32_t>(part.weight_sum[from]) : 0u;
+                scale[to] = real ? sx * part.weight_scale[from] : 0.0f;
+                const bool biased = real && part.bias && !(l.sum_groups && g > 0);
+                bias[to] = biased ? part.bias[from] : 0.0f;
                 correction[to] = static_cast<int32_t>(zx * (sum - depth * zw));
                 weight_zero[to] = static_cast<int32_t>(zw);
             }
@@ -138,7 +141,9 @@ struct Plan {
         }
         while (s < call.total_steps) offset[s++] = 0;  // weights are zero there
         call.step_offset = offset;
-        call.epilogue = {scale, bias, correction, l.weight_zero ? weight_zero : nullptr, call.flags};
+        bool asymmetric = l.weight_zero != nullptr;
+        for (int i = 0; i < l.parts; ++i) asymmetric |= l.part[i]->weight_zero != nullptr;
+        call.epilogue = {scale, bias, correction, asymmetric ? weight_zero : nullptr, call.flags};
         return true;
     }
 };

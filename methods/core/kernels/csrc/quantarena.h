@@ -28,6 +28,7 @@ struct QaLayer {
     int32_t dilation_h, dilation_w;
     int32_t table_size;           // entries of act_scale and act_zero
     int32_t sum_groups;           // groups add to the same outputs: scales by K-group
+    int32_t parts;                // layers that this one is made of, or 0
     const uint8_t* codes;         // [groups * panels][units][32 * weight_bits]
     const int32_t* chunk_start;   // [groups * panels + 1] into chunk_units
     const uint16_t* chunk_units;  // units that an int16 accumulator provably survives
@@ -38,7 +39,13 @@ struct QaLayer {
     const float* in_mult;         // [groups * in_channels] or null
     const float* act_scale;       // [table_size]
     const int32_t* act_zero;      // [table_size]
+    const QaLayer* const* part;   // [parts], or null
+    const int32_t* source;        // [out_channels], or null
 };
+
+// A layer made of parts has the output channels of all of them, in any order: channel n of a group is
+// channel source[n] of the parts' side by side.  Parts differ in width and number of output channels
+// only.  Codes, scale, sum, zero and bias are theirs, all else (chunks too) is the whole layer's.
 
 // Shape and strides (in elements) of one input and output.  A linear layer is a 1x1 convolution
 // over an image of one row, whose pixels are the rows of the matrix.

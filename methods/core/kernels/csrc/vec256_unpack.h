@@ -56,6 +56,35 @@ struct Unpack256 {
         }
     }
 
+    // to[64 s] |= what `moves` take from their panels, for four channels.
+    template <int COUNT>
+    static QA_NOINLINE void move_four(const LaneMove* moves, int64_t steps, uint8_t* to) {
+        const uint8_t* from[COUNT];
+        __m128i order[COUNT];
+        for (int i = 0; i < COUNT; ++i) {
+            from[i] = moves[i].from;
+            order[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(moves[i].order));
+        }
+        for (int64_t s = 0; s < 64 * steps; s += 64) {
+            __m128i* out = reinterpret_cast<__m128i*>(to + s);
+            __m128i all = _mm_load_si128(out);
+            for (int i = 0; i < COUNT; ++i)
+                all = _mm_or_si128(
+                    all, _mm_shuffle_epi8(
+                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[i] + s)), order[i]));
+            _mm_store_si128(out, all);
+        }
+    }
+
+    static void move_lanes(const LaneMove* moves, int count, int64_t steps, uint8_t* to) {
+        for (; count >= 4; count -= 4, moves += 4) move_four<4>(moves, steps, to);
+        switch (count) {
+            case 3: return move_four<3>(moves, steps, to);
+            case 2: return move_four<2>(moves, steps, to);
+            case 1: return move_four<1>(moves, steps, to);
+        }
+    }
+
     template <bool PAIR>
     static void unpack(const uint8_t* codes, int bits, int units, void* panel) {
         uint8_t* to = static_cast<uint8_t*>(panel);

@@ -63,7 +63,7 @@ class CudaPackedLayer(PackedLayer):
 
     # ---- packing ---------------------------------------------------------------------------
 
-    def _pack(self, layer: IntegerLayer) -> None:
+    def _pack(self, layer: IntegerLayer, pair: bool | None = None) -> None:
         _check(layer)
         device = self.weights.device if "weights" in self._buffers else torch.device("cpu")
         self.metadata = layer.metadata()

@@ -1,0 +1,103 @@
+"""A layer's call of the native kernels: its C structure, and a geometry for every kind of input."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
+
+_MAX_GEOMETRIES = 64
+
+
+class NativeCall:
+    """Calls the kernels for one layer, whose buffers it keeps alive.
+
+    Attributes:
+        library: kernels that it calls.
+        metadata: of the layer, see ``IntegerLayer.metadata``.
+        pair: form of the panels, see ``Chunks.pair``.
+        buffers: of the layer by name, and of a layer made of others those that are its own.
+        parts: calls of the layers that it is made of.
+        address: of the C structure.
+    """
+
+    def __init__(
+        self,
+        library: native.Library,
+        metadata: dict[str, Any],
+        pair: bool,
+        buffers: Mapping[str, Tensor],
+        parts: Sequence["NativeCall"] = (),
+    ) -> None:
+        self.library, self.metadata, self.pair = library, metadata, pair
+        self.buffers, self.parts = dict(buffers), tuple(parts)
+        self.address: int
+        self._addresses = (ctypes.c_void_p * len(parts))(*[part.address for part in parts])
+        self._struct = layer_struct(metadata, pair, self.buffers, parts=self._addresses)
+        self.address = ctypes.addressof(self._struct)
+        self._geometries: dict[tuple[Any, ...], Geometry] = {}
+
+    def __call__(
+        self,
+        x: Tensor,
+        step: int,
+        into: Tensor | None = None,
+        flags: int = 0,
+        *,
+        last: bool = False,
+    ) -> Tensor:
+        """The layer's output.
+
+        Args:
+            x: float32 on the CPU.
+            step: entry of the activation tables.
+            into: tensor of the output's layout to write to; by default a new one.
+            flags: ``native.ACCUMULATE`` to add to ``into``, ``native.INTEGER`` for the integers.
+            last: images are written channels_last whatever the input is.
+
+        Raises:
+            ValueError: wrong type, device, shape or layout.
+            IndexError: no such entry.
+            MemoryError: no memory for scratch.
+        """
+        if x.dtype is not torch.float32 or not x.is_cpu:
+            raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
+        key = (x.shape, x.stride(), last)
+        geometry = self._geometries.get(key)
+        if geometry is None:
+            geometry = plan(self.metadata, x, last=last)
+            if len(self._geometries) >= _MAX_GEOMETRIES:
+                self._geometries = {}
+            self._geometries[key] = geometry
+        if geometry.struct is None:  # neither pixels nor channels are contiguous
+            return self(x.contiguous(), step, into, flags, last=last)
+        if into is None:
+            dtype = torch.int32 if flags & native.INTEGER else torch.float32
+            into = torch.empty_strided(geometry.shape, geometry.strides, dtype=dtype)
+        elif (into.shape, into.stride(), into.dtype) != (
+            geometry.shape,
+            geometry.strides,
+            torch.float32,
+        ):
+            raise ValueError(f"cannot add to a {into.dtype} tensor of strides {into.stride()}")
+        assert self.library.run is not None
+        error = self.library.run(
+            self.address,
+            geometry.address,
+            x.data_ptr(),
+            into.data_ptr(),
+            step,
+            torch.get_num_threads(),
+            flags,
+            None,
+        )
+        if error == native.NO_MEMORY:
+            raise MemoryError("packed layer: no memory for scratch")
+        if error:
+            steps = self.buffers["act_scale"].numel()
+            raise IndexError(f"step {step} is not in the table of {steps}")
+        return into
