@@ -18,9 +18,10 @@ BUILTIN = {
     "fp": "quantarena.methods.fp",
     "rtn": "quantarena.methods.rtn",
     "q_diffusion": "quantarena.methods.q_diffusion",
-    "eda_dm": "quantarena.methods.eda_dm",
     "ptq4dm": "quantarena.methods.ptq4dm",
+    "eda_dm": "quantarena.methods.eda_dm",
     "dilate_quant": "quantarena.methods.dilate_quant",
+    "mpq_dm": "quantarena.methods.mpq_dm",
 }
 M = TypeVar("M", bound=type[Method])
 

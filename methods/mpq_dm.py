@@ -1,0 +1,256 @@
+"""MPQ-DM: outlier-driven mixed widths and time-smoothed relation distillation (Feng et al., 2025).
+
+Order as in the paper: (1) inputs are smoothed into the weights; (2) outlier-driven mixed
+quantization (OMQ): of each layer's output channels the m with the heaviest tails, by kurtosis, get
+one bit more and the m lightest one bit less, so the mean is exactly what was asked; m is the one
+whose output error is smallest; (3) LoRA, merged before quantization, learns along the
+full-precision trajectory together with all scales, under the error of the prediction and (4) the
+time-smoothed relation distillation (TRD): similarities between the places of a feature map,
+averaged over consecutive steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantarena.methods import published
+from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.core.by_call import bank_schedule
+from quantarena.methods.core.calibrate import calibrate_activations, input_bounds
+from quantarena.methods.core.channel_widths import best_swap, channel_errors, swapped_widths
+from quantarena.methods.core.distill import Distillation, WindowTerm, distill
+from quantarena.methods.core.groups import Decay, Group
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
+from quantarena.methods.core.recorded_walk import recorded_walk
+from quantarena.methods.core.reparam import smooth
+from quantarena.methods.core.steps import WholeWalks, points_per_call
+from quantarena.methods.registry import register
+
+PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
+"""ImageNet, 20 steps; LSUN has 32,000 updates over 100 steps."""
+PAPER_LORA_LR, PAPER_SCALE_LR, PAPER_ACT_LR = 1 / 2500, 1e-6, 5e-4
+"""The first relative to the mean weight scale, the others absolute."""
+PAPER_INITIAL = 32
+"""Samples that the release finds its activation ranges on."""
+PRESET_ITERATIONS = 20_000
+"""Of the preset ``paper``, which is what 16,000 updates are scaled from."""
+ALPHA = 0.5
+
+
+@register("mpq_dm")
+class MpqDm(Method):
+    """Widths by kurtosis, smoothing, LoRA and relation distillation along the trajectory.
+
+    Attributes:
+        mixed: give channels N-1, N and N+1 bits (OMQ); else all have N.
+        smoothing: level input channels into the weights first.
+        per_step: an activation range for each sampler call.
+        finetune: learn LoRA and scales.
+        relation: weight of TRD; 0 leaves it out.
+        window: consecutive calls whose features TRD averages.
+        batch: rows of each walk.
+        lora_lr: relative to the mean weight scale of the layer.
+        weight_scale_lr, act_scale_lr: relative to each parameter's mean.
+    """
+
+    info = MethodInfo(
+        title="MPQ-DM",
+        venue="AAAI 2025",
+        paper="arXiv:2412.11549",
+        summary="channel widths N-1, N, N+1 by kurtosis; LoRA with relation distillation",
+        bibtex=(
+            "@inproceedings{feng2025mpqdm, title={MPQ-DM: Mixed Precision Quantization for "
+            "Extremely Low Bit Diffusion Models}, author={Feng, Weilun and Qin, Haotong and Yang, "
+            "Chuanguang and An, Zhulin and Huang, Libo and Diao, Boyu and Wang, Fei and Tao, "
+            "Renshuai and Xu, Yongjun and Magno, Michele}, booktitle={AAAI}, year={2025}}"
+        ),
+        deviations=(
+            "walks are the recorded trajectories that all methods share (paper: new noise and "
+            "labels for each)",
+            "updates follow the preset, 16,000 at preset paper, at larger rates, relative to the "
+            "scales; zero points do not learn (paper: LoRA 1/2500, scales 1e-6 and 5e-4)",
+            "LoRA changes the smoothed weight (paper: the weight, smoothed afterwards)",
+            "at 8 bits all channels have 8: codes of 9 bits cannot be stored",
+            "activation ranges start as found at each step (variant release: one range on 32 "
+            "samples, copied to all steps)",
+            "variant release computes no relation term, for the released code detaches its "
+            "features and so adds no gradient; its slips in LoRA's rate are not repeated",
+        ),
+    )
+    supports = Capabilities(variants=("paper", "release"))
+    published = published.MPQ_DM
+    switches: ClassVar[Mapping[str, Any]] = {
+        "mixed": False, "smoothing": False, "per_step": False, "finetune": False, "relation": 0.0,
+    }  # fmt: skip
+    mixed = True
+    smoothing = True
+    per_step = True
+    finetune = True
+    relation = 100.0
+    window = 2
+    batch = 20
+    lora_lr = 0.005
+    weight_scale_lr = 2e-3
+    act_scale_lr = 5e-3
+
+    def quantize(self, ctx: MethodContext) -> QuantizedModel:
+        """Smooth, calibrate, decide widths, fine-tune."""
+        model = ctx.wrap()
+        points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        if self.smoothing:
+            smooth_layers(model, points)
+        release = ctx.variant == "release"
+        self.calibrate(model, points, copied=release)
+        if self.mixed:
+            search, most = (minmax_range, 1) if release else (mse_range, 5)
+            model.notes["widths"] = mix_widths(model, points, ctx.bits.weight, search, most)
+        model.set_weight_ranges(mse_range)
+        if self.finetune:
+            self.tune(model, ctx, points, 0.0 if release else self.relation)
+        return model
+
+    def calibrate(self, model: QuantizedModel, points: CalibrationSet, *, copied: bool) -> None:
+        """Activation ranges by sampler call: each from its own points, or one ``copied`` to all."""
+        if not copied or not self.per_step:
+            calibrate_activations(
+                model, points, mse_range, quantized_weights=False, per_step=self.per_step
+            )
+            return
+        few = spread(points, PAPER_INITIAL)
+        calibrate_activations(model, few, mse_range, quantized_weights=False)
+        schedule = model.clock.schedule = bank_schedule(points)
+        for layer in model.layers.values():
+            for part in layer.part_list():
+                if part.static is not None:
+                    bounds = part.static.scale, part.static.zero_point
+                    part.static.set_bank(*(b.repeat(len(schedule.timesteps)) for b in bounds))
+
+    def tune(
+        self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, relation: float
+    ) -> None:
+        """Distil along the recorded walks; what happened stands in the notes."""
+        module = last_block(ctx, model, points)
+        terms = (WindowTerm(module, relation_loss, self.window, relation),) if relation else ()
+        schedule = self.schedule(ctx.effort.iterations, terms)
+        if not schedule.updates:
+            return
+        walk = recorded_walk(points, self.batch)
+        report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
+        edge = max(1, min(20, len(report.losses) // 2))
+        model.notes["distillation"] = {
+            "updates": report.updates, "feature": module if terms else "",
+            "loss_first": sum(report.losses[:edge]) / edge,
+            "loss_last": sum(report.losses[-edge:]) / edge,
+            "rss_growth": report.rss_growth,
+        }  # fmt: skip
+
+    def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
+        """As many rows as the paper's, by the preset's share of 20,000 iterations; one window."""
+        rows = PAPER_UPDATES * PAPER_BATCH * iterations / PRESET_ITERATIONS
+        return Distillation(
+            max(self.window, round(rows / self.batch)) if iterations else 0,
+            {
+                "lora": Group(self.lora_lr, Decay.LINEAR, relative=True),
+                "weight_scale": Group(self.weight_scale_lr, Decay.LINEAR, relative=True),
+                "act_scale": Group(self.act_scale_lr, Decay.LINEAR, relative=True),
+            },
+            reduction="sum",
+            terms=terms,
+            rank=PAPER_RANK,
+        )
+
+
+def smooth_layers(model: QuantizedModel, points: CalibrationSet) -> None:
+    """Level the input channels of every layer but grouped convolutions, in place."""
+    for name, bounds in input_bounds(model, points).items():
+        layer = model.layers[name]
+        if layer.groups == 1:
+            layer.scale_input(smooth(bounds.absmax, layer.weight, alpha=ALPHA).factor)
+
+
+def kurtosis(weight: Tensor) -> Tensor:
+    """``E[(w - mean)^4] / s^4`` of each output channel, s with n - 1; 0 where all are the same.
+
+    Args:
+        weight: (O, K, ...).
+
+    Returns:
+        (O,).
+    """
+    rows = weight.flatten(1).double()
+    centred = rows - rows.mean(1, keepdim=True)
+    spread = centred.square().sum(1) / max(1, rows.shape[1] - 1)
+    top = centred.pow(4).mean(1)
+    return torch.where(spread > 0, top / spread.clamp(min=1e-300).square(), 0.0).float()
+
+
+def candidates(channels: int, most: int) -> list[int]:
+    """0, C // 10, 2 (C // 10) ... up to ``most`` steps and C // 2; fewer than ten are not mixed."""
+    step = channels // 10
+    return [count * step for count in range(most + 1 if step else 1)]
+
+
+def spread(points: CalibrationSet, count: int) -> CalibrationSet:
+    """``count`` of the points, evenly spread over the calls; all where there are fewer."""
+    return points.rows(torch.linspace(0, len(points) - 1, min(count, len(points))).round().long())
+
+
+def mix_widths(
+    model: QuantizedModel, points: CalibrationSet, bits: int, search: RangeSearch, most: int
+) -> dict[str, dict[str, float]]:
+    """Give the channels of every layer at the requested width their own; ranges are to be found.
+
+    Returns:
+        By layer, how many channels were widened, and its output error over that of equal widths.
+    """
+    names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
+    errors = channel_errors(model, spread(points, PAPER_INITIAL), names, search)
+    notes: dict[str, dict[str, float]] = {}
+    for name in names:
+        layer = model.layers[name]
+        scores = kurtosis(layer.weight)
+        count, totals = best_swap(errors[name], scores, candidates(len(scores), most))
+        notes[name] = {
+            "widened": count,
+            "channels": len(scores),
+            "error": round(float(totals.min() / totals[0].clamp(min=1e-30)), 4),
+        }
+        quantizer = layer.part_list()[0].weight_quantizer
+        if count and quantizer is not None:
+            quantizer.set_bit_map(swapped_widths(scores, bits, count))
+    return notes
+
+
+def relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """Kullback-Leibler divergence between the similarities of places, (Feng et al., section 3.3).
+
+    Features of consecutive calls are averaged, normalized over channels, and multiplied place by
+    place; each row of that (places, places) matrix goes through a softmax.
+
+    Args:
+        ours: the quantized network's features, (B, C, H, W) or tokens (B, N, C), one each call.
+        theirs: full precision's.
+
+    Returns:
+        The sum over rows and images; no branch is detached.
+    """
+
+    def rows(features: Sequence[Tensor]) -> Tensor:
+        mean = torch.stack(list(features)).mean(0)
+        places = mean.flatten(2) if mean.dim() == 4 else mean.transpose(1, 2)
+        unit = F.normalize(places, dim=1)
+        return (unit.transpose(1, 2) @ unit).log_softmax(-1)
+
+    return F.kl_div(rows(ours), rows(theirs), log_target=True, reduction="sum")
+
+
+def last_block(ctx: MethodContext, model: QuantizedModel, points: CalibrationSet) -> str:
+    """Path of the last block of several layers, in a U-Net the last of its decoder."""
+    blocks = ctx.blocks(model, points)
+    several = [block.name for block in blocks if len(block.layers) > 1]
+    return several[-1] if several else blocks[max(0, len(blocks) - 2)].name
