@@ -33,6 +33,8 @@ from quantarena.methods.registry import register
 
 PAPER_ITERATIONS, EFFORT_ITERATIONS = 5_000, 20_000
 """Of its own, and of the AdaRound run that a preset counts in: it takes a quarter of a preset's."""
+LEAST_ITERATIONS = 50
+"""As far as a preset has them: roundings need some to be decided."""
 PAPER_BATCH, SMALL_BATCH = 32, 8
 """Points an iteration; the small batch where a block has few iterations."""
 GAMMA = 0.8
@@ -71,8 +73,8 @@ class EDADM(Method):
             "journal={arXiv:2401.04585}, year={2024}}"
         ),
         deviations=(
-            "a quarter of the preset's iterations a block (paper: 5,000, where AdaRound has "
-            "20,000), batch 8 up to 400 of them (paper: 32)",
+            "a quarter of the preset's iterations a block, 50 at least (paper: 5,000, where "
+            "AdaRound has 20,000), batch 8 up to 400 of them (paper: 32)",
             "the distance that counts as near is a quantile of all distances (paper: 3.0 or 0.3 by "
             "data set); features are those of 8 images",
             "AdaRound's regulariser decides the roundings, rates fit short runs (released code: no "
@@ -135,7 +137,8 @@ class EDADM(Method):
 
     def schedule(self, iterations: int, variant: str, weight_bits: int) -> Schedule:
         """Joint schedule where a preset counts this many AdaRound iterations a block."""
-        count = math.ceil(iterations * PAPER_ITERATIONS / EFFORT_ITERATIONS)
+        share = math.ceil(iterations * PAPER_ITERATIONS / EFFORT_ITERATIONS)
+        count = max(share, min(iterations, LEAST_ITERATIONS))
         if variant == "release":
             rates = (0.5, 5e-4) if weight_bits < 8 else (5e-2, 1e-3)
             groups = {
