@@ -17,9 +17,11 @@ from quantarena.methods.core.attention_parity import attention_parity
 from quantarena.methods.core.attention_products import Codes, code_product, exact_dtype
 from quantarena.methods.core.bits import FP, AttentionBits
 from quantarena.methods.core.clock import StepClock
-from quantarena.methods.core.errors import BrokenModel, Unsupported
+from quantarena.methods.core.errors import BrokenModel, QuantArenaError, Unsupported
 from quantarena.methods.core.graph import AttentionInfo, AttentionKind, trace
+from quantarena.methods.core.kernels.native import library as native_library
 from quantarena.methods.core.model import QuantizedModel, wrap
+from quantarena.methods.core.pack import pack, parity
 from quantarena.methods.core.quantizer import QuantParams, fake_quantize
 from quantarena.methods.core.ranges import minmax_range
 
@@ -446,6 +448,30 @@ def test_parity_of_every_module(conditional, log):
     assert set(gaps) == set(conditional.graph.attention)
     assert max(gaps.values()) <= 1e-5
     assert not any(q.watch or q.integer for q in model.attention.values())
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_packed_products_are_native_and_held_to_the_integers(conditional, log):
+    model = wrapped(conditional)
+    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True, per_head=True)
+    for quant in model.attention.values():
+        if log:
+            quant.use_log(per_octave=2, kept=2)
+        quant.excluded = int(quant.info.kind is AttentionKind.CROSS)
+    packed = pack(model)
+    native = native_library().attention is not None
+    assert packed.backend == ("packed" if native else "reference")
+    assert not any(quant.native for quant in model.attention.values())
+    assert all(quant.products.apply() is native for quant in packed.attention.values())
+    points = conditional.heldout
+    assert parity(model, packed, points).max_rel <= 1e-5
+    with torch.no_grad(), model.clock.at(points.step):
+        fake, found = model.run(points), points.call(packed.module)
+    assert float((fake - found).abs().median()) <= 1e-5 * float(fake.abs().max())
+    name = next(iter(packed.attention))
+    packed.attention[name].static("key").scale.data *= 1.001
+    with pytest.raises(QuantArenaError, match=f"packed and fake .* at {name}"):
+        parity(model, packed, points)
 
 
 def test_parity_catches_a_fractional_zero_point(pixel):

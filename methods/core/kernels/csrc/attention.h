@@ -252,20 +252,18 @@ struct Attention {
         product(h.weight, rows, keys, h.values + 16 * from, value_panels, 16 * pitch, keys / 2, outlet,
                 h.mixed, value_pitch);
         int64_t* sums = h.sums + parity * tile * value_pitch;
-        const int64_t unit = -(int64_t{1} << plane_shift(plane));
-        for (int64_t i = 0; i < rows * value_pitch; ++i) {
-            int32_t sum;
-            std::memcpy(&sum, h.mixed + i, 4);
-            sums[i] += unit * sum;
-        }
+        subtract_shifted(sums, h.mixed, rows * value_pitch, plane_shift(plane));
     }
 
     void mix_logs(Head& h, int64_t rows) const {
         const float scale = a.log_scale ? *a.log_scale : this->scale[h.item];
         const int per_octave = static_cast<int>(a.per_octave), top = static_cast<int>(a.top);
-        std::memset(h.sums, 0, sizeof(int64_t) * 2 * tile * value_pitch);
-        LaneBits used[kPlanes] = {};
-        for (int64_t r = 0; r < rows; ++r)
+        for (int parity = 0; parity < per_octave; ++parity)
+            std::memset(h.sums + parity * tile * value_pitch, 0, sizeof(int64_t) * rows * value_pitch);
+        LaneBits used = {};
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t k = inside; k < pitch; ++k)  // code 0, which calls for no plane
+                h.scores[r * pitch + k] = std::numeric_limits<float>::infinity();
             for (int64_t k = 0; k < pitch; k += 8) {
                 Lanes v;
                 load_lanes(v, h.scores + r * pitch + k);
@@ -273,11 +271,12 @@ struct Attention {
                 log_lanes(v * h.norm[r] / scale, per_octave, top, code);
                 std::memcpy(h.logs + r * pitch + k, &code, sizeof code);
                 const LaneBits plane = (code + (per_octave - 1)) >> (per_octave + 3);
-                for (int i = 0; i < kPlanes; ++i) used[i] |= plane == i;
+                used |= (LaneBits{} + 1) << plane;
             }
+        }
         for (int plane = 0; plane < kPlanes; ++plane) {
             int any = 0;
-            for (int i = 0; i < 8; ++i) any |= used[plane][i];
+            for (int i = 0; i < 8; ++i) any |= used[i] >> plane & 1;
             for (int64_t from = 0; any && from < pitch; from += kChunk)
                 for (int parity = 0; parity < per_octave; ++parity)
                     add_plane(h, rows, from, smaller(kChunk, pitch - from), plane, parity);

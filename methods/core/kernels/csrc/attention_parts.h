@@ -276,6 +276,21 @@ QA_INLINE void log_lanes(Lanes ratio, int per_octave, int top, LaneBits& code) {
 constexpr int kPlanes = 3;
 inline int plane_shift(int plane) { return plane == 0 ? 17 : plane == 1 ? 1 : 0; }
 
+// sums -= 2^shift times the int32 that lie in `from`; `count` is a multiple of 4.
+inline void subtract_shifted(int64_t* sums, const float* from, int64_t count, int shift) {
+    typedef int32_t Four __attribute__((vector_size(16)));
+    typedef int64_t Signed __attribute__((vector_size(32)));
+    typedef uint64_t Wide __attribute__((vector_size(32)));
+    for (int64_t i = 0; i < count; i += 4) {
+        Four part;
+        Wide sum;
+        std::memcpy(&part, from + i, sizeof part);
+        std::memcpy(&sum, sums + i, sizeof sum);
+        sum -= reinterpret_cast<Wide>(__builtin_convertvector(part, Signed)) << shift;
+        std::memcpy(sums + i, &sum, sizeof sum);
+    }
+}
+
 // Weights of those codes of a row that belong to a plane and, where half octaves count, a parity.
 inline void weigh_row(const int32_t* codes, int64_t count, int plane, int parity, int per_octave,
                       int zero, int16_t* to) {
