@@ -53,7 +53,7 @@ def rounded(ground: Ground, cache: StageCache, progress: Progress = silent) -> d
         other = _bf16_weights(original)
         ground.loaded.put(other)
         try:
-            with watching(ground.loaded.pipe.scheduler) as latents:
+            with watching(ground.loaded.pipe.scheduler, draw.count, draw.batch) as latents:
                 drawn = draw_images(ground.loaded, ground.info, draw, progress)
         finally:
             ground.loaded.put(original)

@@ -40,7 +40,9 @@ def last_latents(
     Returns:
         The images; latents float32 (n, C, ...), None where the sampler cannot be watched.
     """
-    with watching(ground.loaded.pipe.scheduler) as seen:
+    asked = ground.draw()
+    scheduler = ground.loaded.pipe.scheduler
+    with watching(scheduler, asked.count, asked.batch) as seen:
         drawn = draw()
     found = seen.tensor
 
@@ -48,7 +50,7 @@ def last_latents(
         latents = found
         if latents is None:  # images of a run that was stopped before it kept these
             cache.drop("images", key())
-            with watching(ground.loaded.pipe.scheduler) as again:
+            with watching(scheduler, asked.count, asked.batch) as again:
                 draw()
             latents = again.tensor
         kept = {} if latents is None else {"latents": latents.contiguous()}

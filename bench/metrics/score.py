@@ -13,6 +13,7 @@ from quantarena.bench.metrics.features import Features
 from quantarena.bench.metrics.fidelity import fidelity, summarise
 from quantarena.bench.metrics.images import check_pairs
 from quantarena.bench.metrics.papers import Real, paper_metrics, without_images
+from quantarena.bench.metrics.plugins import plugin_metrics
 from quantarena.bench.metrics.quality import not_computed, quality
 from quantarena.bench.metrics.text import text_metrics, without_prompts
 from quantarena.bench.schema import Measurement
@@ -113,6 +114,9 @@ def score(
         per_image |= values
     else:
         found += without_prompts()
+    plugged, values = plugin_metrics(test, prompts, seed=seed, groups=groups)
+    found += plugged
+    per_image |= values
     if real_images is None:
         found += without_images("the workload has no reference images")
     else:

@@ -110,15 +110,26 @@ def latent_mse(reference: Tensor, test: Tensor) -> Array:
 class LastLatents:
     """What the sampler returned last, run by run; filled by ``watching``."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: int, batch: int) -> None:
+        self._images, self._batch = images, batch
         self._done: list[Tensor] = []
         self._last: Tensor | None = None
 
     def run_ends(self) -> None:
-        """A run of the sampler is over: what it returned last is its result."""
-        if self._last is not None and sum(map(len, self._done)) < KEPT_LATENTS:
-            self._done.append(self._last.detach().float().cpu().clone())
-        self._last = None
+        """A run of the sampler is over: what it returned last is its result.
+
+        Some pipelines step both guidance halves; the first halves stand for the images.
+        """
+        expected = min(self._batch, self._images - self._count)
+        last, self._last = self._last, None
+        if last is None or self._count >= KEPT_LATENTS or expected < 1:
+            return
+        if len(last) % expected == 0:
+            self._done.append(last[:expected].detach().float().cpu().clone())
+
+    @property
+    def _count(self) -> int:
+        return sum(map(len, self._done))
 
     def step_ends(self, output: Any) -> None:
         """One step of the sampler has returned ``output``."""
@@ -129,18 +140,21 @@ class LastLatents:
 
     @property
     def tensor(self) -> Tensor | None:
-        """(N, C, ...) of the first images drawn, 256 at most; None where nothing was seen."""
-        return torch.cat(self._done)[:KEPT_LATENTS] if self._done else None
+        """(N, C, ...) of the first images, 256 at most; None where not all of them were seen."""
+        wanted = min(self._images, KEPT_LATENTS)
+        return torch.cat(self._done)[:wanted] if self._count >= wanted else None
 
 
 @contextmanager
-def watching(scheduler: Any) -> Iterator[LastLatents]:
+def watching(scheduler: Any, images: int, batch: int) -> Iterator[LastLatents]:
     """Note what a sampler returns at the end of each run inside the block.
 
     Args:
         scheduler: of diffusers. One without ``set_timesteps`` and ``step`` is not watched.
+        images: that are drawn inside the block.
+        batch: images of a run, fewer in the last.
     """
-    seen = LastLatents()
+    seen = LastLatents(images, batch)
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
         yield seen
         return

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from quantarena.bench.metrics.alignment import alignment, scorer
+from quantarena.bench.metrics.catalogue import METRICS
 from quantarena.bench.metrics.effnet import effnet_lite0, extract
 from quantarena.bench.metrics.features import features_of
 from quantarena.bench.metrics.fidelity import psnr, ssim
 from quantarena.bench.metrics.frechet import frechet
 from quantarena.bench.metrics.kid import kid
 from quantarena.bench.metrics.lpips import lpips
+from quantarena.bench.metrics.manifold import precision, recall
 from quantarena.bench.metrics.score import score
 
 N, SIDE = 128, 64
@@ -33,7 +36,7 @@ def inputs():
 
 def test_score(benchmark, inputs):
     scores = benchmark.pedantic(score, inputs, warmup_rounds=1, rounds=3)
-    assert len(scores.measurements) == 5
+    assert len(scores.measurements) == len(METRICS)
     benchmark.extra_info.update(images=N, side=SIDE, reference=len(inputs[2].tensor))
 
 
@@ -61,3 +64,21 @@ def test_frechet(benchmark, inputs):
     _, test, reference = inputs
     features = extract(test, effnet_lite0())
     benchmark.pedantic(frechet, (features, reference.pca), warmup_rounds=1, rounds=3)
+
+
+def test_precision_and_recall(benchmark, inputs):
+    _, test, reference = inputs
+    features = extract(test, effnet_lite0())
+
+    def both():
+        precision(features, reference.tensor, reference.radii)
+        recall(features, reference.tensor)
+
+    benchmark.pedantic(both, warmup_rounds=1, rounds=3)
+
+
+def test_alignment(benchmark, inputs):
+    known = scorer()
+    features, prompts = extract(inputs[1], effnet_lite0()), known.captions[:N]
+    found = benchmark.pedantic(alignment, (features, prompts, known), warmup_rounds=1, rounds=3)
+    assert all(len(values) == N for values in found.values())

@@ -17,9 +17,9 @@ from quantarena.bench.metrics.catalogue import (
     SSIM,
 )
 from quantarena.bench.metrics.effnet import effnet_lite0
-from quantarena.bench.metrics.features import Features, features_of
+from quantarena.bench.metrics.features import Features, features_of, reference_features
 from quantarena.bench.metrics.fidelity import PSNR_CAP
-from quantarena.bench.metrics.images import BadImages
+from quantarena.bench.metrics.images import BadImages, save_folder
 from quantarena.bench.metrics.score import score
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
@@ -114,6 +114,14 @@ def test_small_or_dull_reference_leaves_a_reason(photos, real):
     dull = by_name(score(photos[:64], photos[:64], features_of(real[:1].repeat(70, 1, 1, 1), "d")))
     assert dull[KID].value > 0
     assert "fewer than 32 directions" in dull[FRECHET].reason
+
+
+def test_a_folder_of_three_pictures_leaves_a_reason(photos, real, tmp_path):
+    save_folder(real[:3], tmp_path / "three")
+    found = by_name(score(photos[:64], photos[:64], reference_features(tmp_path / "three")))
+    for name in (KID, *LARGE):
+        assert found[name].value is None
+        assert "reference images, there are 3" in found[name].reason
 
 
 def test_no_reference_leaves_a_reason(photos):

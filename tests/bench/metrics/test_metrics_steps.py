@@ -94,7 +94,7 @@ class Sampler:
 @pytest.mark.parametrize("named", [True, False])
 def test_the_last_step_of_every_run_is_kept(named):
     sampler = Sampler(named)
-    with watching(sampler) as seen:
+    with watching(sampler, 4, 2) as seen:
         assert list(inspect.signature(sampler.step).parameters) == [
             "output", "timestep", "sample", "eta",
         ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_last_step_of_every_run_is_kept(named):
 def test_latents_of_many_images_are_cut(monkeypatch):
     monkeypatch.setattr(steps, "KEPT_LATENTS", 3)
     sampler = Sampler(True)
-    with watching(sampler) as seen:
+    with watching(sampler, 8, 2) as seen:
         for _ in range(4):
             sampler.set_timesteps(1)
             sampler.step(torch.zeros(2, 1), 0, torch.zeros(2, 1))
@@ -119,6 +119,23 @@ def test_latents_of_many_images_are_cut(monkeypatch):
 
 
 def test_what_is_no_sampler_is_not_watched():
-    with watching(object()) as seen:
+    with watching(object(), 1, 1) as seen:
         pass
+    assert seen.tensor is None
+
+
+def test_guidance_halves_that_a_pipeline_steps_are_cut_off():
+    sampler = Sampler(True)
+    with watching(sampler, 3, 2) as seen:
+        for rows in ([1.0, 2, 1, 2], [3.0, 3]):  # two images, then one
+            sampler.set_timesteps(1)
+            sampler.step(torch.zeros(len(rows)), 0, torch.tensor(rows))
+    assert seen.tensor.tolist() == [1, 2, 3]
+
+
+def test_runs_that_do_not_fit_the_images_give_nothing():
+    sampler = Sampler(True)
+    with watching(sampler, 4, 2) as seen:
+        sampler.set_timesteps(1)
+        sampler.step(torch.zeros(2, 1), 0, torch.zeros(2, 1))
     assert seen.tensor is None

@@ -1,0 +1,161 @@
+"""Metrics of others: preference models and whatever scores an image and its prompt.
+
+A plug-in is a function with a decorator. It is found in a file that ``QUANTARENA_METRICS`` names,
+in a package with an entry point of the group ``quantarena.metrics``, or in a file given as
+``--plugin`` for the methods that it holds beside.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from quantarena.bench.errors import UserError
+from quantarena.bench.metrics.bootstrap import Groups
+from quantarena.bench.metrics.catalogue import METRICS, MetricInfo
+from quantarena.bench.metrics.measure import mean_of, unmeasured
+from quantarena.bench.schema import Measurement
+
+GROUP = "quantarena.metrics"
+VARIABLE = "QUANTARENA_METRICS"
+Function = Callable[[Tensor, tuple[str, ...]], object]
+"""Takes uint8 images (N, 3, H, W) and N prompts (none: empty); gives N numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPlugin:
+    """A registered function.
+
+    Attributes:
+        info: name, title, unit and direction.
+        function: gives a number an image.
+        origin: version that it stated, or its module.
+        needs_prompts: whether it is left out for workloads without prompts.
+    """
+
+    info: MetricInfo
+    function: Function
+    origin: str
+    needs_prompts: bool
+
+
+_known: dict[str, MetricPlugin] = {}
+_loaded: set[str] = set()
+
+
+def metric(
+    name: str,
+    *,
+    higher_is_better: bool = True,
+    unit: str = "",
+    title: str = "",
+    version: str = "",
+    needs_prompts: bool = True,
+) -> Callable[[Function], Function]:
+    """Function decorator: score every cell's images by this too, on the quality board.
+
+    Args:
+        name: with implementation and weights, such as ``imagereward/v1.0``.
+        higher_is_better: direction of quality.
+        unit: of the numbers.
+        title: one line.
+        version: of what computes them, printed with each number.
+        needs_prompts: leave it out where a workload has none.
+
+    Raises:
+        UserError: the name is one that comes with quantarena.
+    """
+    if name in METRICS or name.split("/")[0] in {"fid", "kid", "psnr", "ssim", "lpips"}:
+        raise UserError(f"metric name {name!r} belongs to quantarena: take another")
+
+    def add(function: Function) -> Function:
+        info = MetricInfo(name, title or name, unit, higher_is_better, "quality", 1, "a plug-in")
+        origin = version or getattr(function, "__module__", "")
+        _known[name] = MetricPlugin(info, function, origin, needs_prompts)
+        return function
+
+    return add
+
+
+def load_plugins() -> tuple[MetricPlugin, ...]:
+    """Every plug-in there is, loaded once.
+
+    Raises:
+        UserError: a file or package fails to import.
+    """
+    for path in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        _load_file(Path(path).expanduser().resolve())
+    for point in entry_points(group=GROUP):
+        if point.value not in _loaded:
+            _import(point.value, point.load)
+    return tuple(_known[name] for name in sorted(_known))
+
+
+def plugin_metrics(
+    images: Tensor,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    groups: Groups | None = None,
+) -> tuple[tuple[Measurement, ...], dict[str, np.ndarray]]:
+    """Every plug-in's measurement; one that fails says why and stops nothing.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        prompts: N texts, or none.
+        seed: of the resamples.
+        groups: prompt of each image, where prompts repeat.
+
+    Returns:
+        Measurements, and (N,) values of those that have one.
+    """
+    measured, values = [], {}
+    for plugin in load_plugins():
+        info = plugin.info
+        if plugin.needs_prompts and not prompts:
+            measured.append(unmeasured(info, "the workload draws from no prompts"))
+            continue
+        try:
+            found = np.asarray(plugin.function(images, tuple(prompts)), np.float64)
+            if found.shape != (len(images),):
+                raise ValueError(f"gave shape {found.shape} for {len(images)} images")
+            one = mean_of(info, found, seed=seed, groups=groups, impl=plugin.origin)
+        except Exception as error:  # a plug-in may raise whatever it likes
+            first = (str(error).strip().splitlines() or [""])[0]
+            measured.append(unmeasured(info, f"{type(error).__name__}: {first}"))
+            continue
+        measured.append(one)
+        values[info.name] = found
+    return tuple(measured), values
+
+
+def _load_file(path: Path) -> None:
+    if str(path) in _loaded:
+        return
+    if not path.is_file():
+        raise UserError(f"{VARIABLE}: {path} is no file")
+    name = f"quantarena_metric_{path.stem}_{sha256(bytes(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{VARIABLE}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader = spec.loader
+    _import(str(path), lambda: loader.exec_module(module))
+
+
+def _import(what: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"metric plug-in {what}: {type(error).__name__}: {error}") from error
+    _loaded.add(what)
