@@ -22,12 +22,14 @@ from torch.nn import functional
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.bench_cases import (
     BITS,
+    MIXED,
     Case,
     Roofline,
     Timing,
     cases,
     example_input,
     gaussian_layer,
+    mixed_layer,
 )
 from quantarena.methods.core.kernels.bench_rivals import Run, rivals
 from quantarena.methods.core.kernels.packed import PackedLayer
@@ -133,12 +135,15 @@ def _measure(case: Case, bits: list[tuple[int, int]], rounds: int, threads: int)
     for name, module in modules.items():
         for suffix, tensor in inputs.items():
             runs[name + suffix] = partial(module, tensor)
+    mixed = mixed_layer(case, (3, 4), 8)
+    for suffix, tensor in inputs.items():
+        runs[MIXED + suffix] = partial(mixed, tensor)
     others = rivals(case, weight, x)
     runs |= others
     times = interleave(runs, rounds, threads)
     timing = Timing(case, {k: v for k, v in times.items() if k.startswith("fp32")})
     timing.rivals = {name: times[name] for name in others}
-    timing.packed = {k: v for k, v in times.items() if k.split("/")[0] in modules}
+    timing.packed = {k: v for k, v in times.items() if k.split("/")[0] in (*modules, MIXED)}
     for name, module in modules.items():
         moved = module.packed_bytes + 4 * (case.inputs + case.outputs)
         rate = ceiling(module.uses_pairs) * threads
@@ -158,7 +163,8 @@ def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
     """The results as text, one line per shape and one of geometric means."""
     names = [f"w{w}a{a}" for w, a in bits]
     others = {"torch int8": "int8*", "onnxruntime": "ort"}
-    head = "".join(f"{name:>8}" for name in (*names, *others.values()))
+    head = "".join(f"{name:>8}" for name in (*names, "w3+4a8", *others.values()))
+    names.append(MIXED)
     lines = [f"{'shape':24}{'fp32 ms':>9}{head}"]
     for t in timings:
         ratios = "".join(f"{t.ratio(n):8.2f}" for n in names)

@@ -1,13 +1,15 @@
 """Shapes of the kernel benchmark, and the layers and inputs made for them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.kernels.compose import MixedWidthLayer
 from quantarena.methods.core.kernels.formats import IntegerLayer, code_range
+from quantarena.methods.core.kernels.packed import PackedLayer
 
 LINEAR = (
     (256, 320, 320),
@@ -26,6 +28,8 @@ CONVOLUTION = (
     (1, 64, 32, 64),
 )
 """Batch, input channels, height = width, output channels; 3x3, stride 1, padding 1."""
+MIXED = "mixed 3+4"
+"""Name of a layer with half of its channels at 3 bits and half at 4."""
 BITS = ((8, 8), (4, 8), (3, 8), (2, 8), (4, 4), (2, 4))
 
 
@@ -147,6 +151,19 @@ def gaussian_layer(
         **options,
     )
     return layer, weight
+
+
+def mixed_layer(case: Case, widths: tuple[int, ...], act_bits: int) -> MixedWidthLayer:
+    """As many output channels of each width, in random order."""
+    outputs = case.shape[-1]
+    order = torch.randperm(outputs, generator=torch.Generator().manual_seed(3))
+    rows = [chosen.sort().values for chosen in order.tensor_split(len(widths))]
+    parts = []
+    for index, bits in zip(rows, widths, strict=True):
+        layer, _ = gaussian_layer(case, bits, act_bits)
+        names = ("weight_codes", "weight_scale", "weight_zero", "bias")
+        parts.append(PackedLayer(replace(layer, **{n: getattr(layer, n)[index] for n in names})))
+    return MixedWidthLayer(parts, torch.cat(rows).argsort())
 
 
 def example_input(case: Case) -> Tensor:

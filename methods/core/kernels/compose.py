@@ -100,10 +100,11 @@ class MixedWidthLayer(Node):
         return call(x, entry if self.entries else 0, y, native.ACCUMULATE, last=self.writes_last)
 
     def accumulators(self, x: Tensor, step: int | None = None) -> Tensor:
-        """See ``PackedLayer.accumulators``; parts must share a call."""
-        call = self._native()
-        assert call is not None
-        entry = self._step if step is None else step
+        """See ``PackedLayer.accumulators``; of packed parts."""
+        call, entry = self._native(), self._step if step is None else step
+        if call is None:
+            found = [leaf.accumulators(x, entry) for leaf, _ in self._joined or ()]
+            return torch.cat(found, self._dim).index_select(self._dim, self.back)
         return call(x, entry if self.entries else 0, None, native.INTEGER, last=self.writes_last)
 
     def __getstate__(self) -> dict[str, Any]:

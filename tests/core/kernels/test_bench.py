@@ -31,7 +31,9 @@ def test_table_and_json(tmp_path, capsys, monkeypatch):
     assert "share" in text
     assert rows[0]["roofline"]["w4a8"]["products"] == 4 * 32 * 16
     assert rows[0]["share"]["w4a8"] > 0
-    assert rows[1]["packed"].keys() == {"w8a8", "w8a8/last", "w4a8", "w4a8/last"}
+    assert rows[1]["packed"].keys() == {
+        name + suffix for name in ("w8a8", "w4a8", bench.MIXED) for suffix in ("", "/last")
+    }
 
 
 def test_roofline_is_the_slower_of_arithmetic_and_memory():

@@ -94,7 +94,8 @@ class MixedPanels {
     // Outputs of a panel from the sums.
     void store(int p, const int64_t* to, int pixel, int pixels, const int32_t* sums) {
         const int32_t* at[16] = {};
-        const int width = smaller(16, l.out_channels - p % l.panels * 16);
+        const typename Rows::Outlet out = Rows::outlet(call, p);
+        const int width = out.width;
         for (int n = 0; n < width; ++n) {
             const Channel from = channel_of(l, p % l.panels * 16 + n);
             at[n] = reinterpret_cast<const int32_t*>(
@@ -105,7 +106,7 @@ class MixedPanels {
             const int rows = smaller(pixels - m, 6);
             for (int n = 0; n < width; ++n)
                 for (int r = 0; r < rows; ++r) tile[16 * r + n] = at[n][16 * (m + r)];
-            Rows::store(call, p, tile, rows, to, pixel, m, sums);
+            Rows::store(call, out, tile, rows, to, pixel, m, sums);
         }
     }
 

@@ -50,22 +50,31 @@ struct PanelRun {
         }
     }
 
-    // Outputs of pixels m to m + rows - 1 of a block whose first is `pixel`.
-    static void store(const Call& call, int p, const int32_t* tile, int rows, const int64_t* to,
-                      int pixel, int m, const int32_t* sums) {
+    // Where the outputs of a panel go.
+    struct Outlet {
+        Epilogue e;
+        int first, width, group;  // `first`: channel of the constants
+        int64_t shift;
+    };
+    static Outlet outlet(const Call& call, int p) {
         const QaLayer& l = *call.layer;
         const int group = p / l.panels, n0 = p % l.panels * 16;
-        const int width = smaller(16, l.out_channels - n0);
-        const int64_t shift = first_channel(l, group, n0) * call.geo.y_channel;
-        const Epilogue e = epilogue(call, group);
-        const int32_t* total = e.weight_zero ? sums + m : nullptr;
+        return {epilogue(call, group), p * 16, smaller(16, l.out_channels - n0), group,
+                first_channel(l, group, n0) * call.geo.y_channel};
+    }
+
+    // Outputs of pixels m to m + rows - 1 of a block whose first is `pixel`.
+    static inline QA_ALWAYS void store(const Call& call, const Outlet& out, const int32_t* tile, int rows,
+                                       const int64_t* to, int pixel, int m, const int32_t* sums) {
+        const int32_t* total = out.e.weight_zero ? sums + m : nullptr;
         if (call.rows) {
-            const int64_t at = static_cast<int64_t>(pixel + m) * l.groups + group;
-            const RowScales own = {call.rows->scale + at, call.rows->zero + at, l.groups};
-            Isa::store_rows(tile, rows, own, e, p * 16, width, total, call.y, to + m, shift,
+            const int32_t groups = call.layer->groups;
+            const int64_t at = static_cast<int64_t>(pixel + m) * groups + out.group;
+            const RowScales own = {call.rows->scale + at, call.rows->zero + at, groups};
+            Isa::store_rows(tile, rows, own, out.e, out.first, out.width, total, call.y, to + m, out.shift,
                             call.geo.y_channel);
         } else {
-            Isa::store_dense(tile, rows, e, p * 16, width, total, call.y, to + m, shift,
+            Isa::store_dense(tile, rows, out.e, out.first, out.width, total, call.y, to + m, out.shift,
                              call.geo.y_channel);
         }
     }
@@ -75,16 +84,16 @@ struct PanelRun {
                             const int64_t* to, int pixel, int count, const int32_t* sums) {
         const QaLayer& l = *call.layer;
         const int32_t* from = reinterpret_cast<const int32_t*>(to + count);
-        const int64_t shift = first_channel(l, p / l.panels, p % l.panels * 16) * call.geo.y_channel;
+        const Outlet out = outlet(call, p);
         const uint16_t* chunk = l.chunk_units + l.chunk_start[p];
         const int chunks = l.chunk_start[p + 1] - l.chunk_start[p];
         alignas(64) int32_t tile[6 * 16];
         for (int m = 0; m < count; m += 6) {
             const int rows = smaller(count - m, 6);
             // the micro-kernel hides the time that the output lines take to arrive
-            for (int r = 0; r < rows; ++r) prefetch(call, to[m + r] + shift);
+            for (int r = 0; r < rows; ++r) prefetch(call, to[m + r] + out.shift);
             multiply<DIRECT>(call, image, panel, chunk, chunks, from + m, rows, tile);
-            store(call, p, tile, rows, to, pixel, m, sums);
+            store(call, out, tile, rows, to, pixel, m, sums);
         }
     }
 
