@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quantarena.bench.compare import difference, paired_gaps
+from quantarena.bench.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.schema import Row, Status
@@ -111,11 +111,26 @@ def load_claims() -> tuple[Claim, ...]:
 
 def _claim(document: dict[str, Any]) -> Claim:
     offline, online = document["offline"], document["online"]
-    trial = Trial(**{k: tuple(v) if isinstance(v, list) else v for k, v in offline.items()})
+    trial = Trial(
+        tuple(offline.get("bits", ())),
+        offline.get("than", ""),
+        offline.get("metric", ""),
+        tuple(offline.get("workloads", ())),
+        offline.get("command", ""),
+        offline.get("page", ""),
+    )
     if bool(trial.command) == bool(trial.than):
         raise ValueError(f"{document['method']}: offline needs either than or command")
-    plain = {name: document[name] for name in ("method", "paper", "setting", "effect", "source")}
-    return Claim(**plain, offline=trial, online=online["command"], note=online.get("note", ""))
+    return Claim(
+        document["method"],
+        document["paper"],
+        document["setting"],
+        document["effect"],
+        document["source"],
+        trial,
+        online["command"],
+        online.get("note", ""),
+    )
 
 
 def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> tuple[Finding, ...]:
@@ -144,6 +159,7 @@ _Found = dict[tuple[str, str, str], tuple[Path, Row]]
 def _finding(claim: Claim, workload: str, bits: str, found: _Found) -> Finding:
     gaps: list[Array] = []
     others: list[float] = []
+    prompts: list[int] = []
     sample: Row | None = None
     for (method, width, shared), (folder, row) in found.items():
         rival = found.get((claim.offline.than, bits, shared))
@@ -156,12 +172,15 @@ def _finding(claim: Claim, workload: str, bits: str, found: _Found) -> Finding:
         measured = rival[1].measurement(claim.offline.metric)
         if gap is not None and measured is not None and measured.value is not None:
             gaps.append(gap)
+            prompts += prompts_of(folder, row) or ()
             others.append(measured.value)
             sample = row
     if sample is None:
         return Finding(claim, workload, bits, Verdict.MISSING)
     pooled = np.concatenate(gaps)
-    shown = difference(claim.offline.metric, pooled, sample)
+    # a prompt that was drawn with several seeds is one unit, not several
+    groups = tuple(prompts) if len(prompts) == pooled.size else None
+    shown = difference(claim.offline.metric, pooled, sample, groups)
     verdict = {"A is better": Verdict.HOLDS, "B is better": Verdict.OPPOSITE}.get(
         shown.verdict, Verdict.UNDECIDED
     )

@@ -62,8 +62,11 @@ def compare(
     found = compare_rows(store_a.folder, row_a, store_b.folder, row_b)
     title = f"{_short(row_a)} ({row_a.key}) minus {_short(row_b)} ({row_b.key})"
     value = {"a": row_a.key, "b": row_b.key, "differences": [dataclasses.asdict(d) for d in found]}
-    cells = [(d.name, _pm(d), d.n, d.verdict) for d in found]
-    shown = table(title, ("metric", "difference [95 % interval]", "images", "verdict"), cells)
+    cells = [
+        (d.name, _pm(d), d.n, d.needed if d.needed is not None else "-", d.verdict) for d in found
+    ]
+    columns = ("metric", "difference [95 % interval]", "images", "would separate", "verdict")
+    shown = table(title, columns, cells)
     emit(value, shown, as_json=as_json)
 
 

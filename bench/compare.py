@@ -59,8 +59,7 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
     """
     gaps = paired_gaps(folder_a, a, folder_b, b)
     scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
-    units = scores_a.get(UNITS)
-    groups = None if units is None else tuple(units.astype(int).tolist())
+    groups = prompts_of(folder_a, a)
     found = [difference(name, gap, a, groups) for name, gap in gaps.items()]
     return tuple(found + _by_set(a, scores_a, b, scores_b))
 
@@ -95,6 +94,16 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     if not found:
         raise UserError(f"{a.key} and {b.key} have no per-image score in common")
     return found
+
+
+def prompts_of(folder: Path, row: Row) -> Groups | None:
+    """Prompt of each image as a number; None where images have none.
+
+    Raises:
+        UserError: the scores cannot be read.
+    """
+    units = _scores(folder, row).get(UNITS)
+    return None if units is None else tuple(units.astype(int).tolist())
 
 
 def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) -> Difference:

@@ -130,7 +130,7 @@ class WeightQuantizer(nn.Module):
         Returns:
             The value with its graph. What the passes send to ``held.grad`` is to be sent on to it.
         """
-        value = self(weight)
+        value: Tensor = self(weight)
         self.held = value.detach().requires_grad_(value.requires_grad)
         return value
 
