@@ -19,7 +19,7 @@ from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import mse_range
 from quantarena.methods.core.reconstruct import reconstruct
 from quantarena.methods.core.reparam import dilate
-from quantarena.methods.core.schedule import Schedule
+from quantarena.methods.core.schedule import Schedule, scaled
 from quantarena.methods.core.searches import SEARCHES
 from quantarena.methods.core.steps import PerStep, UniformStride, points_per_call
 from quantarena.methods.registry import register
@@ -29,8 +29,6 @@ PAPER_ITERATIONS = 5_000
 PAPER_BATCH = 32
 PAPER_QUANTIZER_LR, PAPER_WEIGHT_LR = 1e-4, 1e-2
 """As restated; which rate is whose is not certain, so ours are of their own, see the page."""
-PRESET_ITERATIONS = 20_000
-"""Of the preset ``paper``, which is what 5,000 iterations are scaled from."""
 
 
 @register("dilate_quant")
@@ -64,7 +62,7 @@ class DilateQuant(Method):
             "the inverse factor is applied in the quantize step of every layer, also where it "
             "could fold into a norm: each layer has a factor of its own",
             "learning rates are relative to the scales (restated: 1e-4 and 1e-2, absolute), and "
-            "iterations follow the preset, 5,000 at preset paper",
+            "iterations follow the preset: 50 at least, 5,000 at preset paper",
             "attention products stay in floating point under the uniform policy, so ranges by "
             "head are under policy published alone",
         ),
@@ -108,10 +106,10 @@ class DilateQuant(Method):
         return model
 
     def schedule(self, iterations: int) -> Schedule:
-        """Of each block: a quarter of the preset's iterations, as 5,000 are of 20,000."""
+        """Of each block."""
         scales = Group(self.scale_lr, Decay.COSINE, relative=True)
         return Schedule(
-            round(iterations * PAPER_ITERATIONS / PRESET_ITERATIONS),
+            scaled(iterations, PAPER_ITERATIONS),
             {
                 "weight": Group(self.weight_lr, Decay.COSINE, relative=True),
                 "weight_scale": scales,

@@ -8,7 +8,6 @@ from the full-precision network while half the activations skip their quantizer 
 ICLR 2022).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -25,16 +24,13 @@ from quantarena.methods.core.partition import Block
 from quantarena.methods.core.points import CalibrationSet
 from quantarena.methods.core.ranges import mse_range
 from quantarena.methods.core.reconstruct import BlockReport, reconstruct
-from quantarena.methods.core.schedule import FEW_ITERATIONS, Schedule
+from quantarena.methods.core.schedule import FEW_ITERATIONS, Schedule, scaled
 from quantarena.methods.core.searches import mse_1d_range
 from quantarena.methods.core.steps import StepPolicy, UniformStride
 from quantarena.methods.core.tdac import TDAC
 from quantarena.methods.registry import register
 
-PAPER_ITERATIONS, EFFORT_ITERATIONS = 5_000, 20_000
-"""Of its own, and of the AdaRound run that a preset counts in: it takes a quarter of a preset's."""
-LEAST_ITERATIONS = 50
-"""As far as a preset has them: roundings need some to be decided."""
+PAPER_ITERATIONS = 5_000
 PAPER_BATCH, SMALL_BATCH = 32, 8
 """Points an iteration; the small batch where a block has few iterations."""
 GAMMA = 0.8
@@ -137,8 +133,7 @@ class EDADM(Method):
 
     def schedule(self, iterations: int, variant: str, weight_bits: int) -> Schedule:
         """Joint schedule where a preset counts this many AdaRound iterations a block."""
-        share = math.ceil(iterations * PAPER_ITERATIONS / EFFORT_ITERATIONS)
-        count = max(share, min(iterations, LEAST_ITERATIONS))
+        count = scaled(iterations, PAPER_ITERATIONS)
         if variant == "release":
             rates = (0.5, 5e-4) if weight_bits < 8 else (5e-2, 1e-3)
             groups = {

@@ -28,6 +28,7 @@ from quantarena.methods.core.points import CalibrationSet
 from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
 from quantarena.methods.core.recorded_walk import recorded_walk
 from quantarena.methods.core.reparam import smooth
+from quantarena.methods.core.schedule import ADAROUND_ITERATIONS
 from quantarena.methods.core.steps import WholeWalks, points_per_call
 from quantarena.methods.registry import register
 
@@ -37,8 +38,6 @@ PAPER_LORA_LR, PAPER_SCALE_LR, PAPER_ACT_LR = 1 / 2500, 1e-6, 5e-4
 """The first relative to the mean weight scale, the others absolute."""
 PAPER_INITIAL = 32
 """Samples that the release finds its activation ranges on."""
-PRESET_ITERATIONS = 20_000
-"""Of the preset ``paper``, which is what 16,000 updates are scaled from."""
 ALPHA = 0.5
 
 
@@ -151,7 +150,7 @@ class MpqDm(Method):
 
     def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
         """As many rows as the paper's, by the preset's share of 20,000 iterations; one window."""
-        rows = PAPER_UPDATES * PAPER_BATCH * iterations / PRESET_ITERATIONS
+        rows = PAPER_UPDATES * PAPER_BATCH * iterations / ADAROUND_ITERATIONS
         return Distillation(
             max(self.window, round(rows / self.batch)) if iterations else 0,
             {

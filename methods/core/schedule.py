@@ -1,5 +1,6 @@
 """How one block is optimised: what learns, how fast, for how long, under which losses."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -7,6 +8,9 @@ from quantarena.methods.core.groups import Decay, Group
 from quantarena.methods.core.losses import RoundingTerm, Term
 
 FEW_ITERATIONS = 400
+LEAST_ITERATIONS = 50
+ADAROUND_ITERATIONS = 20_000
+"""What presets count in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +82,12 @@ def _batch(iterations: int) -> int:
     Level in held-out error at a third of the time, see docs/protocol.md.
     """
     return 4 if iterations <= FEW_ITERATIONS else 32
+
+
+def scaled(iterations: int, paper: int) -> int:
+    """Iterations of a method whose paper has ``paper`` of them where AdaRound's users have 20,000.
+
+    Not less than 50, as far as the preset has them: what learns has to get somewhere.
+    """
+    share = math.ceil(iterations * paper / ADAROUND_ITERATIONS)
+    return max(share, min(iterations, LEAST_ITERATIONS))

@@ -22,7 +22,7 @@ MOST_PRODUCTS = 33000
 _SCORES, _MIX, _ATTEND = range(3)
 _NO_GRID = (0,) * 7
 _LAYOUT = struct.Struct("=64qf4x")
-"""Of ``QaAttention`` in ``csrc/attention_call.h``: 29 sizes, 7 pointers, 4 x 7 of grids, a float."""
+"""Of ``QaAttention`` in ``csrc/attention_call.h``: 29 sizes, 7 pointers, 4 x 7 of grids, float."""
 
 
 @dataclass(frozen=True, slots=True)
