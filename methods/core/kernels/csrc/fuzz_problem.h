@@ -1,0 +1,197 @@
+// Random layers for the fuzz driver, and the packed layout of layout.py, written a second time.
+#ifndef QUANTARENA_FUZZ_PROBLEM_H
+#define QUANTARENA_FUZZ_PROBLEM_H
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "quantarena.h"
+
+namespace {
+
+std::mt19937_64 generator;
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+
+struct Problem {
+    QaLayer layer{};
+    std::vector<int> weight;  // [group][out][channel][kh][kw]
+    std::vector<uint8_t> codes;
+    std::vector<int32_t> chunk_start{0}, sum, zero, table_zero;
+    std::vector<uint16_t> chunks;
+    std::vector<float> scale, bias, mult, table;
+    bool asymmetric = false, biased = false;
+    // of a layer made of others; weight, scale, bias and zero are then those of all parts, in order
+    std::vector<std::unique_ptr<Problem>> parts;
+    std::vector<const QaLayer*> part;
+    std::vector<int32_t> source;
+};
+
+// The layout of layout.py, written a second time from its description.
+void encode(Problem& p) {
+    QaLayer& l = p.layer;
+    const int taps = l.kernel_h * l.kernel_w, lanes = l.pair ? 2 : 4, bits = l.weight_bits;
+    p.codes.assign(static_cast<size_t>(l.groups) * l.panels * l.units * 32 * bits, 0);
+    for (int g = 0; g < l.groups; ++g)
+        for (int n = 0; n < l.panels * 16; ++n)
+            for (int k = 0; k < l.units * 16; ++k) {
+                const int tap = k / l.in_padded, c = k % l.in_padded;
+                int code = 0;
+                if (n < l.out_channels && tap < taps && c < l.in_channels)
+                    code = p.weight[((static_cast<size_t>(g) * l.out_channels + n) * l.in_channels + c) *
+                                        taps + tap];
+                const int within = k % 16, step = within / lanes;
+                const int position = (step * 16 + n % 16) * lanes + within % lanes;
+                const int v = position / 32, byte = position % 32;
+                uint8_t* unit = p.codes.data() +
+                                ((static_cast<size_t>(g) * l.panels + n / 16) * l.units + k / 16) * 32 * bits;
+                if (bits == 8) {
+                    unit[v * 32 + byte] = static_cast<uint8_t>(code);
+                    continue;
+                }
+                int value = code + (1 << (bits - 1));
+                for (int width = 4; width >= 1; width /= 2) {
+                    if (!(bits & width)) continue;
+                    const int per_byte = 8 / width;
+                    const int field = value & ((1 << width) - 1);
+                    unit[v / per_byte * 32 + byte] |= static_cast<uint8_t>(field << (v % per_byte * width));
+                    unit += 32 * width;
+                    value >>= width;
+                }
+            }
+}
+
+// Chunks of K that int16 accumulators survive: a unit of 4 steps is safe up to 5 bits, two up to 4.
+void cut(Problem& p, int widest) {
+    QaLayer& l = p.layer;
+    l.panels = (l.out_channels + 15) / 16;
+    for (int q = 0; q < l.groups * l.panels; ++q) {
+        for (int left = l.units; left > 0;) {
+            const int n = l.pair ? left : std::min(left, widest < 5 ? pick(1, 2) : 1);
+            p.chunks.push_back(static_cast<uint16_t>(n));
+            left -= n;
+        }
+        p.chunk_start.push_back(static_cast<int32_t>(p.chunks.size()));
+    }
+    l.chunk_start = p.chunk_start.data();
+    l.chunk_units = p.chunks.data();
+}
+
+// Codes and constants of all channels.
+void fill(Problem& p) {
+    QaLayer& l = p.layer;
+    const int taps = l.kernel_h * l.kernel_w, outs = l.groups * l.out_channels;
+    const int low = -(1 << (l.weight_bits - 1)), high = -low - 1;
+    p.weight.resize(static_cast<size_t>(outs) * l.in_channels * taps);
+    const int style = pick(0, 3);
+    for (int& w : p.weight) w = style == 0 ? low : style == 1 ? high : style == 2 ? (pick(0, 1) ? low : high) : pick(low, high);
+    p.sum.assign(outs, 0);
+    for (size_t i = 0; i < p.weight.size(); ++i)
+        p.sum[i / (static_cast<size_t>(l.in_channels) * taps)] += p.weight[i];
+    cut(p, l.weight_bits);
+    p.asymmetric = pick(0, 1);
+    p.biased = pick(0, 1);
+    for (int n = 0; n < outs; ++n) {
+        p.scale.push_back(0.01f * pick(1, 9));
+        p.bias.push_back(p.biased ? 0.1f * pick(-9, 9) : 0);
+        p.zero.push_back(p.asymmetric ? pick(low, high) : 0);
+    }
+    encode(p);
+    l.codes = p.codes.data();
+    l.weight_scale = p.scale.data();
+    l.weight_sum = p.sum.data();
+    l.weight_zero = p.asymmetric ? p.zero.data() : nullptr;
+    l.bias = p.biased ? p.bias.data() : nullptr;
+}
+
+// Makes a layer of parts of several widths, whose channels are in their own order or in any.
+void compose(Problem& p) {
+    QaLayer& l = p.layer;
+    const size_t depth = static_cast<size_t>(l.in_channels) * l.kernel_h * l.kernel_w;
+    l.out_channels = 0;
+    int widest = 0;
+    for (int i = pick(1, pick(0, 3) ? 3 : 12); i > 0; --i) {
+        p.parts.push_back(std::make_unique<Problem>());
+        Problem& q = *p.parts.back();
+        q.layer = l;
+        q.layer.weight_bits = pick(1, l.pair ? 8 : 5);
+        q.layer.out_channels = pick(1, 40);
+        fill(q);
+        widest = std::max(widest, q.layer.weight_bits);
+        p.part.push_back(&q.layer);
+        l.out_channels += q.layer.out_channels;
+        p.asymmetric |= q.asymmetric;
+        p.biased |= q.biased;
+    }
+    for (int n = 0; n < l.out_channels; ++n) p.source.push_back(n);
+    const int style = pick(0, 3);
+    if (style == 0) std::shuffle(p.source.begin(), p.source.end(), generator);
+    if (style > 1) {  // each part's channels in their order, spread among the others'
+        std::vector<int> whose, next;
+        for (size_t i = 0, first = 0; i < p.parts.size(); first += p.part[i++]->out_channels) {
+            whose.insert(whose.end(), p.part[i]->out_channels, static_cast<int>(i));
+            next.push_back(static_cast<int>(first));
+        }
+        std::shuffle(whose.begin(), whose.end(), generator);
+        for (int n = 0; n < l.out_channels; ++n) p.source[n] = next[whose[n]]++;
+    }
+    for (int g = 0; g < l.groups; ++g)
+        for (int n = 0; n < l.out_channels; ++n) {
+            int i = 0, row = p.source[n];
+            while (row >= p.part[i]->out_channels) row -= p.part[i++]->out_channels;
+            const Problem& q = *p.parts[i];
+            const size_t from = static_cast<size_t>(g) * q.layer.out_channels + row;
+            p.weight.insert(p.weight.end(), q.weight.begin() + from * depth, q.weight.begin() + (from + 1) * depth);
+            p.scale.push_back(q.scale[from]);
+            p.bias.push_back(q.bias[from]);
+            p.zero.push_back(q.zero[from]);
+        }
+    cut(p, widest);
+    l.parts = static_cast<int32_t>(p.part.size());
+    l.part = p.part.data();
+    l.source = p.source.data();
+}
+
+Problem random_problem() {
+    Problem p;
+    QaLayer& l = p.layer;
+    l.weight_bits = pick(1, 8);
+    const int act_bits = pick(1, 8);
+    l.act_max = (1 << act_bits) - 1;
+    l.groups = pick(0, 3) ? 1 : pick(2, 3);
+    l.out_channels = pick(1, 40);
+    l.in_channels = pick(1, pick(0, 3) ? 40 : 400);
+    l.kernel_h = pick(1, 3);
+    l.kernel_w = pick(1, 3);
+    if (pick(0, 2) == 0 || l.in_channels > 40) l.kernel_h = l.kernel_w = 1;
+    l.stride_h = pick(1, 3);
+    l.stride_w = pick(1, 3);
+    if (pick(0, 1)) l.stride_h = l.stride_w = 1;
+    l.pad_h = pick(0, 2);
+    l.pad_w = pick(0, 2);
+    l.dilation_h = pick(1, 2);
+    l.dilation_w = pick(1, 2);
+    l.in_padded = (l.in_channels + 3) / 4 * 4;
+    l.units = (l.in_padded * l.kernel_h * l.kernel_w + 15) / 16;
+    l.pair = l.weight_bits > 5 ? 1 : pick(0, 1);
+    for (int c = 0; c < l.groups * l.in_channels; ++c) p.mult.push_back(0.25f * pick(1, 8));
+    l.table_size = pick(1, 3);
+    for (int i = 0; i < l.table_size; ++i) {
+        p.table.push_back(0.05f * pick(1, 5));
+        p.table_zero.push_back(pick(0, l.act_max));
+    }
+    l.in_mult = pick(0, 2) ? nullptr : p.mult.data();
+    l.act_scale = p.table.data();
+    l.act_zero = p.table_zero.data();
+    if (pick(0, 1)) {
+        compose(p);
+    } else {
+        fill(p);
+    }
+    return p;
+}
+
+}  // namespace
+
+#endif
