@@ -4,21 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.graph import trace
 from quantarena.methods.core.layers import ActQuantizer
-from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.ranges import minmax_range
 from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.trajectory import Trajectory
 from quantarena.methods.dilate_quant import DilateQuant, dilate_layers
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.testing import check
 
-CALLS, ROWS, HELD = 4, 8, 4
+CALLS = 4
 
 
 class WideToNarrow(nn.Module):
@@ -55,38 +52,20 @@ def variant(**off):
     return type("Changed", (DilateQuant,), off)
 
 
-def error(method, network, bits):
-    """Relative error on other images, each point at its own call; nothing is distilled."""
-    network = network.eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(3)
-    sample = torch.randn(CALLS, ROWS + HELD, 4, 6, 6, generator=generator)
-    times = torch.arange(CALLS).float()
-    recorded = Trajectory(sample[:, :ROWS], times, {})
-    graph = trace(network, sample[0, :2], timestep=times[:1])
-    made = method().run(
-        MethodContext(network, graph, recorded, bits, UNIFORM, "paper", 0, Effort(32, 0))
-    )
-    step = torch.arange(CALLS).repeat_interleave(HELD)
-    points = Trajectory(sample[:, ROWS:], times, {}).pick(step, torch.arange(HELD).repeat(CALLS))
-    with torch.no_grad():
-        target = points.call(network)
-        return float((made.run(points) - target).square().mean() / target.square().mean())
-
-
-def test_dilation_beats_rtn_from_wide_to_narrow():
+def test_dilation_beats_rtn_from_wide_to_narrow(judged):
     network = WideToNarrow(0.15)
-    rtn = error(RoundToNearest, network, Bits(3, 8))
-    dilated = error(DilateQuant, network, Bits(3, 8))
-    plain = error(variant(dilation=False), network, Bits(3, 8))
+    rtn = judged(RoundToNearest, network, Bits(3, 8))[1]
+    dilated = judged(DilateQuant, network, Bits(3, 8))[1]
+    plain = judged(variant(dilation=False), network, Bits(3, 8))[1]
     assert rtn >= 2 * dilated
     assert plain >= 2 * dilated, "the gain is not dilation's"
 
 
-def test_ranges_by_step_beat_rtn_where_activations_grow():
+def test_ranges_by_step_beat_rtn_where_activations_grow(judged):
     network = Stepped(50.0)
-    rtn = error(RoundToNearest, network, Bits(8, 4))
-    banked = error(DilateQuant, network, Bits(8, 4))
-    shared = error(variant(per_step=False), network, Bits(8, 4))
+    rtn = judged(RoundToNearest, network, Bits(8, 4))[1]
+    banked = judged(DilateQuant, network, Bits(8, 4))[1]
+    shared = judged(variant(per_step=False), network, Bits(8, 4))[1]
     assert rtn >= 5 * banked
     assert shared >= 5 * banked, "the gain is not the bank's"
 

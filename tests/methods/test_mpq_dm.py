@@ -5,21 +5,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from quantarena.methods.api import Capabilities, Effort, MethodContext
+from quantarena.methods.api import Capabilities, Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.channel_widths import swapped_widths
-from quantarena.methods.core.graph import trace
 from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.policy import UNIFORM
 from quantarena.methods.core.quantizer import fake_quantize
 from quantarena.methods.core.ranges import minmax_range, mse_range
-from quantarena.methods.core.trajectory import Trajectory
 from quantarena.methods.core.weight_quantizer import Rounding, WeightQuantizer
 from quantarena.methods.mpq_dm import MpqDm, candidates, kurtosis, relation_loss, smooth_layers
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.testing import check
 
-CALLS, ROWS, HELD = 4, 8, 4
+CALLS = 4
 HEAVY = torch.arange(20) % 2 == 0
 
 
@@ -81,30 +78,11 @@ def variant(**off):
     return type("Changed", (MpqDm,), off)
 
 
-def made_and_error(method, network, bits):
-    """The model, and its relative error on other images; nothing is fine-tuned."""
-    network = network.eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(3)
-    sample = torch.randn(CALLS, ROWS + HELD, 4, 6, 6, generator=generator)
-    times = torch.arange(CALLS).float()
-    recorded = Trajectory(sample[:, :ROWS], times, {})
-    graph = trace(network, sample[0, :2], timestep=times[:1])
-    made = method().run(
-        MethodContext(network, graph, recorded, bits, UNIFORM, "paper", 0, Effort(32, 0))
-    )
-    step = torch.arange(CALLS).repeat_interleave(HELD)
-    points = Trajectory(sample[:, ROWS:], times, {}).pick(step, torch.arange(HELD).repeat(CALLS))
-    with torch.no_grad():
-        target = points.call(network)
-        gap = (made.run(points) - target).square().mean() / target.square().mean()
-    return made, float(gap)
-
-
-def test_widths_by_kurtosis_beat_rtn_where_tails_differ():
+def test_widths_by_kurtosis_beat_rtn_where_tails_differ(judged):
     network = Tails()
-    made, mixed = made_and_error(MpqDm, network, Bits(3, 8))
-    rtn = made_and_error(RoundToNearest, network, Bits(3, 8))[1]
-    equal = made_and_error(variant(mixed=False), network, Bits(3, 8))[1]
+    made, mixed = judged(MpqDm, network, Bits(3, 8))
+    rtn = judged(RoundToNearest, network, Bits(3, 8))[1]
+    equal = judged(variant(mixed=False), network, Bits(3, 8))[1]
     assert made.layers["middle"].parts[0].weight_quantizer.bit_map.tolist() == [4, 2] * 10
     assert rtn >= 2.5 * mixed
     assert equal >= 2.0 * mixed, "the gain is not the widths'"
@@ -114,11 +92,10 @@ def test_widths_by_kurtosis_beat_rtn_where_tails_differ():
     ("network", "off", "factor"),
     [(Imbalanced, {"smoothing": False}, 5.0), (Stepped, {"per_step": False}, 5.0)],
 )
-def test_activation_ideas_beat_rtn_where_their_structure_is(network, off, factor):
+def test_activation_ideas_beat_rtn_where_their_structure_is(judged, network, off, factor):
     network = network()
     rtn, ours, without = (
-        made_and_error(method, network, Bits(8, 4))[1]
-        for method in (RoundToNearest, MpqDm, variant(**off))
+        judged(method, network, Bits(8, 4))[1] for method in (RoundToNearest, MpqDm, variant(**off))
     )
     assert rtn >= factor * ours
     assert without >= factor * ours, f"the gain is not {off}'s"
