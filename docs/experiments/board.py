@@ -1,0 +1,110 @@
+"""A results folder as the tables of docs/results: values by method and bits, paired differences.
+
+Run as ``python docs/experiments/board.py results/quick``; it prints Markdown.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantarena.bench.compare import difference, paired_gaps, prompts_of
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.store import Store
+
+LPIPS, KID = "lpips/alex-v0.1", "kid/effnet-lite0"
+Table = list[Sequence[str]]
+
+
+def lines(table: Table) -> str:
+    """A Markdown table; its first row is the head."""
+    head, *body = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([head, "|" + "---|" * len(table[0]), *body])
+
+
+def number(row: Row | None, name: str) -> str:
+    """Value with its interval, or a dash."""
+    found = row.measurement(name) if row else None
+    if found is None or found.value is None:
+        return "-"
+    ends = "" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]"
+    return f"{found.value:.3g}{ends}"
+
+
+def by_bits(rows: Iterable[Row], name: str) -> str:
+    """One metric of seed 0: a line a method, a column a width."""
+    rows = [row for row in rows if row.cell.seed == 0]
+    widths = list(dict.fromkeys(r.cell.bits for r in rows if not r.cell.widths.is_fp))
+    found = {(r.cell.method, r.cell.bits): r for r in rows}
+    table: Table = [("method", *widths)]
+    for method in dict.fromkeys(r.cell.method for r in rows):
+        if method == "fp":
+            table.append(("fp", *[number(found["fp", "fp"], name)] * len(widths)))
+        else:
+            table.append((method, *[number(found.get((method, w)), name) for w in widths]))
+    return lines(table)
+
+
+def costs(rows: Iterable[Row], bits: str) -> str:
+    """What a method costs at one width: to make, in bytes, in time."""
+    table: Table = [("method", "core-s to quantize", "peak MB", "bytes", "speed-up [95 %]")]
+    for row in rows:
+        if row.cell.bits != bits or row.cell.seed or row.observed is None:
+            continue
+        busy, peak = row.calibration.get("core_seconds", 0.0), row.calibration.get("peak_bytes", 0)
+        share = row.observed.packed_bytes / row.observed.fp_bytes
+        time = row.latency
+        shown = f"{time.ratio:.2f} [{time.ratio_low:.2f}, {time.ratio_high:.2f}]" if time else "-"
+        table.append((row.cell.method, f"{busy:.1f}", f"{peak / 1e6:.0f}", f"{share:.1%}", shown))
+    return lines(table)
+
+
+def differences(folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[str]) -> str:
+    """LPIPS of each method minus a rival's, seeds together, a prompt one unit."""
+    here = {(r.cell.method, r.cell.seed): r for r in rows if r.cell.bits == bits}
+    table: Table = [("method", *[f"minus {name}" for name in rivals], "images", "seeds")]
+    for method in dict.fromkeys(name for name, _ in here):
+        cells, images, seeds = [], 0, 0
+        for rival in rivals:
+            pairs = [
+                (row, here[rival, seed])
+                for (name, seed), row in here.items()
+                if name == method and (rival, seed) in here
+            ]
+            if method == rival or not pairs:
+                cells.append("-")
+                continue
+            gap = np.concatenate([paired_gaps(folder, a, folder, b)[LPIPS] for a, b in pairs])
+            prompts = [unit for a, _ in pairs for unit in prompts_of(folder, a) or ()]
+            groups = tuple(prompts) if len(prompts) == gap.size else None
+            found = difference(LPIPS, gap, pairs[0][0], groups)
+            cells.append(f"{found.mean:+.4f} [{found.low or 0:+.4f}, {found.high or 0:+.4f}]")
+            images, seeds = gap.size, len(pairs)
+        table.append((method, *cells, str(images), str(seeds)))
+    return lines(table)
+
+
+def main() -> None:
+    """Print the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bits", default="w4a4", help="of the differences and costs")
+    args = parser.parse_args()
+    store = Store(args.folder)
+    planned = store.read_planned()
+    order = {cell.key: place for place, cell in enumerate(planned.cells if planned else ())}
+    done = [row for row in store.rows() if row.status is Status.OK]
+    done.sort(key=lambda row: order.get(row.key, len(order)))
+    for workload in dict.fromkeys(row.cell.workload for row in done):
+        rows = [row for row in done if row.cell.workload == workload]
+        print(f"## {workload}\n")
+        print(f"LPIPS to full precision, lower is better:\n\n{by_bits(rows, LPIPS)}\n")
+        print(f"KID x1e-3 to real images, lower is better:\n\n{by_bits(rows, KID)}\n")
+        print(f"Cost at {args.bits}:\n\n{costs(rows, args.bits)}\n")
+        table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"))
+        print(f"LPIPS at {args.bits}, paired differences, below zero is better:\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()
