@@ -42,7 +42,7 @@ from quantarena.bench.cli_request import (
 )
 from quantarena.bench.console import Reporter
 from quantarena.bench.errors import UserError
-from quantarena.bench.plan import Plan, make_plan, minutes, plan_lines
+from quantarena.bench.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.runner import Options, Run, counts, counts_line
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import Cell
@@ -84,7 +84,12 @@ def plan(
         + (f"/seed{cell.seed}" if cell.seed else "")
         for cell in made.cells
     ]
-    emit(_as_json(made, request), [*plan_lines(made, request.folder), *cells], as_json=as_json)
+    beyond = presets.larger(preset) if choice == presets.Choice() else None
+    lines = plan_lines(made, request.folder)
+    if beyond:
+        known = (*store.rows(), *_history(request))
+        lines.append(next_line(_sized(request, beyond, known)))
+    emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
 
 
 def run(
@@ -193,6 +198,12 @@ def _plan(request: Request, rows: tuple[Row, ...]) -> Plan:
         executor=request.executor,
         workers=request.workers,
     )
+
+
+def _sized(request: Request, preset: str, known: tuple[Row, ...]) -> Plan:
+    """Another preset as it would run here, whatever is done of it."""
+    grid = presets.preset(preset).grid
+    return make_plan(grid, (), history=known, executor=request.executor, workers=request.workers)
 
 
 def _history(request: Request) -> tuple[Row, ...]:

@@ -162,6 +162,16 @@ def plan_lines(plan: Plan, folder: Path) -> list[str]:
     return lines
 
 
+def next_line(plan: Plan) -> str:
+    """What the next larger preset would take, in one line."""
+    grid, budget = plan.grid, plan.grid.budget
+    return (
+        f"  next is {grid.name}: {len(plan.cells)} cells, {budget.images} images, "
+        f"{budget.calibration_samples} points, {budget.iterations} iterations, "
+        f"{len(grid.seeds)} seeds, about {minutes(plan.seconds)}"
+    )
+
+
 def minutes(seconds: float) -> str:
     """A duration in words: ``40 s``, ``3 min``, ``2 h 10 min``."""
     if seconds < 90:

@@ -130,6 +130,12 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def larger(name: str) -> str | None:
+    """The preset after this one in size; None after the largest."""
+    names = [*PRESETS, None]
+    return names[names.index(name) + 1]
+
+
 def choose(grid: Grid, choice: Choice) -> Grid:
     """The grid with the options applied.
 
