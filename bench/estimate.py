@@ -34,13 +34,13 @@ _WORK: dict[str, Callable[[Cell], float]] = {
 }
 _DEFAULT_RATE = {
     SHARED: 0.009,
-    "quantize": 0.15,
+    "quantize": 0.08,
     "pack": 1.0,
     "parity": 2.0,
-    "sample": 0.012,
-    "score": 0.08,
-    "other": 5.0,
-    ALONE: 0.25,
+    "sample": 0.006,
+    "score": 0.03,
+    "other": 2.0,
+    ALONE: 0.29,
 }
 """Seconds a unit on one core of an ordinary server, guidance included."""
 

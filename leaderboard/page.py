@@ -33,6 +33,10 @@ from quantarena.leaderboard.tables import (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_COLUMNS = 3
+"""Metrics of fidelity in the table; with more, speed and size would be off the page."""
+IN_RECORDS = ("latent-mse", "ssim")
+"""Which of them stand in the cell's record alone when there are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,7 @@ def _view(
         title=title,
         ranking=ranking,
         entries=entries,
-        fidelity=metrics_of(entries, FIDELITY),
+        fidelity=_columns(metrics_of(entries, FIDELITY)),
         quality=quality,
         uncomputed=tuple(m for m in asked if m not in quality),
         places={figure.name: quality_places(entries, figure.name) for figure in quality},
@@ -246,3 +250,11 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= wording.FILTERS
     return environment
+
+
+def _columns(found: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    kept = list(found)
+    for name in IN_RECORDS:
+        if len(kept) > MOST_COLUMNS:
+            kept = [m for m in kept if m.name.split("/")[0] != name]
+    return tuple(kept)

@@ -46,7 +46,7 @@ class DilateQuant(Method):
     """
 
     info = MethodInfo(
-        title="DilateQuant (reimplementation)",
+        title="DilateQuant",
         venue="ACM MM 2025",
         paper="arXiv:2409.14307",
         summary="weights dilated at no change of range, ranges by step, blocks distilled as in QAT",
@@ -57,8 +57,8 @@ class DilateQuant(Method):
             "booktitle={ACM Multimedia}, year={2025}}"
         ),
         deviations=(
-            "no official code was found: choices that restatements of the paper leave open are "
-            "options, listed in docs/methods/dilate_quant.md",
+            "a reimplementation, no official code was found: choices that restatements of the "
+            "paper leave open are options, listed in docs/methods/dilate_quant.md",
             "the inverse factor is applied in the quantize step of every layer, also where it "
             "could fold into a norm: each layer has a factor of its own",
             "learning rates are relative to the scales (restated: 1e-4 and 1e-2, absolute), and "

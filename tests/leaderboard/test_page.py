@@ -10,7 +10,7 @@ from quantarena.leaderboard.entries import board_entries
 from quantarena.leaderboard.gallery import make_galleries
 from quantarena.leaderboard.hardware import machines
 from quantarena.leaderboard.load import by_board, load_rows
-from quantarena.leaderboard.page import render
+from quantarena.leaderboard.page import _columns, render
 
 VOID = {"meta", "link", "input", "br", "wbr", "img", "hr"}
 
@@ -236,3 +236,11 @@ def test_an_interval_that_reaches_into_the_rounding_of_full_precision_is_a_tie(
     path.write_text(json.dumps(document))
     text, _ = page(tmp_path, planned)
     assert ("tied with FP" in text) == said
+
+
+def test_the_table_keeps_room_for_speed_and_size():
+    names = ("lpips/alex-v0.1", "psnr", "ssim", "noise-sqnr", "latent-mse")
+    found = [Measurement(name, 1.0) for name in names]
+    assert [m.name for m in _columns(found)] == ["lpips/alex-v0.1", "psnr", "noise-sqnr"]
+    assert [m.name for m in _columns(found[:3])] == list(names[:3])
+    assert [m.name for m in _columns(found[1:])] == ["psnr", "ssim", "noise-sqnr"]
