@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from quantarena.methods import registry
 from quantarena.methods import testing_networks as networks
 
 torch.set_num_threads(1)
@@ -13,6 +14,17 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_plugins():
+    """Plug-ins that a test loads end with it; the built-in methods, imported once, stay."""
+    yield
+    for name, found in list(registry._entries.items()):
+        found[:] = [entry for entry in found if not entry.origin.startswith("plugin")]
+        if not found:
+            del registry._entries[name]
+    registry._loaded.intersection_update({"packages"})
 
 
 @pytest.fixture(scope="session")

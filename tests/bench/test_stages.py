@@ -10,7 +10,6 @@ import pytest
 from quantarena.bench import shared, stages, stations
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
-from quantarena.methods import registry
 from quantarena.methods.rtn import RoundToNearest
 
 BUDGET = Budget(
@@ -41,10 +40,8 @@ def row(cell, paths):
 
 
 @pytest.fixture
-def plugin(tmp_path, monkeypatch):
+def plugin(tmp_path):
     """A plug-in file with one method whose quantize is the given statement."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
 
     def write(body):
         file = tmp_path / "mine.py"

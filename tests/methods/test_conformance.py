@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quantarena.methods import registry, testing
+from quantarena.methods import testing
 from quantarena.methods.api import Effort
 from quantarena.methods.core.errors import UnknownName
 from quantarena.methods.registry import entry
@@ -33,9 +33,7 @@ class Mine(Method):
 """
 
 
-def run(tmp_path, monkeypatch, text, name="mine"):
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
+def run(tmp_path, text, name="mine"):
     file = tmp_path / "mine.py"
     file.write_text(text)
     return check(name, [file], effort=Effort(8, 1))
@@ -65,8 +63,8 @@ def test_builtins_conform(name):
     assert all(r.detail for r in results)
 
 
-def test_a_plugin_in_one_file_conforms(tmp_path, monkeypatch):
-    assert failures(run(tmp_path, monkeypatch, HEAD + "        return model\n")) == {}
+def test_a_plugin_in_one_file_conforms(tmp_path):
+    assert failures(run(tmp_path, HEAD + "        return model\n")) == {}
 
 
 @pytest.mark.parametrize(
@@ -114,20 +112,20 @@ def test_a_plugin_in_one_file_conforms(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_each_check_can_fail(only_transformer, tmp_path, monkeypatch, body, check_name, message):
-    found = failures(run(tmp_path, monkeypatch, f"{HEAD}        {body}\n"))
+def test_each_check_can_fail(only_transformer, tmp_path, body, check_name, message):
+    found = failures(run(tmp_path, f"{HEAD}        {body}\n"))
     assert message in found[(check_name, "transformer")]
 
 
-def test_unsupported_must_be_said(only_transformer, tmp_path, monkeypatch):
+def test_unsupported_must_be_said(only_transformer, tmp_path):
     text = HEAD + "        return model\n\n    def check(self, bits, variant):\n        pass\n"
-    found = failures(run(tmp_path, monkeypatch, text))
+    found = failures(run(tmp_path, text))
     assert "was accepted" in found[("unsupported said so", "-")]
 
 
-def test_a_class_that_is_not_complete(tmp_path, monkeypatch):
+def test_a_class_that_is_not_complete(tmp_path):
     text = HEAD.partition("    def quantize")[0]
-    results = run(tmp_path, monkeypatch, text)
+    results = run(tmp_path, text)
     assert len(results) == 1
     assert "abstract" in results[0].detail
 

@@ -29,14 +29,7 @@ class Mine(Method):
 
 
 @pytest.fixture
-def fresh(monkeypatch):
-    """The registry as a new process finds it, given back afterwards."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
-
-
-@pytest.fixture
-def write(tmp_path, fresh):
+def write(tmp_path):
     def write(text, name="mine.py"):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)

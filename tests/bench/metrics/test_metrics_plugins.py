@@ -1,10 +1,13 @@
 """Metric plug-ins: the documented example, and what goes wrong with others."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import plugins
@@ -112,3 +115,39 @@ def test_an_installed_package(monkeypatch, photos):
 
     monkeypatch.setattr(plugins, "entry_points", lambda group: [Point()])
     assert plugin_metrics(photos[:3], ())[0][0].value == 2
+
+
+PREFERENCE = PAGE.parent / "plugins" / "preference.py"
+
+
+def test_preference_models_score_each_image_with_its_prompt(given, photos, monkeypatch):
+    given(PREFERENCE.read_text())
+    brightness = photos[:4].float().mean((1, 2, 3)).numpy()
+    words = ("one", "three", "a house", "seven")
+
+    def seen(prompt, picture):
+        assert isinstance(picture, Image.Image)
+        return len(prompt) + float(np.asarray(picture, np.float64).mean())
+
+    reward = SimpleNamespace(score=seen)
+    asked = []
+    load = SimpleNamespace(load=lambda name: asked.append(name) or reward)
+    hps = SimpleNamespace(score=lambda image, prompt, hps_version: [seen(prompt, image)])
+    monkeypatch.setitem(sys.modules, "ImageReward", load)
+    monkeypatch.setitem(sys.modules, "hpsv2", hps)
+    _, values = plugin_metrics(photos[:4], words)
+    want = brightness + np.array([3, 5, 7, 5])
+    np.testing.assert_allclose(values["imagereward/v1.0"], want, rtol=1e-5)
+    np.testing.assert_allclose(values["hps/v2.1"], want, rtol=1e-5)
+    assert asked == ["ImageReward-v1.0"]
+
+
+def test_preference_models_that_are_not_installed_say_what_to_install(given, photos, monkeypatch):
+    given(PREFERENCE.read_text())
+    for name in ("ImageReward", "hpsv2"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found, values = plugin_metrics(photos[:2], ("a", "b"))
+    assert not values
+    reasons = " ".join(m.reason for m in found)
+    assert "pip install image-reward" in reasons
+    assert "pip install hpsv2" in reasons
