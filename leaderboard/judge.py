@@ -34,7 +34,8 @@ class ScoreTable:
         metric: name of the measurement.
         higher_is_better: its direction.
         contestants: row names of ``values``.
-        units: column names: a prompt and seed each.
+        units: of each column what a bootstrap resamples: its prompt, the same name for all images
+            of a prompt; or its seed and image where there are no prompts.
         values: (N, U) scores, NaN where a contestant has no such image.
         floor: scores of full precision in another number format against itself.
     """

@@ -43,7 +43,7 @@ class Standing:
         mean_rank: mean place over all prompts from the full table, an independent check.
         bradley_terry: log strength of a batch fit of the same votes, another check.
         votes: votes it took part in.
-        units: prompts it has scores for.
+        units: prompts it has scores for, or images where there are none.
     """
 
     contestant: str
@@ -77,7 +77,7 @@ class BoardRanking:
         size: K of the votes.
         votes: votes cast.
         views: images looked at in them.
-        units: prompts.
+        units: prompts, or images where there are none.
         standings: ranked contestants.
         unranked: why other contestants have no rank.
     """
@@ -160,7 +160,7 @@ def rank_board(
         size=min(size, max(len(table.contestants), 1)),
         votes=len(votes),
         views=sum(len(vote.contestants) for vote in votes),
-        units=len(table.units),
+        units=len(set(table.units)),
         standings=_standings(table, votes, margin, seed),
         unranked=unranked,
     )
@@ -203,7 +203,7 @@ def _standings(
                 mean_rank=float(ranks[number]),
                 bradley_terry=float(strength[number]),
                 votes=int(cast[number]),
-                units=int(np.sum(~np.isnan(table.values[number]))),
+                units=len(set(np.array(table.units)[~np.isnan(table.values[number])])),
             )
         )
     return tuple(standings)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantarena.bench.compare import UNITS
 from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.judge import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.load import FLOOR_PREFIX, FP_METHOD, contestant, load_scores
@@ -35,11 +36,15 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
     if metric is None or not found:
         return None, unranked
     length: dict[int, int] = {}
+    prompts: dict[int, Floats] = {}
     for seeds in found.values():
         for seed, scores in seeds.items():
             length[seed] = max(length.get(seed, 0), len(scores.get(metric, ())))
+            prompts.setdefault(seed, scores.get(UNITS, np.empty(0)))
     units = tuple(
-        f"s{seed}/i{image:04d}" for seed in sorted(length) for image in range(length[seed])
+        _unit(seed, image, prompts[seed])
+        for seed in sorted(length)
+        for image in range(length[seed])
     )
     names = tuple(sorted(found))
     values = np.vstack([_joined(found[name], metric, length) for name in names])
@@ -48,6 +53,13 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
     floor = _joined(floors, FLOOR_PREFIX + metric, length)
     higher = FAMILIES[metric.split("/")[0]]
     return ScoreTable(metric, higher, names, units, values, floor), unranked
+
+
+def _unit(seed: int, image: int, prompts: Floats) -> str:
+    """What an image is evidence of: its prompt, which other images and seeds may share."""
+    if image < len(prompts):
+        return f"p{int(prompts[image]):04d}"
+    return f"s{seed}/i{image:04d}"
 
 
 def _has(seeds: Mapping[int, Mapping[str, Floats]], metric: str | None) -> bool:

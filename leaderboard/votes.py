@@ -15,8 +15,8 @@ class Vote:
     """A K-wise comparison with ties.
 
     Attributes:
-        unit: prompt and seed that all compared images share, such as ``s0/i0007``; the unit of
-            evidence, hence what a bootstrap resamples.
+        unit: what all compared images show, such as ``p0007`` or, without prompts, ``s0/i0007``;
+            the unit of evidence, hence what a bootstrap resamples.
         contestants: who was compared, in the order shown.
         tiers: the same names, best tier first; names in one tier are tied.
         judge: who voted, such as ``lpips/alex-v0.1``.

@@ -31,8 +31,8 @@ from quantarena.methods.core.tdac import TDAC
 from quantarena.methods.registry import register
 
 PAPER_ITERATIONS = 5_000
-PAPER_BATCH, SMALL_BATCH = 32, 8
-"""Points an iteration; the small batch where a block has few iterations."""
+PAPER_BATCH = 32
+"""Points an iteration."""
 GAMMA = 0.8
 MIX = DROP = 0.5
 DIVERSITY_WEIGHT = 1.2
@@ -96,6 +96,7 @@ class EDADM(Method):
     joint = True
     split_shortcuts = True
     radius: float | None = None
+    small_batch = 8
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Draw points, find ranges, reconstruct."""
@@ -150,7 +151,7 @@ class EDADM(Method):
         return Schedule(
             count,
             groups,
-            batch=SMALL_BATCH if count <= FEW_ITERATIONS else PAPER_BATCH,
+            batch=self.small_batch if count <= FEW_ITERATIONS else PAPER_BATCH,
             rounding=RoundingTerm(strength=strength),
             layers=GAMMA if self.layer_terms else 0.0,
             mix=MIX if self.mixing else 0.0,

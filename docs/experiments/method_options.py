@@ -38,12 +38,13 @@ from quantarena.methods.registry import entry
 
 
 def heldout(ground: Ground, count: int = 256) -> CalibrationSet:
-    """Points of the evaluation images' full-precision trajectories, eight of them."""
+    """Points of the evaluation images' full-precision trajectories, eight of them; all if fewer."""
     loaded = ground.loaded
     few = Ground(ground.info, loaded, ground.seed, Budget(images=8, batch=8))
     with recording(loaded.denoiser, loaded.pipe.scheduler) as done:
         draw_images(loaded, ground.info, few.draw(), lambda *_: None)
-    return UniformStride(count).draw(done(), 0)
+    recorded = done()
+    return UniformStride(min(count, recorded.calls * recorded.rows)).draw(recorded, 0)
 
 
 def options(text: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from quantarena.bench.compare import UNITS
 from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.load import BoardId, contestant, load_rows, load_scores
 from quantarena.leaderboard.ranking import rank_results, write_ranking
@@ -111,6 +112,22 @@ def test_seeds_are_more_prompts_of_one_contestant(tmp_path, make_results, make_g
     assert len(found.standings) == 9
     assert found.units == 24
     assert all(s.units == 24 for s in found.standings)
+
+
+def test_images_of_one_prompt_are_one_unit_of_evidence(tmp_path, make_results, make_grid):
+    plan = dataclasses.replace(make_grid(images=8), seeds=(0, 1, 2))
+    make_results(tmp_path, plan=plan, pictures=False, broken=False)
+    alone = rank_results(tmp_path).boards[0]
+    for path in (tmp_path / "scores").glob("*.npz"):
+        with np.load(path) as archive:
+            scores = dict(archive)
+        np.savez(path, **scores, **{UNITS: np.array([3, 3, 3, 3, 5, 5, 5, 5.0])})
+    found = rank_results(tmp_path).boards[0]
+    assert (alone.units, found.units) == (24, 2)
+    assert found.votes == alone.votes
+    assert all(s.units == 2 for s in found.standings)
+    assert all(s.best_rank == 1 for s in found.standings), "two prompts prove nothing"
+    assert any(s.best_rank > 1 for s in alone.standings)
 
 
 def test_policies_variants_and_budgets_are_never_mixed(tmp_path, make_results, make_grid):
