@@ -95,6 +95,7 @@ def measure(
     images: int,
     steps: int,
     rounds: int,
+    setting: str = "",
     progress: Progress | None = None,
 ) -> Latency:
     """Time one denoiser call.
@@ -107,9 +108,10 @@ def measure(
         images: images that this batch makes.
         steps: sampler steps of an image.
         rounds: timed rounds, at least 20; the two networks take turns within each.
+        setting: full precision's, where it is known to be its fastest; else found first.
         progress: called with (rounds done, rounds).
     """
-    setting = fastest_full_precision(original, points)
+    setting = setting or fastest_full_precision(original, points)
     baseline = full_precision_settings(original)[setting]
     test = baseline if backend == "fp32" else model
     fp_times: list[float] = []

@@ -35,6 +35,8 @@ from quantarena.methods.registry import Entry, entry
 PARITY_POINTS = 4
 SHOWN_PROMPTS = 64
 """Conditions that a row repeats, for captions of its gallery."""
+_fp_setting: dict[str, str] = {}
+"""Full precision's fastest setting, by what cells share, as found in this process."""
 TIMING_THREADS = 1
 """One thread: the same on every machine, and the steadiest where other processes live."""
 
@@ -213,8 +215,10 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
             images=cell.budget.batch,
             steps=recorded.calls,
             rounds=cell.budget.latency_rounds,
+            setting=_fp_setting.get(cell.shared_key, ""),
             progress=lambda done, total: progress("time", done, total),
         )
+    _fp_setting[cell.shared_key] = latency.fp_setting
     return replace(row, latency=latency)
 
 

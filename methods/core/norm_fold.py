@@ -52,6 +52,7 @@ def fold_norm(
     zero_point: Tensor,
     *,
     fractional: bool = False,
+    codes: int | None = None,
 ) -> Folded:
     """Fold into a LayerNorm's own weight and bias.
 
@@ -62,11 +63,13 @@ def fold_norm(
         scale: s, (K,), positive.
         zero_point: z, (K,), integers.
         fractional: keep the mean zero point unrounded, as the released code does.
+        codes: keep z~ in [0, codes - 1], where kernels want it; any integer z~ is exact, so z may
+            lie outside. None takes the rounded mean as it is.
 
     Raises:
         ValueError: shapes or values that do not fit.
     """
-    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional)
+    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional, codes)
     gamma = torch.ones_like(scale) if norm is None else norm.weight
     if gamma.shape != scale.shape:
         raise ValueError(f"a norm of {tuple(gamma.shape)} and a scale of {tuple(scale.shape)}")
@@ -85,6 +88,7 @@ def fold_adaln(
     zero_point: Tensor,
     *,
     fractional: bool = False,
+    codes: int | None = None,
 ) -> Folded:
     """Fold into the linear that makes shift and gain of ``LayerNorm(x) * (1 + gain) + shift``.
 
@@ -101,11 +105,12 @@ def fold_adaln(
         scale: s, (K,), positive.
         zero_point: z, (K,), integers.
         fractional: as in ``fold_norm``.
+        codes: as in ``fold_norm``.
 
     Raises:
         ValueError: shapes or values that do not fit.
     """
-    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional)
+    ratio, offset, layer_scale, layer_zero = _ratios(scale, zero_point, fractional, codes)
     weight = modulation.weight.clone()
     bias = modulation.bias
     bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.clone()
@@ -123,7 +128,7 @@ def fold_adaln(
 
 
 def _ratios(
-    scale: Tensor, zero_point: Tensor, fractional: bool
+    scale: Tensor, zero_point: Tensor, fractional: bool, codes: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``r1``, ``r2``, ``s~`` and ``z~``."""
     if scale.dim() != 1 or scale.shape != zero_point.shape or not len(scale):
@@ -137,6 +142,8 @@ def _ratios(
     layer_scale, layer_zero = scale.mean(), zero_point.mean()
     if not fractional:
         layer_zero = layer_zero.round()
+        if codes is not None:
+            layer_zero = layer_zero.clamp(0, codes - 1)
     return scale / layer_scale, zero_point - layer_zero, layer_scale, layer_zero
 
 

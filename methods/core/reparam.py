@@ -80,23 +80,30 @@ def fold_into_producer(
     return weight / rows, None if bias is None else bias / factor
 
 
-def smooth(act_absmax: Tensor, *weights: Tensor, alpha: float = 0.5) -> Scaled:
+def smooth(
+    act_absmax: Tensor, *weights: Tensor, alpha: float = 0.5, beta: float | None = None
+) -> Scaled:
     """Move part of the activation's range into the weights.
 
-    SmoothQuant (Xiao et al., ICML 2023, Eq. 4): ``s_k = max|X_k|**alpha / max|W_k|**(1 - alpha)``;
-    MPQ-DM's pre-scaling is alpha = 0.5. Channels that are all zero, in the activation or in the
-    weights, keep factor 1.
+    SmoothQuant (Xiao et al., ICML 2023, Eq. 4): ``s_k = max|X_k|**alpha / max|W_k|**beta`` with
+    ``beta = 1 - alpha``; MPQ-DM's pre-scaling is alpha = 0.5, SVDQuant also tries beta = 0.
+    Channels that are all zero, in the activation or in the weights, keep factor 1.
 
     Args:
         act_absmax: largest magnitude of each input channel over the calibration set, (K,).
         weights: all consumers of this input, each (O, K, ...); they share the factor.
         alpha: 1 levels the activation, 0 the weights.
+        beta: exponent of the weights; None for ``1 - alpha``.
 
     Raises:
-        ValueError: no weight, shapes that do not fit, alpha outside [0, 1], or values not finite.
+        ValueError: no weight, shapes that do not fit, exponents outside [0, 1], or values not
+            finite.
     """
-    if not weights or not 0 <= alpha <= 1:
-        raise ValueError(f"smoothing needs a weight and alpha in [0, 1], got alpha {alpha}")
+    beta = 1 - alpha if beta is None else beta
+    if not weights or not 0 <= alpha <= 1 or not 0 <= beta <= 1:
+        raise ValueError(
+            f"smoothing needs a weight and exponents in [0, 1], got alpha {alpha}, beta {beta}"
+        )
     for weight in weights:
         scale_input(weight, act_absmax)  # refuses shapes that do not fit
     weight_absmax = torch.stack([_channel_rows(w).abs().amax(dim=(0, 2)) for w in weights]).amax(0)
@@ -105,7 +112,7 @@ def smooth(act_absmax: Tensor, *weights: Tensor, alpha: float = 0.5) -> Scaled:
     live = (act_absmax > 0) & (weight_absmax > 0)
     one = torch.ones_like(act_absmax)
     top, bottom = torch.where(live, act_absmax, one), torch.where(live, weight_absmax, one)
-    factor = top.pow(alpha) / bottom.pow(1 - alpha)
+    factor = top.pow(alpha) / bottom.pow(beta)
     return Scaled(tuple(scale_input(w, factor) for w in weights), factor)
 
 

@@ -51,6 +51,16 @@ def test_measure_sees_which_is_faster():
     assert ticks[-1] == (23, 23)
 
 
+def test_a_known_setting_is_not_searched_again():
+    original = Sleeper(0.0)
+    found = measure(
+        Sleeper(0.0), original, POINTS, backend="packed", images=1, steps=1, rounds=20,
+        setting="fp32 eager",
+    )  # fmt: skip
+    assert found.fp_setting == "fp32 eager"
+    assert original.calls == 23
+
+
 def test_full_precision_is_measured_against_itself():
     never = Sleeper(0.0)
     found = measure(never, Sleeper(0.002), POINTS, backend="fp32", images=1, steps=1, rounds=20)

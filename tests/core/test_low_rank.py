@@ -27,7 +27,7 @@ def planted(rows=24, columns=32, rank=3):
 def output_error(weight):
     x = torch.randn(64, weight.shape[1], generator=torch.Generator().manual_seed(5))
     target = x @ weight.detach().t()
-    return lambda other: float((x @ other.t() - target).square().mean())
+    return lambda low, rest: float((x @ (low + rest).t() - target).square().mean())
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (6, 4, 3, 3)])
@@ -64,7 +64,7 @@ def test_errors_fall_until_the_first_increase():
     assert all(b < a for a, b in pairwise(falling))
     assert last >= falling[-1]
     error = output_error(weight)
-    assert error(found.weight + quantize(weight - found.weight)) == min(found.errors)
+    assert error(found.weight, quantize(weight - found.weight)) == min(found.errors)
 
 
 def test_one_round_is_the_plain_decomposition():
@@ -78,7 +78,7 @@ def test_rank_0_is_plain_quantization_and_full_rank_is_floating_point():
     weight = planted()
     error = output_error(weight)
     none = refine_branch(weight, 0, quantize, error)
-    assert none.errors[0] == error(quantize(weight))
+    assert none.errors[0] == error(none.weight, quantize(weight))
     assert none.weight.abs().max() == 0
     full = refine_branch(weight, 24, quantize, error)
     assert min(full.errors) <= 1e-9 * none.errors[0]
@@ -87,7 +87,7 @@ def test_rank_0_is_plain_quantization_and_full_rank_is_floating_point():
 def test_a_branch_pays_where_few_directions_are_strong():
     weight = planted()
     error = output_error(weight)
-    plain = error(quantize(weight))
+    plain = error(torch.zeros_like(weight), quantize(weight))
     assert plain >= 10 * min(refine_branch(weight, 4, quantize, error).errors)
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_factored_is_refused():
     with pytest.raises(ValueError, match="finite"):
         svd_branch(torch.tensor([[1.0, torch.nan]]), 1)
     with pytest.raises(ValueError, match="at least 1"):
-        refine_branch(torch.randn(3, 3), 1, quantize, lambda w: 0.0, rounds=0)
+        refine_branch(torch.randn(3, 3), 1, quantize, lambda low, rest: 0.0, rounds=0)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 24])
