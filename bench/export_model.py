@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.files import make_shareable
 from quantarena.bench.model_card import card
 from quantarena.bench.shared import Ground
 from quantarena.bench.workloads.pipeline import (
@@ -226,6 +227,8 @@ def _fill(
     files = sorted(f for f in work.rglob("*") if f.is_file() and f.name != "README.md")
     manifest = {str(f.relative_to(work)): {"sha256": file_sha256(f)} for f in files}
     (work / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
+    for file in files:
+        make_shareable(file)
     return document
 
 

@@ -49,14 +49,18 @@ def write_atomic(path: Path, text: str) -> None:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            # mkstemp makes files private; results are meant to be shared.
-            os.chmod(name, 0o666 & ~_umask())
+            make_shareable(Path(name))
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
         _sync_folder(path.parent)
+
+
+def make_shareable(file: Path) -> None:
+    """Give a file the mode of an ordinary new one: mkstemp and safetensors make theirs private."""
+    file.chmod(0o666 & ~_umask())
 
 
 def ensure_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ BUILTIN = {
     "eda_dm": "quantarena.methods.eda_dm",
     "dilate_quant": "quantarena.methods.dilate_quant",
     "mpq_dm": "quantarena.methods.mpq_dm",
+    "repquant": "quantarena.methods.repquant",
 }
 M = TypeVar("M", bound=type[Method])
 

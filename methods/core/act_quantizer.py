@@ -32,7 +32,7 @@ class ActQuantizer(nn.Module):
         zero_point: same shape.
         steps: entries of the bank; 0 where there is none.
         axis: along which slices have groups; None where there are none.
-        ids: group of each slice, (slices,) int64.
+        ids: group of each slice, (slices,) int64; (S, slices) int16 where it differs by call.
     """
 
     scale: nn.Parameter
@@ -69,7 +69,7 @@ class ActQuantizer(nn.Module):
 
         Args:
             axis: 1 for channels of an image or heads, -1 for channels of tokens, -2 for tokens.
-            ids: group of each slice, (slices,).
+            ids: group of each slice, (slices,); or (S, slices), for each sampler call its own.
             scale: (G,), or (S, G) with one row for each sampler call.
             zero_point: same shape.
 
@@ -80,8 +80,11 @@ class ActQuantizer(nn.Module):
             raise ValueError(f"groups along axis {axis} are (groups,) or (steps, groups)")
         if int(ids.min()) < 0 or int(ids.max()) >= scale.shape[-1]:
             raise ValueError(f"group {int(ids.max())} of {scale.shape[-1]}")
-        self.axis, self.ids = axis, ids.long()
         self.steps = scale.shape[0] if scale.dim() == 2 else 0
+        if ids.dim() == 2 and len(ids) != self.steps:
+            raise ValueError(f"groups of {len(ids)} sampler calls, ranges of {self.steps}")
+        # a table of groups is as long as an image has pixels at each call: bytes count
+        self.axis, self.ids = axis, ids.long() if ids.dim() == 1 else ids.to(torch.int16)
         self._take(scale, zero_point)
 
     def at(self, x: Tensor) -> QuantParams:
@@ -102,13 +105,18 @@ class ActQuantizer(nn.Module):
             if isinstance(index, Tensor):
                 shape[0] = x.shape[0]
         if self.axis is not None and self.ids is not None:
-            if x.shape[self.axis] != len(self.ids):
+            slices = self.ids.shape[-1]
+            if x.shape[self.axis] != slices:
                 raise ValueError(
                     f"{x.shape[self.axis]} slices along axis {self.axis}, calibrated for "
-                    f"{len(self.ids)}: another image size or token count needs a new calibration"
+                    f"{slices}: another image size or token count needs a new calibration"
                 )
-            scale, zero = scale[..., self.ids], zero[..., self.ids]
-            shape[self.axis] = len(self.ids)
+            if self.ids.dim() == 2:
+                ids = self.ids[index].long()
+                scale, zero = (v.take_along_dim(ids, -1) for v in (scale, zero))
+            else:
+                scale, zero = scale[..., self.ids], zero[..., self.ids]
+            shape[self.axis] = slices
         return QuantParams(scale.reshape(shape), zero.reshape(shape), self.bits)
 
     def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:

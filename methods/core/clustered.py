@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.candidates import as_rows
+from quantarena.methods.core.kmeans import kmeans
 from quantarena.methods.core.quantizer import QuantParams, affine_params
-
-_RESTARTS = 4
-_ITERATIONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,41 +57,6 @@ def spread_axis(x: Tensor) -> int:
     return -1 if spread[-1] > spread[-2] else -2
 
 
-def _seeds(points: Tensor, weights: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """k-means++ centres (groups, 2): each drawn by its squared distance to those before."""
-    chance, chosen = weights, []
-    nearest = torch.full_like(weights, torch.inf)
-    for _ in range(groups):
-        pick = points[torch.multinomial(chance, 1, generator=generator)]
-        chosen.append(pick)
-        nearest = torch.minimum(nearest, (points - pick).square().sum(1))
-        chance = weights * nearest
-        if not bool(chance.sum() > 0):
-            break
-    return torch.cat(chosen)
-
-
-def _kmeans(points: Tensor, weights: Tensor, groups: int, seed: int) -> Tensor:
-    """Cluster (n,) of distinct points (n, 2) that count ``weights`` times; best of restarts."""
-    generator = torch.Generator().manual_seed(seed)
-    best, best_cost = torch.zeros(len(points), dtype=torch.int64), torch.inf
-    for _ in range(_RESTARTS):
-        centres = _seeds(points, weights, groups, generator)
-        ids, cost = best, torch.inf
-        for _ in range(_ITERATIONS):
-            distance, ids = torch.cdist(points, centres).min(dim=1)
-            before, cost = cost, float((weights * distance.square()).sum())
-            if cost >= before:
-                break
-            total = torch.zeros_like(centres).index_add_(0, ids, points * weights[:, None])
-            count = torch.zeros(len(centres), dtype=weights.dtype).index_add_(0, ids, weights)
-            # a centre that lost its points stays where it is
-            centres = torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), centres)
-        if cost < best_cost:
-            best, best_cost = ids, cost
-    return best
-
-
 def cluster_bounds(
     low: Tensor, high: Tensor, bits: int, groups: int, *, symmetric: bool = False, seed: int = 0
 ) -> tuple[Tensor, QuantParams]:
@@ -127,14 +90,14 @@ def cluster_bounds(
     else:
         # relative to the largest bound: squares of float32's extremes stay in float64's reach
         unit = points.abs().max().double()
-        ids = _kmeans(points.double() / unit, count.double(), groups, seed)[inverse]
+        found = kmeans((points.double() / unit)[None], groups, seed, count.double()[None])
+        ids = found[0][inverse]
     used, ids = torch.unique(ids, return_inverse=True)
     low = torch.full((len(used),), torch.inf).scatter_reduce_(0, ids, low, "amin")
     high = torch.full((len(used),), -torch.inf).scatter_reduce_(0, ids, high, "amax")
     order = (high.double() - low).argsort(stable=True)
     ids = order.argsort()[ids].to(device)
-    found = affine_params(low[order].to(device), high[order].to(device), bits, symmetric)
-    return ids, found
+    return ids, affine_params(low[order].to(device), high[order].to(device), bits, symmetric)
 
 
 def clustered_range(

@@ -7,6 +7,7 @@
 | input multipliers | the kernels' quantize prologue |
 | bit map | one node a width, outputs put back in order |
 | token groups, dynamic ranges of tokens | codes in torch, integer product, scales by row |
+| groups of a convolution's patches | the same over one row for each output pixel |
 | dynamic ranges of images | samples by zero point |
 | weight-only | packed codes, float weight made at run time |
 | low-rank branch, excluded tokens | nodes in floating point around the rest |
@@ -31,10 +32,12 @@ from quantarena.methods.core.kernels.compose import (
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.node import Node
 from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels.patches import PatchLayer
 from quantarena.methods.core.kernels.runtime import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.kernels.weight_only import WeightOnlyLayer
 from quantarena.methods.core.layers import Part, QuantLayer
+from quantarena.methods.core.patches import tap_rows, weight_rows
 
 MAX_CHANNEL_GROUPS = 32
 """Most groups of input channels that run as parts of their own."""
@@ -233,6 +236,8 @@ def _one_width(layer: QuantLayer, part: Part, codes: Codes) -> Node:
             bias=codes.bias,
             geometry=codes.geometry,
         )
+    if layer.patches and (isinstance(quantizer, DynamicActQuantizer) or quantizer.axis is not None):
+        return _patches(layer, quantizer, codes)
     if isinstance(quantizer, DynamicActQuantizer):
         return _dynamic(layer, quantizer, codes)
     if quantizer.axis is None:
@@ -246,6 +251,11 @@ def _one_width(layer: QuantLayer, part: Part, codes: Codes) -> Node:
 
 def _sum(codes: Codes, quantizer: ActQuantizer, ids: Tensor | None) -> Node:
     """Parts whose channels share both an activation range and a weight scale."""
+    if ids is not None and ids.dim() == 2:
+        raise Unsupported(
+            "groups of input channels that differ by sampler call have no packed form: weights are "
+            "sorted once"
+        )
     count = 1 if ids is None else len(torch.unique(ids))
     if count > MAX_CHANNEL_GROUPS:
         raise Unsupported(
@@ -332,7 +342,7 @@ def _pixels(layer: QuantLayer, quantizer: ActQuantizer, codes: Codes) -> Node:
     if not plain or layer.groups != 1:
         raise Unsupported(
             f"groups of pixels along axis {axis} of a convolution with a kernel mix scales in one "
-            "sum: use channel groups"
+            "sum: use channel groups, or patches"
         )
     axis = axis if axis > 0 else axis + layer.spatial + 2  # of the layer's own input
     stride = codes.geometry["stride"]
@@ -340,6 +350,19 @@ def _pixels(layer: QuantLayer, quantizer: ActQuantizer, codes: Codes) -> Node:
     along = stride[1] if layer.spatial == 1 else stride[axis - 2]
     assert quantizer.ids is not None
     over = ActQuantizer(quantizer.bits)
-    over.set_groups(place, quantizer.ids[::along], quantizer.scale, quantizer.zero_point)
+    over.set_groups(place, quantizer.ids[..., ::along], quantizer.scale, quantizer.zero_point)
     flat = replace(codes, values=codes.values.flatten(1), geometry={})
     return PointwiseLayer(_rows(flat, over), stride)
+
+
+def _patches(
+    layer: QuantLayer, quantizer: ActQuantizer | DynamicActQuantizer, codes: Codes
+) -> PatchLayer:
+    """Ranges by output pixel of a convolution."""
+    by_row = isinstance(quantizer, DynamicActQuantizer) or quantizer.axis in (1, -2)
+    if not by_row or codes.scale.shape[1] > 1:
+        raise Unsupported("patches pack with ranges by row and one weight scale an output")
+    window = layer.window
+    mult = None if codes.mult is None else tap_rows(codes.mult, window)
+    flat = replace(codes, values=weight_rows(codes.values), mult=mult, geometry={})
+    return PatchLayer(_rows(flat, quantizer), window)

@@ -18,6 +18,7 @@ from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuanti
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.patches import Window, tap_rows, weight_rows
 from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch
 from quantarena.methods.core.reparam import scale_input
@@ -57,6 +58,8 @@ class QuantLayer(nn.Module):
         low_down: (r, K, ...) into the floating-point branch, or None.
         low_up: (O, r) out of it.
         excluded: leading tokens that stay in floating point.
+        patches: whether a convolution quantizes what each output pixel reads, (B, pixels, taps *
+            channels), instead of its input image; see ``core.patches``.
         token_outputs: (excluded, O), their outputs where those are constant.
     """
 
@@ -87,7 +90,7 @@ class QuantLayer(nn.Module):
             self.in_channels = module.in_channels
         else:
             self.groups, self.in_channels = 1, module.in_features
-        self.excluded = 0
+        self.excluded, self.patches = 0, False
         for name in ("in_mult", "low_down", "low_up", "token_outputs"):
             self.register_buffer(name, None)
         self._cut(tuple(splits) or (self.in_channels,))
@@ -106,6 +109,21 @@ class QuantLayer(nn.Module):
     def is_conv(self) -> bool:
         """Whether channels are axis 1 of its input; else they are the last."""
         return self.spatial > 0
+
+    @property
+    def window(self) -> Window:
+        """What an output pixel of a 2-d convolution reads."""
+        return Window.of(self.weight.shape[2:], self.stride, self.padding, self.dilation)
+
+    def use_patches(self) -> None:
+        """Quantize what each output pixel reads, so that pixels can have ranges.
+
+        Raises:
+            ValueError: no 2-d convolution, or one in groups.
+        """
+        if self.spatial != 2 or self.groups != 1:
+            raise ValueError("only a 2-d convolution without groups has patches")
+        self.patches = True
 
     def part_list(self) -> list[Part]:
         """The parts, typed."""
@@ -195,13 +213,20 @@ class QuantLayer(nn.Module):
         for index, part in enumerate(self.part_list()):
             piece, mult = self.part_input(part, x), self.part_mult(part)
             weight = self.part_weight(part)
+            if self.patches:
+                piece = self.window.rows(piece)
+                mult = None if mult is None else tap_rows(mult.flatten(), self.window)
             if part.act_quantizer is not None and self.use_act_quantizer:
                 piece = part.act_quantizer(piece, mult)
             elif mult is not None:
                 piece = piece * mult
             if part.weight_quantizer is not None and self.use_weight_quantizer:
                 weight = part.weight_quantizer(weight)
-            term = self.affine(piece, weight, self.bias if index == 0 else None)
+            bias = self.bias if index == 0 else None
+            if self.patches:
+                term = self.window.image(F.linear(piece, weight_rows(weight), bias), x)
+            else:
+                term = self.affine(piece, weight, bias)
             result = term if result is None else result + term
         assert result is not None
         if self.low_down is not None:
@@ -259,6 +284,8 @@ class QuantLayer(nn.Module):
         found = {n: t for n in names if (t := getattr(self, n)) is not None}
         if len(self.parts) > 1:
             found["edges"] = torch.tensor([0, *(part.stop for part in self.part_list())])
+        if self.patches:
+            found["patches"] = torch.tensor(True)
         if self.excluded:
             found["excluded"] = torch.tensor(self.excluded)
             if self.token_outputs is None:
@@ -289,6 +316,7 @@ class QuantLayer(nn.Module):
         for name in ("in_mult", "low_down", "low_up", "token_outputs"):
             setattr(self, name, state.get(name))
         self.excluded = int(state.get("excluded", 0))
+        self.patches = "patches" in state
         for name in ("bias", "weight"):
             if name in state:
                 setattr(self, name, nn.Parameter(state[name], requires_grad=False))

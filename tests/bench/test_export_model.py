@@ -67,6 +67,11 @@ def test_the_folder_is_a_pipeline_with_a_packed_denoiser(exported, pixel_folder)
     assert (exported / "model_index.json").read_text() == index
 
 
+def test_everybody_may_read_what_the_umask_lets_them(exported):
+    card = (exported / "README.md").stat().st_mode
+    assert {file.stat().st_mode for file in exported.rglob("*") if file.is_file()} == {card}
+
+
 def test_splits_and_bits_are_kept(exported):
     document = json.loads((exported / "unet" / "packed.json").read_text())
     assert any("parts" in layer for layer in document["layers"].values())

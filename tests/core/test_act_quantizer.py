@@ -126,7 +126,26 @@ def test_bank_of_heads():
             assert torch.equal(y[row, head], fake_quantize(x[row, head], params))
 
 
-@pytest.mark.parametrize("kind", ["tensor", "bank", "groups", "both"])
+def test_groups_that_differ_by_call():
+    quantizer = ActQuantizer(4, StepClock())
+    scale = torch.tensor([[0.1, 1.0], [0.2, 2.0]])
+    ids = torch.tensor([[0, 0, 1], [1, 0, 0]])
+    quantizer.set_groups(-2, ids, scale, torch.full_like(scale, 8.0))
+    x = torch.randn(4, 3, 5)
+    calls = torch.tensor([1, 0, 0, 1])
+    with quantizer.clock.at(calls):
+        y = quantizer(x)
+    for row, call in enumerate(calls.tolist()):
+        for token in range(3):
+            params = QuantParams(scale[call, ids[call, token]], torch.tensor(8.0), 4)
+            assert torch.equal(y[row, token], fake_quantize(x[row, token], params))
+        with quantizer.clock.at(call):
+            assert torch.equal(quantizer(x[row : row + 1])[0], y[row])
+    with pytest.raises(ValueError, match="groups of 2 sampler calls, ranges of 3"):
+        quantizer.set_groups(-2, ids, torch.rand(3, 2), torch.rand(3, 2))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "bank", "groups", "both", "by call"])
 def test_state_round_trip(kind):
     clock = StepClock()
     one, other = ActQuantizer(8, clock), ActQuantizer(8, clock)
@@ -136,6 +155,8 @@ def test_state_round_trip(kind):
         one.set_params(QuantParams(scale[0, 0], zero[0, 0], 8))
     elif kind == "bank":
         one.set_bank(scale[:, 0], zero[:, 0])
+    elif kind == "by call":
+        one.set_groups(-1, torch.randint(2, (3, 4)), scale, zero)
     else:
         kept = (scale, zero) if kind == "both" else (scale[0], zero[0])
         one.set_groups(-1, torch.tensor([0, 1, 1, 0]), *kept)

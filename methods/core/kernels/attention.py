@@ -49,7 +49,11 @@ class Products:
     def apply(self) -> bool:
         """Whether the kernels can compute with these quantizers."""
         return (self.library or native.library()).attention is not None and all(
-            isinstance(q, LogQuantizer) or (q.axis in (None, 1) and q.scale.numel() > 0)
+            isinstance(q, LogQuantizer)
+            or (
+                (q.axis is None or (q.axis == 1 and q.ids is not None and q.ids.dim() == 1))
+                and q.scale.numel() > 0
+            )
             for q in (self.query, self.key, self.value, self.softmax)
         )
 

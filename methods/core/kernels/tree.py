@@ -14,6 +14,7 @@ from quantarena.methods.core.kernels.compose import (
 )
 from quantarena.methods.core.kernels.node import Node, Tensors
 from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels.patches import PatchLayer
 from quantarena.methods.core.kernels.runtime import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.kernels.split import SplitPackedLayer
 from quantarena.methods.core.kernels.weight_only import WeightOnlyLayer
@@ -34,6 +35,7 @@ _FORMS: dict[str, type[Node]] = {
         FloatTokensLayer,
         Conv1dLayer,
         PointwiseLayer,
+        PatchLayer,
     )
 }
 
