@@ -57,6 +57,10 @@ def test_smoothing_factors_are_the_papers():
     assert smooth(peak, weight).factor.tolist() == pytest.approx([4.0, 1.5])
     assert smooth(peak, weight, alpha=1.0).factor.tolist() == [16.0, 9.0]
     assert smooth(peak, weight, alpha=0.0).factor.tolist() == [1.0, 0.25]
+    assert smooth(peak, weight, beta=0.0).factor.tolist() == [4.0, 3.0]
+    assert smooth(peak, weight, alpha=1.0, beta=0.5).factor.tolist() == [16.0, 4.5]
+    with pytest.raises(ValueError, match=r"beta 1\.5"):
+        smooth(peak, weight, beta=1.5)
     shared = smooth(peak, weight, 4 * weight)
     assert shared.factor.tolist() == pytest.approx([2.0, 0.75]), "consumers share the factor"
 
