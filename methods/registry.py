@@ -23,6 +23,7 @@ BUILTIN = {
     "dilate_quant": "quantarena.methods.dilate_quant",
     "mpq_dm": "quantarena.methods.mpq_dm",
     "repquant": "quantarena.methods.repquant",
+    "svdquant": "quantarena.methods.svdquant",
 }
 M = TypeVar("M", bound=type[Method])
 
