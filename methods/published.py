@@ -118,3 +118,19 @@ REPQUANT = Policy(
 """Every layer as requested but for the patch embedding, whose input has 8 bits; operands of both
 attention products too, norms and the softmax itself in floating point.
 """
+
+SVDQUANT = Policy(
+    PUBLISHED,
+    roles=dict.fromkeys(
+        (
+            Role.INPUT, Role.OUTPUT, Role.TIME_EMBED, Role.CONTEXT, Role.EMB_PROJ, Role.ADALN,
+            Role.SHORTCUT, Role.DOWNSAMPLE, Role.UPSAMPLE,
+        ),
+        FLOAT,
+    ),
+    source="released configurations of deepcompressor",
+)  # fmt: skip
+"""Embedders, adaptive norms, shortcuts, time projections, resampling, input and output stay in
+floating point, and so do the attention products. The projections around a U-Net's attention do in
+the release; they are 1x1 convolutions like others here and are quantized.
+"""

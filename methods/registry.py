@@ -22,6 +22,7 @@ BUILTIN = {
     "eda_dm": "quantarena.methods.eda_dm",
     "dilate_quant": "quantarena.methods.dilate_quant",
     "mpq_dm": "quantarena.methods.mpq_dm",
+    "dgq": "quantarena.methods.dgq",
     "repquant": "quantarena.methods.repquant",
     "svdquant": "quantarena.methods.svdquant",
 }
