@@ -24,15 +24,13 @@ from quantarena.methods.core.partition import Block
 from quantarena.methods.core.points import CalibrationSet
 from quantarena.methods.core.ranges import mse_range
 from quantarena.methods.core.reconstruct import BlockReport, reconstruct
-from quantarena.methods.core.schedule import FEW_ITERATIONS, Schedule, scaled
+from quantarena.methods.core.schedule import Schedule, scaled, small_batch
 from quantarena.methods.core.searches import mse_1d_range
 from quantarena.methods.core.steps import StepPolicy, UniformStride
 from quantarena.methods.core.tdac import TDAC
 from quantarena.methods.registry import register
 
 PAPER_ITERATIONS = 5_000
-PAPER_BATCH = 32
-"""Points an iteration."""
 GAMMA = 0.8
 MIX = DROP = 0.5
 DIVERSITY_WEIGHT = 1.2
@@ -62,6 +60,7 @@ class EDADM(Method):
         venue="arXiv 2024",
         paper="arXiv:2401.04585",
         summary="calibration by density and diversity of features, fine-grained reconstruction",
+        version=2,
         bibtex=(
             "@article{liu2024edadm, title={EDA-DM: Enhanced Distribution Alignment for "
             "Post-Training Quantization of Diffusion Models}, author={Liu, Xuewen and Li, Zhikai "
@@ -70,7 +69,7 @@ class EDADM(Method):
         ),
         deviations=(
             "a quarter of the preset's iterations a block, 50 at least (paper: 5,000, where "
-            "AdaRound has 20,000), batch 8 up to 400 of them (paper: 32)",
+            "AdaRound has 20,000), batch 4 up to 400 of them (paper: 32)",
             "the distance that counts as near is a quantile of all distances (paper: 3.0 or 0.3 by "
             "data set); features are those of 8 images",
             "AdaRound's regulariser decides the roundings, rates fit short runs (released code: no "
@@ -96,7 +95,6 @@ class EDADM(Method):
     joint = True
     split_shortcuts = True
     radius: float | None = None
-    small_batch = 8
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Draw points, find ranges, reconstruct."""
@@ -151,7 +149,7 @@ class EDADM(Method):
         return Schedule(
             count,
             groups,
-            batch=self.small_batch if count <= FEW_ITERATIONS else PAPER_BATCH,
+            batch=small_batch(count),
             rounding=RoundingTerm(strength=strength),
             layers=GAMMA if self.layer_terms else 0.0,
             mix=MIX if self.mixing else 0.0,

@@ -64,7 +64,7 @@ class Schedule:
         return cls(
             iterations,
             {"rounding": group},
-            batch=_batch(iterations),
+            batch=small_batch(iterations),
             rounding=RoundingTerm(strength=0.1),
             settled=1e-3,
         )
@@ -73,15 +73,19 @@ class Schedule:
     def act_scales(cls, iterations: int) -> "Schedule":
         """Activation scales by their LSQ gradient, relative to their size, falling to zero."""
         group = Group(5e-3, Decay.COSINE, relative=True)
-        return cls(iterations, {"act_scale": group}, batch=_batch(iterations), norm=2.4)
+        return cls(iterations, {"act_scale": group}, batch=small_batch(iterations), norm=2.4)
 
 
-def _batch(iterations: int) -> int:
+def small_batch(iterations: int, few: int = 4) -> int:
     """Points a step: where steps are few, more of them on fewer points reach further.
 
     Level in held-out error at a third of the time, see docs/protocol.md.
+
+    Args:
+        iterations: of a block.
+        few: points a step where iterations are few; 32 where they are many.
     """
-    return 4 if iterations <= FEW_ITERATIONS else 32
+    return few if iterations <= FEW_ITERATIONS else 32
 
 
 def scaled(iterations: int, paper: int) -> int:

@@ -121,7 +121,7 @@ def test_schedules_are_the_papers_at_the_papers_length():
         assert (schedule.layers, schedule.mix, schedule.act_drop) == (0.8, 0.5, 0.5)
         assert set(schedule.groups) == {"rounding", "act_scale"}
     released = EDADM().schedule(200, "release", 4)
-    assert (released.iterations, released.batch) == (50, 8)
+    assert (released.iterations, released.batch) == (50, 4)
     assert released.rounding.strength == 0.0
     assert released.groups["rounding"].decay is Decay.COSINE
     assert [g.lr for g in released.groups.values()] == [0.5, 5e-4]
