@@ -47,7 +47,7 @@ def check_methods(names: Sequence[str], plugins: Sequence[str] = ()) -> None:
     Raises:
         UserError: one does not; the line says which.
     """
-    built_in = {name for p in presets.PRESETS.values() for name in p.grid.methods}
+    built_in = {name for p in presets.PRESETS.values() for name in p.grid.all_methods}
     if not plugins and built_in.issuperset(names):
         return
     known = importlib.import_module("quantarena.methods.registry").names(plugins)

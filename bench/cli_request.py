@@ -139,7 +139,7 @@ def made_request(
         raise UserError(f"unknown executor {executor!r}: {did_you_mean(executor, EXECUTORS)}")
     plugins = catalog.plugin_paths(plugin or ())
     grid = presets.choose(base.grid, choice)
-    catalog.check_methods(grid.methods, plugins)
+    catalog.check_methods(grid.all_methods, plugins)
     workloads = tuple(catalog.canonical_workload(name, choice.settings) for name in grid.workloads)
     own = base.executor if executor == "auto" else executor
     return Request(

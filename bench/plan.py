@@ -142,6 +142,7 @@ def plan_lines(plan: Plan, folder: Path) -> list[str]:
     """The plan for a reader, before anything runs."""
     grid = plan.grid
     shape = f"{len(grid.methods)} methods x {', '.join(grid.bits)}"
+    shape += "".join(f", {name} {bits}" for name, bits in grid.also)
     if len(grid.workloads) > 1 or len(grid.seeds) > 1:
         shape += f" x {len(grid.workloads)} workloads x {len(grid.seeds)} seeds"
     state = f"{len(plan.cells)} cells ({shape})"

@@ -146,18 +146,32 @@ def choose(grid: Grid, choice: Choice) -> Grid:
         UserError: bits that do not exist, or a number out of range.
     """
     budget = replace(grid.budget, **_limits(choice))
+    methods, also = _chosen_methods(grid, choice)
     name = grid.name if budget == grid.budget else f"{grid.name}-{content_key(budget, 6)}"
     return replace(
         grid,
         name=_checked_name(choice.name) if choice.name else name,
         workloads=_unique(choice.workloads) or grid.workloads,
-        methods=_unique(("fp", *choice.methods)) if choice.methods else grid.methods,
+        methods=methods,
+        also=also,
         bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
         seeds=_unique(choice.seeds) or grid.seeds,
         variants=_unique(choice.variants) or grid.variants,
         policies=_unique(_known_policy(p) for p in choice.policies) or grid.policies,
         budget=budget,
     )
+
+
+def _chosen_methods(
+    grid: Grid, choice: Choice
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Methods at all bits, and pairs of a method and bits of its own, which chosen bits replace."""
+    asked = _unique(choice.methods) or grid.all_methods
+    also = () if choice.bits else tuple(pair for pair in grid.also if pair[0] in asked)
+    alone = {name for name, _ in also if name not in grid.methods}
+    if choice.bits and not choice.methods:
+        asked = grid.methods
+    return _unique(("fp", *(name for name in asked if name not in alone))), also
 
 
 def with_workloads(grid: Grid, workloads: tuple[str, ...]) -> Grid:

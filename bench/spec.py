@@ -96,7 +96,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A preset: which cells to run. ``fp`` is a method that takes only the bits ``fp``."""
+    """A preset: which cells to run. ``fp`` is a method that takes only the bits ``fp``.
+
+    Attributes:
+        name: of the results folder.
+        title: for people.
+        workloads, methods, bits, seeds, variants, policies: every combination is a cell.
+        also: further pairs of method and bits, of methods made for widths of their own.
+        budget: of every cell.
+    """
 
     name: str
     title: str
@@ -106,6 +114,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
     policies: tuple[str, ...] = (DEFAULT_POLICY,)
+    also: tuple[tuple[str, str], ...] = ()
     budget: Budget = Budget()
 
     def cells(self) -> tuple[Cell, ...]:
@@ -113,14 +122,21 @@ class Grid:
         found: dict[Cell, None] = {}
         for workload in self.workloads:
             for seed in self.seeds:
-                for method in sorted(self.methods, key=lambda name: name != "fp"):
+                for method in sorted(self.all_methods, key=lambda name: name != "fp"):
                     for policy, variant, bits in self._ways(method):
                         cell = Cell(workload, method, bits, seed, variant, policy, self.budget)
                         found.setdefault(cell)
         return tuple(found)
 
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """Those of the grid, and those that have widths of their own only."""
+        return tuple(dict.fromkeys((*self.methods, *(name for name, _ in self.also))))
+
     def _ways(self, method: str) -> Iterator[tuple[str, str, str]]:
         """Policy, variant and bits; full precision has nothing to choose, one row is enough."""
         if method == "fp":
             return iter([(DEFAULT_POLICY, DEFAULT_VARIANT, "fp")])
-        return product(self.policies, self.variants, self.bits)
+        common = self.bits if method in self.methods else ()
+        own = [bits for name, bits in self.also if name == method]
+        return product(self.policies, self.variants, dict.fromkeys((*common, *own)))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from quantarena.bench.errors import UserError
@@ -85,3 +87,20 @@ def test_policy_names_are_those_of_the_core():
     from quantarena.methods.core.policy import POLICIES, PUBLISHED
 
     assert set(POLICY_NAMES) == {*POLICIES, PUBLISHED}
+
+
+def test_methods_with_widths_of_their_own():
+    grid = replace(PRESETS["smoke"].grid, also=(("rtn", "w4a16"), ("scales", "w4a16")))
+
+    def made(**choice):
+        chosen = choose(grid, Choice(**choice)).cells()
+        return {(c.method, c.bits) for c in chosen if c.method != "fp"}
+
+    assert made() == made(seeds=(0,)) == {
+        ("rtn", "w4a8"), ("rtn", "w4a4"), ("q_diffusion", "w4a8"), ("q_diffusion", "w4a4"),
+        ("rtn", "w4a16"), ("scales", "w4a16"),
+    }  # fmt: skip
+    assert made(methods=("scales",)) == {("scales", "w4a16")}
+    assert made(methods=("q_diffusion",)) == {("q_diffusion", "w4a8"), ("q_diffusion", "w4a4")}
+    assert made(methods=("scales",), bits=("w8a16",)) == {("scales", "w8a16")}
+    assert made(bits=("w4a8",)) == {("rtn", "w4a8"), ("q_diffusion", "w4a8")}
