@@ -13,7 +13,7 @@ GLYPH = 6.7
 """Width of one character of a label, roughly: enough to keep labels apart."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "hexagon")
-COLOURS = 10
+COLOURS = 12
 
 
 @dataclass(frozen=True, slots=True)

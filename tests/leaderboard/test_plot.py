@@ -1,5 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
+from quantarena.leaderboard import plot
 from quantarena.leaderboard.pareto import Point, Span
 from quantarena.leaderboard.plot import (
     BOTTOM,
@@ -12,6 +16,7 @@ from quantarena.leaderboard.plot import (
     Key,
     make_plot,
 )
+from quantarena.methods import registry
 
 
 class Made:
@@ -75,3 +80,14 @@ def test_wide_ranges_are_logarithmic_with_round_ticks():
 
 def test_nothing_to_draw():
     assert make_plot([], KEY) is None
+
+
+def test_every_built_in_method_has_a_colour_of_its_own_in_both_themes():
+    methods = [name for name in registry.BUILTIN if name != "fp"]
+    assert len(methods) <= plot.COLOURS
+    style = Path(plot.__file__).with_name("templates").joinpath("style.css").read_text()
+    for number in range(plot.COLOURS):
+        found = re.findall(rf"--c{number}: (#[0-9a-f]{{6}});", style)
+        assert len(found) == 2, number
+        assert f".c{number} {{ color: var(--c{number}) }}" in style
+    assert len(set(re.findall(r"--c\d+: (#[0-9a-f]{6});", style))) == 2 * plot.COLOURS
