@@ -1,0 +1,172 @@
+"""RepQuant: channel-wise quantization folded into norms, log-sqrt2 softmax (Li et al., 2024).
+
+Order: (1) what norms give to quantized layers gets a range for each channel; (2) both ends of those
+ranges learn, towards the readers' outputs (dual clipping); (3) the fold: norm, or the linear that
+modulates it, and readers change so that one range for the tensor gives the channel-wise codes; (4)
+weight ranges are found again on what the fold made of the weights, all other inputs get one range;
+(5) softmaxes, where they are quantized, get log-sqrt2 codes, which are shifts into two
+accumulators; (6) weights are reconstructed on quantized inputs.
+
+A reimplementation: RepQuant's code was not found; quantizers and fold are those of its forerunner
+RepQ-ViT (ICCV 2023), whose code was read.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from quantarena.methods import published
+from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.core.calibrate import calibrate_activations
+from quantarena.methods.core.channel_clips import (
+    channel_rows,
+    clip_error,
+    learn_clips,
+    search_clips,
+)
+from quantarena.methods.core.log_scales import calibrate_log_scales
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.norm_sites import NormSite, check_folds, fold_site, norm_sites
+from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.quantizer import QuantParams
+from quantarena.methods.core.reconstruct import reconstruct
+from quantarena.methods.core.schedule import Schedule
+from quantarena.methods.core.searches import SEARCHES
+from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.registry import register
+
+CLIP_STEPS = 500
+"""Of dual clipping, at most; as many as a block has iterations where those are fewer."""
+
+
+@register("repquant")
+class RepQuant(Method):
+    """Norm outputs quantized channel by channel at the price of one range, weights reconstructed.
+
+    Attributes:
+        fold: channel-wise ranges of norm outputs, folded; off, one range for each tensor.
+        clipping: learn the ends of the channel-wise ranges.
+        reconstruction: decide the weights' rounding block by block on quantized inputs.
+        log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
+        zero_code: the softmax's last code stands for 0.
+        search: range search of everything.
+        clip_lr: rate of dual clipping.
+    """
+
+    info = MethodInfo(
+        title="RepQuant",
+        venue="arXiv 2024",
+        paper="arXiv:2402.05628",
+        summary="channel-wise ranges folded into norms, learned clipping, log-sqrt2 softmax",
+        bibtex=(
+            "@article{li2024repquant, title={RepQuant: Towards Accurate Post-Training "
+            "Quantization of Large Transformer Models via Scale Reparameterization}, "
+            "author={Li, Zhikai and Liu, Xuewen and Zhang, Jing and Gu, Qingyi}, "
+            "journal={arXiv:2402.05628}, year={2024}}"
+        ),
+        deviations=(
+            "a reimplementation: no code of RepQuant was found, and its clipping and weight "
+            "reconstruction are known from the abstract alone",
+            "the layer-wise zero point is an integer, which makes the fold exact and packs (the "
+            "code of RepQ-ViT takes the mean of the channels' unrounded)",
+            "the fold also goes into the linear that modulates a norm (DiT) and into a GroupNorm "
+            "that linears read without a nonlinearity in between; the paper has LayerNorms alone",
+            "clipping factors start at the searched ranges; weights are reconstructed by AdaRound "
+            "block by block, iterations follow the preset",
+            "all log-sqrt2 codes fit the width (the code of RepQ-ViT adds a zero beside them); "
+            "the uniform policy leaves attention products in floating point",
+        ),
+    )
+    supports = Capabilities()
+    published = published.REPQUANT
+    switches: ClassVar[Mapping[str, Any]] = {
+        "fold": False, "clipping": False, "reconstruction": False,
+    }  # fmt: skip
+    fold = True
+    clipping = True
+    reconstruction = True
+    log_softmax = True
+    zero_code = False
+    search: Literal["minmax", "mse", "percentile_mse"] = "percentile_mse"
+    clip_lr = 0.05
+
+    def quantize(self, ctx: MethodContext) -> QuantizedModel:
+        """Fold, calibrate, reconstruct."""
+        model = ctx.wrap()
+        points = ctx.draw(UniformStride(ctx.effort.samples))
+        sites = self.sites(ctx, model, points) if self.fold else ()
+        folded = self.fold_sites(ctx, model, points, sites)
+        search = SEARCHES[self.search]
+        model.set_weight_ranges(search)
+        if self.log_softmax:
+            for products in model.attention.values():
+                if "softmax" in products.quantizers:
+                    products.use_log(per_octave=2, zero_code=self.zero_code)
+            calibrate_log_scales(model, points)
+        calibrate_activations(model, points, search, quantized_weights=False)
+        for site in sites:
+            for name in site.readers:
+                quantizer = model.layers[name].part_list()[0].static
+                assert quantizer is not None
+                quantizer.set_params(folded[site.norm])
+        if self.reconstruction and ctx.effort.iterations:
+            reports = reconstruct(
+                model, ctx.blocks(model, points), points, Schedule.fast(ctx.effort.iterations),
+                acts=True, seed=ctx.seed, progress=ctx.progress,
+            )  # fmt: skip
+            model.notes["reconstruction"] = [
+                {"block": r.name, "before": r.before, "after": r.after,
+                 "seconds": round(r.seconds, 3)}
+                for r in reports
+            ]  # fmt: skip
+        return model
+
+    def sites(
+        self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet
+    ) -> tuple[NormSite, ...]:
+        """Where to fold: all readers' inputs have one width."""
+        static = {n: q.bits for n, x in model.layers.items() if (q := x.part_list()[0].static)}
+        found = norm_sites(ctx.model, static.keys(), points)
+        return tuple(site for site in found if len({static[name] for name in site.readers}) == 1)
+
+    def fold_sites(
+        self,
+        ctx: MethodContext,
+        model: QuantizedModel,
+        points: CalibrationSet,
+        sites: tuple[NormSite, ...],
+    ) -> dict[str, QuantParams]:
+        """Find, learn and fold channel-wise ranges; what the readers' inputs get, by norm."""
+        rows = channel_rows(model, points, {site.readers[0] for site in sites})
+        folded: dict[str, QuantParams] = {}
+        notes: dict[str, dict[str, Any]] = {}
+        for site in sites:
+            x, bits = rows[site.readers[0]], model.layers[site.readers[0]].bits.act
+            gram = output_gram([model.layers[name].weight for name in site.readers])
+            clips = search_clips(x, bits, SEARCHES[self.search])
+            before = clip_error(x, gram, clips, bits)
+            if self.clipping:
+                clips = learn_clips(
+                    x, gram, clips, bits, steps=min(CLIP_STEPS, ctx.effort.iterations),
+                    lr=self.clip_lr, seed=ctx.seed,
+                )  # fmt: skip
+            params = clips.params(bits)
+            folded[site.norm] = fold_site(model, site, params.scale, params.zero_point, bits)
+            notes[site.norm] = {
+                "readers": list(site.readers),
+                "modulation": site.modulation or "",
+                "imbalance": round(float(params.scale.max() / params.scale.min()), 2),
+                "clipped": round(clip_error(x, gram, clips, bits) / max(before, 1e-30), 4),
+            }
+        model.notes["folds"] = notes
+        if sites:
+            model.notes["fold_moves"] = check_folds(model, points)
+        return folded
+
+
+def output_gram(weights: list[Tensor]) -> Tensor:
+    """``W^T W`` of layers with the same input, each (O, K) or 1x1 (O, K, ...): (K, K)."""
+    wide = torch.cat([weight.detach().flatten(1) for weight in weights])
+    return wide.T @ wide
