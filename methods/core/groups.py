@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-NAMES = ("rounding", "weight", "lora", "weight_scale", "weight_zero", "act_scale", "act_zero")
+NAMES = (
+    "rounding", "weight", "lora", "weight_scale", "weight_zero", "act_scale", "act_zero",
+    "expert_in", "expert_out",
+)  # fmt: skip
 """What can learn."""
 
 

@@ -10,6 +10,7 @@
 | groups of a convolution's patches | the same over one row for each output pixel |
 | dynamic ranges of images | samples by zero point |
 | weight-only | packed codes, float weight made at run time |
+| gains by sampler call | onto input and output of a weight-only layer |
 | low-rank branch, excluded tokens | nodes in floating point around the rest |
 """
 
@@ -29,6 +30,7 @@ from quantarena.methods.core.kernels.compose import (
     MixedWidthLayer,
     PointwiseLayer,
 )
+from quantarena.methods.core.kernels.expert import ExpertLayer
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.node import Node
 from quantarena.methods.core.kernels.packed import PackedLayer
@@ -135,6 +137,9 @@ def pack_layer(layer: QuantLayer) -> Node:
         node = FloatTokensLayer(
             node, layer.excluded, outputs=layer.token_outputs, weight=weight, bias=bias
         )
+    if layer.experts is not None:
+        gains = (torch.stack(list(rows)) for rows in (layer.experts.d_in, layer.experts.d_out))
+        node = ExpertLayer(node, *gains, layer.experts.of_call, layer.bias)
     if layer.spatial == 1:
         node = Conv1dLayer(node)
     node.set_clock(layer.clock)
@@ -181,7 +186,7 @@ def part_codes(layer: QuantLayer, index: int) -> Codes:
         scale=scale.expand(rows, -1),
         zero=zero.expand(rows, -1),
         mult=None if layer.in_mult is None else layer.in_mult[part.start : part.stop],
-        bias=layer.bias if index == 0 else None,
+        bias=layer.bias if index == 0 and layer.experts is None else None,
         geometry=geometry,
     )
 

@@ -18,6 +18,7 @@ from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuanti
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.experts import ScaleExperts
 from quantarena.methods.core.patches import Window, tap_rows, weight_rows
 from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.ranges import RangeSearch
@@ -61,6 +62,7 @@ class QuantLayer(nn.Module):
         patches: whether a convolution quantizes what each output pixel reads, (B, pixels, taps *
             channels), instead of its input image; see ``core.patches``.
         token_outputs: (excluded, O), their outputs where those are constant.
+        experts: gains by sampler call around a weight-only layer (TuneQDM), or None.
     """
 
     in_mult: Tensor | None
@@ -93,6 +95,7 @@ class QuantLayer(nn.Module):
         self.excluded, self.patches = 0, False
         for name in ("in_mult", "low_down", "low_up", "token_outputs"):
             self.register_buffer(name, None)
+        self.experts: ScaleExperts | None = None
         self._cut(tuple(splits) or (self.in_channels,))
         self.use_weight_quantizer = True
         self.use_act_quantizer = True
@@ -207,8 +210,31 @@ class QuantLayer(nn.Module):
         self.excluded = count
         self.token_outputs = None if outputs is None else outputs.detach()
 
+    def set_experts(self, of_call: Tensor, experts: int) -> ScaleExperts:
+        """Put gains by sampler call around the weight, all 1 at first.
+
+        Args:
+            of_call: expert of each call, (S,) integers.
+            experts: how many there are.
+
+        Raises:
+            ValueError: a layer with quantized input, several parts, a branch or excluded tokens.
+        """
+        plain = len(self.parts) == 1 and self.low_down is None and not self.excluded
+        if self.part_list()[0].act_quantizer is not None or not plain:
+            raise ValueError(
+                "gains by sampler call go around a weight-only layer of one part, without branch "
+                "or excluded tokens"
+            )
+        self.experts = ScaleExperts.ones(
+            self.in_channels, self.weight.shape[0], of_call, experts, self.clock
+        )
+        return self.experts
+
     def forward(self, x: Tensor) -> Tensor:
         """Sum of the parts plus bias; shapes as the full-precision layer."""
+        if self.experts is not None and self.use_weight_quantizer:
+            return self._with_gains(x, self.experts)
         result: Tensor | None = None
         for index, part in enumerate(self.part_list()):
             piece, mult = self.part_input(part, x), self.part_mult(part)
@@ -234,6 +260,17 @@ class QuantLayer(nn.Module):
         if self.excluded:
             result = torch.cat([self.plain_tokens(x), result[..., self.excluded :, :]], dim=-2)
         return result
+
+    def _with_gains(self, x: Tensor, experts: ScaleExperts) -> Tensor:
+        """``d_out * (Q(W) (d_in * x)) + b``: nothing dense is made for an expert."""
+        axis, weight = (1 if self.is_conv else -1), self.weight
+        quantizer = self.part_list()[0].weight_quantizer
+        if quantizer is not None:
+            weight = quantizer(weight)
+        y = experts.after(self.affine(experts.before(self.scaled(x), axis), weight, None), axis)
+        if self.bias is None:
+            return y
+        return y + (self.bias.reshape(-1, *[1] * self.spatial) if self.is_conv else self.bias)
 
     def affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's product with another weight."""
@@ -282,6 +319,7 @@ class QuantLayer(nn.Module):
         """
         names = ("bias", "in_mult", "low_down", "low_up", "token_outputs")
         found = {n: t for n in names if (t := getattr(self, n)) is not None}
+        found |= {} if self.experts is None else self.experts.state()
         if len(self.parts) > 1:
             found["edges"] = torch.tensor([0, *(part.stop for part in self.part_list())])
         if self.patches:
@@ -316,6 +354,7 @@ class QuantLayer(nn.Module):
         for name in ("in_mult", "low_down", "low_up", "token_outputs"):
             setattr(self, name, state.get(name))
         self.excluded = int(state.get("excluded", 0))
+        self.experts = ScaleExperts.of_state(state, self.weight.shape, self.in_channels, self.clock)
         self.patches = "patches" in state
         for name in ("bias", "weight"):
             if name in state:

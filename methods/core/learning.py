@@ -30,6 +30,7 @@ class Learning:
     firsts: list[SoftRounding] = field(default_factory=list)
     _weights: list[tuple[WeightQuantizer, Tensor]] = field(default_factory=list)
     _acts: list[ActQuantizer] = field(default_factory=list)
+    _gains: list[nn.Parameter] = field(default_factory=list)
 
     def finish(self) -> float:
         """Freeze codes, make zero points integers; returns how far the farthest one moved."""
@@ -39,6 +40,8 @@ class Learning:
             drift = max(drift, quantizer.drift)
         for act in self._acts:
             drift = max(drift, act.settle())
+        for gain in self._gains:
+            gain.requires_grad_(False)
         return drift
 
     def add(self, group: str, parameter: nn.Parameter, unit: float) -> None:
@@ -78,6 +81,12 @@ def start_learning(
                 _start_weight(
                     name, learning, part.weight_quantizer, weight, groups, ways, rank, first
                 )
+    for layer in layers.values():
+        if layer.experts is not None:
+            for group, parameters in layer.experts.parameter_groups().items():
+                for parameter in parameters if group in groups else ():
+                    learning._gains.append(parameter.requires_grad_(True))
+                    learning.add(group, parameter, 1.0)
     acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
     for act in acts:
         asked = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}

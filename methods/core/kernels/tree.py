@@ -12,6 +12,7 @@ from quantarena.methods.core.kernels.compose import (
     MixedWidthLayer,
     PointwiseLayer,
 )
+from quantarena.methods.core.kernels.expert import ExpertLayer
 from quantarena.methods.core.kernels.node import Node, Tensors
 from quantarena.methods.core.kernels.packed import PackedLayer
 from quantarena.methods.core.kernels.patches import PatchLayer
@@ -33,6 +34,7 @@ _FORMS: dict[str, type[Node]] = {
         SampleScaledLayer,
         LowRankLayer,
         FloatTokensLayer,
+        ExpertLayer,
         Conv1dLayer,
         PointwiseLayer,
         PatchLayer,
