@@ -24,7 +24,7 @@ from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import mse_range
 from quantarena.methods.core.reparam import scale_input, smooth
 from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import PerStep, points_per_call
+from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.core.weight_quantizer import WeightQuantizer
 from quantarena.methods.registry import register
 
@@ -46,7 +46,7 @@ class SvdQuant(Method):
         grid: exponents a are 1/grid to (grid - 1)/grid, b is 0 or 1 - a.
         rounds: most times that a branch is found; 1 for the plain decomposition.
         group: input channels of a linear layer that share a scale, where they divide it.
-        dynamic: ranges of tokens are found at run time; else one range a sampler call.
+        dynamic: ranges of tokens are found at run time; else one range from calibration.
         one_sided: tokens that are never far below zero, as after GELU, get unsigned codes.
         weight_search: range search of the rest.
         judged: points that output errors are taken on.
@@ -66,8 +66,8 @@ class SvdQuant(Method):
         deviations=(
             "rank 32 as far as it is at most an eighth of a layer's smaller side: on networks of "
             "64 to 192 channels 32 would be half of it",
-            "convolutions have a scale an output channel and a range a sampler call: neither "
-            "groups nor run-time ranges of pixels mix into one integer sum",
+            "convolutions have a scale an output channel and one range found in calibration: "
+            "scales by pixel cannot leave the sum over a kernel",
             "layers that read one input each have a branch of their own (paper: q, k and v share "
             "the down-projection)",
             "unsigned codes after GELU come from an integer zero point (code: shift by 0.171875)",
@@ -94,7 +94,7 @@ class SvdQuant(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Formats, then exponents and branch of each layer, then ranges."""
         model = ctx.wrap()
-        points = ctx.draw(PerStep(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        points = ctx.draw(UniformStride(ctx.effort.samples))
         bounds, inputs = input_bounds(model, points), layer_inputs(model, points, self.judged)
         notes: dict[str, Any] = {}
         for done, (name, layer) in enumerate(model.layers.items()):
@@ -105,7 +105,7 @@ class SvdQuant(Method):
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
         model.set_weight_ranges(SEARCHES[self.weight_search], symmetric=True)
-        calibrate_activations(model, points, mse_range, quantized_weights=False, per_step=True)
+        calibrate_activations(model, points, mse_range, quantized_weights=False)
         return model
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:
