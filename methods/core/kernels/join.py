@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels.call import NativeCall
-from quantarena.methods.core.kernels.layout import Chunks, plan_chunks
+from quantarena.methods.core.kernels.layout import Chunks, factors, plan_chunks
 from quantarena.methods.core.kernels.packed import PackedLayer
 
 _OWN = ("weight_bits", "has_bias", "weight_shape")
@@ -36,7 +36,8 @@ def joint_chunks(leaves: Sequence[PackedLayer], source: Tensor) -> Chunks:
     """
     layers = [leaf.integer_layer() for leaf in leaves]
     first, groups = layers[0], layers[0].groups
-    codes = [c.weight_codes.reshape(groups, -1, *c.weight_codes.shape[1:]) for c in layers]
+    parts = [factors(layer) for layer in layers]
+    codes = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
     whole = torch.cat(codes, dim=1)[:, source.long()].flatten(0, 1)
     chunks = plan_chunks(whole, groups, first.act_bits, leaves[0].library.wide)
     for leaf in leaves:

@@ -72,6 +72,22 @@ def _planes(vectors: Tensor, bits: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+FOLDED_BITS = 6
+"""Widest codes whose difference from any zero point fits a byte: |zero| is at most 2**bits."""
+
+
+def factors(layer: IntegerLayer) -> Tensor:
+    """What byte products multiply, int8 in the shape of the weight codes.
+
+    Codes less zero points, which the kernels take off as they unpack a panel; wider codes as they
+    are (16-bit products take zero points off them too, and need no proof).
+    """
+    if layer.weight_bits > FOLDED_BITS:
+        return layer.weight_codes
+    zero = layer.weight_zero.view(-1, *[1] * (layer.weight_codes.dim() - 1))
+    return (layer.weight_codes - zero).to(torch.int8)
+
+
 def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
     """Splits each panel's K axis so that no int16 accumulator can overflow, whatever the input.
 
@@ -80,7 +96,7 @@ def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
     weights from below.  Chunks grow greedily, which gives the fewest.
 
     Args:
-        blocks: int8 ``(panels, 16, units, 16)`` weight codes.
+        blocks: int8 ``(panels, 16, units, 16)`` weights as they are multiplied.
         act_max: largest activation code.
 
     Returns:
@@ -116,7 +132,7 @@ def plan_chunks(
     """Chooses the form of a layer's panels, and where their int16 accumulators are emptied.
 
     Args:
-        codes: weight codes, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
+        codes: :func:`factors`, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
         groups: convolution groups.
         act_bits: width of the activation codes.
         wide_accumulators: the kernels accumulate byte products in int32 (VNNI, scalar), so that
@@ -152,7 +168,7 @@ def plan_chunks(
 
 def pack_panels(layer: IntegerLayer, wide_accumulators: bool, pair: bool | None = None) -> Panels:
     """Repacks a layer for the native kernels; arguments as for :func:`plan_chunks`."""
-    chunks = plan_chunks(layer.weight_codes, layer.groups, layer.act_bits, wide_accumulators, pair)
+    chunks = plan_chunks(factors(layer), layer.groups, layer.act_bits, wide_accumulators, pair)
     blocks = _unit_blocks(layer.weight_codes, layer.groups)
     panels, _, units, _ = blocks.shape
     lanes = 2 if chunks.pair else 4

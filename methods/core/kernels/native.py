@@ -15,7 +15,7 @@ import torch
 
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 8
+ABI = 9
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -54,3 +56,19 @@ def test_panels_unpack_to_the_same_codes(make_layer, bits, wide):
         again = layout.unpack_panels(panels.codes, shape, bits, groups, panels.chunks.pair)
         assert torch.equal(again, layer.weight_codes)
         assert torch.equal(panels.sums.long(), layer.weight_codes.flatten(1).long().sum(1))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("side", [1, -1])
+def test_sums_are_proven_for_what_is_multiplied(make_layer, bits, side):
+    layer = make_layer((5, 64), bits, 8, codes="low" if side > 0 else "high")
+    zero = torch.full((5,), side << bits, dtype=torch.int32)
+    far = dataclasses.replace(layer, weight_zero=zero)
+    found = layout.factors(far)
+    assert found.dtype == torch.int8
+    want = far.weight_codes.int() - (zero[:, None] if bits <= layout.FOLDED_BITS else 0)
+    assert torch.equal(found.int(), want)
+    few = layout.pack_panels(layer, False).chunks
+    many = layout.pack_panels(far, False).chunks
+    assert many.pair or (not few.pair and len(many.units) >= len(few.units))
+    assert layout.pack_panels(far, True).chunks.pair is False

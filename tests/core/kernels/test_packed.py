@@ -69,6 +69,21 @@ def test_long_sums_of_extreme_codes_do_not_overflow(make_layer, library, weight_
         check(layer, PackedLayer(layer, library), torch.full((3, 2900), sign * 1e9))
 
 
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_zero_points_far_outside_of_the_codes(make_layer, make_input, library, bits, sign):
+    """Few rows and many, channels that fill no step, both memory formats."""
+    far = {"weight_zero": torch.full((20,), sign << bits, dtype=torch.int32)}
+    for inputs in (70, 72, 3):
+        layer = dataclasses.replace(make_layer((20, inputs), bits, 8, codes="extreme"), **far)
+        for rows in (1, 5, 40):
+            check(layer, PackedLayer(layer, library), make_input((rows, inputs), rows, True))
+        layer = dataclasses.replace(make_layer((20, inputs, 3, 3), bits, 8, padding=(1, 1)), **far)
+        x = make_input((2, inputs, 7, 9))
+        check(layer, PackedLayer(layer, library), x)
+        check(layer, PackedLayer(layer, library), x.to(memory_format=torch.channels_last))
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (2, 4)])
 def test_convolutions_are_exact_in_both_formats(make_layer, make_input, library, name, bits):

@@ -58,6 +58,22 @@ inline Channel channel_of(const QaLayer& l, int n) {
     return {l.part[index], index, at - first};
 }
 
+// Zero points that leave a panel's codes when these are unpacked; the products are then those of c - zw,
+// and no output needs the sum of its activations.  Codes of 7 and 8 bits less a zero point may not fit a
+// byte, so that byte products keep them as they are (layout.py proves sums of what is multiplied).
+struct Fold {
+    int32_t zero[16] = {};
+    bool any = false;
+    Fold(const QaLayer& l, bool pair, int group, int tile) {
+        if (l.weight_zero == nullptr || !folds(l, pair)) return;
+        any = true;
+        const int count = smaller(16, l.out_channels - 16 * tile);
+        const int32_t* from = l.weight_zero + static_cast<int64_t>(group) * l.out_channels + 16 * tile;
+        for (int n = 0; n < count; ++n) zero[n] = from[n];
+    }
+    static bool folds(const QaLayer& l, bool pair) { return pair || l.weight_bits <= 6; }
+};
+
 // In every step of an unpacked panel, byte order[b] of the 16 at `from` becomes byte b of four
 // channels; none where it is negative.
 struct LaneMove {
@@ -79,7 +95,7 @@ struct Epilogue {
     const float* scale;
     const float* bias;
     const int32_t* correction;
-    const int32_t* weight_zero;  // null for symmetric weights
+    const int32_t* weight_zero;  // null where none is left to be taken off, see Fold
     int32_t flags;
 };
 
@@ -100,6 +116,7 @@ struct Call {
     const QaRowScales* rows;
     bool planar;
     int tap_steps;    // 32-bit steps per kernel tap
+    int real_steps;   // of all taps
     int total_steps;  // padded to whole units
     int image_cols;   // dwords per (row, step, phase) when planar, pixels per row when dense
     int64_t row_pitch, image_pitch;  // bytes

@@ -157,24 +157,23 @@ class Engine {
                 mixed.store(p, static_cast<int64_t*>(list), b.col0, count, sums);
                 continue;
             }
-            const int64_t stored = static_cast<int64_t>(l.units) * 32 * l.weight_bits;
-            const uint8_t* codes = l.parts ? nullptr : l.codes + p * stored;
-            // a handful of rows would not pay for unpacking 8-bit codes first
             if constexpr (PAIR && Isa::kDirect) {
-                if (!call.planar && count <= 6 && l.weight_bits == 8 && codes) {
-                    Panel::template dense_panel<true>(call, p, image, codes, static_cast<int64_t*>(list), b.col0, count, sums);
+                if (!l.parts && Panel::direct(call, l, count)) {
+                    const uint8_t* codes = l.codes + static_cast<int64_t>(p) * l.units * 32 * l.weight_bits;
+                    const Fold fold(l, PAIR, group, p % l.panels);
+                    Panel::template dense_panel<true>(call, p, image, codes, fold.zero, static_cast<int64_t*>(list), b.col0, count, sums);
                     continue;
                 }
             }
             if (l.parts) {
                 mixed.fill(group, p % l.panels);
             } else {
-                Isa::template unpack<PAIR>(codes, l.weight_bits, l.units, panel);
+                Panel::unpack(call, l, group, p % l.panels, panel);
             }
             if (call.planar) {
                 Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
             } else {
-                Panel::template dense_panel<false>(call, p, image, panel, static_cast<int64_t*>(list), b.col0, count, sums);
+                Panel::template dense_panel<false>(call, p, image, panel, nullptr, static_cast<int64_t*>(list), b.col0, count, sums);
             }
         }
         return true;

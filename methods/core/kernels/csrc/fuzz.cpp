@@ -213,6 +213,7 @@ bool trial(uint64_t seed) {
     for (int i = 0; qa_isa_name(i) != nullptr; ++i) {
         const std::string name = qa_isa_name(i);
         if (l.pair && (name == "avxvnni" || name == "avx512vnni" || name == "neon")) continue;
+        if (p.wide && name == "avx2") continue;
         std::snprintf(text, sizeof text, "%s", name.c_str());
         const QaRun run = reinterpret_cast<QaRun>(qa_entry(text, 0));
         const std::unique_ptr<int32_t[]> total(new int32_t[outputs]);

@@ -22,6 +22,7 @@ struct Problem {
     std::vector<uint16_t> chunks;
     std::vector<float> scale, bias, mult, table;
     bool asymmetric = false, biased = false;
+    bool wide = false;  // byte products that only int32 accumulators survive
     // of a layer made of others; weight, scale, bias and zero are then those of all parts, in order
     std::vector<std::unique_ptr<Problem>> parts;
     std::vector<const QaLayer*> part;
@@ -62,13 +63,16 @@ void encode(Problem& p) {
             }
 }
 
+// Bits of what is multiplied: weights less their zero points have one more.
+int factor_bits(const Problem& p) { return p.layer.weight_bits + p.asymmetric; }
+
 // Chunks of K that int16 accumulators survive: a unit of 4 steps is safe up to 5 bits, two up to 4.
 void cut(Problem& p, int widest) {
     QaLayer& l = p.layer;
     l.panels = (l.out_channels + 15) / 16;
     for (int q = 0; q < l.groups * l.panels; ++q) {
         for (int left = l.units; left > 0;) {
-            const int n = l.pair ? left : std::min(left, widest < 5 ? pick(1, 2) : 1);
+            const int n = l.pair || p.wide ? left : std::min(left, widest < 5 ? pick(1, 2) : 1);
             p.chunks.push_back(static_cast<uint16_t>(n));
             left -= n;
         }
@@ -89,8 +93,8 @@ void fill(Problem& p) {
     p.sum.assign(outs, 0);
     for (size_t i = 0; i < p.weight.size(); ++i)
         p.sum[i / (static_cast<size_t>(l.in_channels) * taps)] += p.weight[i];
-    cut(p, l.weight_bits);
-    p.asymmetric = pick(0, 1);
+    p.asymmetric = (l.pair || p.wide || l.weight_bits < 5) && pick(0, 1);
+    cut(p, factor_bits(p));
     p.biased = pick(0, 1);
     for (int n = 0; n < outs; ++n) {
         p.scale.push_back(0.01f * pick(1, 9));
@@ -115,10 +119,11 @@ void compose(Problem& p) {
         p.parts.push_back(std::make_unique<Problem>());
         Problem& q = *p.parts.back();
         q.layer = l;
-        q.layer.weight_bits = pick(1, l.pair ? 8 : 5);
+        q.wide = p.wide;
+        q.layer.weight_bits = pick(1, l.pair || p.wide ? 8 : 5);
         q.layer.out_channels = pick(1, 40);
         fill(q);
-        widest = std::max(widest, q.layer.weight_bits);
+        widest = std::max(widest, factor_bits(q));
         p.part.push_back(&q.layer);
         l.out_channels += q.layer.out_channels;
         p.asymmetric |= q.asymmetric;
@@ -174,7 +179,8 @@ Problem random_problem() {
     l.dilation_w = pick(1, 2);
     l.in_padded = (l.in_channels + 3) / 4 * 4;
     l.units = (l.in_padded * l.kernel_h * l.kernel_w + 15) / 16;
-    l.pair = l.weight_bits > 5 ? 1 : pick(0, 1);
+    l.pair = pick(0, 1);
+    p.wide = !l.pair && (l.weight_bits > 5 || pick(0, 3) == 0);
     for (int c = 0; c < l.groups * l.in_channels; ++c) p.mult.push_back(0.25f * pick(1, 8));
     l.table_size = pick(1, 3);
     for (int i = 0; i < l.table_size; ++i) {

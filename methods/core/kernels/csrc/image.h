@@ -238,7 +238,7 @@ struct Image {
         }
     }
 
-    // Sum of the activation codes under each output pixel, for asymmetric weights.
+    // Sum of the byte codes under each output pixel, for weights that keep their zero points.
     static void sum_activations(const Call& call, const uint8_t* image, const void* list, int count,
                                 int32_t* sums) {
         const QaLayer& l = *call.layer;
@@ -247,7 +247,7 @@ struct Image {
         if (call.planar) {
             const PixelVector* v = static_cast<const PixelVector*>(list);
             for (int i = 0; i < count; ++i)
-                Isa::template sum_planar<PAIR>(image + v[i].lo, image + v[i].hi, call.step_offset,
+                Isa::sum_planar(image + v[i].lo, image + v[i].hi, call.step_offset,
                                                taps, call.tap_steps, spare, sums + 8 * i);
             return;
         }
@@ -256,7 +256,7 @@ struct Image {
         for (int m = 0; m < count; ++m) {
             int32_t sum = 0;  // lanes without a channel hold zero in a dense image, or the zero point
             for (int t = 0; t < taps; ++t)
-                sum += Isa::template sum_dense<PAIR>(
+                sum += Isa::sum_dense(
                     image + from[m] + call.step_offset[t * call.tap_steps], l.in_channels);
             sums[m] = sum;
         }

@@ -47,31 +47,29 @@ struct Scalar {
         return wide;
     }
 
-    template <bool PAIR>
+    // Sums of byte codes; word products need none, see Fold.
     static int32_t sum_dense(const uint8_t* at, int n) {
         int32_t sum = 0;
-        for (int i = 0; i < n; ++i) sum += lane(at, i, PAIR);
+        for (int i = 0; i < n; ++i) sum += at[i];
         return sum;
     }
 
-    template <bool PAIR>
     static void sum_planar(const uint8_t* lo, const uint8_t* hi, const int32_t* offset, int taps,
                            int steps, int spare, int32_t* sums) {
-        constexpr int lanes = PAIR ? 2 : 4;
         for (int i = 0; i < 8; ++i) sums[i] = 0;
         for (int t = 0; t < taps; ++t)
             for (int c = 0; c < steps; ++c) {
-                const int real = smaller(lanes, larger(0, (steps - c) * lanes - spare));
+                const int real = smaller(4, (steps - c) * 4 - spare);
                 for (int i = 0; i < 8; ++i) {
                     const uint8_t* at = (i < 4 ? lo + 4 * i : hi + 4 * (i - 4)) + offset[t * steps + c];
-                    for (int k = 0; k < real; ++k) sums[i] += lane(at, k, PAIR);
+                    for (int k = 0; k < real; ++k) sums[i] += at[k];
                 }
             }
     }
 
-    // A panel is unpacked to signed codes, 16 channels x (4 int8 | 2 int16) per step.
+    // A panel is unpacked to codes less zero points, 16 channels x (4 int8 | 2 int16) per step.
     template <bool PAIR>
-    static void unpack(const uint8_t* codes, int bits, int units, void* panel) {
+    static void unpack(const uint8_t* codes, int bits, int units, void* panel, const int32_t* zero) {
         const int offset = 1 << (bits - 1);
         int8_t* bytes = static_cast<int8_t*>(panel);
         int16_t* words = static_cast<int16_t*>(panel);
@@ -97,6 +95,7 @@ struct Scalar {
                         if (bits & 1) value |= (plane[0] >> v & 1) << shift;
                         code = value - offset;
                     }
+                    code -= zero[PAIR ? i / 2 : v % 2 * 8 + i / 4];
                     const int64_t at = (static_cast<int64_t>(u) * 8 + v) * 32 + i;
                     if (PAIR) {
                         words[at] = static_cast<int16_t>(code);

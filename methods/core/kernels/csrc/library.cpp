@@ -126,7 +126,7 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg) {
 extern "C" {
 
 // Version of this ABI; the Python side refuses any other.
-QA_EXPORT int32_t qa_abi(void) { return 8; }
+QA_EXPORT int32_t qa_abi(void) { return 9; }
 
 // Takes GOMP_parallel of the OpenMP runtime that the process already uses (null: one thread).
 QA_EXPORT void qa_set_parallel(void* function) { gomp_parallel = reinterpret_cast<GompParallel>(function); }

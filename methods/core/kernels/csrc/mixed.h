@@ -52,7 +52,7 @@ class MixedPanels {
             uint8_t* from = panel + (1 + slot) * pitch;
             if (held[slot] != codes) {
                 if (used(from)) move();
-                Isa::template unpack<PAIR>(codes, at.part->weight_bits, l.units, from);
+                Rows::unpack(call, *at.part, group, at.row / 16, from);
                 held[slot] = codes;
             }
             add(from, at.row % 16, n);
@@ -78,14 +78,15 @@ class MixedPanels {
                 const int chunks = part.chunk_start[p + 1] - part.chunk_start[p];
                 int32_t* to = reinterpret_cast<int32_t*>(panel + pitch + place(i, tile, pixels));
                 if constexpr (PAIR && Isa::kDirect) {
-                    if (pixels <= 6 && part.weight_bits == 8) {
-                        Rows::template multiply<true>(call, image, codes, chunk, chunks, from, pixels, to);
+                    if (Rows::direct(call, part, pixels)) {
+                        const Fold fold(part, PAIR, group, tile);
+                        Rows::template multiply<true>(call, image, codes, fold.zero, chunk, chunks, from, pixels, to);
                         continue;
                     }
                 }
-                Isa::template unpack<PAIR>(codes, part.weight_bits, l.units, panel);
+                Rows::unpack(call, part, group, tile, panel);
                 for (int m = 0; m < pixels; m += 6)
-                    Rows::template multiply<false>(call, image, panel, chunk, chunks, from + m,
+                    Rows::template multiply<false>(call, image, panel, nullptr, chunk, chunks, from + m,
                                                    smaller(pixels - m, 6), to + 16 * m);
             }
         }

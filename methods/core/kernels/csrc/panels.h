@@ -13,13 +13,43 @@ struct PanelRun {
         __builtin_prefetch(static_cast<const char*>(call.y) + 4 * at, 1);
     }
 
+    // Codes of a panel less their zero points; lanes that no channel of the image meets stay zero.
+    static void unpack(const Call& call, const QaLayer& part, int group, int tile, void* panel) {
+        const int64_t index = static_cast<int64_t>(group) * part.panels + tile;
+        const Fold fold(part, PAIR, group, tile);
+        Isa::template unpack<PAIR>(part.codes + index * part.units * 32 * part.weight_bits,
+                                   part.weight_bits, part.units, panel, fold.zero);
+        if (fold.any) clear_spare(call, static_cast<uint8_t*>(panel));
+    }
+
+    static void clear_spare(const Call& call, uint8_t* panel) {
+        const QaLayer& l = *call.layer;
+        constexpr int lanes = PAIR ? 2 : 4, bytes = 4 / lanes;
+        for (int s = call.tap_steps; l.in_channels < l.in_padded && s <= call.real_steps; s += call.tap_steps)
+            for (int c = l.in_channels - l.in_padded; c < 0; ++c) {
+                const int at = c + lanes * s;  // among all lanes
+                for (int n = 0; n < 16; ++n)
+                    std::memset(panel + 64 * (at / lanes) + 4 * n + at % lanes * bytes, 0, bytes);
+            }
+        std::memset(panel + 64 * static_cast<int64_t>(call.real_steps), 0,
+                    64 * static_cast<size_t>(call.total_steps - call.real_steps));
+    }
+
+    // Whether a handful of rows can be multiplied by 8-bit codes as they are stored, which does not pay
+    // for unpacking; a spare lane of the image would meet a zero point.
+    static bool direct(const Call& call, const QaLayer& part, int pixels) {
+        const bool spare = call.layer->in_channels < call.layer->in_padded;
+        return PAIR && Isa::kDirect && !call.planar && pixels <= 6 && part.weight_bits == 8 &&
+               !(spare && part.weight_zero);
+    }
+
     template <int ROWS, bool DIRECT>
-    static void dense_rows(const Call& call, const uint8_t* image, const void* panel,
+    static void dense_rows(const Call& call, const uint8_t* image, const void* panel, const int32_t* zero,
                            const uint16_t* chunk, int chunks, const int32_t* from, int32_t* tile) {
         const uint8_t* row[ROWS];
         for (int r = 0; r < ROWS; ++r) row[r] = image + from[r];
         if constexpr (DIRECT) {
-            Isa::template dense_direct<ROWS>(row, call.step_offset, panel, call.total_steps, tile);
+            Isa::template dense_direct<ROWS>(row, call.step_offset, panel, zero, call.real_steps, tile);
         } else {
             Isa::template dense<PAIR, ROWS>(row, call.step_offset, panel, chunk, chunks, tile);
         }
@@ -35,18 +65,19 @@ struct PanelRun {
         return (l.sum_groups ? 0 : static_cast<int64_t>(group) * l.out_channels) + n0;
     }
 
-    // Sums of up to six pixels.  DIRECT: `panel` are 8-bit codes in pair order, still packed.
+    // Sums of up to six pixels.  DIRECT: `panel` are 8-bit codes in pair order, still packed, and `zero`
+    // what is to be taken off them.
     template <bool DIRECT>
-    static void multiply(const Call& call, const uint8_t* image, const void* panel,
+    static void multiply(const Call& call, const uint8_t* image, const void* panel, const int32_t* zero,
                          const uint16_t* chunk, int chunks, const int32_t* from, int rows,
                          int32_t* tile) {
         switch (rows) {
-            case 6: dense_rows<6, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
-            case 5: dense_rows<5, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
-            case 4: dense_rows<4, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
-            case 3: dense_rows<3, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
-            case 2: dense_rows<2, DIRECT>(call, image, panel, chunk, chunks, from, tile); break;
-            default: dense_rows<1, DIRECT>(call, image, panel, chunk, chunks, from, tile);
+            case 6: dense_rows<6, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile); break;
+            case 5: dense_rows<5, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile); break;
+            case 4: dense_rows<4, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile); break;
+            case 3: dense_rows<3, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile); break;
+            case 2: dense_rows<2, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile); break;
+            default: dense_rows<1, DIRECT>(call, image, panel, zero, chunk, chunks, from, tile);
         }
     }
 
@@ -81,7 +112,7 @@ struct PanelRun {
 
     template <bool DIRECT>
     static void dense_panel(const Call& call, int p, const uint8_t* image, const void* panel,
-                            const int64_t* to, int pixel, int count, const int32_t* sums) {
+                            const int32_t* zero, const int64_t* to, int pixel, int count, const int32_t* sums) {
         const QaLayer& l = *call.layer;
         const int32_t* from = reinterpret_cast<const int32_t*>(to + count);
         const Outlet out = outlet(call, p);
@@ -92,7 +123,7 @@ struct PanelRun {
             const int rows = smaller(count - m, 6);
             // the micro-kernel hides the time that the output lines take to arrive
             for (int r = 0; r < rows; ++r) prefetch(call, to[m + r] + out.shift);
-            multiply<DIRECT>(call, image, panel, chunk, chunks, from + m, rows, tile);
+            multiply<DIRECT>(call, image, panel, zero, chunk, chunks, from + m, rows, tile);
             store(call, out, tile, rows, to, pixel, m, sums);
         }
     }

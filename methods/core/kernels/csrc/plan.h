@@ -36,6 +36,7 @@ struct Plan {
 
     static void shape_image(Call& call) {
         call.tap_steps = call.layer->in_padded / kLanes;
+        call.real_steps = call.tap_steps * call.layer->kernel_h * call.layer->kernel_w;
         call.total_steps = call.layer->units * kStepsPerUnit;
     }
 
@@ -105,6 +106,7 @@ struct Plan {
         const uint32_t zx = call.rows ? 1u : static_cast<uint32_t>(l.act_zero[step]);
         const uint32_t depth =
             static_cast<uint32_t>(l.in_channels) * static_cast<uint32_t>(l.kernel_h * l.kernel_w);
+        bool sums = false;
         for (int g = 0; g < l.groups; ++g) {
             for (int n = 0; n < l.panels * 16; ++n) {
                 const int to = g * l.panels * 16 + n;
@@ -119,7 +121,8 @@ struct Plan {
                 const bool biased = real && part.bias && !(l.sum_groups && g > 0);
                 bias[to] = biased ? part.bias[from] : 0.0f;
                 correction[to] = static_cast<int32_t>(zx * (sum - depth * zw));
-                weight_zero[to] = static_cast<int32_t>(zw);
+                weight_zero[to] = Fold::folds(part, PAIR) ? 0 : static_cast<int32_t>(zw);
+                sums |= weight_zero[to] != 0;
             }
         }
         int s = 0;
@@ -141,9 +144,7 @@ struct Plan {
         }
         while (s < call.total_steps) offset[s++] = 0;  // weights are zero there
         call.step_offset = offset;
-        bool asymmetric = l.weight_zero != nullptr;
-        for (int i = 0; i < l.parts; ++i) asymmetric |= l.part[i]->weight_zero != nullptr;
-        call.epilogue = {scale, bias, correction, asymmetric ? weight_zero : nullptr, call.flags};
+        call.epilogue = {scale, bias, correction, sums ? weight_zero : nullptr, call.flags};
         return true;
     }
 };

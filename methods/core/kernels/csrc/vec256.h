@@ -103,11 +103,13 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     }
 
-    // The pair form of `dense` on 8-bit codes as they are stored, for a few rows.
+    // The pair form of `dense` on 8-bit codes as they are stored less `zero`, for a few rows.
     template <int ROWS>
     static QA_NOINLINE void dense_direct(const uint8_t* const* rows, const int32_t* offset,
-                                         const void* codes, int steps, int32_t* tile) {
+                                         const void* codes, const int32_t* zero, int steps,
+                                         int32_t* tile) {
         const uint8_t* w = static_cast<const uint8_t*>(codes);
+        const __m256i z0 = word_pairs(zero), z1 = word_pairs(zero + 8);
         const uint8_t* row[ROWS];
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
@@ -117,7 +119,8 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
         for (int s = 0; s < steps; s += 2, w += 64) {
 #pragma GCC unroll 2
             for (int u = 0; u < 2; ++u) {
-                const __m256i w0 = widen(w + 32 * u), w1 = widen(w + 32 * u + 16);
+                const __m256i w0 = _mm256_sub_epi16(widen(w + 32 * u), z0);
+                const __m256i w1 = _mm256_sub_epi16(widen(w + 32 * u + 16), z1);
                 const int64_t at = offset[s + u];
 #pragma GCC unroll 6
                 for (int r = 0; r < ROWS; ++r) {

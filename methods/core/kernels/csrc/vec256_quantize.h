@@ -100,15 +100,10 @@ struct Quantize256 {
         }
     }
 
-    template <bool PAIR>
+    // Sums of byte codes; word products need none, see Fold.
     static int32_t sum_dense(const uint8_t* at, int n) {
         int32_t sum = 0;
         int i = 0;
-        if (PAIR) {
-            const uint16_t* wide = reinterpret_cast<const uint16_t*>(at);
-            for (; i < n; ++i) sum += wide[i];
-            return sum;
-        }
         __m256i total = _mm256_setzero_si256();
         for (; i + 32 <= n; i += 32) {
             const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + i));
@@ -125,7 +120,6 @@ struct Quantize256 {
         return _mm256_inserti128_si256(low, _mm_loadu_si128(reinterpret_cast<const __m128i*>(hi)), 1);
     }
 
-    template <bool PAIR>
     static void sum_planar(const uint8_t* lo, const uint8_t* hi, const int32_t* offset, int taps,
                            int steps, int spare, int32_t* sums) {
         const __m256i ones16 = _mm256_set1_epi16(1), ones8 = _mm256_set1_epi8(1);
@@ -133,13 +127,12 @@ struct Quantize256 {
         for (int t = 0; t < taps; ++t)
             for (int c = 0; c < steps; ++c, ++offset) {
                 __m256i v = load_pixels(lo + *offset, hi + *offset);
-                constexpr int lanes = PAIR ? 2 : 4;
-                const int real = smaller(lanes, larger(0, (steps - c) * lanes - spare));
-                if (real < lanes) {
-                    const uint32_t keep = (uint32_t{1} << (32 / lanes * real)) - 1;
+                const int real = smaller(4, (steps - c) * 4 - spare);
+                if (real < 4) {
+                    const uint32_t keep = (uint32_t{1} << (8 * real)) - 1;
                     v = _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int32_t>(keep)));
                 }
-                if (!PAIR) v = _mm256_maddubs_epi16(v, ones8);
+                v = _mm256_maddubs_epi16(v, ones8);
                 total = _mm256_add_epi32(total, _mm256_madd_epi16(v, ones16));
             }
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), total);

@@ -1,4 +1,4 @@
-// 256-bit x86: packed weight codes to signed bytes or words.
+// 256-bit x86: packed weight codes, less their zero points, to signed bytes or words.
 #ifndef QUANTARENA_VEC256_UNPACK_H
 #define QUANTARENA_VEC256_UNPACK_H
 
@@ -9,9 +9,26 @@
 namespace {
 
 struct Unpack256 {
+    static __m256i load_eight(const int32_t* at) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    }
+    // The low word of each of eight numbers, twice; the low byte four times.
+    static __m256i word_pairs(const int32_t* at) {
+        const __m128i order = _mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13);
+        return _mm256_shuffle_epi8(load_eight(at), _mm256_broadcastsi128_si256(order));
+    }
+    static __m256i byte_quads(const int32_t* at) {
+        const __m128i order = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        return _mm256_shuffle_epi8(load_eight(at), _mm256_broadcastsi128_si256(order));
+    }
+
     template <bool PAIR, int BITS>
-    static QA_NOINLINE void unpack_bits(const uint8_t* codes, int units, uint8_t* panel) {
-        const __m256i offset = _mm256_set1_epi8(static_cast<char>(BITS == 8 ? 0 : 1 << (BITS - 1)));
+    static QA_NOINLINE void unpack_bits(const uint8_t* codes, int units, uint8_t* panel, const int32_t* zero) {
+        const __m256i middle = _mm256_set1_epi8(static_cast<char>(BITS == 8 ? 0 : 1 << (BITS - 1)));
+        const __m256i z0 = PAIR ? word_pairs(zero) : byte_quads(zero);
+        const __m256i z1 = PAIR ? word_pairs(zero + 8) : byte_quads(zero + 8);
+        const __m256i offset[2] = {PAIR ? middle : _mm256_add_epi8(middle, z0),
+                                   PAIR ? middle : _mm256_add_epi8(middle, z1)};
         const __m256i m4 = _mm256_set1_epi8(15), m2 = _mm256_set1_epi8(3), m1 = _mm256_set1_epi8(1);
         for (int u = 0; u < units; ++u, codes += 32 * BITS) {
             const __m256i* in = reinterpret_cast<const __m256i*>(codes);
@@ -21,7 +38,7 @@ struct Unpack256 {
                 if (BITS == 8) {
                     code = _mm256_loadu_si256(in + v);
                 } else {
-                    code = offset;
+                    code = middle;
                     int shift = 0, base = 0;
                     if (BITS & 4) {
                         __m256i p = _mm256_loadu_si256(in + v / 2);
@@ -42,13 +59,14 @@ struct Unpack256 {
                         p = _mm256_and_si256(_mm256_srli_epi16(p, v), m1);
                         code = shift ? _mm256_or_si256(code, _mm256_slli_epi16(p, shift)) : p;
                     }
-                    code = _mm256_sub_epi8(code, offset);
                 }
+                if (BITS < 8 || !PAIR) code = _mm256_sub_epi8(code, offset[v % 2]);
                 if (PAIR) {
                     __m256i* out = reinterpret_cast<__m256i*>(panel) + (u * 8 + v) * 2;
-                    _mm256_store_si256(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(code)));
-                    _mm256_store_si256(out + 1,
-                                       _mm256_cvtepi8_epi16(_mm256_extracti128_si256(code, 1)));
+                    const __m256i w0 = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(code));
+                    const __m256i w1 = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(code, 1));
+                    _mm256_store_si256(out, _mm256_sub_epi16(w0, z0));
+                    _mm256_store_si256(out + 1, _mm256_sub_epi16(w1, z1));
                 } else {
                     _mm256_store_si256(reinterpret_cast<__m256i*>(panel) + u * 8 + v, code);
                 }
@@ -86,17 +104,17 @@ struct Unpack256 {
     }
 
     template <bool PAIR>
-    static void unpack(const uint8_t* codes, int bits, int units, void* panel) {
+    static void unpack(const uint8_t* codes, int bits, int units, void* panel, const int32_t* zero) {
         uint8_t* to = static_cast<uint8_t*>(panel);
         switch (bits) {
-            case 1: return unpack_bits<PAIR, 1>(codes, units, to);
-            case 2: return unpack_bits<PAIR, 2>(codes, units, to);
-            case 3: return unpack_bits<PAIR, 3>(codes, units, to);
-            case 4: return unpack_bits<PAIR, 4>(codes, units, to);
-            case 5: return unpack_bits<PAIR, 5>(codes, units, to);
-            case 6: return unpack_bits<PAIR, 6>(codes, units, to);
-            case 7: return unpack_bits<PAIR, 7>(codes, units, to);
-            default: return unpack_bits<PAIR, 8>(codes, units, to);
+            case 1: return unpack_bits<PAIR, 1>(codes, units, to, zero);
+            case 2: return unpack_bits<PAIR, 2>(codes, units, to, zero);
+            case 3: return unpack_bits<PAIR, 3>(codes, units, to, zero);
+            case 4: return unpack_bits<PAIR, 4>(codes, units, to, zero);
+            case 5: return unpack_bits<PAIR, 5>(codes, units, to, zero);
+            case 6: return unpack_bits<PAIR, 6>(codes, units, to, zero);
+            case 7: return unpack_bits<PAIR, 7>(codes, units, to, zero);
+            default: return unpack_bits<PAIR, 8>(codes, units, to, zero);
         }
     }
 };
