@@ -24,7 +24,9 @@ BUILTIN = {
     "mpq_dm": "quantarena.methods.mpq_dm",
     "dgq": "quantarena.methods.dgq",
     "repquant": "quantarena.methods.repquant",
+    "vidit_q": "quantarena.methods.vidit_q",
     "svdquant": "quantarena.methods.svdquant",
+    "tuneqdm": "quantarena.methods.tuneqdm",
 }
 M = TypeVar("M", bound=type[Method])
 

@@ -1,0 +1,113 @@
+"""TuneQDM: weights as frozen integers between two vectors that are tuned (Ryu et al., ECCV 2024).
+
+``W = d_out * (codes - zero_point) * d_in``, codes by min-max rounding to nearest and never changed.
+Each of N ranges of timesteps has its own pair of vectors, an expert. The paper tunes them to a new
+subject; the harness compares with the full-precision model, so here they are tuned to predict what
+it predicts along its recorded trajectory. docs/experiments/tune_subject.py tunes to a subject.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from quantarena.methods import published
+from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.core.bits import FP_WIDTH
+from quantarena.methods.core.by_call import bank_schedule
+from quantarena.methods.core.distill import Distillation, distill
+from quantarena.methods.core.experts import expert_of
+from quantarena.methods.core.groups import Decay, Group
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.recorded_walk import recorded_walk
+from quantarena.methods.core.steps import WholeWalks, points_per_call
+from quantarena.methods.registry import register
+
+PAPER_UPDATES, PAPER_EXPERTS = 400, 4
+
+
+@register("tuneqdm")
+class TuneQdm(Method):
+    """Frozen integers, tuned input and output gains, experts by timestep.
+
+    Attributes:
+        experts: N, pairs of vectors; expert ``floor(t * N / horizon)`` acts at timestep t.
+        horizon: timesteps that the network was trained with.
+        inputs: tune ``d_in`` too; without it this is PEQA (Kim et al., NeurIPS 2023).
+        tune: tune at all; without it this is round-to-nearest, exactly.
+        batch: rows of each walk.
+        lr: of both vectors, relative to where they start.
+    """
+
+    info = MethodInfo(
+        title="TuneQDM",
+        venue="ECCV 2024",
+        paper="arXiv:2401.04339",
+        summary="weight-only integers, frozen; gains of inputs and outputs tuned, by timestep",
+        bibtex=(
+            "@inproceedings{ryu2024tuneqdm, title={Memory-Efficient Personalization Using "
+            "Quantized Diffusion Model}, author={Ryu, Hyogon and Lim, Seohyun and Shim, Hyunjung}, "
+            "booktitle={ECCV}, year={2024}}"
+        ),
+        deviations=(
+            "tuned to the full-precision model's noise along its recorded trajectory (paper: to "
+            "the images of a new subject, see docs/experiments/tune_subject.py)",
+            "codes are round-to-nearest (paper: a Q-Diffusion checkpoint; its released code: as "
+            "here)",
+            "d_in starts at 1, so that nothing changes before tuning (paper notes: N(1, 0.01); "
+            "its released code: 1)",
+            "as many updates as the preset has iterations, 400 at most, of several rows at a "
+            "larger rate (paper: 400 of one row, 3e-6)",
+        ),
+    )
+    supports = Capabilities(weight_bits=(2, 3, 4, 5, 6, 7, 8), act_bits=(FP_WIDTH,))
+    published = published.TUNE_QDM
+    switches: ClassVar[Mapping[str, Any]] = {"tune": False, "inputs": False, "experts": 1}
+    experts = PAPER_EXPERTS
+    horizon = 1000
+    inputs = True
+    tune = True
+    batch = 16
+    lr = 2e-3
+
+    def quantize(self, ctx: MethodContext) -> QuantizedModel:
+        """Round to nearest, freeze, tune the gains."""
+        model = ctx.wrap()
+        points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        model.set_weight_ranges(minmax_range)
+        schedule = model.clock.schedule = bank_schedule(points)
+        of_call = expert_of(torch.tensor(schedule.timesteps), self.experts, self.horizon)
+        for layer in model.layers.values():
+            layer.freeze()  # codes and zero points do not change again
+            layer.set_experts(of_call, self.experts)
+        found = self.schedule(ctx.effort.iterations)
+        if self.tune and found.updates:
+            walk = recorded_walk(points, self.batch)
+            report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
+            edge = max(1, min(20, len(report.losses) // 2))
+            model.notes["tuning"] = {
+                "updates": report.updates,
+                "parameters": trainable(model, inputs=self.inputs),
+                "loss_first": sum(report.losses[:edge]) / edge,
+                "loss_last": sum(report.losses[-edge:]) / edge,
+                "rss_growth": report.rss_growth,
+            }
+        return model
+
+    def schedule(self, iterations: int) -> Distillation:
+        """Of the tuning."""
+        group = Group(self.lr, Decay.LINEAR)
+        groups = {"expert_out": group} | ({"expert_in": group} if self.inputs else {})
+        return Distillation(min(iterations, PAPER_UPDATES), groups)
+
+
+def trainable(model: QuantizedModel, *, inputs: bool = True) -> int:
+    """Parameters that tuning changes: N times the output channels, and the input channels."""
+    total = 0
+    for layer in model.layers.values():
+        if layer.experts is not None:
+            kinds = layer.experts.parameter_groups()
+            names = ("expert_in", "expert_out") if inputs else ("expert_out",)
+            total += sum(p.numel() for name in names for p in kinds[name])
+    return total
