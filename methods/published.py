@@ -134,3 +134,14 @@ SVDQUANT = Policy(
 floating point, and so do the attention products. The projections around a U-Net's attention do in
 the release; they are 1x1 convolutions like others here and are quantized.
 """
+
+VIDIT_Q = Policy(
+    PUBLISHED,
+    roles=dict.fromkeys(
+        (Role.INPUT, Role.OUTPUT, Role.TIME_EMBED, Role.CONTEXT, Role.ADALN), FLOAT
+    ),
+    source="released code 44126bd",
+)
+"""Embedders of sample, time and condition, the linear that makes the blocks' shifts and gains
+(``t_block``) and the final layer stay in floating point, as do the attention products.
+"""
