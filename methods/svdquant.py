@@ -21,7 +21,7 @@ from quantarena.methods.core.layer_inputs import layer_inputs
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.low_rank import Branch, refine_branch
 from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import mse_range
+from quantarena.methods.core.ranges import RangeSearch, mse_range
 from quantarena.methods.core.reparam import scale_input, smooth
 from quantarena.methods.core.searches import SEARCHES
 from quantarena.methods.core.steps import UniformStride
@@ -140,10 +140,10 @@ class SvdQuant(Method):
         first = trial.branch(None, 1)
         best: tuple[Exponents, Tensor | None, Branch] = (None, None, first)
         for a, b in exponents(self.grid) if self.smoothing else ():
-            factor = smooth(absmax, weight, alpha=a, beta=b).factor
-            found = trial.branch(factor, 1)
+            tried = smooth(absmax, weight, alpha=a, beta=b).factor
+            found = trial.branch(tried, 1)
             if found.errors[0] < best[2].errors[0]:
-                best = ((a, b), factor, found)
+                best = ((a, b), tried, found)
         chosen, factor, branch = best
         if trial.rank and self.rounds > 1:
             branch = trial.branch(factor, self.rounds)
@@ -174,7 +174,7 @@ class Trial:
         rank: of branches.
     """
 
-    def __init__(self, layer: QuantLayer, x: Tensor, search: Any, rank: int) -> None:
+    def __init__(self, layer: QuantLayer, x: Tensor, search: RangeSearch, rank: int) -> None:
         self.layer, self.x, self.search, self.rank = layer, x, search, rank
         (self.part,) = layer.part_list()
         self.target = layer.affine(x, layer.weight, None)
@@ -208,7 +208,8 @@ class Trial:
             other = ActQuantizer(quantizer.bits)
             other.set_params(mse_range(some, quantizer.bits))
             quantizer = other
-        return x if quantizer is None else quantizer(x)
+        seen: Tensor = x if quantizer is None else quantizer(x)
+        return seen
 
     def rest(self, weight: Tensor) -> Tensor:
         """What codes of ``weight`` stand for."""
@@ -216,7 +217,8 @@ class Trial:
         assert quantizer is not None
         other = WeightQuantizer(quantizer.bits, quantizer.group)
         other.find_params(weight, self.search, symmetric=True)
-        return other(weight).detach()
+        value: Tensor = other(weight)
+        return value.detach()
 
 
 def exponents(grid: int) -> Iterator[tuple[float, float]]:

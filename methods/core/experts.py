@@ -109,7 +109,13 @@ class ScaleExperts(nn.Module):
             else:
                 found, shape[0] = torch.stack(list(gains))[chosen], x.shape[0]
         shape[axis] = x.shape[axis]
-        return found.reshape(shape)
+        gains_at: Tensor = found.reshape(shape)
+        return gains_at
+
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """All input gains, (N, K), and output gains, (N, O)."""
+        d_in, d_out = (torch.stack(list(rows)).detach() for rows in (self.d_in, self.d_out))
+        return d_in, d_out
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """What can learn, by group: ``expert_in`` and ``expert_out``."""
@@ -117,11 +123,8 @@ class ScaleExperts(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep."""
-        return {
-            "expert_in": torch.stack(list(self.d_in)).detach(),
-            "expert_out": torch.stack(list(self.d_out)).detach(),
-            "expert_of": self.of_call,
-        }
+        d_in, d_out = self.gains()
+        return {"expert_in": d_in, "expert_out": d_out, "expert_of": self.of_call}
 
     @classmethod
     def of_state(

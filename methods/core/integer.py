@@ -138,8 +138,8 @@ def pack_layer(layer: QuantLayer) -> Node:
             node, layer.excluded, outputs=layer.token_outputs, weight=weight, bias=bias
         )
     if layer.experts is not None:
-        gains = (torch.stack(list(rows)) for rows in (layer.experts.d_in, layer.experts.d_out))
-        node = ExpertLayer(node, *gains, layer.experts.of_call, layer.bias)
+        of_call = layer.experts.of_call
+        node = ExpertLayer(node, *layer.experts.gains(), of_call, bias=layer.bias)
     if layer.spatial == 1:
         node = Conv1dLayer(node)
     node.set_clock(layer.clock)

@@ -85,7 +85,8 @@ def start_learning(
         if layer.experts is not None:
             for group, parameters in layer.experts.parameter_groups().items():
                 for parameter in parameters if group in groups else ():
-                    learning._gains.append(parameter.requires_grad_(True))
+                    parameter.requires_grad_(True)
+                    learning._gains.append(parameter)
                     learning.add(group, parameter, 1.0)
     acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
     for act in acts:

@@ -69,5 +69,5 @@ class ExpertLayer(Wrapper):
         """See ``Node``."""
         inner = build(document["inner"], take(tensors, "inner."))
         bias = tensors.pop("bias") if document["bias"] else None
-        gains = (tensors.pop(name) for name in ("d_in", "d_out", "of_call"))
-        return cls(inner, *gains, bias)
+        d_in, d_out = tensors.pop("d_in"), tensors.pop("d_out")
+        return cls(inner, d_in, d_out, tensors.pop("of_call"), bias)
