@@ -1,0 +1,93 @@
+"""Which axis DGQ groups along, what one order of channels for all calls costs, the start token.
+
+Fake quantization, roundings to the nearest: channels that change their group at every call have no
+packed form, so this is where they can be tried.
+
+    python docs/experiments/dgq_axes.py w4a4 --cache FOLDER
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from method_options import heldout, quantized
+from torch import Tensor
+
+from quantarena.bench import shared
+from quantarena.bench.cache import StageCache
+from quantarena.bench.spec import Budget, Cell
+from quantarena.methods.core.graph import AttentionKind
+from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.trajectory import CalibrationSet
+from quantarena.methods.dgq import Dgq
+
+
+def start_token_shares(model: QuantizedModel, points: CalibrationSet) -> dict[str, float]:
+    """Mean weight of the first key by cross-attention, in full precision."""
+    seen: dict[str, float] = {}
+
+    def note(name: str) -> Any:
+        def watch(operand: str, x: Tensor) -> None:
+            if operand == "softmax":
+                seen[name] = float(x[..., 0].mean())
+
+        return watch
+
+    for name, quant in model.attention.items():
+        if model.graph.attention[name].kind is AttentionKind.CROSS:
+            quant.watch = note(name)
+    with torch.no_grad(), model.using(weights=False, acts=False):
+        model.run(points)
+    for quant in model.attention.values():
+        quant.watch = None
+    return seen
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bits")
+    parser.add_argument("--workload", default="emoji-t2i")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--cache", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    budget = Budget(images=32, calibration_samples=128, iterations=0)
+    cell = Cell(given.workload, "dgq", given.bits, given.seed, "paper", "published", budget)
+    ground = shared.open_ground(cell)
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = shared.trajectory(ground, StageCache(given.cache or Path(folder)))
+        points = heldout(ground)
+        with torch.no_grad():
+            target = points.call(ground.loaded.denoiser)
+        for frozen in (True, False):
+            method = Dgq()
+            method.frozen = frozen
+            model, _, _ = quantized(method, cell, ground, recorded)
+            with torch.no_grad():
+                gap = (model.run(points) - target).square().mean() / target.square().mean()
+            notes = model.notes["groups"]
+            print(f"frozen={frozen}: one call {float(gap):.5f}", flush=True)
+            if not frozen:
+                continue
+            for kind in ("layers", "products"):
+                mine = [v for k, v in notes.items() if (":" in k) == (kind == "products")]
+                agree = [v["agree"] for v in mine if "agree" in v]
+                print(f"{kind}: {dict(Counter(v['axis'] for v in mine))}, the axis of a call "
+                      f"agrees at {sum(agree) / max(1, len(agree)):.3f} of the calls")  # fmt: skip
+            kinds = Counter(
+                (model.layers[k].is_conv, v["axis"]) for k, v in notes.items() if ":" not in k
+            )
+            print(f"by (convolution, axis): {dict(kinds)}")
+            shares = start_token_shares(model, points)
+            if shares:
+                keys = model.attention[next(iter(shares))].info.keys
+                mean, most = sum(shares.values()) / len(shares), max(shares.values())
+                print(f"start token: mean {mean:.4f}, most {most:.4f}; 1 / keys {1 / keys:.4f}")
+
+
+if __name__ == "__main__":
+    main()
