@@ -33,8 +33,8 @@ def share(table, graph, bits, wanted):
     return macs / graph.total_macs
 
 
-def test_nine_methods_have_a_table():
-    assert len(TABLES) == 9
+def test_tables_say_where_they_were_read():
+    assert len(TABLES) >= 10
     assert all(table.name == "published" and table.source for table in TABLES.values())
 
 
@@ -112,6 +112,16 @@ def test_serial_parallel_takes_the_time_layers_out(conditional):
 def test_tune_qdm_is_weight_only(conditional):
     assert set(published.TUNE_QDM.assign(conditional.graph, W4).values()) == {W4}
     assert published.TUNE_QDM.assign_attention(conditional.graph, W4) == {}
+
+
+def test_svdquant_quantizes_what_the_release_does(conditional, transformer):
+    for network in (conditional, transformer):
+        found = by_role(published.SVDQUANT, network.graph)
+        floating = {role for role, widths in found.items() if widths == {FP}}
+        assert floating >= {Role.INPUT, Role.OUTPUT, Role.TIME_EMBED} & set(found)
+        assert {Role.QKV, Role.FF}.isdisjoint(floating)
+        assert published.SVDQUANT.assign_attention(network.graph, W4A4) == {}
+    assert found[Role.ADALN] == {FP}
 
 
 def test_repquant_raises_the_patch_embedding(transformer):
