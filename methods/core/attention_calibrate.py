@@ -1,5 +1,7 @@
 """Ranges of attention operands from one pass over calibration points."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,45 @@ class _Rows:
 
     def values(self) -> Tensor:
         return torch.cat(self.kept, dim=1)
+
+
+WatchOperand = Callable[[str, str, Tensor, CalibrationSet], None]
+"""Called with a module's path, the operand, its values inside its quantizer, and their points."""
+
+
+@torch.no_grad()
+def watch_operands(
+    model: QuantizedModel,
+    points: CalibrationSet,
+    watch: WatchOperand,
+    *,
+    quantized_weights: bool = True,
+    batch: int = 64,
+) -> None:
+    """Show every attention operand with a static range to ``watch``, in one pass over the points.
+
+    Operands are those of the network with floating-point activations, (samples, heads, rows,
+    columns), without excluded tokens.
+    """
+    current = points
+
+    def watcher(name: str, quant: QuantAttention) -> Watch:
+        def show(operand: str, x: Tensor) -> None:
+            if quant.static(operand) is not None:
+                watch(name, operand, quant.inside(operand, x), current)
+
+        return show
+
+    for name, quant in model.attention.items():
+        quant.watch = watcher(name, quant)
+    try:
+        with model.using(weights=quantized_weights, acts=False):
+            for subset in points.batches(batch):
+                current = subset
+                model.run(subset)
+    finally:
+        for quant in model.attention.values():
+            quant.watch = None
 
 
 @torch.no_grad()
@@ -71,29 +112,14 @@ def calibrate_attention(
     calls = range(len(schedule.timesteps)) if schedule else range(1)
     quota = max(1024, _KEEP // -(-len(points) // batch))
     found: dict[tuple[str, str], dict[int, _Rows]] = {}
-    current = points
 
-    def watcher(name: str, quant: QuantAttention) -> Watch:
-        def watch(operand: str, x: Tensor) -> None:
-            if quant.static(operand) is None:
-                return
-            kept = found.setdefault((name, operand), {})
-            for call, part in by_call(quant.inside(operand, x), current, per_step):
-                rows = part.transpose(0, 1).flatten(1) if per_head else part.reshape(1, -1)
-                kept.setdefault(call, _Rows(quota)).add(rows)
+    def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
+        kept = found.setdefault((name, operand), {})
+        for call, part in by_call(x, subset, per_step):
+            rows = part.transpose(0, 1).flatten(1) if per_head else part.reshape(1, -1)
+            kept.setdefault(call, _Rows(quota)).add(rows)
 
-        return watch
-
-    for name, quant in model.attention.items():
-        quant.watch = watcher(name, quant)
-    try:
-        with model.using(weights=quantized_weights, acts=False):
-            for subset in points.batches(batch):
-                current = subset
-                model.run(subset)
-    finally:
-        for quant in model.attention.values():
-            quant.watch = None
+    watch_operands(model, points, watch, quantized_weights=quantized_weights, batch=batch)
     for (name, operand), kept in found.items():
         quantizer = model.attention[name].static(operand)
         assert quantizer is not None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantarena.methods.core.attention import QuantAttention, Watch
+from quantarena.methods.core.attention_calibrate import watch_operands
 from quantarena.methods.core.by_call import by_call, calls_of
 from quantarena.methods.core.calibrate import Bounds, watch_inputs
 from quantarena.methods.core.kmeans import kmeans
@@ -125,29 +125,16 @@ def axes_of_products(
     """
     calls = calls_of(points) if per_step else [0]
     found: dict[tuple[str, str], tuple[_Extremes, _Extremes]] = {}
-    current = points
 
-    def watcher(name: str, quant: QuantAttention) -> Watch:
-        def watch(operand: str, x: Tensor) -> None:
-            if operand == "softmax" or quant.static(operand) is None:
-                return
-            rows, columns = found.setdefault((name, operand), (_Extremes(), _Extremes()))
-            for call, part in by_call(quant.inside(operand, x), current, per_step):
-                rows.add(call, part, (0, 1, 3))
-                columns.add(call, part, (0, 1, 2))
+    def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
+        if operand == "softmax":
+            return
+        rows, columns = found.setdefault((name, operand), (_Extremes(), _Extremes()))
+        for call, part in by_call(x, subset, per_step):
+            rows.add(call, part, (0, 1, 3))
+            columns.add(call, part, (0, 1, 2))
 
-        return watch
-
-    for name, quant in model.attention.items():
-        quant.watch = watcher(name, quant)
-    try:
-        with model.using(weights=True, acts=False):
-            for subset in points.batches(batch):
-                current = subset
-                model.run(subset)
-    finally:
-        for quant in model.attention.values():
-            quant.watch = None
+    watch_operands(model, points, watch, batch=batch)
     return {
         key: Axes(rows.table(calls, _as_is), columns.table(calls, _as_is))
         for key, (rows, columns) in found.items()
