@@ -237,7 +237,7 @@ def _gradients(
     model: QuantizedModel, window: Sequence[_Call], call: int, schedule: Distillation
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of one update; returns the prediction loss and the prediction."""
-    with _held_weights(model):
+    with held_weights(model):
         return _passes(model, window, call, schedule)
 
 
@@ -289,7 +289,7 @@ def _feature_gradients(
 
 
 @contextmanager
-def _held_weights(model: QuantizedModel) -> Iterator[None]:
+def held_weights(model: QuantizedModel) -> Iterator[None]:
     """Quantize weights once for all passes inside; then send their gradients on together."""
     parts = [(layer, part) for layer in model.layers.values() for part in layer.part_list()]
     held: list[tuple[WeightQuantizer, Tensor]] = []
