@@ -27,6 +27,7 @@ BUILTIN = {
     "vidit_q": "quantarena.methods.vidit_q",
     "svdquant": "quantarena.methods.svdquant",
     "tuneqdm": "quantarena.methods.tuneqdm",
+    "serial_to_parallel": "quantarena.methods.serial_to_parallel",
 }
 M = TypeVar("M", bound=type[Method])
 

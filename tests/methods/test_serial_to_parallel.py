@@ -1,0 +1,278 @@
+"""Serial-to-Parallel: consistent with full precision on its own walk, and what each part is for."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.core.announce import announcing
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.errors import Unsupported, UserError
+from quantarena.methods.core.graph import Role, trace
+from quantarena.methods.core.pack import observe, pack, parity
+from quantarena.methods.core.policy import UNIFORM
+from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.rtn import RoundToNearest
+from quantarena.methods.serial_to_parallel import SerialToParallel
+from quantarena.methods.testing import check
+
+CALLS, IMAGES, HELD = 10, 12, 6
+KEEP, TAKE = 1.1, -0.35
+
+
+def variant(**options):
+    """The method with some of its options set otherwise."""
+    return type("Changed", (SerialToParallel,), options)
+
+
+class Drifting(nn.Module):
+    """A small denoiser that amplifies what it is fed, so errors carry a walk away."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.middle = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, sample, timestep=None, return_dict=True):
+        gain = self.gain(timestep)
+        x = torch.nn.functional.silu(self.first(sample)) * gain
+        x = torch.nn.functional.silu(self.middle(x) / gain)
+        return (sample + 2.0 * self.last(x),)
+
+    def gain(self, timestep):
+        return 1.0
+
+
+class Stepped(Drifting):
+    """Activations 40 times larger at the last call than at the first."""
+
+    def gain(self, timestep):
+        return 40.0 ** (timestep.float() / (CALLS - 1)).reshape(-1, 1, 1, 1)
+
+
+def step(sample, prediction):
+    return KEEP * sample + TAKE * prediction
+
+
+class Restored(Drifting):
+    """Full precision keeps its third channel near zero; rounding drives it away.
+
+    Rows 8 to 15 of the middle layer cancel rows 0 to 7 in that channel. An outlier on an input that
+    is always zero makes their steps coarse, so codes do not cancel. What pulls the channel back,
+    ``guard``, has a range from recorded walks, on which there is next to nothing to pull.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.guard = nn.Conv2d(1, 1, 1, bias=False)
+        with torch.no_grad():
+            self.guard.weight.fill_(2.0)
+            self.first.weight[:, 2], self.first.weight[15], self.first.bias[15] = 0, 0, 0
+            self.middle.weight[8:] = self.middle.weight[:8]
+            self.middle.bias[8:] = self.middle.bias[:8]
+            self.middle.weight[8:, 15, 1, 1] = 2.0
+            self.last.weight[2, 8:], self.last.bias[2] = -self.last.weight[2, :8], 0
+
+    def forward(self, sample, timestep=None, return_dict=True):
+        moved = super().forward(sample, timestep)[0] - nn.functional.pad(
+            sample[:, 2:], (0, 0, 0, 0, 2, 0)
+        )
+        return (moved + nn.functional.pad(self.guard(sample[:, 2:]), (0, 0, 0, 0, 2, 0)),)
+
+
+@torch.no_grad()
+def walks(network, sample, clock=None):
+    """Samples at every call of the sampler, (S + 1, N, ...)."""
+    found = [sample]
+    for call in range(CALLS):
+        times = torch.full((len(sample),), float(call))
+        if clock is not None:
+            clock.set(call)
+        found.append(step(found[-1], network(found[-1], timestep=times, return_dict=False)[0]))
+    return torch.stack(found)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """By network: what a method gets, held-out noise, and full precision's images of it."""
+    found = {}
+    for kind in (Drifting, Stepped, Restored):
+        torch.manual_seed(0)
+        network = kind().eval().requires_grad_(False)
+        noise = torch.randn(IMAGES + HELD, 3, 8, 8)
+        if kind is Restored:
+            noise[:, 2] *= 0.02
+        full = walks(network, noise)
+        times = torch.arange(CALLS).float()
+        schedule = StepSchedule("", tuple(times.tolist()))
+        recorded = Trajectory(full[:-1, :IMAGES], times, {}, schedule=schedule)
+        graph = trace(network, noise[:2], timestep=times[:1].expand(2))
+
+        def context(bits, iterations, network=network, graph=graph, recorded=recorded):
+            effort = Effort(CALLS * IMAGES, iterations)
+            return MethodContext(network, graph, recorded, bits, UNIFORM, "paper", 0, effort)
+
+        found[kind] = (context, noise[IMAGES:], full[-1, IMAGES:])
+    return found
+
+
+def final_error(toys, kind, method, bits, iterations=100):
+    """Relative squared error of the finished images, of noise that the method has not seen."""
+    context, noise, target = toys[kind]
+    made = method().run(context(bits, iterations))
+    image = walks(made.module, noise, made.clock)[-1]
+    return float((image - target).square().mean() / target.square().mean())
+
+
+def test_untouched_quantizers_walk_bit_for_bit_as_full_precision(toys):
+    context, noise, target = toys[Stepped]
+    made = variant(rounds=0)().run(context(Bits(4, 4), 0))
+    with made.using(weights=False, acts=False):
+        assert torch.equal(walks(made.module, noise, made.clock)[-1], target)
+
+
+def test_its_own_walk_is_what_it_learns_from(toys):
+    """Full precision's walks do not show where rounding leads; one walk without batches is slow."""
+    scales = {"weight_lr": 0.0}
+    ours, alone, serial, untrained = (
+        final_error(toys, Restored, variant(**scales, **options), Bits(3, 8), 200)
+        for options in ({}, {"serial": False, "epochs": 3}, {"epochs": 0}, {"rounds": 0})
+    )
+    assert untrained >= 4 * ours
+    assert alone >= 2 * ours, "with more updates on full precision's samples, so the gain is theirs"
+    assert serial >= 2 * ours, "the parallel stage adds nothing"
+
+
+def test_ranges_by_call_win_where_activations_follow_the_call(toys):
+    ours, shared, rtn = (
+        final_error(toys, Stepped, method, Bits(8, 4))
+        for method in (SerialToParallel, variant(per_step=False), RoundToNearest)
+    )
+    assert rtn >= 3 * ours
+    assert shared >= 1.5 * ours, "the gain is not the ranges'"
+
+
+def test_another_number_of_steps_is_an_error(pixel):
+    from diffusers import DDIMScheduler
+
+    made = variant(rounds=0)().run(pixel.context(Bits(4, 4), "paper", Effort(16, 0)))
+    scheduler = DDIMScheduler()
+    with (
+        pytest.raises(UserError, match="calibrated for 4 calls"),
+        announcing(scheduler, made.clock),
+    ):
+        scheduler.set_timesteps(8)
+
+
+def test_it_learns_packs_and_says_what_it_cost(probe):
+    context = probe.context(Bits(4, 4), "paper", Effort(16, 4))
+    made = SerialToParallel().run(context)
+    packed = pack(made)
+    assert parity(made, packed, probe.heldout.rows(slice(0, 4))).max_rel <= 1e-5
+    observe(made, packed, probe.model)  # refuses widths that were not declared
+    notes = made.notes["learning"]
+    assert notes["updates"] == {"serial": 1, "parallel": 2}
+    assert notes["full_precision_rows"] == 2 * context.calibration["points"] == 32
+    assert notes["step_fit"] >= 0
+    again = SerialToParallel().run(probe.context(Bits(4, 4), "paper", Effort(16, 4)))
+    ours, theirs = made.state(), again.state()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_lengths_follow_the_preset(toys):
+    for iterations, rounds in ((0, 0), (20, 1), (100, 2), (160, 4)):
+        ticks = []
+        context = toys[Drifting][0](Bits(8, 8), iterations)
+        context.progress = lambda *tick, ticks=ticks: ticks.append(tick)
+        made = variant(epochs=0, window=5)().run(context)
+        assert len(ticks) == 4 * rounds, "12 images walk in two lots, each ten calls in two windows"
+        assert ("learning" in made.notes) == (rounds > 0)
+
+
+def test_tables_stand_where_the_policy_leaves_time_layers_in_floating_point(probe):
+    time = {Role.TIME_EMBED, Role.EMB_PROJ}
+    names = {n for n, info in probe.graph.layers.items() if info.role in time}
+    context = probe.context(Bits(8, 8), "paper", Effort(16, 0))
+    uniform = SerialToParallel().run(context)
+    assert not uniform.tables
+    assert set(uniform.notes["time_tables"]["kept"]) == {"the policy quantizes it"}
+    context.policy = SerialToParallel.published
+    made = SerialToParallel().run(context)
+    assert set(made.tables) == names
+    assert not set(made.layers) & names
+    packed = pack(made)
+    assert parity(made, packed, probe.heldout).max_rel <= 1e-5
+    without = variant(tables=False)().run(dataclasses.replace(context))
+    seen, plain = (observe(m, pack(m), probe.model) for m in (made, without))
+    assert seen.bops < plain.bops, "tables cost no products"
+    assert seen.packed_bytes < plain.packed_bytes
+    with torch.no_grad():
+        assert torch.allclose(made.run(probe.heldout), without.run(probe.heldout), atol=1e-5)
+    other = context.wrap()
+    other.load_state(made.state())
+    with torch.no_grad():
+        assert torch.equal(other.run(probe.heldout), made.run(probe.heldout))
+
+
+def test_mixed_channels_keep_the_declared_mean_and_help_where_channels_differ(toys):
+    class Uneven(Drifting):
+        def __init__(self):
+            super().__init__()
+            with torch.no_grad():
+                self.middle.weight[::2] *= 0.01
+
+    context, noise, _ = toys[Drifting]
+    torch.manual_seed(0)
+    network = Uneven().eval().requires_grad_(False)
+    context = context(Bits(3, 8), 0)
+    context.model = network
+    made, equal = (variant(mixed=mixed)().run(context) for mixed in (True, False))
+    note = made.notes["widths"]["middle"]
+    assert note["widened"] >= 4
+    assert note["error"] <= 0.5
+    widths = made.layers["middle"].parts[0].weight_quantizer.bit_map.float()
+    assert widths.mean() == 3
+    assert widths[::2].mean() < 3 < widths[1::2].mean(), "bits go to the channels that matter"
+    packed = pack(made)
+    observe(made, packed, network)
+    times = torch.zeros(HELD)
+    with torch.no_grad(), made.clock.at(0), equal.clock.at(0):
+        target = network(noise, timestep=times)[0]
+        gaps = [
+            (m.module(noise, timestep=times)[0] - target).square().mean() for m in (made, equal)
+        ]
+    assert gaps[1] >= 1.1 * gaps[0]
+
+
+def test_options_of_the_second_version_matter(pixel):
+    def output(**options):
+        made = variant(rounds=3, weight_lr=0.5, **options)()
+        made = made.run(pixel.context(Bits(3, 8), "paper", Effort(16, 100)))
+        with torch.no_grad():
+            return made.run(pixel.heldout), made.notes["learning"]
+
+    plain, notes = output()
+    assert notes["frozen"] == 0
+    for options in ({"feature_weight": 1.0}, {"freezing": True}, {"serial_first": False}):
+        other, found = output(**options)
+        assert not torch.equal(other, plain)
+        assert (found["frozen"] > 0) == ("freezing" in options)
+        more = found["full_precision_rows"] > notes["full_precision_rows"]
+        assert more == ("feature_weight" in options), "features cost calls of full precision"
+
+
+def test_too_few_points_are_said(pixel):
+    context = pixel.context(Bits(4, 4), "paper", Effort(7, 0))
+    context.trajectory = dataclasses.replace(pixel.trajectory, halves=2)
+    with pytest.raises(Unsupported, match="2 guidance halves at each of 4 calls"):
+        SerialToParallel().run(context)
+
+
+@pytest.mark.slow
+def test_conformance():
+    results = check("serial_to_parallel", effort=Effort(samples=8, iterations=4))
+    assert {(r.name, r.model): r.detail for r in results if not r.passed} == {}
