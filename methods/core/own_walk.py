@@ -259,7 +259,8 @@ class _Learner:
         """Walk with all images, learning on the way; what was met."""
         ground, stages = self.ground, self.stages
         samples, wanted = ground.recorded.points.sample.clone(), ground.recorded.wanted.clone()
-        for images in torch.randperm(ground.images, generator=generator).split(stages.walks):
+        order = torch.randperm(ground.images, generator=generator)
+        for images in torch.split(order, stages.walks):
             seen: list[Tensor] = []
             way = walk(ground, images, lambda *_, last=seen: last[-1])
             for start in range(0, ground.calls, stages.window):
@@ -281,7 +282,7 @@ class _Learner:
         units = max(1, self.stages.batch // halves)
         for _ in range(self.stages.epochs):
             order = torch.randperm(len(pairs.wanted) // halves, generator=generator)
-            for unit in order.split(units):
+            for unit in torch.split(order, units):
                 rows = (unit[:, None] * halves + torch.arange(halves)).flatten()
                 with self.update("parallel") as losses:
                     losses.append(
