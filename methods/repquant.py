@@ -26,6 +26,8 @@ from quantarena.methods.core.channel_clips import (
     learn_clips,
     search_clips,
 )
+from quantarena.methods.core.column_rounding import reconstruct_columns
+from quantarena.methods.core.layer_inputs import layer_inputs
 from quantarena.methods.core.log_scales import calibrate_log_scales
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.norm_sites import NormSite, check_folds, fold_site, norm_sites
@@ -37,6 +39,8 @@ from quantarena.methods.core.searches import SEARCHES
 from quantarena.methods.core.steps import UniformStride
 from quantarena.methods.registry import register
 
+KEPT = 1 << 20
+"""Values of each layer's input that weights are reconstructed on."""
 CLIP_STEPS = 500
 """Of dual clipping, at most; as many as a block has iterations where those are fewer."""
 
@@ -48,7 +52,9 @@ class RepQuant(Method):
     Attributes:
         fold: channel-wise ranges of norm outputs, folded; off, one range for each tensor.
         clipping: learn the ends of the channel-wise ranges.
-        reconstruction: decide the weights' rounding block by block on quantized inputs.
+        reconstruction: weights on quantized inputs, each layer in closed form (``columns``) or
+            block by block by AdaRound (``blocks``).
+        damp: of the closed form, relative to an input's mean second moment.
         log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
         zero_code: the softmax's last code stands for 0.
         search: range search of everything.
@@ -73,8 +79,8 @@ class RepQuant(Method):
             "code of RepQ-ViT takes the mean of the channels' unrounded)",
             "the fold also goes into the linear that modulates a norm (DiT) and into a GroupNorm "
             "that linears read without a nonlinearity in between; the paper has LayerNorms alone",
-            "clipping factors start at the searched ranges; weights are reconstructed by AdaRound "
-            "block by block, iterations follow the preset",
+            "clipping factors start at the searched ranges; weights are reconstructed layer by "
+            "layer in closed form, by least squares on quantized inputs and GPTQ's rounding",
             "all log-sqrt2 codes fit the width (the code of RepQ-ViT adds a zero beside them); "
             "the uniform policy leaves attention products in floating point",
         ),
@@ -82,11 +88,12 @@ class RepQuant(Method):
     supports = Capabilities()
     published = published.REPQUANT
     switches: ClassVar[Mapping[str, Any]] = {
-        "fold": False, "clipping": False, "reconstruction": False,
+        "fold": False, "clipping": False, "reconstruction": "none",
     }  # fmt: skip
     fold = True
     clipping = True
-    reconstruction = True
+    reconstruction: Literal["columns", "blocks", "none"] = "columns"
+    damp = 0.1
     log_softmax = True
     zero_code = False
     search: Literal["minmax", "mse", "percentile_mse"] = "percentile_mse"
@@ -111,17 +118,31 @@ class RepQuant(Method):
                 quantizer = model.layers[name].part_list()[0].static
                 assert quantizer is not None
                 quantizer.set_params(folded[site.norm])
-        if self.reconstruction and ctx.effort.iterations:
+        if self.reconstruction == "columns":
+            model.notes["reconstruction"] = self.reconstruct_layers(ctx, model, points)
+        elif self.reconstruction == "blocks" and ctx.effort.iterations:
             reports = reconstruct(
                 model, ctx.blocks(model, points), points, Schedule.fast(ctx.effort.iterations),
                 acts=True, seed=ctx.seed, progress=ctx.progress,
             )  # fmt: skip
-            model.notes["reconstruction"] = [
-                {"block": r.name, "before": r.before, "after": r.after,
-                 "seconds": round(r.seconds, 3)}
-                for r in reports
-            ]  # fmt: skip
+            model.notes["reconstruction"] = {
+                r.name: round(r.after / max(r.before, 1e-30), 4) for r in reports
+            }
         return model
+
+    def reconstruct_layers(
+        self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet
+    ) -> dict[str, float]:
+        """Closed-form reconstruction of each layer; its output error over that of rounding."""
+        inputs = layer_inputs(model, points, ctx.effort.samples, most=KEPT)
+        errors: dict[str, float] = {}
+        for done, (name, layer) in enumerate(model.layers.items()):
+            x = inputs.pop(name)
+            if layer.groups == 1:
+                search = SEARCHES[self.search]
+                errors[name] = round(reconstruct_columns(layer, x, search, damp=self.damp), 4)
+            ctx.progress(done + 1, len(model.layers))
+        return errors
 
     def sites(
         self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet

@@ -114,7 +114,7 @@ def test_readers_of_one_norm_share_the_range_and_codes_are_channelwise(judged):
 
 
 def test_weight_ranges_are_those_of_the_folded_weights(judged):
-    made = judged(RepQuant, Normed(), Bits(4, 4))[0]
+    made = judged(variant(reconstruction="none"), Normed(), Bits(4, 4))[0]
     quantizer = made.layers["one"].part_list()[0].weight_quantizer
     stale = minmax_range(made.original.one.weight, 4, axis=0).scale
     assert float((quantizer.scale / stale - 1).abs().median()) > 0.3
@@ -128,7 +128,8 @@ def test_the_price_is_paid_in_the_weights(judged):
         for layer in (network.one, network.two):
             layer.weight.uniform_(-0.01, 0.01)
     gaps = []
-    for method in (RepQuant, variant(fold=False)):
+    for fold in (True, False):
+        method = variant(fold=fold, reconstruction="none")
         made = judged(method, network, Bits(4, 8))[0]
         points = UniformStride(8).draw(sampled(), 0)
         with torch.no_grad(), made.using(weights=True, acts=False):
@@ -146,7 +147,7 @@ def test_clipping_learns_towards_the_readers():
 
 def test_learned_clips_are_never_worse_on_what_they_see(transformer):
     effort = Effort(16, 40)
-    made = variant(reconstruction=False)().run(transformer.context(Bits(4, 3), "paper", effort))
+    made = variant(reconstruction="none")().run(transformer.context(Bits(4, 3), "paper", effort))
     shares = [site["clipped"] for site in made.notes["folds"].values()]
     assert len(shares) == 5
     assert max(shares) <= 1.0
@@ -155,7 +156,7 @@ def test_learned_clips_are_never_worse_on_what_they_see(transformer):
 
 
 def test_packs_and_loads_after_the_fold(probe):
-    method = variant(reconstruction=False)
+    method = variant(reconstruction="none")
     made = method().run(probe.context(Bits(4, 4), "paper", Effort(16, 4)))
     assert made.notes["folds"], "every network has a norm that linears read"
     packed = pack(made)
@@ -169,6 +170,22 @@ def test_packs_and_loads_after_the_fold(probe):
             target = probe.heldout.call(probe.model)
             gap = (made.run(probe.heldout) - target).abs().max() / target.abs().max()
     assert float(gap) <= 1e-5
+
+
+def test_closed_form_reconstruction_answers_quantized_inputs(judged):
+    network = Normed()
+    plain = judged(variant(reconstruction="none"), network, Bits(3, 4))
+    columns = judged(RepQuant, network, Bits(3, 4))
+    assert plain[1] >= 1.3 * columns[1]
+    assert plain[0].layers["one"].bits == columns[0].layers["one"].bits
+    assert max(columns[0].notes["reconstruction"].values()) <= 1.0
+
+
+def test_blocks_may_be_reconstructed_instead(pixel):
+    effort = Effort(16, 20)
+    made = variant(reconstruction="blocks")().run(pixel.context(Bits(4, 8), "paper", effort))
+    assert min(made.notes["reconstruction"].values()) < 0.9
+    assert parity(made, pack(made), pixel.heldout).max_rel <= 1e-5
 
 
 def published(probe, bits):
