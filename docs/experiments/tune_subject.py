@@ -8,7 +8,7 @@ what tuning holds beside activations: weights, and gradients and two moments of 
 
     python docs/experiments/tune_subject.py
 
-About three core-minutes.
+About two core-minutes.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--subject", default="food-fruit", help="a subcategory of emoji64")
     parser.add_argument("--count", type=int, default=16, help="drawings to tune on")
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-4, help="of full precision")
     parser.add_argument("--gain-lr", type=float, default=5e-3, help="of gains, which start at 1")
