@@ -3,8 +3,9 @@
 The subject is one class of emoji-dit in a style that the model has never seen: channels turned
 round and colours inverted, so a dark ground. Every network is tuned on the same images, noise and
 timesteps. Fidelity is the distance of its images to those of the full-precision fine-tune, from the
-same noise; "loss" is the noise error on images of the subject that nobody was tuned on. State is
-what tuning holds beside activations: weights, and gradients and two moments of what learns.
+same noise; "loss" is the noise error on images of the subject that nobody was tuned on. State adds
+up what tuning has to hold beside activations: packed weights, gradients and two moments of what
+learns. The tuning pass here also holds float weights.
 
     python docs/experiments/tune_subject.py
 
