@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.float_ops import Activation, activate, normalize
 
-PATIENCE = 16
+PATIENCE = 6
 """Calls without an activation after which an output is no longer watched."""
 
 

@@ -65,20 +65,26 @@ struct Norm {
         }
     }
 
-    // Sum over pixels of (x - centre[c])^power for every channel.
+    // Sum over pixels of (x - centre[c])^power for channels from `c` on, VECTORS times eight: whole cache
+    // lines of a pixel at a time.
+    template <int POWER, int VECTORS>
+    static void by_channel(const QaNorm& n, const float* x, const float* centre, float* sum, int64_t c) {
+        Lanes total[VECTORS] = {}, middle[VECTORS], v;
+        for (int k = 0; k < VECTORS; ++k) load_lanes(middle[k], centre + c + 8 * k);
+        for (int64_t p = 0; p < n.pixels; ++p)
+#pragma GCC unroll 4
+            for (int k = 0; k < VECTORS; ++k) {
+                load_lanes(v, x + p * n.channels + c + 8 * k);
+                v = v - middle[k];
+                total[k] += POWER == 2 ? v * v : v;
+            }
+        for (int k = 0; k < VECTORS; ++k) store_lanes(sum + c + 8 * k, total[k]);
+    }
     template <int POWER>
     static void by_channel(const QaNorm& n, const float* x, const float* centre, float* sum) {
         int64_t c = 0;
-        for (; c + 8 <= n.channels; c += 8) {
-            Lanes total = {}, v, middle;
-            load_lanes(middle, centre + c);
-            for (int64_t p = 0; p < n.pixels; ++p) {
-                load_lanes(v, x + p * n.channels + c);
-                v = v - middle;
-                total += POWER == 2 ? v * v : v;
-            }
-            store_lanes(sum + c, total);
-        }
+        for (; c + 32 <= n.channels; c += 32) by_channel<POWER, 4>(n, x, centre, sum, c);
+        for (; c + 8 <= n.channels; c += 8) by_channel<POWER, 1>(n, x, centre, sum, c);
         for (; c < n.channels; ++c) {
             sum[c] = 0.0f;
             for (int64_t p = 0; p < n.pixels; ++p) {
