@@ -9,10 +9,8 @@ import numpy as np
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array, Groups, mean_interval, recentred_interval
-from quantarena.bench.schema import Measurement, Row, Status
+from quantarena.bench.schema import UNITS, Measurement, Row, Status
 
-UNITS = "unit:prompt"
-"""In a scores file: the prompt of each image as a number."""
 REPLICATES = "replicates:"
 """In a scores file: before the name of a metric of a whole set, its bootstrap values."""
 _FLOOR = "floor:"

@@ -16,12 +16,12 @@ import torch
 from quantarena.bench import floors, inside, shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code import class_sha256
-from quantarena.bench.compare import REPLICATES, UNITS
+from quantarena.bench.compare import REPLICATES
 from quantarena.bench.latency import measure
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.images import save_folder
 from quantarena.bench.metrics.score import score
-from quantarena.bench.schema import Observed, Parity, Row, Status
+from quantarena.bench.schema import UNITS, Observed, Parity, Row, Status
 from quantarena.bench.shared import Ground, open_ground
 from quantarena.bench.spec import Cell
 from quantarena.bench.stations import Progress, Work, quantized, sampled

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantarena.bench.compare import UNITS
-from quantarena.bench.schema import Row, Status
+from quantarena.bench.schema import UNITS, Row, Status
 from quantarena.leaderboard.judge import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.load import FLOOR_PREFIX, FP_METHOD, contestant, load_scores
 from quantarena.leaderboard.votes import Floats

@@ -4,8 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from quantarena.bench.compare import UNITS
-from quantarena.bench.schema import Row, Status
+from quantarena.bench.schema import UNITS, Row, Status
 from quantarena.leaderboard.load import BoardId, contestant, load_rows, load_scores
 from quantarena.leaderboard.ranking import rank_results, write_ranking
 
