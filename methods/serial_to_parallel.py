@@ -25,7 +25,7 @@ from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.oscillation import Freezing
 from quantarena.methods.core.own_walk import StageReport, Stages, learn_on_walks, prepare
 from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import mse_range
+from quantarena.methods.core.ranges import default_range, mse_range
 from quantarena.methods.core.steps import WholeWalks, points_per_call
 from quantarena.methods.core.time_layers import tabulate_time_layers
 from quantarena.methods.registry import register
@@ -109,7 +109,7 @@ class SerialToParallel(Method):
         if self.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
-        calibrate_activations(model, points, mse_range, per_step=self.per_step)
+        calibrate_activations(model, points, default_range, per_step=self.per_step)
         if self.mixed:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
         rounds = math.ceil(self.rounds * ctx.effort.iterations / QUICK)
