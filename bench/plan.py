@@ -141,10 +141,14 @@ def choose_fan(executor: str, workers: int | None, missing: int) -> Fan:
 def plan_lines(plan: Plan, folder: Path) -> list[str]:
     """The plan for a reader, before anything runs."""
     grid = plan.grid
-    shape = f"{len(grid.methods)} methods x {', '.join(grid.bits)}"
-    shape += "".join(f", {name} {bits}" for name, bits in grid.also)
+    own: dict[tuple[str, ...], int] = {}
+    for name in dict.fromkeys(name for name, _ in grid.also):
+        widths = tuple(bits for other, bits in grid.also if other == name)
+        own[widths] = own.get(widths, 0) + 1
+    shares = {grid.bits: len(grid.methods)} | own
+    shape = "; ".join(f"{count} methods x {', '.join(bits)}" for bits, count in shares.items())
     if len(grid.workloads) > 1 or len(grid.seeds) > 1:
-        shape += f" x {len(grid.workloads)} workloads x {len(grid.seeds)} seeds"
+        shape += f"; on {len(grid.workloads)} workloads x {len(grid.seeds)} seeds"
     state = f"{len(plan.cells)} cells ({shape})"
     if plan.done:
         state += f": {len(plan.done)} done, {len(plan.todo.cells)} to run"

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TypeVar
 
 from quantarena.bench.errors import UserError, did_you_mean
@@ -12,6 +13,11 @@ from quantarena.methods.core.bits import parse_bits
 DEFAULT = "quick"
 _T = TypeVar("_T")
 _METHODS = ("fp", "rtn", "ptq4dm", "q_diffusion", "eda_dm", "dilate_quant", "mpq_dm")
+# made for text-to-image models and transformers, and for widths where their claims are
+_ALSO = (
+    *product(("dgq", "serial_to_parallel", "repquant", "svdquant", "vidit_q"), ("w4a8", "w4a4")),
+    *product(("rtn", "tuneqdm"), ("w4a16",)),
+)
 _WORKLOADS = ("emoji-t2i", "emoji-dit", "cifar10-uncond")
 
 
@@ -57,7 +63,8 @@ PRESETS: dict[str, Preset] = {
             workloads=_WORKLOADS,
             methods=_METHODS,
             bits=("w8a8", "w4a8", "w4a4", "w2a4"),
-            budget=Budget(),
+            also=_ALSO,
+            budget=Budget(images=64),
         )
     ),
     "full": Preset(
@@ -67,6 +74,7 @@ PRESETS: dict[str, Preset] = {
             workloads=_WORKLOADS,
             methods=_METHODS,
             bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            also=_ALSO,
             seeds=(0, 1, 2),
             budget=Budget(
                 images=512,
@@ -87,6 +95,7 @@ PRESETS: dict[str, Preset] = {
             workloads=_WORKLOADS,
             methods=_METHODS,
             bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            also=_ALSO,
             seeds=(0, 1, 2),
             budget=Budget(
                 images=10_000,

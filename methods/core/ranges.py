@@ -14,10 +14,15 @@ from quantarena.methods.core.candidates import (
     best_of,
     blockwise,
     condensed,
+    losses_of,
     minmax_rows,
     shaped,
 )
 from quantarena.methods.core.quantizer import QuantParams, affine_params, unsigned_params
+
+_SHRINK = 0.86
+_NEAR = (-6 / 9, -3 / 9, -1 / 9, 0.0, 1 / 9, 3 / 9, 6 / 9)
+"""Of a step of the first pass, tried around its best; a ninth is what six bits and more ask for."""
 
 
 class RangeSearch(Protocol):
@@ -83,16 +88,17 @@ def mse_range(
     axis: int | None = None,
     symmetric: bool = False,
     norm: float = 2.4,
-    coarse: int = 17,
-    fine: int = 8,
+    coarse: int = 12,
 ) -> QuantParams:
-    """The shrunk min-max range with the smallest mean ``|x - q(x)| ** norm``.
+    """The range with the smallest mean ``|x - q(x)| ** norm``, each end shrunk for itself.
 
-    ``shrink_range`` in two passes: ``coarse`` shrinkings from the full range down to a fifth of it
-    for all channels, then ``fine`` ones around each channel's own best. That comes as close to the
-    minimum of this curve, which has one hump but for ripples, with a third of the candidates. The
-    first pass sees rows of more than 16,384 values as a histogram. The full range is a candidate of
-    the second, so the result never loses to min-max in its norm.
+    An activation after SiLU or GELU ends just below zero and has a long tail above: shrinking both
+    ends together, as ``shrink_range`` does, cuts off the many values below to be rid of the few
+    above. First both ends shrink together, or one alone, by powers of 0.86 down to a sixth; then
+    the upper end moves around the best, then the lower. That comes as close to the minimum as
+    ``mse_2d_range``, in the time of 50 candidates. Rows of more than 16,384 values are seen as a
+    histogram; what comes out is compared with the full range on the values, so it never loses to
+    min-max in its norm.
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
@@ -101,21 +107,31 @@ def mse_range(
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error; docs/protocol.md says why it should not be below 2.
         coarse: shrinkings of the first pass.
-        fine: shrinkings of the second.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
-    shrinks = torch.linspace(1.0, 0.2, coarse, device=x.device)[1:]
-    step = 0.8 / (coarse - 1)
-    offsets = torch.arange(1, fine + 1, device=x.device) * (2 * step / (fine + 1)) - step
+    shrinks = _SHRINK ** torch.arange(coarse + 1, device=x.device)
+    near = _SHRINK ** torch.tensor(_NEAR, device=x.device)
+    still, stay = torch.ones_like(shrinks), torch.ones_like(near)
+    # factors of the lower and of the upper end, (2, K)
+    together, closer = torch.stack([shrinks, shrinks]), torch.stack([near, near])
+    one = torch.stack([torch.cat([shrinks, still]), torch.cat([still, shrinks])])
+    passes = [together, closer]
+    if not symmetric:
+        upper, lower = torch.stack([stay, near]), torch.stack([near, stay])
+        passes = [torch.cat([together, one], dim=1), upper, lower]
 
     def search(rows: Tensor) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
+        ends = torch.stack(rows.aminmax(dim=1, keepdim=True))
         short, counts = condensed(rows)
-        best = best_of(short, plain, _shrunk(rows, shrinks, bits, symmetric), norm, counts)
-        near = torch.cat([torch.zeros_like(offsets[:1]), offsets]) + best.scale / plain.scale
-        return best_of(rows, plain, _shrunk(rows, near.clamp(max=1.0), bits, symmetric), norm)
+        best = torch.ones_like(ends)
+        for steps in passes:
+            tried = (best * steps.unsqueeze(1)).clamp(max=1.0)
+            losses = losses_of(short, affine_params(*(ends * tried), bits, symmetric), norm, counts)
+            best = tried.gather(2, losses.argmin(dim=1, keepdim=True).expand(2, -1, -1))
+        return best_of(rows, plain, affine_params(*(ends * best), bits, symmetric), norm)
 
     return blockwise(x, axis, search)
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from quantarena.methods.core.quantizer import affine_params, fake_quantize, quantize
 from quantarena.methods.core.ranges import (
@@ -13,7 +14,7 @@ from quantarena.methods.core.ranges import (
     shrink_range,
     unsigned,
 )
-from quantarena.methods.core.searches import SEARCHES
+from quantarena.methods.core.searches import SEARCHES, mse_2d_range
 
 
 def loss(x, params, norm=2.4):
@@ -115,6 +116,15 @@ def test_two_passes_come_within_three_percent_of_80_candidates(bits, norm):
     passes = loss(x, mse_range(x, bits, axis=0, norm=norm), norm).mean(1)
     every = loss(x, shrink_range(x, bits, axis=0, norm=norm), norm).mean(1)
     assert passes.mean() <= 1.03 * every.mean()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("activation", "gain"), [(F.silu, 1.6), (F.gelu, 1.0)])
+def test_each_end_shrinks_for_itself(activation, gain, sign):
+    x = sign * activation(2 * torch.randn(1, 50_000, generator=torch.Generator().manual_seed(5)))
+    found, both, every = (loss(x, f(x, 4)).mean() for f in (mse_range, shrink_range, mse_2d_range))
+    assert both > gain * found
+    assert found <= 1.01 * every
 
 
 @pytest.mark.parametrize("search", [mse_range, shrink_range])
