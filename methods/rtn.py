@@ -1,6 +1,7 @@
 """Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
 
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.calibrate import calibrate_activations
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.ranges import minmax_range
@@ -18,7 +19,7 @@ class RoundToNearest(Method):
         paper="-",
         summary="min-max ranges, round to nearest, nothing is optimised",
     )
-    supports = Capabilities()
+    supports = Capabilities(act_bits=(2, 3, 4, 5, 6, 7, 8, FP_WIDTH))
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Ranges from the weights and from uniformly spaced calibration points."""
