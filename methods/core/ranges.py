@@ -122,6 +122,9 @@ def mse_range(
         upper, lower = torch.stack([stay, near]), torch.stack([near, stay])
         passes = [torch.cat([together, one], dim=1), upper, lower]
 
+    def affine(ends: Tensor) -> QuantParams:
+        return affine_params(ends[0], ends[1], bits, symmetric)
+
     def search(rows: Tensor) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
         ends = torch.stack(rows.aminmax(dim=1, keepdim=True))
@@ -129,9 +132,9 @@ def mse_range(
         best = torch.ones_like(ends)
         for steps in passes:
             tried = (best * steps.unsqueeze(1)).clamp(max=1.0)
-            losses = losses_of(short, affine_params(*(ends * tried), bits, symmetric), norm, counts)
+            losses = losses_of(short, affine(ends * tried), norm, counts)
             best = tried.gather(2, losses.argmin(dim=1, keepdim=True).expand(2, -1, -1))
-        return best_of(rows, plain, affine_params(*(ends * best), bits, symmetric), norm)
+        return best_of(rows, plain, affine(ends * best), norm)
 
     return blockwise(x, axis, search)
 
