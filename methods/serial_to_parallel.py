@@ -89,7 +89,7 @@ class SerialToParallel(Method):
     serial = True
     serial_first = True
     rounds = 2
-    epochs = 2
+    epochs = 1
     batch = 24
     window = 5
     guided = False
