@@ -174,12 +174,19 @@ def choose(grid: Grid, choice: Choice) -> Grid:
 def _chosen_methods(
     grid: Grid, choice: Choice
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Methods at all bits, and pairs of a method and bits of its own, which chosen bits replace."""
+    """Methods at all bits, and pairs of a method and bits of its own.
+
+    Methods chosen by name are run at all bits chosen; without names, chosen bits keep the pairs
+    that have them.
+    """
+    if choice.methods and choice.bits:
+        return _unique(("fp", *choice.methods)), ()
+    if choice.bits:
+        bits = [canonical_bits(text) for text in choice.bits]
+        return grid.methods, tuple(pair for pair in grid.also if pair[1] in bits)
     asked = _unique(choice.methods) or grid.all_methods
-    also = () if choice.bits else tuple(pair for pair in grid.also if pair[0] in asked)
+    also = tuple(pair for pair in grid.also if pair[0] in asked)
     alone = {name for name, _ in also if name not in grid.methods}
-    if choice.bits and not choice.methods:
-        asked = grid.methods
     return _unique(("fp", *(name for name in asked if name not in alone))), also
 
 

@@ -74,7 +74,7 @@ def test_measured_rows_replace_the_defaults():
     same = Rates.of([row(CELLS[-1], seconds=slow)], machine.fingerprint())
     assert same.stage_seconds("quantize", CELLS[-1]) == pytest.approx(1000)
     # Twice the images take twice as long, at another budget too.
-    more = replace(CELLS[-1], budget=replace(CELLS[-1].budget, images=256))
+    more = replace(CELLS[-1], budget=replace(CELLS[-1].budget, images=2 * CELLS[-1].budget.images))
     assert same.stage_seconds("sample", more) == pytest.approx(1000)
 
 
