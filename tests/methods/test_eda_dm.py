@@ -91,7 +91,7 @@ def judged(probe, method, iterations):
 
 
 def test_reconstruction_beats_rtn_and_needs_its_iterations(pixel):
-    ours = judged(pixel, EDADM, 160)
+    ours = judged(pixel, EDADM, 400)
     assert 1.5 * ours <= judged(pixel, RoundToNearest, 0)
     assert 1.2 * ours <= judged(pixel, EDADM, 0), "the gain is not reconstruction's"
 

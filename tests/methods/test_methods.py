@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.api import Effort, MethodContext
-from quantarena.methods.core.bits import FP, Bits
+from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.graph import trace
 from quantarena.methods.core.groups import Decay
+from quantarena.methods.core.pack import pack, parity
 from quantarena.methods.core.policy import UNIFORM, Policy
 from quantarena.methods.core.schedule import Schedule
 from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
@@ -149,7 +150,7 @@ def test_the_release_presses_only_the_first_half_of_a_split_layer(skip, variant,
         freeze(self, weight)
 
     monkeypatch.setattr(WeightQuantizer, "freeze", watch)
-    ctx = replace(context(skip, Bits(4, 4), Effort(32, 100))[0], variant=variant)
+    ctx = replace(context(skip, Bits(4, 4), Effort(32, 200))[0], variant=variant)
     Pressed().run(ctx)
     assert undecided[2:4] == [False, variant == "release"]  # the halves of the shortcut
 
@@ -170,10 +171,18 @@ def test_full_precision_takes_only_full_precision(pixel):
         FullPrecision().run(pixel.context(Bits(4, 4), "paper", Effort(8, 0)))
 
 
-@pytest.mark.parametrize("bits", [Bits(1, 8), Bits(8, 1), FP, Bits(4, 16)])
+@pytest.mark.parametrize("bits", [Bits(1, 8), Bits(8, 1), FP, Bits(16, 4)])
 def test_rtn_says_what_it_cannot_do(pixel, bits):
     with pytest.raises(Unsupported, match="rtn does not quantize"):
         RoundToNearest().run(pixel.context(bits, "paper", Effort(8, 0)))
+
+
+def test_rtn_quantizes_weights_alone(pixel):
+    made = RoundToNearest().run(pixel.context(Bits(4, FP_WIDTH), "paper", Effort(8, 0)))
+    parts = [part for layer in made.layers.values() for part in layer.part_list()]
+    assert all(part.act_quantizer is None for part in parts)
+    assert any(part.weight_quantizer.bits == 4 for part in parts)
+    assert parity(made, pack(made), pixel.heldout.rows(slice(0, 4))).max_rel <= 1e-5
 
 
 def test_unknown_variant_is_unsupported(pixel):
