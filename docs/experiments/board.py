@@ -14,6 +14,7 @@ from quantarena.bench.schema import Row, Status
 from quantarena.bench.store import Store
 
 LPIPS, KID = "lpips/alex-v0.1", "kid/effnet-lite0"
+ALIGNMENT = "alignment/effnet-lite0-minilm"
 Table = list[Sequence[str]]
 
 
@@ -60,8 +61,10 @@ def costs(rows: Iterable[Row], bits: str) -> str:
     return lines(table)
 
 
-def differences(folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[str]) -> str:
-    """LPIPS of each method minus a rival's, seeds together, a prompt one unit."""
+def differences(
+    folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[str], metric: str = LPIPS
+) -> str:
+    """A metric of each method minus a rival's, seeds together, a prompt one unit."""
     here = {(r.cell.method, r.cell.seed): r for r in rows if r.cell.bits == bits}
     table: Table = [("method", *[f"minus {name}" for name in rivals], "images", "seeds")]
     for method in dict.fromkeys(name for name, _ in here):
@@ -75,10 +78,10 @@ def differences(folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[s
             if method == rival or not pairs:
                 cells.append("-")
                 continue
-            gap = np.concatenate([paired_gaps(folder, a, folder, b)[LPIPS] for a, b in pairs])
+            gap = np.concatenate([paired_gaps(folder, a, folder, b)[metric] for a, b in pairs])
             prompts = [unit for a, _ in pairs for unit in prompts_of(folder, a) or ()]
             groups = tuple(prompts) if len(prompts) == gap.size else None
-            found = difference(LPIPS, gap, pairs[0][0], groups)
+            found = difference(metric, gap, pairs[0][0], groups)
             cells.append(f"{found.mean:+.4f} [{found.low or 0:+.4f}, {found.high or 0:+.4f}]")
             images, seeds = gap.size, len(pairs)
         table.append((method, *cells, str(images), str(seeds)))
@@ -104,6 +107,12 @@ def main() -> None:
         print(f"Cost at {args.bits}:\n\n{costs(rows, args.bits)}\n")
         table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"))
         print(f"LPIPS at {args.bits}, paired differences, below zero is better:\n\n{table}\n")
+        if any(row.measurement(ALIGNMENT) for row in rows):
+            table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"), ALIGNMENT)
+            print(
+                f"Text alignment ({ALIGNMENT}) at {args.bits}, paired differences, above zero is "
+            )
+            print(f"better:\n\n{table}\n")
 
 
 if __name__ == "__main__":
