@@ -109,10 +109,8 @@ def main() -> None:
         print(f"LPIPS at {args.bits}, paired differences, below zero is better:\n\n{table}\n")
         if any(row.measurement(ALIGNMENT) for row in rows):
             table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"), ALIGNMENT)
-            print(
-                f"Text alignment ({ALIGNMENT}) at {args.bits}, paired differences, above zero is "
-            )
-            print(f"better:\n\n{table}\n")
+            print(f"Text alignment at {args.bits}, paired differences, above zero is better:\n")
+            print(f"{table}\n")
 
 
 if __name__ == "__main__":
