@@ -24,7 +24,7 @@ from quantarena.methods.core.channel_widths import best_swap, channel_errors, sw
 from quantarena.methods.core.distill import Distillation, WindowTerm, distill
 from quantarena.methods.core.groups import Decay, Group
 from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.points import CalibrationSet, evenly
 from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
 from quantarena.methods.core.recorded_walk import recorded_walk
 from quantarena.methods.core.reparam import smooth
@@ -196,7 +196,7 @@ def candidates(channels: int, most: int) -> list[int]:
 
 def spread(points: CalibrationSet, count: int) -> CalibrationSet:
     """``count`` of the points, evenly spread over the calls; all where there are fewer."""
-    return points.rows(torch.linspace(0, len(points) - 1, min(count, len(points))).round().long())
+    return points.rows(evenly(len(points), count))
 
 
 def mix_widths(

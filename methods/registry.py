@@ -72,6 +72,32 @@ def register(name: str) -> Callable[[M], M]:
     return add
 
 
+def plugin_module(file: Path, prefix: str, what: str) -> tuple[str, Callable[[], None]]:
+    """Make a module of a plug-in file, methods or metrics, known to Python but not executed yet.
+
+    Args:
+        file: resolved.
+        prefix: of the module's name.
+        what: how messages call the file.
+
+    Returns:
+        The module's name, in which the path's hash keeps two files of one name apart, and what
+        executes it.
+
+    Raises:
+        UserError: no such file, or no Python file.
+    """
+    if not file.is_file():
+        raise UserError(f"{what} is no file")
+    name = f"{prefix}_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{what} is no Python file")
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+    sys.modules[name] = module
+    return name, lambda: loader.exec_module(module)
+
+
 def load_plugin(path: str | Path) -> None:
     """Import a file that registers methods.
 
@@ -81,19 +107,11 @@ def load_plugin(path: str | Path) -> None:
     file = Path(path).resolve()
     if str(file) in _loaded:
         return
-    if not file.is_file():
-        raise UserError(f"plug-in {path} is no file")
-    # the path's hash keeps two files of one name apart
-    module_name = f"quantarena_plugin_{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"plug-in {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    module_name, execute = plugin_module(file, "quantarena_plugin", f"plug-in {path}")
     origin = f"plugin {file.name}"
     _loading.append(origin)
     try:
-        spec.loader.exec_module(module)
+        execute()
     except UserError:
         _forget(module_name)
         raise

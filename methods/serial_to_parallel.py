@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.calibrate import calibrate_activations
@@ -24,7 +22,7 @@ from quantarena.methods.core.groups import Decay, Group
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.oscillation import Freezing
 from quantarena.methods.core.own_walk import StageReport, Stages, learn_on_walks, prepare
-from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.points import CalibrationSet, evenly
 from quantarena.methods.core.ranges import default_range, mse_range
 from quantarena.methods.core.steps import WholeWalks, points_per_call
 from quantarena.methods.core.time_layers import tabulate_time_layers
@@ -189,8 +187,8 @@ def mix_channels(
         By layer where it pays, how many were widened, and the error over that of equal widths.
     """
     names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
-    few = torch.linspace(0, len(points) - 1, min(JUDGED, len(points))).round().long()
-    errors = channel_errors(model, points.rows(few), names, mse_range)
+    few = points.rows(evenly(len(points), JUDGED))
+    errors = channel_errors(model, few, names, mse_range)
     notes: dict[str, dict[str, float]] = {}
     for name in names:
         scores, layer = errors[name][1], model.layers[name]

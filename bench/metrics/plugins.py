@@ -5,12 +5,9 @@ in a package with an entry point of the group ``quantarena.metrics``, or in a fi
 ``--plugin`` for the methods that it holds beside.
 """
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.catalogue import METRICS, MetricInfo
 from quantarena.bench.metrics.measure import mean_of, unmeasured
 from quantarena.bench.schema import Measurement
+from quantarena.methods.registry import plugin_module
 
 GROUP = "quantarena.metrics"
 VARIABLE = "QUANTARENA_METRICS"
@@ -139,16 +137,8 @@ def plugin_metrics(
 def _load_file(path: Path) -> None:
     if str(path) in _loaded:
         return
-    if not path.is_file():
-        raise UserError(f"{VARIABLE}: {path} is no file")
-    name = f"quantarena_metric_{path.stem}_{sha256(bytes(path)).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{VARIABLE}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader = spec.loader
-    _import(str(path), lambda: loader.exec_module(module))
+    _, execute = plugin_module(path, "quantarena_metric", f"{VARIABLE}: {path}")
+    _import(str(path), execute)
 
 
 def _import(what: str, load: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ _KEEP = 1 << 16
 """Values kept of each range for its search; extremes are always kept."""
 
 
-class _Rows:
+class RowSample:
     """Extremes and a random sample of each row's values over all batches."""
 
     def __init__(self, quota: int) -> None:
@@ -24,14 +24,22 @@ class _Rows:
         self.kept: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
+        """Take in one batch, (rows, values)."""
         ends = torch.stack(rows.aminmax(dim=1), dim=1)
         if rows.shape[1] > self.quota:
+            # drawn, not strided: a stride that divides the row length sees one channel only
             generator = torch.Generator().manual_seed(len(self.kept))
             rows = rows[:, torch.randint(rows.shape[1], (self.quota,), generator=generator)]
         self.kept.append(torch.cat([rows, ends], dim=1))
 
     def values(self) -> Tensor:
+        """What was kept of all batches, (rows, values)."""
         return torch.cat(self.kept, dim=1)
+
+
+def ranged(quant: QuantAttention, operand: str) -> bool:
+    """Whether the operand has a range that is found beforehand."""
+    return quant.static(operand) is not None
 
 
 WatchOperand = Callable[[str, str, Tensor, CalibrationSet], None]
@@ -44,10 +52,11 @@ def watch_operands(
     points: CalibrationSet,
     watch: WatchOperand,
     *,
+    wanted: Callable[[QuantAttention, str], bool] = ranged,
     quantized_weights: bool = True,
     batch: int = 64,
 ) -> None:
-    """Show every attention operand with a static range to ``watch``, in one pass over the points.
+    """Show every attention operand that is ``wanted`` to ``watch``, in one pass over the points.
 
     Operands are those of the network with floating-point activations, (samples, heads, rows,
     columns), without excluded tokens.
@@ -56,7 +65,7 @@ def watch_operands(
 
     def watcher(name: str, quant: QuantAttention) -> Watch:
         def show(operand: str, x: Tensor) -> None:
-            if quant.static(operand) is not None:
+            if wanted(quant, operand):
                 watch(name, operand, quant.inside(operand, x), current)
 
         return show
@@ -111,13 +120,13 @@ def calibrate_attention(
     schedule = bank_schedule(points) if per_step else None
     calls = range(len(schedule.timesteps)) if schedule else range(1)
     quota = max(1024, _KEEP // -(-len(points) // batch))
-    found: dict[tuple[str, str], dict[int, _Rows]] = {}
+    found: dict[tuple[str, str], dict[int, RowSample]] = {}
 
     def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
         kept = found.setdefault((name, operand), {})
         for call, part in by_call(x, subset, per_step):
             rows = part.transpose(0, 1).flatten(1) if per_head else part.reshape(1, -1)
-            kept.setdefault(call, _Rows(quota)).add(rows)
+            kept.setdefault(call, RowSample(quota)).add(rows)
 
     watch_operands(model, points, watch, quantized_weights=quantized_weights, batch=batch)
     for (name, operand), kept in found.items():

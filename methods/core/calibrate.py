@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.attention_calibrate import calibrate_attention
+from quantarena.methods.core.attention_calibrate import RowSample, calibrate_attention
 from quantarena.methods.core.by_call import bank_schedule, by_call, calls_of
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.model import QuantizedModel
@@ -56,26 +56,6 @@ def watch_inputs(
             handle.remove()
 
 
-class _Collector:
-    """Extremes and a random sample of one part's input over all batches."""
-
-    def __init__(self, quota: int) -> None:
-        self.quota = quota
-        self.kept: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        flat = x.detach().reshape(-1)
-        low, high = flat.aminmax()
-        if flat.numel() > self.quota:
-            # drawn, not strided: a stride that divides the row length sees one channel only
-            generator = torch.Generator().manual_seed(len(self.kept))
-            flat = flat[torch.randint(flat.numel(), (self.quota,), generator=generator)]
-        self.kept.append(torch.cat([flat, torch.stack([low, high])]))
-
-    def values(self) -> Tensor:
-        return torch.cat(self.kept)
-
-
 def calibrate_activations(
     model: QuantizedModel,
     points: CalibrationSet,
@@ -108,21 +88,21 @@ def calibrate_activations(
     calls = calls_of(points) if per_step else [0]
     count = -(-len(points) // batch)
     quota = max(_KEEP_CALL, _KEEP // len(calls)) if per_step else max(1024, _KEEP // count)
-    found: dict[tuple[str, int], dict[int, _Collector]] = {}
+    found: dict[tuple[str, int], dict[int, RowSample]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         for index, part in enumerate(layer.part_list()):
             if part.static is not None:
                 kept = found.setdefault((name, index), {})
                 for call, rows in by_call(layer.part_input(part, x), subset, per_step):
-                    kept.setdefault(call, _Collector(quota)).add(rows)
+                    kept.setdefault(call, RowSample(quota)).add(rows.reshape(1, -1))
 
     watch_inputs(model, points, watch, quantized_weights=quantized_weights, batch=batch)
     for (name, index), kept in found.items():
         quantizer = model.layers[name].part_list()[index].static
         assert quantizer is not None
         ranges = [
-            search(kept[call].values(), quantizer.bits, symmetric=symmetric) for call in calls
+            search(kept[call].values()[0], quantizer.bits, symmetric=symmetric) for call in calls
         ]
         if per_step:
             scale = torch.stack([r.scale.reshape(()) for r in ranges])

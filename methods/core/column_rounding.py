@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantarena.methods.core.layers import Part, QuantLayer
+from quantarena.methods.core.points import evenly
 from quantarena.methods.core.quantizer import QuantParams, dequantize, quantize
 from quantarena.methods.core.ranges import RangeSearch
 
@@ -111,7 +112,7 @@ def reconstruct_columns(
     plain = columns(layer, x)
     seen = plain if part.act_quantizer is None else columns(layer, part.act_quantizer(x))
     if len(plain) > ROWS:
-        drawn = torch.linspace(0, len(plain) - 1, ROWS).round().long()
+        drawn = evenly(len(plain), ROWS)
         plain, seen = plain[drawn], seen[drawn]
     weight = layer.weight.detach().flatten(1)
     target = plain @ weight.T

@@ -1,12 +1,11 @@
 """A few whole inputs of every layer, for methods that try several versions of a layer."""
 
-import torch
 from torch import Tensor
 
 from quantarena.methods.core.calibrate import watch_inputs
 from quantarena.methods.core.layers import QuantLayer
 from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.points import CalibrationSet, evenly
 
 MOST = 1 << 20
 """Values kept of a layer: 4 MiB."""
@@ -37,8 +36,3 @@ def layer_inputs(
     few = points.rows(evenly(len(points), rows))
     watch_inputs(model, few, watch, quantized_weights=False, batch=rows)
     return kept
-
-
-def evenly(total: int, count: int) -> Tensor:
-    """``count`` of ``total`` indices, first and last among them; all where there are fewer."""
-    return torch.linspace(0, total - 1, min(count, total)).round().long()

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.attention import Watch
+from quantarena.methods.core.attention import QuantAttention
+from quantarena.methods.core.attention_calibrate import watch_operands
 from quantarena.methods.core.log_quantizer import LogQuantizer
 from quantarena.methods.core.logquant import LogParams, log_fake_quantize
 from quantarena.methods.core.model import QuantizedModel
@@ -46,34 +47,31 @@ def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: i
     """
     kept: dict[str, list[Tensor]] = {}
     quota = max(1024, _KEEP // -(-len(points) // batch))
-    quantizers = {
-        name: quantizer
-        for name, products in model.attention.items()
-        if isinstance(quantizer := dict(products.quantizers.items()).get("softmax"), LogQuantizer)
-    }
-    if not quantizers:
+
+    def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
+        flat = x.flatten()
+        if len(flat) > quota:
+            generator = torch.Generator().manual_seed(len(kept.get(name, ())))
+            drawn = torch.randint(len(flat), (quota,), generator=generator)
+            flat = torch.cat([flat[drawn], flat.max().reshape(1)])
+        kept.setdefault(name, []).append(flat)
+
+    if not any(_logarithmic(products, "softmax") for products in model.attention.values()):
         return
+    watch_operands(
+        model, points, watch, wanted=_logarithmic, quantized_weights=False, batch=batch
+    )  # fmt: skip
+    for name, values in kept.items():
+        quantizer = model.attention[name].quantizers["softmax"]
+        assert isinstance(quantizer, LogQuantizer)
+        quantizer.scale = best_log_scale(torch.cat(values), quantizer)
 
-    def watcher(name: str) -> Watch:
-        def watch(operand: str, x: Tensor) -> None:
-            if operand == "softmax":
-                flat = model.attention[name].inside(operand, x).flatten()
-                if len(flat) > quota:
-                    generator = torch.Generator().manual_seed(len(kept.get(name, ())))
-                    drawn = torch.randint(len(flat), (quota,), generator=generator)
-                    flat = torch.cat([flat[drawn], flat.max().reshape(1)])
-                kept.setdefault(name, []).append(flat)
 
-        return watch
-
-    for name in quantizers:
-        model.attention[name].watch = watcher(name)
-    try:
-        with model.using(weights=False, acts=False):
-            for subset in points.batches(batch):
-                model.run(subset)
-    finally:
-        for name in quantizers:
-            model.attention[name].watch = None
-    for name, quantizer in quantizers.items():
-        quantizer.scale = best_log_scale(torch.cat(kept[name]), quantizer)
+def _logarithmic(products: QuantAttention, operand: str) -> bool:
+    """Whether this is a softmax with a logarithmic quantizer."""
+    quantizers = products.quantizers
+    return (
+        operand == "softmax"
+        and operand in quantizers
+        and isinstance(quantizers[operand], LogQuantizer)
+    )

@@ -89,3 +89,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as they lie in memory, of any dtype; copied only where they are strided."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def evenly(total: int, count: int) -> Tensor:
+    """``count`` of ``total`` indices, first and last among them; all where there are fewer."""
+    return torch.linspace(0, total - 1, min(count, total)).round().long()

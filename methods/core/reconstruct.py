@@ -29,7 +29,7 @@ from quantarena.methods.core.meter import Meter
 from quantarena.methods.core.model import QuantizedModel
 from quantarena.methods.core.optimise import Ground, layer_outputs, optimise, products
 from quantarena.methods.core.partition import Block
-from quantarena.methods.core.points import CalibrationSet
+from quantarena.methods.core.points import CalibrationSet, evenly
 from quantarena.methods.core.rows import Arrival, Given, gathered
 from quantarena.methods.core.schedule import Schedule
 
@@ -197,7 +197,7 @@ class _Engine:
     ) -> tuple[int, float, float, float, float]:
         """Iterations, losses before, soft and after, and drift."""
         block, norm, count = ground.block, self.schedule.norm, len(self.steps)
-        judged = torch.linspace(0, count - 1, min(_judged(self.schedule), count)).round().long()
+        judged = evenly(count, _judged(self.schedule))
         layers = {name: self.model.layers[name] for name in block.layers}
         acts = products(self.model, block.name) if self.acts else []
         before = soft = ground.loss(judged, norm)

@@ -3,7 +3,8 @@ import torch
 
 from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.layer_inputs import evenly, layer_inputs
+from quantarena.methods.core.layer_inputs import layer_inputs
+from quantarena.methods.core.points import evenly
 
 
 @pytest.fixture
