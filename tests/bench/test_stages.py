@@ -269,6 +269,20 @@ def test_time_cell_fills_latency(row, paths, monkeypatch):
     assert replace(timed, latency=None) == row
 
 
+def test_cells_of_a_workload_share_full_precisions_fastest_setting(row, paths, monkeypatch):
+    monkeypatch.setattr(stages, "_fp_setting", {})
+    searched = []
+
+    def search(*args):
+        searched.append(args)
+        return "fp32 channels_last"
+
+    monkeypatch.setattr("quantarena.bench.latency.fastest_full_precision", search)
+    found = [stages.time_cell(row, paths, progress=quiet).latency.fp_setting for _ in range(2)]
+    assert found == ["fp32 channels_last"] * 2
+    assert len(searched) == 1
+
+
 def test_failed_rows_are_not_timed(row, paths):
     failed = replace(row, status=Status.FAILED)
     assert stages.time_cell(failed, paths, progress=quiet) is failed
