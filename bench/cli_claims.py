@@ -31,10 +31,17 @@ def claims(
     found = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
     columns = ("method", "than", "bits", "workload", "claimed", "verdict", "measured here")
     cells = [
-        (f.claim.method, f.claim.offline.than, f.bits, f.workload, f.claim.effect, f.verdict.value,
-         _measured(f, run))
+        (
+            f.claim.method,
+            f.claim.offline.than,
+            f.bits,
+            f.workload,
+            f.claim.effect,
+            f.verdict.value,
+            _measured(f, run),
+        )
         for f in found
-    ]  # fmt: skip
+    ]
     lines = [_experiment(claim) for claim in chosen if claim.offline.command]
     value = {
         "findings": [dataclasses.asdict(f) for f in found],

@@ -164,11 +164,15 @@ def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
             f"{judged}, {found['votes']} votes of {found['size']}",
             ("place", "method", "score [95 % interval]", "tie group"),
             [
-                (s["place"], s["contestant"], f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
-                 s["group"])
+                (
+                    s["place"],
+                    s["contestant"],
+                    f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
+                    s["group"],
+                )
                 for s in found["standings"]
             ],
-        )  # fmt: skip
+        )
         for name, reason in found["unranked"].items():
             yield f"not ranked: {name} ({reason})"
 

@@ -25,8 +25,14 @@ from quantarena.methods.core.trajectory import Trajectory
 
 _EMOJI = "emoji64/heldout"
 _RECORDING = (
-    "announce", "assembly", "conditions", "recording", "spool", "tensor_file", "trajectory",
-)  # fmt: skip
+    "announce",
+    "assembly",
+    "conditions",
+    "recording",
+    "spool",
+    "tensor_file",
+    "trajectory",
+)
 """Modules of the core that decide what is in a recorded trajectory."""
 
 

@@ -69,17 +69,31 @@ def quantized(
         graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
     wanted = UNIFORM if cell.widths.is_fp else policy(cell.policy, cell.method, method.published)
     context = MethodContext(
-        denoiser, graph, recorded, cell.widths, wanted, cell.variant, cell.seed,
+        denoiser,
+        graph,
+        recorded,
+        cell.widths,
+        wanted,
+        cell.variant,
+        cell.seed,
         effort,
         lambda done, total: progress("quantize", done, total),
-    )  # fmt: skip
+    )
     key = content_key(
         [
-            shared.trajectory_key(ground), cell.method, cell.variant, cell.bits, cell.policy,
-            cell.seed, effort, method.info.version, class_sha256(type(method)),
-            package_sha256("quantarena.methods.core"), package_sha256("quantarena.methods.api"),
+            shared.trajectory_key(ground),
+            cell.method,
+            cell.variant,
+            cell.bits,
+            cell.policy,
+            cell.seed,
+            effort,
+            method.info.version,
+            class_sha256(type(method)),
+            package_sha256("quantarena.methods.core"),
+            package_sha256("quantarena.methods.api"),
         ]
-    )  # fmt: skip
+    )
     work.stage_keys["quantize"] = key
     made: list[QuantizedModel] = []
 

@@ -12,35 +12,89 @@ from quantarena.bench.spec import canonical_json
 
 CELL = ("workload", "method", "bits", "seed", "variant", "policy")
 BUDGET = (
-    "images", "batch", "steps", "calibration_images", "calibration_samples", "iterations",
+    "images",
+    "batch",
+    "steps",
+    "calibration_images",
+    "calibration_samples",
+    "iterations",
     "latency_rounds",
-)  # fmt: skip
+)
 OBSERVED = ("weight_bits", "act_bits", "packed_bytes", "fp_bytes", "layers")
 LATENCY = (
-    "step_ms", "step_iqr_ms", "fp_step_ms", "fp_setting", "ratio", "ratio_low", "ratio_high",
-    "image_ms", "batch", "rounds", "threads", "backend", "clock", "peak_bytes",
-)  # fmt: skip
+    "step_ms",
+    "step_iqr_ms",
+    "fp_step_ms",
+    "fp_setting",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "image_ms",
+    "batch",
+    "rounds",
+    "threads",
+    "backend",
+    "clock",
+    "peak_bytes",
+)
 PARITY = ("max_rel", "worst_layer", "layers", "limit")
 JSON = (
-    "calibration", "method", "workload", "machine", "seconds", "stage_keys", "artefacts",
+    "calibration",
+    "method",
+    "workload",
+    "machine",
+    "seconds",
+    "stage_keys",
+    "artefacts",
     "warnings",
-)  # fmt: skip
+)
 TEXT = {
-    *CELL, "key", "status", "reason", "backend", "started", "finished", "observed_coverage",
-    "latency_fp_setting", "latency_backend", "latency_clock", "parity_worst_layer",
+    *CELL,
+    "key",
+    "status",
+    "reason",
+    "backend",
+    "started",
+    "finished",
+    "observed_coverage",
+    "latency_fp_setting",
+    "latency_backend",
+    "latency_clock",
+    "parity_worst_layer",
     *(f"{name}_json" for name in JSON),
-} - {"seed"}  # fmt: skip
+} - {"seed"}
 FLOATS = (
-    "observed_weight_bits", "observed_act_bits", "latency_step_ms", "latency_step_iqr_ms",
-    "latency_fp_step_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high",
-    "latency_image_ms", "parity_max_rel", "parity_limit", "seconds_total",
-)  # fmt: skip
+    "observed_weight_bits",
+    "observed_act_bits",
+    "latency_step_ms",
+    "latency_step_iqr_ms",
+    "latency_fp_step_ms",
+    "latency_ratio",
+    "latency_ratio_low",
+    "latency_ratio_high",
+    "latency_image_ms",
+    "parity_max_rel",
+    "parity_limit",
+    "seconds_total",
+)
 FIXED_COLUMNS: tuple[str, ...] = (
-    "key", *CELL, "status", "reason", "backend", *(f"observed_{name}" for name in OBSERVED),
-    "observed_coverage", *(f"latency_{name}" for name in LATENCY),
-    *(f"parity_{name}" for name in PARITY), "peak_bytes", "seconds_total", "started", "finished",
-    "attempt", *(f"budget_{name}" for name in BUDGET), *(f"{name}_json" for name in JSON),
-)  # fmt: skip
+    "key",
+    *CELL,
+    "status",
+    "reason",
+    "backend",
+    *(f"observed_{name}" for name in OBSERVED),
+    "observed_coverage",
+    *(f"latency_{name}" for name in LATENCY),
+    *(f"parity_{name}" for name in PARITY),
+    "peak_bytes",
+    "seconds_total",
+    "started",
+    "finished",
+    "attempt",
+    *(f"budget_{name}" for name in BUDGET),
+    *(f"{name}_json" for name in JSON),
+)
 
 
 def flat_row(row: Row) -> dict[str, object]:

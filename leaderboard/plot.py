@@ -201,10 +201,17 @@ def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
         text = f"{mark.point.entry.title} {mark.point.entry.bits}"
         width = GLYPH * len(text)
         for anchor, dx, dy in (
-            ("start", 11, 4), ("end", -11, 4), ("start", 8, -8), ("end", -8, -8),
-            ("start", 8, 16), ("end", -8, 16), ("middle", 0, -14), ("middle", 0, 23),
-            ("start", mark.x_high - mark.x + 6, 4), ("end", mark.x_low - mark.x - 6, 4),
-        ):  # fmt: skip
+            ("start", 11, 4),
+            ("end", -11, 4),
+            ("start", 8, -8),
+            ("end", -8, -8),
+            ("start", 8, 16),
+            ("end", -8, 16),
+            ("middle", 0, -14),
+            ("middle", 0, 23),
+            ("start", mark.x_high - mark.x + 6, 4),
+            ("end", mark.x_low - mark.x - 6, 4),
+        ):
             left = mark.x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             box = (left, mark.y + dy - 11, left + width, mark.y + dy + 3)
             inside = box[0] > LEFT and box[2] < WIDTH - 4 and box[1] > 2
@@ -217,9 +224,20 @@ def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
 
 def _with_label(mark: Mark, text: str, x: float, y: float, anchor: str) -> Mark:
     return Mark(
-        mark.point, mark.x, mark.y, mark.x_low, mark.x_high, mark.y_low, mark.y_high,
-        mark.colour, mark.shape, text, round(x, 1), round(y, 1), anchor,
-    )  # fmt: skip
+        mark.point,
+        mark.x,
+        mark.y,
+        mark.x_low,
+        mark.x_high,
+        mark.y_low,
+        mark.y_high,
+        mark.colour,
+        mark.shape,
+        text,
+        round(x, 1),
+        round(y, 1),
+        anchor,
+    )
 
 
 def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -119,9 +119,12 @@ class MethodContext:
     def wrap(self, *, splits: bool | Mapping[str, Sequence[int]] = False) -> QuantizedModel:
         """A copy of the model with quantizers where the policy wants them, ranges not set yet."""
         return wrap(
-            self.model, self.graph, self.policy.assign(self.graph, self.bits), splits=splits,
+            self.model,
+            self.graph,
+            self.policy.assign(self.graph, self.bits),
+            splits=splits,
             attention=self.policy.assign_attention(self.graph, self.bits),
-        )  # fmt: skip
+        )
 
     def draw(self, steps: StepPolicy) -> CalibrationSet:
         """Calibration points from the trajectory; what was drawn is noted on the row."""

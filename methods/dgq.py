@@ -94,8 +94,11 @@ class Dgq(Method):
     supports = Capabilities(variants=("paper", "release"))
     published = published.DGQ
     switches: ClassVar[Mapping[str, Any]] = {
-        "groups": 1, "per_step": False, "adaround": False, "patches": False,
-    }  # fmt: skip
+        "groups": 1,
+        "per_step": False,
+        "adaround": False,
+        "patches": False,
+    }
     groups = 8
     per_step = True
     adaround = True
@@ -151,9 +154,14 @@ class Dgq(Method):
         if release:
             schedule = replace(Schedule.adaround(ctx.effort.iterations), batch=RELEASE_BATCH)
         reports = reconstruct(
-            model, ctx.blocks(model, points), points, schedule,
-            acts=False, seed=ctx.seed, progress=ctx.progress,
-        )  # fmt: skip
+            model,
+            ctx.blocks(model, points),
+            points,
+            schedule,
+            acts=False,
+            seed=ctx.seed,
+            progress=ctx.progress,
+        )
         model.notes["reconstruction"] = [
             {"block": r.name, "before": r.before, "after": r.after, "seconds": round(r.seconds, 3)}
             for r in reports

@@ -72,8 +72,10 @@ class DilateQuant(Method):
     supports = Capabilities()
     published = published.DILATE_QUANT
     switches: ClassVar[Mapping[str, Any]] = {
-        "dilation": False, "per_step": False, "distillation": False,
-    }  # fmt: skip
+        "dilation": False,
+        "per_step": False,
+        "distillation": False,
+    }
     dilation = True
     per_step = True
     distillation = True
@@ -101,10 +103,15 @@ class DilateQuant(Method):
                 model, blocks, points, schedule, acts=True, seed=ctx.seed, progress=ctx.progress
             )
             model.notes["distillation"] = [
-                {"block": r.name, "before": r.before, "after": r.after, "drift": r.drift,
-                 "seconds": round(r.seconds, 3)}
+                {
+                    "block": r.name,
+                    "before": r.before,
+                    "after": r.after,
+                    "drift": r.drift,
+                    "seconds": round(r.seconds, 3),
+                }
                 for r in reports
-            ]  # fmt: skip
+            ]
         return model
 
     def schedule(self, iterations: int) -> Schedule:

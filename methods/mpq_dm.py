@@ -84,8 +84,12 @@ class MpqDm(Method):
     supports = Capabilities(variants=("paper", "release"))
     published = published.MPQ_DM
     switches: ClassVar[Mapping[str, Any]] = {
-        "mixed": False, "smoothing": False, "per_step": False, "finetune": False, "relation": 0.0,
-    }  # fmt: skip
+        "mixed": False,
+        "smoothing": False,
+        "per_step": False,
+        "finetune": False,
+        "relation": 0.0,
+    }
     mixed = True
     smoothing = True
     per_step = True
@@ -142,11 +146,12 @@ class MpqDm(Method):
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
         edge = max(1, min(20, len(report.losses) // 2))
         model.notes["distillation"] = {
-            "updates": report.updates, "feature": module if terms else "",
+            "updates": report.updates,
+            "feature": module if terms else "",
             "loss_first": sum(report.losses[:edge]) / edge,
             "loss_last": sum(report.losses[-edge:]) / edge,
             "rss_growth": report.rss_growth,
-        }  # fmt: skip
+        }
 
     def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
         """As many rows as the paper's, by the preset's share of 20,000 iterations; one window."""

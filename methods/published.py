@@ -123,13 +123,20 @@ SVDQUANT = Policy(
     PUBLISHED,
     roles=dict.fromkeys(
         (
-            Role.INPUT, Role.OUTPUT, Role.TIME_EMBED, Role.CONTEXT, Role.EMB_PROJ, Role.ADALN,
-            Role.SHORTCUT, Role.DOWNSAMPLE, Role.UPSAMPLE,
+            Role.INPUT,
+            Role.OUTPUT,
+            Role.TIME_EMBED,
+            Role.CONTEXT,
+            Role.EMB_PROJ,
+            Role.ADALN,
+            Role.SHORTCUT,
+            Role.DOWNSAMPLE,
+            Role.UPSAMPLE,
         ),
         FLOAT,
     ),
     source="released configurations of deepcompressor",
-)  # fmt: skip
+)
 """Embedders, adaptive norms, shortcuts, time projections, resampling, input and output stay in
 floating point, and so do the attention products. The projections around a U-Net's attention do in
 the release; they are 1x1 convolutions like others here and are quantized.

@@ -75,14 +75,24 @@ class QDiffusion(Method):
         weights, acts = self.schedules(ctx.effort.iterations, released=released)
         total = 2 * len(blocks)
         rounding = reconstruct(
-            model, blocks, points, weights, acts=False, seed=ctx.seed,
+            model,
+            blocks,
+            points,
+            weights,
+            acts=False,
+            seed=ctx.seed,
             progress=lambda done, _: ctx.progress(done, total),
-        )  # fmt: skip
+        )
         calibrate_activations(model, points, mse_range)
         scales = reconstruct(
-            model, blocks, points, acts, acts=True, seed=ctx.seed + 1,
+            model,
+            blocks,
+            points,
+            acts,
+            acts=True,
+            seed=ctx.seed + 1,
             progress=lambda done, _: ctx.progress(len(blocks) + done, total),
-        )  # fmt: skip
+        )
         model.notes["reconstruction"] = {"weights": _table(rounding), "acts": _table(scales)}
         return model
 

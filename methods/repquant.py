@@ -88,8 +88,10 @@ class RepQuant(Method):
     supports = Capabilities()
     published = published.REPQUANT
     switches: ClassVar[Mapping[str, Any]] = {
-        "fold": False, "clipping": False, "reconstruction": "none",
-    }  # fmt: skip
+        "fold": False,
+        "clipping": False,
+        "reconstruction": "none",
+    }
     fold = True
     clipping = True
     reconstruction: Literal["columns", "blocks", "none"] = "columns"
@@ -122,9 +124,14 @@ class RepQuant(Method):
             model.notes["reconstruction"] = self.reconstruct_layers(ctx, model, points)
         elif self.reconstruction == "blocks" and ctx.effort.iterations:
             reports = reconstruct(
-                model, ctx.blocks(model, points), points, Schedule.fast(ctx.effort.iterations),
-                acts=True, seed=ctx.seed, progress=ctx.progress,
-            )  # fmt: skip
+                model,
+                ctx.blocks(model, points),
+                points,
+                Schedule.fast(ctx.effort.iterations),
+                acts=True,
+                seed=ctx.seed,
+                progress=ctx.progress,
+            )
             model.notes["reconstruction"] = {
                 r.name: round(r.after / max(r.before, 1e-30), 4) for r in reports
             }
@@ -170,9 +177,14 @@ class RepQuant(Method):
             before = clip_error(x, gram, clips, bits)
             if self.clipping:
                 clips = learn_clips(
-                    x, gram, clips, bits, steps=min(CLIP_STEPS, ctx.effort.iterations),
-                    lr=self.clip_lr, seed=ctx.seed,
-                )  # fmt: skip
+                    x,
+                    gram,
+                    clips,
+                    bits,
+                    steps=min(CLIP_STEPS, ctx.effort.iterations),
+                    lr=self.clip_lr,
+                    seed=ctx.seed,
+                )
             params = clips.params(bits)
             folded[site.norm] = fold_site(model, site, params.scale, params.zero_point, bits)
             notes[site.norm] = {

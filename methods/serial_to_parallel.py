@@ -82,8 +82,11 @@ class SerialToParallel(Method):
     supports = Capabilities()
     published = published.SERIAL_PARALLEL
     switches: ClassVar[Mapping[str, Any]] = {
-        "serial": False, "epochs": 0, "rounds": 0, "per_step": False,
-    }  # fmt: skip
+        "serial": False,
+        "epochs": 0,
+        "rounds": 0,
+        "per_step": False,
+    }
     serial = True
     serial_first = True
     rounds = 2
@@ -114,9 +117,13 @@ class SerialToParallel(Method):
         if rounds and (self.serial or self.epochs):
             ground = prepare(ctx.model, points)
             report = learn_on_walks(
-                model, ctx.model, ground, self.stages(model, ctx, points, rounds), seed=ctx.seed,
+                model,
+                ctx.model,
+                ground,
+                self.stages(model, ctx, points, rounds),
+                seed=ctx.seed,
                 progress=ctx.progress,
-            )  # fmt: skip
+            )
             model.notes["learning"] = noted(report) | {
                 "full_precision_rows": len(points) + report.taught,
                 "step_fit": round(float(ground.step.error.max()), 6),
@@ -131,19 +138,25 @@ class SerialToParallel(Method):
         def rate(value: float) -> Group:
             return Group(value, Decay.COSINE, relative=True)
 
-        groups = {
-            "weight_scale": rate(self.weight_scale_lr), "act_scale": rate(self.act_scale_lr)
-        }  # fmt: skip
+        groups = {"weight_scale": rate(self.weight_scale_lr), "act_scale": rate(self.act_scale_lr)}
         if self.weight_lr:
             groups["weight"] = rate(self.weight_lr)
         features: tuple[str, ...] = ()
         if self.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
         return Stages(
-            groups, rounds, self.epochs, batch=self.batch, window=self.window, serial=self.serial,
-            serial_first=self.serial_first, guided=self.guided, features=features,
-            feature_weight=self.feature_weight, freezing=Freezing() if self.freezing else None,
-        )  # fmt: skip
+            groups,
+            rounds,
+            self.epochs,
+            batch=self.batch,
+            window=self.window,
+            serial=self.serial,
+            serial_first=self.serial_first,
+            guided=self.guided,
+            features=features,
+            feature_weight=self.feature_weight,
+            freezing=Freezing() if self.freezing else None,
+        )
 
 
 def whole_images(ctx: MethodContext) -> int:

@@ -78,8 +78,12 @@ class SvdQuant(Method):
     supports = Capabilities()
     published = published.SVDQUANT
     switches: ClassVar[Mapping[str, Any]] = {
-        "rank": 0, "smoothing": False, "rounds": 1, "dynamic": False, "one_sided": False,
-    }  # fmt: skip
+        "rank": 0,
+        "smoothing": False,
+        "rounds": 1,
+        "dynamic": False,
+        "one_sided": False,
+    }
     rank = PAPER_RANK
     share = 1 / 8
     smoothing = True

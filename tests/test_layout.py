@@ -16,9 +16,11 @@ METHOD_GROUND = {"api", "registry", "testing", "published", "core", "__init__"}
 
 def sources():
     return [
-        path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))
+        path
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if not path.name.startswith(".")
-    ]  # fmt: skip
+    ]
 
 
 def module_name(path):

@@ -113,9 +113,14 @@ def derive(wheel: Path, folder: Path) -> dict[str, float]:
         "captions": text.half(),
     }
     scorer = Scorer(
-        mean, std, tensors["weight"].float(), centre, tensors["captions"].float(),
-        tuple(captions), "",
-    )  # fmt: skip
+        mean,
+        std,
+        tensors["weight"].float(),
+        centre,
+        tensors["captions"].float(),
+        tuple(captions),
+        "",
+    )
     held = (~train).nonzero().flatten()
     found = retrieval(scorer, views[0][held], [captions[int(i)] for i in held])
     meta = {"captions": SEPARATOR.join(captions)}

@@ -68,8 +68,9 @@ def read_settings(folder: Path, base: Settings) -> Settings:
     if not isinstance(found, dict):
         raise BrokenModel(f"{file} must hold one JSON object")
     plain: dict[str, Any] = {n: str(found[n]) for n in ("title", "licence") if n in found}
-    numbers = {n: found[n] for n in ("sampler", "steps", "guidance", "eta", "resolution")
-               if n in found}  # fmt: skip
+    numbers = {
+        n: found[n] for n in ("sampler", "steps", "guidance", "eta", "resolution") if n in found
+    }
     try:
         made = replace(base, **plain, **_checked(numbers))
     except ValueError as error:

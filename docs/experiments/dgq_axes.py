@@ -76,8 +76,10 @@ def main() -> None:
             for kind in ("layers", "products"):
                 mine = [v for k, v in notes.items() if (":" in k) == (kind == "products")]
                 agree = [v["agree"] for v in mine if "agree" in v]
-                print(f"{kind}: {dict(Counter(v['axis'] for v in mine))}, the axis of a call "
-                      f"agrees at {sum(agree) / max(1, len(agree)):.3f} of the calls")  # fmt: skip
+                print(
+                    f"{kind}: {dict(Counter(v['axis'] for v in mine))}, the axis of a call "
+                    f"agrees at {sum(agree) / max(1, len(agree)):.3f} of the calls"
+                )
             kinds = Counter(
                 (model.layers[k].is_conv, v["axis"]) for k, v in notes.items() if ":" not in k
             )

@@ -62,9 +62,15 @@ def quantized(
     graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)
     rules = policy(cell.policy, cell.method, method.published)
     context = MethodContext(
-        network, graph, recorded, cell.widths, rules, cell.variant, cell.seed,
+        network,
+        graph,
+        recorded,
+        cell.widths,
+        rules,
+        cell.variant,
+        cell.seed,
         Effort(cell.budget.calibration_samples, cell.budget.iterations),
-    )  # fmt: skip
+    )
     made: list[QuantizedModel] = []
     start = time.process_time()
     peak = peak_growth(lambda: made.append(method.run(context)))

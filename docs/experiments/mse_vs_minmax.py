@@ -194,8 +194,9 @@ def gains(got: Tensor, wanted: Tensor) -> Tensor:
 @torch.no_grad()
 def restore_gain(study: Study, module: nn.Module) -> None:
     """Divide what ``module`` returns by its gain on the calibration points."""
-    pairs = [(batch.call(module), batch.call(study.original))
-             for batch in study.calibration.batches(64)]  # fmt: skip
+    pairs = [
+        (batch.call(module), batch.call(study.original)) for batch in study.calibration.batches(64)
+    ]
     got, wanted = (torch.cat([pair[index].flatten() for pair in pairs]) for index in (0, 1))
     gain = gains(got[None], wanted[None]).item()
 
@@ -308,9 +309,13 @@ def rule() -> Table:
 
 
 PARTS: dict[str, Callable[[], Table]] = {
-    "norms": norms, "regain": regain, "layers": layers, "grids": grids, "widths": widths,
+    "norms": norms,
+    "regain": regain,
+    "layers": layers,
+    "grids": grids,
+    "widths": widths,
     "rule": rule,
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -330,8 +335,9 @@ def main() -> None:
             print("|---|---|---|---|---|")
             for name, setting in PARTS[part]().items():
                 psnr, latent, noise, gain = measure(study, setting)
-                print(f"| {name} | {psnr:.2f} | {latent:.2f} | {noise:.2f} | {gain:.3f} |",
-                      flush=True)  # fmt: skip
+                print(
+                    f"| {name} | {psnr:.2f} | {latent:.2f} | {noise:.2f} | {gain:.3f} |", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -80,8 +80,11 @@ def compare(only: list[str]) -> None:
     names = [block.name for block in blocks]
     for name in sorted(BLOCKS, key=names.index):
         place = names.index(name)
-        prefix = [b for b in blocks[:place] if model.layers[b.layers[0]].part_list()[0]
-                  .weight_quantizer.codes is None]  # fmt: skip
+        prefix = [
+            b
+            for b in blocks[:place]
+            if model.layers[b.layers[0]].part_list()[0].weight_quantizer.codes is None
+        ]
         reconstruct(model, prefix, points, Schedule.adaround(150), acts=False, seed=0)
         for label, schedule in SCHEDULES.items():
             if not only or label in only:

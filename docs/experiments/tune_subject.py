@@ -170,9 +170,13 @@ def main() -> None:
     )
 
     def line(name: str, loss: float, learn: int, weights: int, images: Tensor | None) -> None:
-        gaps = "" if images is None else "  ".join(
-            f"{key} {values.mean():.4f}" for key, values in fidelity(reference, images).items()
-        )  # fmt: skip
+        gaps = (
+            ""
+            if images is None
+            else "  ".join(
+                f"{key} {values.mean():.4f}" for key, values in fidelity(reference, images).items()
+            )
+        )
         print(
             f"{name:24} {loss:7.4f}  {learn:9,}  "
             f"{(weights + 12 * learn) / 2**20:5.1f} MiB  {4 * learn / 2**20:5.2f} MiB  {gaps}",
@@ -184,8 +188,10 @@ def main() -> None:
     tune(
         loss,
         Optimiser({"weight": [Learnable(p) for p in tuned.parameters()]}, {"weight": group}),
-        chosen.train, given.updates, given.batch,
-    )  # fmt: skip
+        chosen.train,
+        given.updates,
+        given.batch,
+    )
     seconds = time.process_time() - start
     tuned.requires_grad_(False)
     reference = drawn(ground, tuned)
@@ -193,9 +199,11 @@ def main() -> None:
     line(f"fp, tuned ({seconds:.0f} s)", judged(loss, chosen.held), floats, 4 * floats, None)
     for bits in ("w8a16", "w4a16"):
         for name, experts, inputs in (
-            ("not tuned", 1, False), ("peqa", 1, False), ("one expert", 1, True),
+            ("not tuned", 1, False),
+            ("peqa", 1, False),
+            ("one expert", 1, True),
             ("tuneqdm", given.experts, True),
-        ):  # fmt: skip
+        ):
             torch.manual_seed(given.seed)
             model = quantized(ground, bits, chosen.label, experts)
             names = ("expert_out", "expert_in") if inputs else ("expert_out",)
@@ -217,9 +225,12 @@ def main() -> None:
             deploy(model, ground, experts)
             packed = pack(model)
             line(
-                f"{bits} {name}", gap, learn, packed.bytes(),
+                f"{bits} {name}",
+                gap,
+                learn,
+                packed.bytes(),
                 drawn(ground, packed.module, packed.clock),
-            )  # fmt: skip
+            )
 
 
 if __name__ == "__main__":

@@ -111,9 +111,11 @@ def account(
     require_declared(layers, attention, widths, means)
     parameters = sum(p.numel() for p in original.parameters())
     gone = {
-        name for name in graph.layers
-        for path in tabulated if name == path or name.startswith(f"{path}.")
-    }  # fmt: skip
+        name
+        for name in graph.layers
+        for path in tabulated
+        if name == path or name.startswith(f"{path}.")
+    }
     work: list[Portion] = []
     branch_macs, code_bits, weights = 0.0, 0.0, 0
     for name, info in graph.layers.items():

@@ -81,8 +81,11 @@ class QuantAttention(nn.Module):
     def unset(self) -> list[str]:
         """Operands whose range nobody has found yet."""
         static = ((name, self.static(name)) for name in OPERANDS)
-        return [name for name, quantizer in static if quantizer is not None
-                and quantizer.scale.numel() == 0]  # fmt: skip
+        return [
+            name
+            for name, quantizer in static
+            if quantizer is not None and quantizer.scale.numel() == 0
+        ]
 
     def observed(self) -> AttentionBits:
         """The widths that its quantizers have."""

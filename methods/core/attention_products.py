@@ -125,9 +125,6 @@ def _inner_groups(*scales: Tensor) -> list[Tensor | slice]:
     length = max(scale.shape[-2] for scale in scales)
     if length == 1:
         return [slice(None)]
-    columns = [
-        scale.movedim(-2, 0).flatten(1).expand(length, -1)
-        for scale in scales
-    ]  # fmt: skip
+    columns = [scale.movedim(-2, 0).flatten(1).expand(length, -1) for scale in scales]
     _, ids = torch.unique(torch.cat(columns, dim=1), dim=0, return_inverse=True)
     return [torch.nonzero(ids == group).flatten() for group in range(int(ids.max()) + 1)]

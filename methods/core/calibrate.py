@@ -112,9 +112,15 @@ def calibrate_activations(
     if per_step:
         model.clock.schedule = bank_schedule(points)
     calibrate_attention(
-        model, points, search, symmetric=symmetric, per_step=per_step, per_head=per_head,
-        quantized_weights=quantized_weights, batch=batch,
-    )  # fmt: skip
+        model,
+        points,
+        search,
+        symmetric=symmetric,
+        per_step=per_step,
+        per_head=per_head,
+        quantized_weights=quantized_weights,
+        batch=batch,
+    )
 
 
 @dataclass(frozen=True, slots=True)

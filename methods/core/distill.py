@@ -157,9 +157,14 @@ def distill(
         finally:
             drift = learning.finish()
     return DistillReport(
-        len(losses), tuple(losses), drift, meter.seconds, meter.cpu_seconds, meter.rss_growth,
+        len(losses),
+        tuple(losses),
+        drift,
+        meter.seconds,
+        meter.cpu_seconds,
+        meter.rss_growth,
         meter.device_bytes,
-    )  # fmt: skip
+    )
 
 
 def calls(

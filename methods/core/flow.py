@@ -37,22 +37,48 @@ class OpKind(StrEnum):
 
 
 _NAMES: Mapping[OpKind, frozenset[str]] = {
-    OpKind.PRODUCT: frozenset({
-        "bmm", "matmul", "__matmul__", "__rmatmul__", "baddbmm", "einsum", "mm",
-    }),
+    OpKind.PRODUCT: frozenset(
+        {
+            "bmm",
+            "matmul",
+            "__matmul__",
+            "__rmatmul__",
+            "baddbmm",
+            "einsum",
+            "mm",
+        }
+    ),
     OpKind.SOFTMAX: frozenset({"softmax", "special_softmax"}),
     OpKind.ADD: frozenset({"add", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "__rsub__"}),
     OpKind.MUL: frozenset({"mul", "__mul__", "__rmul__", "__imul__", "addcmul"}),
-    OpKind.NONLINEAR: frozenset({
-        "gelu", "silu", "relu", "relu6", "sigmoid", "tanh", "mish", "softplus", "leaky_relu", "elu",
-        "hardswish",
-    }),
-    OpKind.NORM: frozenset({
-        "layer_norm", "group_norm", "batch_norm", "rms_norm", "instance_norm", "rsqrt",
-    }),
+    OpKind.NONLINEAR: frozenset(
+        {
+            "gelu",
+            "silu",
+            "relu",
+            "relu6",
+            "sigmoid",
+            "tanh",
+            "mish",
+            "softplus",
+            "leaky_relu",
+            "elu",
+            "hardswish",
+        }
+    ),
+    OpKind.NORM: frozenset(
+        {
+            "layer_norm",
+            "group_norm",
+            "batch_norm",
+            "rms_norm",
+            "instance_norm",
+            "rsqrt",
+        }
+    ),
     OpKind.CONCAT: frozenset({"cat", "concat", "concatenate"}),
     OpKind.RESIZE: frozenset({"interpolate", "pixel_shuffle", "upsample"}),
-}  # fmt: skip
+}
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
 _SAME_VALUES = frozenset({"contiguous", "to", "float", "clone", "dropout", "type_as", "detach"})
 

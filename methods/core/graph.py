@@ -22,8 +22,14 @@ from quantarena.methods.core.flow import (
 from quantarena.methods.core.roles import Flow, Role, roles
 
 __all__ = [
-    "AttentionInfo", "AttentionKind", "Graph", "LayerInfo", "QuantizableModule", "Role", "trace",
-]  # fmt: skip
+    "AttentionInfo",
+    "AttentionKind",
+    "Graph",
+    "LayerInfo",
+    "QuantizableModule",
+    "Role",
+    "trace",
+]
 
 
 @dataclass(frozen=True, slots=True)

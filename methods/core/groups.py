@@ -10,9 +10,16 @@ import torch
 from torch import nn
 
 NAMES = (
-    "rounding", "weight", "lora", "weight_scale", "weight_zero", "act_scale", "act_zero",
-    "expert_in", "expert_out",
-)  # fmt: skip
+    "rounding",
+    "weight",
+    "lora",
+    "weight_scale",
+    "weight_zero",
+    "act_scale",
+    "act_zero",
+    "expert_in",
+    "expert_out",
+)
 """What can learn."""
 
 

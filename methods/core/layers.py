@@ -184,7 +184,9 @@ class QuantLayer(nn.Module):
             ValueError: shapes that do not fit, or a grouped convolution.
         """
         fits = down.shape[1:] == self.weight.shape[1:] and up.shape == (
-            self.weight.shape[0], down.shape[0])  # fmt: skip
+            self.weight.shape[0],
+            down.shape[0],
+        )
         if not fits or self.groups != 1:
             raise ValueError(
                 f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "

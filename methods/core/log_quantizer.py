@@ -50,9 +50,12 @@ class LogQuantizer(nn.Module):
             scale = self.scale.reshape([1] * x.dim())
             return LogParams(scale, self.bits, self.per_octave, self.zero_code)
         return log_params(
-            x.detach(), self.bits,
-            per_octave=self.per_octave, kept=self.kept, zero_code=self.zero_code,
-        )  # fmt: skip
+            x.detach(),
+            self.bits,
+            per_octave=self.per_octave,
+            kept=self.kept,
+            zero_code=self.zero_code,
+        )
 
     def codes(self, x: Tensor) -> tuple[Tensor, LogParams]:
         """Codes (uint8) of ``x`` and their grid."""

@@ -58,9 +58,7 @@ def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: i
 
     if not any(_logarithmic(products, "softmax") for products in model.attention.values()):
         return
-    watch_operands(
-        model, points, watch, wanted=_logarithmic, quantized_weights=False, batch=batch
-    )  # fmt: skip
+    watch_operands(model, points, watch, wanted=_logarithmic, quantized_weights=False, batch=batch)
     for name, values in kept.items():
         quantizer = model.attention[name].quantizers["softmax"]
         assert isinstance(quantizer, LogQuantizer)

@@ -139,8 +139,9 @@ def log_accumulate(codes: Tensor, values: Tensor, params: LogParams) -> tuple[Te
         ValueError: other dtypes, or an ``inner`` so long that int64 could overflow.
     """
     if values.dtype not in (torch.int8, torch.int16) or codes.dtype != torch.uint8:
-        raise ValueError(f"need uint8 codes and int8 or int16 values, not {codes.dtype}, "
-                         f"{values.dtype}")  # fmt: skip
+        raise ValueError(
+            f"need uint8 codes and int8 or int16 values, not {codes.dtype}, {values.dtype}"
+        )
     inner = codes.shape[-1]
     if inner << (DEEPEST + torch.iinfo(values.dtype).bits - 1) > torch.iinfo(torch.int64).max:
         raise ValueError(f"a sum of {inner} products can overflow 64 bits")

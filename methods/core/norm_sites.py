@@ -26,10 +26,27 @@ from quantarena.methods.core.quantizer import QuantParams
 from quantarena.methods.core.roles import pointwise
 
 NORMS = (nn.LayerNorm, nn.GroupNorm)
-_MOVES = frozenset({
-    "view", "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", "to", "float",
-    "clone", "detach", "dropout", "squeeze", "unsqueeze", "type_as", "movedim", "__get__",
-})  # fmt: skip
+_MOVES = frozenset(
+    {
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "flatten",
+        "unflatten",
+        "to",
+        "float",
+        "clone",
+        "detach",
+        "dropout",
+        "squeeze",
+        "unsqueeze",
+        "type_as",
+        "movedim",
+        "__get__",
+    }
+)
 """Operations that leave every value as it is; ``__get__`` is a property such as ``mT``."""
 _VECTOR = frozenset({OpKind.OTHER, OpKind.ADD, OpKind.MUL})
 """What may lie between the linear that makes shift and gain and where they are applied."""
@@ -184,9 +201,13 @@ def _with_rows(model: nn.Module, sites: list[NormSite], probe: CalibrationSet) -
 
 
 def _arrivals(
-    model: nn.Module, sites: list[NormSite], probe: CalibrationSet, value: float | None,
-    *, counted: bool,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: nn.Module,
+    sites: list[NormSite],
+    probe: CalibrationSet,
+    value: float | None,
+    *,
+    counted: bool,
+) -> dict[str, Tensor]:
     """What reaches every reader, channels last.
 
     Args:

@@ -236,8 +236,9 @@ class _Learner:
         self.report, self.progress = report, progress
         self.optimiser = Optimiser(learning.found, stages.groups)
         self.total, self.count = stages.updates(ground), 0
-        scales = [x.parameter for n in ("weight_scale", "act_scale")
-                  for x in learning.found.get(n, [])]  # fmt: skip
+        scales = [
+            x.parameter for n in ("weight_scale", "act_scale") for x in learning.found.get(n, [])
+        ]
         self.floors = [(scale, _FLOOR * scale.detach().clone()) for scale in scales]
         freezing = stages.freezing
         self.freezer = None if freezing is None else freezing.of(model)

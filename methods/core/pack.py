@@ -209,6 +209,12 @@ def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> 
         QuantArenaError: declared widths are not those observed.
     """
     return account(
-        model.graph, packed.widths(), original, packed.bytes(), means=packed.mean_widths(),
-        layers=model.layers, attention=packed.attention, tabulated=model.tables,
-    )  # fmt: skip
+        model.graph,
+        packed.widths(),
+        original,
+        packed.bytes(),
+        means=packed.mean_widths(),
+        layers=model.layers,
+        attention=packed.attention,
+        tabulated=model.tables,
+    )

@@ -21,8 +21,12 @@ MAX_LAYERS = 12
 """A transformer block with self- and cross-attention has ten; a stage of a U-Net has more."""
 
 POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x, "silu": F.silu, "gelu": F.gelu, "relu": F.relu, "mish": F.mish,
-}  # fmt: skip
+    "identity": lambda x: x,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "mish": F.mish,
+}
 """What may lie between a time embedding and the layers that it feeds."""
 
 

@@ -151,9 +151,18 @@ class _Engine:
             with self.quantized():
                 iterations, before, soft, after, drift = self._tune(ground, generator)
         return BlockReport(
-            block.name, iterations, before, soft, after, drift, meter.seconds,
-            meter.cpu_seconds, meter.rss_growth, meter.device_bytes, nbytes,
-        )  # fmt: skip
+            block.name,
+            iterations,
+            before,
+            soft,
+            after,
+            drift,
+            meter.seconds,
+            meter.cpu_seconds,
+            meter.rss_growth,
+            meter.device_bytes,
+            nbytes,
+        )
 
     def _ground(self, block: Block, given: list[Given], theirs: Convoy) -> tuple[Ground, int]:
         """Rows of the block's inputs and targets, and their bytes."""

@@ -73,9 +73,13 @@ class Recorder:
     """What has been recorded so far; made by ``recording``."""
 
     def __init__(
-        self, denoiser: nn.Module, scheduler: Any, tap: FeatureTap | None, spool: Spool,
+        self,
+        denoiser: nn.Module,
+        scheduler: Any,
+        tap: FeatureTap | None,
+        spool: Spool,
         folder: Path | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.clock = StepClock()
         self._scheduler, self._tap, self._spool, self._folder = scheduler, tap, spool, folder
         self._calls: list[Call] = []

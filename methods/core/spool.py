@@ -73,5 +73,8 @@ class Spool:
         self._file.seek(offset)
         self._file.readinto(data)  # type: ignore[attr-defined]
         self._file.seek(0, 2)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(
-            shape, dtype=dtype)  # fmt: skip
+        return (
+            torch.frombuffer(data, dtype=dtype).reshape(shape)
+            if data
+            else torch.empty(shape, dtype=dtype)
+        )

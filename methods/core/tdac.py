@@ -101,8 +101,9 @@ class TDAC(CountedSteps):
         require_points(self.samples)
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight must be finite and at least 0, not {self.weight}")
-        return apportion(_spread(self.density()) + self.weight * _spread(self.diversity()),
-                         self.samples)  # fmt: skip
+        return apportion(
+            _spread(self.density()) + self.weight * _spread(self.diversity()), self.samples
+        )
 
     def _features(self) -> Tensor:
         if self.features.dim() < 3 or self.features.numel() == 0:

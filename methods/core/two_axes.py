@@ -106,8 +106,9 @@ def axes_of_inputs(
             return None
         return places[name].table(calls, layer.window.bounds if layer.spatial == 2 else _as_is)
 
-    return {name: Axes(positions(name), found.table(calls, _as_is))
-            for name, found in channels.items()}  # fmt: skip
+    return {
+        name: Axes(positions(name), found.table(calls, _as_is)) for name, found in channels.items()
+    }
 
 
 def _as_is(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

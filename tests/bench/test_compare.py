@@ -24,9 +24,12 @@ def row_of(tmp_path):
         named = {key.replace("__", ":"): values for key, values in scores.items()}
         np.savez(tmp_path / f"{method}.npz", **named)
         return Row(
-            cell, Status.OK, measurements=tuple(measurements),
-            artefacts={"scores": f"{method}.npz"}, workload={"noise_sha256": noise},
-        )  # fmt: skip
+            cell,
+            Status.OK,
+            measurements=tuple(measurements),
+            artefacts={"scores": f"{method}.npz"},
+            workload={"noise_sha256": noise},
+        )
 
     def compared(a, b):
         return {d.name: d for d in compare_rows(tmp_path, a, tmp_path, b)}

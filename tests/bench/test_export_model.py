@@ -59,8 +59,13 @@ def told(capsys, *arguments):
 def test_the_folder_is_a_pipeline_with_a_packed_denoiser(exported, pixel_folder):
     names = {file.name for file in exported.iterdir()}
     assert names == {
-        "README.md", "manifest.json", "model_index.json", "scheduler", "unet", "workload.json"
-    }  # fmt: skip
+        "README.md",
+        "manifest.json",
+        "model_index.json",
+        "scheduler",
+        "unet",
+        "workload.json",
+    }
     inside = {file.name for file in (exported / "unet").iterdir()}
     assert inside == {"config.json", "packed.json", "packed.safetensors"}
     index = (pixel_folder / "model_index.json").read_text()
@@ -120,8 +125,12 @@ def test_another_machine_draws_the_same_pictures(exported, tmp_path):
     kept |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(moved), str(tmp_path / "images.pt")],
-        capture_output=True, text=True, check=False, env=kept, cwd=home,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=kept,
+        cwd=home,
+    )
     assert done.returncode == 0, done.stderr
     here = torch.from_numpy(images(load_pipeline(exported)))
     assert torch.equal(torch.load(tmp_path / "images.pt"), here)

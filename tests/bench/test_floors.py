@@ -33,9 +33,16 @@ def cache(tmp_path_factory):
 def real():
     tensor = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 40))).float()
     return Features(
-        tensor, "cloud", "a" * 64, "noise", "b" * 64, 16, self_similarity(tensor),
-        fit_pca(tensor), radii(tensor),
-    )  # fmt: skip
+        tensor,
+        "cloud",
+        "a" * 64,
+        "noise",
+        "b" * 64,
+        16,
+        self_similarity(tensor),
+        fit_pca(tensor),
+        radii(tensor),
+    )
 
 
 def test_rounding_is_small_and_gives_the_network_back(ground, cache):

@@ -174,8 +174,10 @@ def test_the_page_says_what_the_table_says(name, paper):
     sampler = paper.sampler.removesuffix("Scheduler") or "own"
     cells = [cell.strip() for cell in lines[-1].split("|")]
     assert cells[2:5] == [
-        paper.model, f"{sampler}, {paper.steps}, {paper.eta:g}", f"{paper.guidance:g}"
-    ]  # fmt: skip
+        paper.model,
+        f"{sampler}, {paper.steps}, {paper.eta:g}",
+        f"{paper.guidance:g}",
+    ]
     assert cells[6:9] == [f"{paper.images:,}", paper.source, paper.note]
 
 
@@ -231,22 +233,42 @@ def test_answers_of_the_hub(status, code, line, cache, serve):
 
 
 FILES = (
-    "model_index.json", "README.md", "big.ckpt", "big.safetensors", "scheduler/config.json",
-    "unet/config.json", "unet/m.safetensors", "unet/m.bin", "unet/m.fp16.safetensors",
-    "unet/m.non_ema.safetensors", "unet/m.onnx", "unet/flax_model.msgpack",
-    "text/pytorch_model.bin", "text/config.json", "text/m.fp16.bin", "vae/m.fp16.safetensors",
-    "sharded/m-00001-of-00002.safetensors", "sharded/m-00002-of-00002.safetensors",
-    "sharded/m.safetensors.index.json", "unet/onnx/weights.pb",
-)  # fmt: skip
+    "model_index.json",
+    "README.md",
+    "big.ckpt",
+    "big.safetensors",
+    "scheduler/config.json",
+    "unet/config.json",
+    "unet/m.safetensors",
+    "unet/m.bin",
+    "unet/m.fp16.safetensors",
+    "unet/m.non_ema.safetensors",
+    "unet/m.onnx",
+    "unet/flax_model.msgpack",
+    "text/pytorch_model.bin",
+    "text/config.json",
+    "text/m.fp16.bin",
+    "vae/m.fp16.safetensors",
+    "sharded/m-00001-of-00002.safetensors",
+    "sharded/m-00002-of-00002.safetensors",
+    "sharded/m.safetensors.index.json",
+    "unet/onnx/weights.pb",
+)
 
 
 def test_each_weight_is_downloaded_once():
     kept = set(hub.wanted(FILES))
     assert set(FILES) - kept == {
-        "big.ckpt", "big.safetensors", "unet/m.bin", "unet/m.fp16.safetensors", "unet/m.onnx",
-        "unet/m.non_ema.safetensors", "unet/flax_model.msgpack", "text/m.fp16.bin",
+        "big.ckpt",
+        "big.safetensors",
+        "unet/m.bin",
+        "unet/m.fp16.safetensors",
+        "unet/m.onnx",
+        "unet/m.non_ema.safetensors",
+        "unet/flax_model.msgpack",
+        "text/m.fp16.bin",
         "unet/onnx/weights.pb",
-    }  # fmt: skip
+    }
 
 
 def test_fetch_asks_for_what_is_wanted(downloaded, monkeypatch, capsys):

@@ -38,9 +38,15 @@ def test_a_machine_that_slows_down_keeps_its_ratio():
 def test_measure_sees_which_is_faster():
     fast, slow, ticks = Sleeper(0.001), Sleeper(0.004), []
     found = measure(
-        fast, slow, POINTS, backend="packed", images=2, steps=10, rounds=20,
+        fast,
+        slow,
+        POINTS,
+        backend="packed",
+        images=2,
+        steps=10,
+        rounds=20,
         progress=lambda done, total: ticks.append((done, total)),
-    )  # fmt: skip
+    )
     assert found.ratio_low <= found.ratio <= found.ratio_high
     assert found.ratio > 1.5
     assert found.step_ms < found.fp_step_ms
@@ -54,9 +60,15 @@ def test_measure_sees_which_is_faster():
 def test_a_known_setting_is_not_searched_again():
     original = Sleeper(0.0)
     found = measure(
-        Sleeper(0.0), original, POINTS, backend="packed", images=1, steps=1, rounds=20,
+        Sleeper(0.0),
+        original,
+        POINTS,
+        backend="packed",
+        images=1,
+        steps=1,
+        rounds=20,
         setting="fp32 eager",
-    )  # fmt: skip
+    )
     assert found.fp_setting == "fp32 eager"
     assert original.calls == 23
 

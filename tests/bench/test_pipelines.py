@@ -223,7 +223,7 @@ def test_an_exchanged_sampler_is_used_keyed_and_shipped(folder_of, tmp_path, cap
         ("dit", "classes=998-1000", "class 1000 is out of range, the model has 0 to 999"),
         ("dit", "prompts=FILE", "draws from class numbers, 'a cat' is none"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, tmp_path):
     (tmp_path / "p.txt").write_text("a cat\n")
     settings = settings.replace("FILE", str(tmp_path / "p.txt"))

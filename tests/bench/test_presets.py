@@ -71,8 +71,12 @@ def test_the_command_that_asks_for_the_same_cells():
 
 
 def test_variants_and_policies_are_chosen_and_full_precision_has_one_row():
-    choice = Choice(methods=("rtn",), bits=("w4a8",), variants=("paper", "release"),
-                    policies=("uniform", "published"))  # fmt: skip
+    choice = Choice(
+        methods=("rtn",),
+        bits=("w4a8",),
+        variants=("paper", "release"),
+        policies=("uniform", "published"),
+    )
     cells = choose(PRESETS["smoke"].grid, choice).cells()
     assert len([c for c in cells if c.method == "fp"]) == 1
     found = {(c.variant, c.policy) for c in cells if c.method == "rtn"}
@@ -96,10 +100,18 @@ def test_methods_with_widths_of_their_own():
         chosen = choose(grid, Choice(**choice)).cells()
         return {(c.method, c.bits) for c in chosen if c.method != "fp"}
 
-    assert made() == made(seeds=(0,)) == {
-        ("rtn", "w4a8"), ("rtn", "w4a4"), ("q_diffusion", "w4a8"), ("q_diffusion", "w4a4"),
-        ("rtn", "w4a16"), ("scales", "w4a16"),
-    }  # fmt: skip
+    assert (
+        made()
+        == made(seeds=(0,))
+        == {
+            ("rtn", "w4a8"),
+            ("rtn", "w4a4"),
+            ("q_diffusion", "w4a8"),
+            ("q_diffusion", "w4a4"),
+            ("rtn", "w4a16"),
+            ("scales", "w4a16"),
+        }
+    )
     assert made(methods=("scales",)) == {("scales", "w4a16")}
     assert made(methods=("q_diffusion",)) == {("q_diffusion", "w4a8"), ("q_diffusion", "w4a4")}
     assert made(methods=("scales",), bits=("w8a16",)) == {("scales", "w8a16")}

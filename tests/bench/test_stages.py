@@ -13,9 +13,14 @@ from quantarena.bench.spec import Budget, Cell
 from quantarena.methods.rtn import RoundToNearest
 
 BUDGET = Budget(
-    images=4, batch=4, steps=3, calibration_images=4, calibration_samples=8, iterations=1,
+    images=4,
+    batch=4,
+    steps=3,
+    calibration_images=4,
+    calibration_samples=8,
+    iterations=1,
     latency_rounds=20,
-)  # fmt: skip
+)
 
 
 def quiet(stage, done, total):
@@ -251,9 +256,11 @@ def test_images_of_other_noise_are_no_pairs(row, cell, paths, monkeypatch):
 def test_interrupts_come_out(row, cell, paths, plugin):
     with pytest.raises(KeyboardInterrupt):
         stages.run_cell(
-            replace(cell, method="mine"), paths, plugins=plugin("raise KeyboardInterrupt"),
+            replace(cell, method="mine"),
+            paths,
+            plugins=plugin("raise KeyboardInterrupt"),
             progress=quiet,
-        )  # fmt: skip
+        )
 
 
 def test_time_cell_fills_latency(row, paths, monkeypatch):

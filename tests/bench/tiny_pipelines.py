@@ -42,10 +42,17 @@ def t5_tokenizer() -> Any:
 
 def clip_text(vocabulary: int, kind: str = "CLIPTextModel") -> Any:
     config = transformers.CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=8, projection_dim=WIDTH,
-        eos_token_id=1, bos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=WIDTH,
+        eos_token_id=1,
+        bos_token_id=0,
+        pad_token_id=1,
+    )
     return getattr(transformers, kind)(config)
 
 
@@ -58,19 +65,27 @@ def t5_text(vocabulary: int, width: int = WIDTH) -> Any:
 
 def conditional_unet(**more: Any) -> Any:
     return diffusers.UNet2DConditionModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         **{"cross_attention_dim": WIDTH, "attention_head_dim": 2, **more},
-    )  # fmt: skip
+    )
 
 
 def pixel_unet(**more: Any) -> Any:
     return diffusers.UNet2DModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8, **more,
-    )  # fmt: skip
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        **more,
+    )
 
 
 def ddpm() -> Any:
@@ -79,10 +94,13 @@ def ddpm() -> Any:
 
 def ldm() -> Any:
     vqvae = diffusers.VQModel(
-        block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, latent_channels=3,
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=3,
         num_vq_embeddings=8,
-    )  # fmt: skip
+    )
     return diffusers.LDMPipeline(vqvae, pixel_unet(), diffusers.DDIMScheduler())
 
 
@@ -115,10 +133,13 @@ def stable_diffusion_2() -> Any:
 def stable_diffusion_xl() -> Any:
     tokenizer = clip_tokenizer()
     unet = conditional_unet(
-        cross_attention_dim=2 * WIDTH, addition_embed_type="text_time", addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 4, use_linear_projection=True,
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 4,
+        use_linear_projection=True,
         transformer_layers_per_block=(1, 1),
-    )  # fmt: skip
+    )
     return diffusers.StableDiffusionXLPipeline(
         vae=autoencoder(),
         text_encoder=clip_text(len(tokenizer)),
@@ -134,10 +155,18 @@ def stable_diffusion_xl() -> Any:
 def stable_diffusion_3() -> Any:
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
-        attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16,
-        joint_attention_dim=2 * WIDTH, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=8,
+    )
     projected = "CLIPTextModelWithProjection"
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
@@ -155,10 +184,18 @@ def stable_diffusion_3() -> Any:
 def pixart(kind: str = "PixArtAlphaPipeline") -> Any:
     tokenizer = t5_tokenizer()
     transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2,
-        attention_head_dim=8, num_attention_heads=2, cross_attention_dim=16,
-        caption_channels=WIDTH, norm_num_groups=4, use_additional_conditions=False,
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        norm_num_groups=4,
+        use_additional_conditions=False,
+    )
     return getattr(diffusers, kind)(
         tokenizer=tokenizer,
         text_encoder=t5_text(len(tokenizer)),
@@ -174,19 +211,32 @@ def pixart_sigma() -> Any:
 
 def dit() -> Any:
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, patch_size=2, norm_num_groups=4,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        norm_num_groups=4,
+    )
     return diffusers.DiTPipeline(transformer, autoencoder(), diffusers.DDIMScheduler())
 
 
 def flux() -> Any:
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH,
-        axes_dims_rope=(4, 6, 6), guidance_embeds=True,
-    )  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
+    )
     return diffusers.FluxPipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
@@ -209,9 +259,14 @@ def ldm_text() -> Any:
     )
 
     config = LDMBertConfig(
-        vocab_size=len(vocabulary), d_model=WIDTH, encoder_layers=1, encoder_ffn_dim=16,
-        encoder_attention_heads=2, head_dim=8, max_position_embeddings=77,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        d_model=WIDTH,
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        head_dim=8,
+        max_position_embeddings=77,
+    )
     return diffusers.LDMTextToImagePipeline(
         vqvae=autoencoder(levels=4),  # this pipeline takes eight pixels a latent for granted
         bert=LDMBertModel(config),

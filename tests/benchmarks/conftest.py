@@ -47,9 +47,15 @@ class Bench:
         graph = trace(model, first.sample, timestep=first.timestep, **first.conditions)
         effort = Effort(cell.budget.calibration_samples, cell.budget.iterations)
         return MethodContext(
-            model, graph, self.recorded, cell.widths, policy(cell.policy), cell.variant,
-            cell.seed, effort,
-        )  # fmt: skip
+            model,
+            graph,
+            self.recorded,
+            cell.widths,
+            policy(cell.policy),
+            cell.variant,
+            cell.seed,
+            effort,
+        )
 
     def quantize(self, cell: Cell) -> QuantizedModel:
         return entry(cell.method).method().run(self.context(cell))
@@ -67,9 +73,14 @@ class Bench:
         with torch.no_grad(), packed.clock.at(int(points.step[0])):
             benchmark.pedantic(points.call, (packed.module,), rounds=20, warmup_rounds=3)
             latency = measure(
-                packed.module, original, points, backend=packed.backend, images=cell.budget.batch,
-                steps=self.recorded.calls, rounds=20,
-            )  # fmt: skip
+                packed.module,
+                original,
+                points,
+                backend=packed.backend,
+                images=cell.budget.batch,
+                steps=self.recorded.calls,
+                rounds=20,
+            )
         seen = observe(model, packed, original)
         benchmark.extra_info.update(
             self.labels(cell),

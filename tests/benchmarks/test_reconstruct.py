@@ -88,10 +88,13 @@ def test_iteration(benchmark, bench, ready, monkeypatch, stage, kind):
             turns = [(seconds(plain), seconds(step, 3) / STEPS) for _ in range(3)]
         benchmark.pedantic(step, rounds=3)
         benchmark.extra_info.update(
-            block=name, stage=stage, iterations=STEPS, batch=len(index),
+            block=name,
+            stage=stage,
+            iterations=STEPS,
+            batch=len(index),
             ratio_to_fp_forward_backward=min(t for _, t in turns) / min(t for t, _ in turns),
             threads=torch.get_num_threads(),
-        )  # fmt: skip
+        )
         return STEPS
 
     monkeypatch.setattr(engine, "optimise", spy)

@@ -81,9 +81,11 @@ def test_excluded_tokens_are_floating_point_or_constant():
 def test_attention_products_count_at_the_widths_of_both_factors(conditional):
     graph = conditional.graph
     model = wrap(
-        conditional.model, graph, dict.fromkeys(graph.layers, W4A4),
+        conditional.model,
+        graph,
+        dict.fromkeys(graph.layers, W4A4),
         attention=dict.fromkeys(graph.attention, AttentionBits(4, 4, 6, 8)),
-    )  # fmt: skip
+    )
     seen = accounted(model, conditional.model)
     qk = sum(info.qk_macs for info in graph.attention.values())
     av = sum(info.av_macs for info in graph.attention.values())
@@ -99,9 +101,7 @@ def test_attention_products_count_at_the_widths_of_both_factors(conditional):
 def test_excluded_key_tokens_leave_one_factor_in_floating_point(conditional):
     graph = conditional.graph
     widths = dict.fromkeys(graph.attention, AttentionBits(8, 8, 8, 8))
-    model = wrap(
-        conditional.model, graph, dict.fromkeys(graph.layers, W4A4), attention=widths
-    )  # fmt: skip
+    model = wrap(conditional.model, graph, dict.fromkeys(graph.layers, W4A4), attention=widths)
     before = accounted(model, conditional.model)
     cross = [q for q in model.attention.values() if q.info.kind is AttentionKind.CROSS]
     for quant in cross:
@@ -144,9 +144,11 @@ def test_other_widths_than_declared_fail(found):
 def test_other_attention_widths_than_declared_fail(conditional):
     graph = conditional.graph
     model = wrap(
-        conditional.model, graph, dict.fromkeys(graph.layers, W4A4),
+        conditional.model,
+        graph,
+        dict.fromkeys(graph.layers, W4A4),
         attention=dict.fromkeys(graph.attention, AttentionBits(8, 8, 8, 4)),
-    )  # fmt: skip
+    )
     quant = next(iter(model.attention.values()))
     quant.static("softmax").bits = 8
     with pytest.raises(QuantArenaError, match="declared attention q8k8v8s4"):
@@ -158,9 +160,11 @@ def test_published_policies_differ_in_work(pixel):
     found = {}
     for table in (published.Q_DIFFUSION, published.PTQ4DM, published.MPQ_DM):
         model = wrap(
-            pixel.model, pixel.graph, table.assign(pixel.graph, W4A4),
+            pixel.model,
+            pixel.graph,
+            table.assign(pixel.graph, W4A4),
             attention=table.assign_attention(pixel.graph, W4A4),
-        )  # fmt: skip
+        )
         found[table.source] = accounted(model, pixel.model).bops
     least, middle, most = found.values()
     assert least * 1.5 < middle

@@ -102,9 +102,11 @@ def test_groups_are_ranges_of_their_slices():
     quantizer = ActQuantizer(4)
     found = [minmax_range(x[:, ids == g], 4) for g in (0, 1)]
     quantizer.set_groups(
-        1, ids, torch.stack([f.scale.reshape(()) for f in found]),
+        1,
+        ids,
+        torch.stack([f.scale.reshape(()) for f in found]),
         torch.stack([f.zero_point.reshape(()) for f in found]),
-    )  # fmt: skip
+    )
     y = quantizer(x)
     for group, params in enumerate(found):
         assert torch.equal(y[:, ids == group], fake_quantize(x[:, ids == group], params))

@@ -177,11 +177,17 @@ def test_excluded_key_row_is_not_quantized():
     assert torch.allclose(scores[..., 1:], (q @ k.mT)[..., 1:], atol=0.2)
 
 
-@pytest.mark.parametrize("given", [
-    {}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": torch.randn(6, 6)},
-    {"attn_mask": torch.eye(6, dtype=torch.bool).roll(1, 0)},
-    {"attn_mask": torch.zeros(6, 6, dtype=torch.bool)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"scale": 0.3},
+        {"is_causal": True},
+        {"attn_mask": torch.randn(6, 6)},
+        {"attn_mask": torch.eye(6, dtype=torch.bool).roll(1, 0)},
+        {"attn_mask": torch.zeros(6, 6, dtype=torch.bool)},
+    ],
+)
 def test_arguments_mean_what_torch_says(given):
     q, k, v = tensors()
     quant = ready(EIGHT, q, k, v)
@@ -497,10 +503,17 @@ def test_codes_of_a_quantizer_are_its_fake_values():
 
 def test_joint_attention_in_a_network():
     model = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16,
-        pooled_projection_dim=10, out_channels=4,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        out_channels=4,
+    ).eval()
     given = {
         "encoder_hidden_states": torch.randn(2, 5, 12),
         "pooled_projections": torch.randn(2, 10),

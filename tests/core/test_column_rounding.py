@@ -24,10 +24,16 @@ def mixed(places=800, width=24, seed=0):
     )
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Linear(6, 5), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(6, 5, 3, stride=2, dilation=2),
-    nn.Conv2d(6, 5, 1), nn.Conv1d(6, 5, 3, padding=2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(6, 5),
+        nn.Conv2d(6, 5, 3, padding=1),
+        nn.Conv2d(6, 5, 3, stride=2, dilation=2),
+        nn.Conv2d(6, 5, 1),
+        nn.Conv1d(6, 5, 3, padding=2),
+    ],
+)
 def test_columns_make_the_layer_a_product(layer):
     shapes = {nn.Linear: (2, 7, 6), nn.Conv2d: (2, 6, 7, 8), nn.Conv1d: (2, 6, 9)}
     x = torch.randn(shapes[type(layer)])

@@ -61,9 +61,13 @@ def test_loss_falls_and_codes_are_frozen(pixel, student):
     ticks = []
     groups = LORA | {"act_scale": Group(1e-2, relative=True)}
     report = distill(
-        student, pixel.model, walk_of(pixel), Distillation(60, groups, rank=4), seed=0,
+        student,
+        pixel.model,
+        walk_of(pixel),
+        Distillation(60, groups, rank=4),
+        seed=0,
         progress=lambda done, total: ticks.append((done, total)),
-    )  # fmt: skip
+    )
     assert report.updates == 60
     assert sum(report.losses[-8:]) < 0.8 * sum(report.losses[:8])
     assert ticks[-1] == (60, 60)
@@ -182,9 +186,13 @@ def test_an_interrupt_leaves_a_usable_model(pixel, student):
 
     with pytest.raises(KeyboardInterrupt):
         distill(
-            student, pixel.model, walk_of(pixel), Distillation(50, LORA, rank=4), seed=0,
+            student,
+            pixel.model,
+            walk_of(pixel),
+            Distillation(50, LORA, rank=4),
+            seed=0,
             progress=stop,
-        )  # fmt: skip
+        )
     assert student.state()
     with torch.no_grad():
         assert torch.isfinite(student.run(pixel.heldout)).all()

@@ -6,8 +6,9 @@ from quantarena.methods.core.kmeans import kmeans
 def blobs(sets=5, groups=3, each=8):
     """Well apart clusters in the plane, their members shuffled; and who is whose."""
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64)
-    truth = torch.stack([torch.arange(groups).repeat(each)[torch.randperm(groups * each)]
-                         for _ in range(sets)])  # fmt: skip
+    truth = torch.stack(
+        [torch.arange(groups).repeat(each)[torch.randperm(groups * each)] for _ in range(sets)]
+    )
     return centres[truth] + 0.1 * torch.randn(*truth.shape, 2, dtype=torch.float64), truth
 
 

@@ -75,8 +75,9 @@ def test_impossible_multipliers_are_refused(case, factor):
 def test_low_rank_branch_keeps_the_function_and_takes_outliers(case):
     module, x = case
     with torch.no_grad():
-        module.weight += 5 * torch.outer(torch.randn(8), torch.randn(module.weight[0].numel())
-                                         ).reshape(module.weight.shape)  # fmt: skip
+        module.weight += 5 * torch.outer(
+            torch.randn(8), torch.randn(module.weight[0].numel())
+        ).reshape(module.weight.shape)
     layer = QuantLayer(module, Bits(4, 8))
     u, s, v = torch.linalg.svd(module.weight.detach().flatten(1), full_matrices=False)
     down = (s[:1, None] * v[:1]).reshape(1, *module.weight.shape[1:])

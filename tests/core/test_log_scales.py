@@ -32,8 +32,10 @@ def test_the_largest_value_stays_a_candidate():
 def test_every_logarithmic_softmax_gets_one_and_keeps_it(transformer):
     graph = transformer.graph
     widths = dict.fromkeys(graph.attention, AttentionBits(16, 16, 16, 4))
-    made = [wrap(transformer.model, graph, dict.fromkeys(graph.layers, FP), attention=widths)
-            for _ in range(2)]  # fmt: skip
+    made = [
+        wrap(transformer.model, graph, dict.fromkeys(graph.layers, FP), attention=widths)
+        for _ in range(2)
+    ]
     for products in made[0].attention.values():
         products.use_log(per_octave=2)
     calibrate_log_scales(made[0], transformer.heldout)

@@ -110,9 +110,14 @@ def test_rows_that_are_used_elsewhere_are_noticed():
         check_folds(model, points())
 
 
-@pytest.mark.parametrize(("name", "count", "modulated"), [
-    ("pixel", 4, 0), ("conditional", 16, 0), ("transformer", 5, 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "count", "modulated"),
+    [
+        ("pixel", 4, 0),
+        ("conditional", 16, 0),
+        ("transformer", 5, 5),
+    ],
+)
 def test_sites_of_real_networks_and_state_after_the_fold(name, count, modulated, request):
     probe = request.getfixturevalue(name)
     model = wrap(probe.model, probe.graph, dict.fromkeys(probe.graph.layers, Bits(8, 8)))

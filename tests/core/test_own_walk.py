@@ -73,9 +73,14 @@ def test_the_serial_stage_keeps_the_students_samples(pixel):
     assert not torch.allclose(other.points.sample, kept.points.sample, atol=1e-3)
 
 
-@pytest.mark.parametrize(("serial", "first", "own"), [
-    (True, True, True), (True, False, False), (False, True, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("serial", "first", "own"),
+    [
+        (True, True, True),
+        (True, False, False),
+        (False, True, False),
+    ],
+)
 def test_whose_samples_the_first_parallel_stage_sees(pixel, monkeypatch, serial, first, own):
     model, ground = student(pixel)
     seen = []
@@ -139,9 +144,14 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
     model, ground = student(pixel)
     ticks = []
     stages = Stages(
-        SCALES | {"weight": Group(0.01, relative=True)}, 4, 4, batch=8, window=2,
-        features=features, feature_weight=0.1,
-    )  # fmt: skip
+        SCALES | {"weight": Group(0.01, relative=True)},
+        4,
+        4,
+        batch=8,
+        window=2,
+        features=features,
+        feature_weight=0.1,
+    )
     report = learn_on_walks(
         model, pixel.model, ground, stages, seed=0, progress=lambda *tick: ticks.append(tick)
     )

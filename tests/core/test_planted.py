@@ -189,9 +189,11 @@ def test_channel_imbalance_is_folded_into_the_norm():
     channelwise = affine_params(bounds.low, bounds.high, 4, False)
     norm, layer = model.module.norm, model.layers["narrow"]
     folded = fold_norm(
-        Affine(norm.weight, norm.bias), [Affine(layer.weight, layer.bias)],
-        channelwise.scale, channelwise.zero_point,
-    )  # fmt: skip
+        Affine(norm.weight, norm.bias),
+        [Affine(layer.weight, layer.bias)],
+        channelwise.scale,
+        channelwise.zero_point,
+    )
     norm.weight.data, norm.bias.data = folded.producer.weight, folded.producer.bias
     layer.weight.data, layer.bias.data = folded.consumers[0].weight, folded.consumers[0].bias
     model.set_weight_ranges(minmax_range)

@@ -289,8 +289,9 @@ def test_layer_terms_reach_every_layer_but_the_last(ground, watched):
                 part = model.layers[name].part_list()[0]
                 alphas[name] = part.weight_quantizer.soft.alpha
             loss = layer_loss(step, 2.0)
-            found = torch.autograd.grad(loss, [*alphas.values()], retain_graph=True,
-                                        allow_unused=True)  # fmt: skip
+            found = torch.autograd.grad(
+                loss, [*alphas.values()], retain_graph=True, allow_unused=True
+            )
             grads.update(zip(alphas, found, strict=True))
         return step.output.sum() * 0
 
@@ -445,9 +446,14 @@ def test_every_block_is_reported_in_order(ground):
     model, blocks, points = ground
     ticks = []
     reports = reconstruct(
-        model, [*blocks.values()], points, rounding(1), acts=False, seed=0,
+        model,
+        [*blocks.values()],
+        points,
+        rounding(1),
+        acts=False,
+        seed=0,
         progress=lambda done, total: ticks.append((done, total)),
-    )  # fmt: skip
+    )
     assert [report.name for report in reports] == [*blocks]
     assert ticks == [(i + 1, len(blocks)) for i in range(len(blocks))]
     assert all(q.codes is not None for b in blocks.values() for q, _ in quantizers(model, b))

@@ -178,12 +178,20 @@ def test_a_network_with_nested_conditions_gives_what_it_gave(tmp_path):
     """A tiny U-Net that takes pooled text and sizes in a dict, as SDXL's does; two guided runs."""
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), in_channels=1, out_channels=1,
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=8,
-        attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        in_channels=1,
+        out_channels=1,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 + 2 * 4,
-    ).eval()  # fmt: skip
+    ).eval()
     scheduler, gave = diffusers.EulerDiscreteScheduler(), []
     keep = model.register_forward_hook(lambda module, args, output: gave.append(output[0]))
     with recording(model, scheduler) as done:
@@ -194,9 +202,13 @@ def test_a_network_with_nested_conditions_gives_what_it_gave(tmp_path):
             for timestep in scheduler.timesteps:
                 both = torch.cat([scheduler.scale_model_input(x, timestep)] * 2)
                 first, second = model(
-                    both, timestep, encoder_hidden_states=text, cross_attention_kwargs=None,
-                    added_cond_kwargs=added, return_dict=False,
-                )[0].chunk(2)  # fmt: skip
+                    both,
+                    timestep,
+                    encoder_hidden_states=text,
+                    cross_attention_kwargs=None,
+                    added_cond_kwargs=added,
+                    return_dict=False,
+                )[0].chunk(2)
                 x = scheduler.step(first + 3 * (second - first), timestep, x).prev_sample
     keep.remove()
     done.save(tmp_path / "t", halves=2)

@@ -156,9 +156,11 @@ def test_dilation_keeps_function_and_row_ranges(dtype, bound, kernel):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), outputs=st.integers(1, 6), inputs=st.integers(1, 30),
+    seed=st.integers(0, 10**6),
+    outputs=st.integers(1, 6),
+    inputs=st.integers(1, 30),
     shift=st.sampled_from([-5.0, 0.0, 0.5, 5.0]),
-)  # fmt: skip
+)
 def test_dilation_is_maximal(seed, outputs, inputs, shift):
     weight = normal(outputs, inputs, dtype=torch.float64, seed=seed) + shift
     done = dilate(weight)
@@ -183,9 +185,13 @@ def test_dilation_by_hand():
 
 @pytest.mark.parametrize(
     "weight",
-    [torch.zeros(2, 3), torch.ones(1, 1), torch.tensor([[-1.0, -2.0, -3.0]]),
-     torch.tensor([[1e-30, 1.0, -1.0], [0.0, 0.0, 0.0]])],
-)  # fmt: skip
+    [
+        torch.zeros(2, 3),
+        torch.ones(1, 1),
+        torch.tensor([[-1.0, -2.0, -3.0]]),
+        torch.tensor([[1e-30, 1.0, -1.0], [0.0, 0.0, 0.0]]),
+    ],
+)
 def test_dilation_of_odd_layers_is_safe(weight):
     done = dilate(weight)
     assert bool(torch.isfinite(done.factor).all())
@@ -221,9 +227,15 @@ def test_dilation_wins_from_wide_to_narrow():
 
 
 @pytest.mark.parametrize(
-    "weights", [(), (torch.ones(3),), (torch.ones(2, 3), torch.ones(2, 4)), (torch.ones(0, 3),),
-                (torch.tensor([[1.0, torch.nan]]),)],
-)  # fmt: skip
+    "weights",
+    [
+        (),
+        (torch.ones(3),),
+        (torch.ones(2, 3), torch.ones(2, 4)),
+        (torch.ones(0, 3),),
+        (torch.tensor([[1.0, torch.nan]]),),
+    ],
+)
 def test_dilation_refuses(weights):
     with pytest.raises(ValueError, match="dilation needs"):
         dilate(*weights)
@@ -403,8 +415,14 @@ def test_norm_fold_refuses(change, match):
 
 def test_adaln_fold_refuses_other_rows():
     with pytest.raises(ValueError, match="6 shift rows and 5 gain rows"):
-        fold_adaln(Affine(torch.ones(12, 3), None), slice(0, 6), slice(6, 11), [], torch.ones(6),
-                   torch.ones(6))  # fmt: skip
+        fold_adaln(
+            Affine(torch.ones(12, 3), None),
+            slice(0, 6),
+            slice(6, 11),
+            [],
+            torch.ones(6),
+            torch.ones(6),
+        )
 
 
 # time tables

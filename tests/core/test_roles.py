@@ -16,9 +16,16 @@ STEP = torch.tensor([5, 5])
 
 def pixart():
     model = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
-        sample_size=8, cross_attention_dim=16, caption_channels=12, norm_num_groups=4,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        cross_attention_dim=16,
+        caption_channels=12,
+        norm_num_groups=4,
+    )
     given = {
         "encoder_hidden_states": torch.randn(2, 5, 12),
         "encoder_attention_mask": torch.ones(2, 5),
@@ -29,10 +36,19 @@ def pixart():
 
 def joint():
     model = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16,
-        pooled_projection_dim=10, out_channels=4, qk_norm="rms_norm", dual_attention_layers=(0,),
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=10,
+        out_channels=4,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
     given = {
         "encoder_hidden_states": torch.randn(2, 5, 12),
         "pooled_projections": torch.randn(2, 10),
@@ -42,26 +58,40 @@ def joint():
 
 def flux():
     model = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
         axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+    )
     given = {
         "encoder_hidden_states": torch.randn(2, 5, 12),
         "pooled_projections": torch.randn(2, 10),
-        "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3),
-    }  # fmt: skip
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(5, 3),
+    }
     return trace(model.eval(), torch.randn(2, 16, 4), timestep=STEP.float(), **given)
 
 
 def two_encoders(processor=None):
     model = diffusers.UNet2DConditionModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16,
-        attention_head_dim=2, use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=34,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=34,
+    )
     if processor:
         model.set_attn_processor(processor)
     given = {
@@ -182,16 +212,22 @@ def test_conv1d_attention(form):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Attend1d(form), nn.Conv2d(8, 3, 1))
     graph = trace(model, torch.randn(2, 3, 4, 4))
     assert roles(graph) == {
-        "0": Role.INPUT, "1.qkv": Role.QKV, "1.mix": Role.ATTN_OUT, "2": Role.OUTPUT,
-    }  # fmt: skip
+        "0": Role.INPUT,
+        "1.qkv": Role.QKV,
+        "1.mix": Role.ATTN_OUT,
+        "2": Role.OUTPUT,
+    }
     info = graph.attention["1"]
     assert info.query == info.key == info.value == ("1.qkv",)
     assert (info.heads, info.queries, info.keys) == (2, 16, 16)
     assert info.qk_macs == info.av_macs == 2 * 16 * 16 * 4
     assert graph.layers["1.qkv"].macs == 24 * 8 * 16
     assert [layer.kind for layer in graph.layers.values()] == [
-        "conv2d", "conv1d", "conv1d", "conv2d",
-    ]  # fmt: skip
+        "conv2d",
+        "conv1d",
+        "conv1d",
+        "conv2d",
+    ]
     assert graph.other_macs == info.macs
 
 
@@ -230,8 +266,11 @@ def test_a_shift_of_tokens_is_modulation():
 
     found = roles(trace(Shifted(), torch.randn(2, 5, 3), torch.rand(2)))
     assert found == {
-        "embed": Role.TIME_EMBED, "shift": Role.ADALN, "first": Role.INPUT, "last": Role.OUTPUT,
-    }  # fmt: skip
+        "embed": Role.TIME_EMBED,
+        "shift": Role.ADALN,
+        "first": Role.INPUT,
+        "last": Role.OUTPUT,
+    }
 
 
 def test_film_and_plain_time_projections():

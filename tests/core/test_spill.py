@@ -74,9 +74,11 @@ def test_memory_stays_below_the_limit_and_loading_reads_nothing(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, __file__, str(tmp_path)],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},  # what is freed is given back
-    )  # fmt: skip
+    )
     saving, spilling, keeping, loading, picking = json.loads(done.stdout.splitlines()[-1])
     if not keeping:
         pytest.skip("peak memory cannot be read here")
@@ -138,9 +140,17 @@ def test_a_spool_gives_back_what_was_put_and_keeps_content_once(limit, tmp_path)
 
 def test_a_file_of_every_type_comes_back(tmp_path):
     dtypes = [
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
-        torch.int16, torch.int8, torch.uint8, torch.bool,
-    ]  # fmt: skip
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ]
     tensors = {str(d): torch.randint(0, 2, (3, 5)).to(d) for d in dtypes}
     tensors |= {"empty": torch.zeros(0, 3), "scalar": torch.tensor(2.5)}
     columns = {name: Column(t.dtype, tuple(t.shape), [t]) for name, t in tensors.items()}

@@ -167,8 +167,9 @@ def test_batches_and_rows_keep_order():
     pieces = list(points.batches(4))
     assert [len(p) for p in pieces] == [4, 4, 2]
     assert torch.equal(torch.cat([p.sample for p in pieces]), points.sample)
-    assert torch.equal(torch.cat([p.conditions["context"] for p in pieces]),
-                       points.conditions["context"])  # fmt: skip
+    assert torch.equal(
+        torch.cat([p.conditions["context"] for p in pieces]), points.conditions["context"]
+    )
 
 
 def test_hash_sees_samples_times_steps_and_conditions():
@@ -195,10 +196,14 @@ def nested():
     rows = torch.arange(12.0).reshape(3, 4)
     once = torch.arange(4.0).expand(3, 4)
     return Trajectory(
-        rows[..., None], torch.tensor([9.5, 5, 5]),
+        rows[..., None],
+        torch.tensor([9.5, 5, 5]),
         {"a": {"x": rows, "y": [once, None]}, "ids": torch.arange(7), "flag": True, "word": "w"},
-        frozenset({"ids"}), 2, StepSchedule("Some", (9.5, 5.0, 5.0)), rows[..., None, None],
-    )  # fmt: skip
+        frozenset({"ids"}),
+        2,
+        StepSchedule("Some", (9.5, 5.0, 5.0)),
+        rows[..., None, None],
+    )
 
 
 def test_everything_survives_saving(tmp_path):

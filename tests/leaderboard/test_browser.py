@@ -13,10 +13,15 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not 
 FLAGS = [
     f"--{flag}"
     for flag in (
-        "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-        "disable-background-networking", "disable-component-update",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-sync",
+        "disable-background-networking",
+        "disable-component-update",
     )
-]  # fmt: skip
+]
 
 
 def chromium():

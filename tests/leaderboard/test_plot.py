@@ -71,8 +71,15 @@ def test_labels_keep_apart():
 def test_wide_ranges_are_logarithmic_with_round_ticks():
     axis = Axis(0.002, 0.9, 0, 100, log=True)
     assert [tick.label for tick in axis.ticks] == [
-        "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5",
-    ]  # fmt: skip
+        "0.002",
+        "0.005",
+        "0.01",
+        "0.02",
+        "0.05",
+        "0.1",
+        "0.2",
+        "0.5",
+    ]
     assert axis.at(0.0) == 0
     assert make_plot(points((1, 0.001), (2, 0.5)), KEY).y.log
     assert not make_plot(points((1, 0.1), (2, 0.2)), KEY).y.log

@@ -299,8 +299,10 @@ def test_softmax_options_are_what_is_observed(conditional):
     uniform = plain(conditional, policy=Dgq.published, log2=False)
     for quant in uniform.attention.values():
         assert quant.static("softmax").zero_point.abs().max() == 0
-    assert all(q.excluded == 0 for q in plain(
-        conditional, policy=Dgq.published, start_token=False).attention.values())  # fmt: skip
+    assert all(
+        q.excluded == 0
+        for q in plain(conditional, policy=Dgq.published, start_token=False).attention.values()
+    )
     assert parity(made, pack(made), conditional.heldout.rows(slice(0, 4))).max_rel <= 1e-5
     assert not plain(conditional, softmax16=True).attention, "uniform leaves attention alone"
 

@@ -164,8 +164,10 @@ def test_weights_and_activations_learn_together_or_in_turn(pixel, watched, joint
 
 
 def test_one_range_a_tensor_and_a_pair_for_split_shortcuts(pixel):
-    made = [m().run(pixel.context(Bits(4, 4), "paper", Effort(8, 1)))
-            for m in (EDADM, without(split_shortcuts=False))]  # fmt: skip
+    made = [
+        m().run(pixel.context(Bits(4, 4), "paper", Effort(8, 1)))
+        for m in (EDADM, without(split_shortcuts=False))
+    ]
     parts = [[len(x.part_list()) for x in model.layers.values()] for model in made]
     assert max(parts[0]) == 2
     assert max(parts[1]) == 1

@@ -93,8 +93,10 @@ def test_reconstruction_beats_rtn_on_weights_and_needs_its_iterations(pixel):
         return float(gap.square().mean() / target.square().mean())
 
     rtn, none, many = (
-        judged(RoundToNearest, 0), judged(WithoutSplit, 0), judged(WithoutSplit, 60),
-    )  # fmt: skip
+        judged(RoundToNearest, 0),
+        judged(WithoutSplit, 0),
+        judged(WithoutSplit, 60),
+    )
     assert many <= rtn / 1.5
     assert many <= none / 1.2, "the gain is not reconstruction's"
 

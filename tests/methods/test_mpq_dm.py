@@ -152,9 +152,15 @@ def test_a_heavy_channel_is_among_the_wider():
     assert kurtosis(torch.ones(3, 4)).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("channels", "most", "wanted"), [
-    (9, 5, [0]), (10, 5, [0, 1, 2, 3, 4, 5]), (64, 5, [0, 6, 12, 18, 24, 30]), (64, 1, [0, 6]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "most", "wanted"),
+    [
+        (9, 5, [0]),
+        (10, 5, [0, 1, 2, 3, 4, 5]),
+        (64, 5, [0, 6, 12, 18, 24, 30]),
+        (64, 1, [0, 6]),
+    ],
+)
 def test_candidates_are_tenths_of_the_channels(channels, most, wanted):
     assert candidates(channels, most) == wanted
 

@@ -155,9 +155,16 @@ def attend(
     if isinstance(products.softmax, LogQuantizer) and products.softmax.scale is None:
         probs = query.new_empty(batch, heads, queries, keys)
     return _run(
-        products, _ATTEND, y, query=query, key=key, value=value, mask=mask, probs=probs,
+        products,
+        _ATTEND,
+        y,
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        probs=probs,
         factor=factor,
-    )  # fmt: skip
+    )
 
 
 def _run(
@@ -204,14 +211,31 @@ def _run(
     grids = [x for q in quantizers for x in _grid(q, samples, heads, kept)]
     log_scale = products.softmax.scale if isinstance(products.softmax, LogQuantizer) else None
     call = _LAYOUT.pack(
-        samples, heads, queries, rows.shape[2],
-        query.shape[3] if query is not None else 0, value.shape[3] if value is not None else 0,
-        products.excluded, *_strides(query), *_strides(key), *_strides(value), *_strides(y),
+        samples,
+        heads,
+        queries,
+        rows.shape[2],
+        query.shape[3] if query is not None else 0,
+        value.shape[3] if value is not None else 0,
+        products.excluded,
+        *_strides(query),
+        *_strides(key),
+        *_strides(value),
+        *_strides(y),
         *((0, 0, 0, 0) if mask is None else mask.stride()),
-        stage, not y.is_floating_point(), *products.log_settings(),
-        _at(query), _at(key), _at(value), _at(mask), _at(probs), _at(log_scale), y.data_ptr(),
-        *grids, factor,
-    )  # fmt: skip
+        stage,
+        not y.is_floating_point(),
+        *products.log_settings(),
+        _at(query),
+        _at(key),
+        _at(value),
+        _at(mask),
+        _at(probs),
+        _at(log_scale),
+        y.data_ptr(),
+        *grids,
+        factor,
+    )
     function = (products.library or native.library()).attention
     assert function is not None
     error = function(call, torch.get_num_threads())

@@ -75,10 +75,14 @@ def _onnx(case: Case, weight: Tensor, x: Tensor) -> Run | None:
     if case.kind == "linear":
         codes = codes.t().contiguous()
     arrays: dict[str, Any] = {
-        "xs": torch.tensor(SCALE), "xz": torch.tensor(ZERO, dtype=torch.uint8), "w": codes,
-        "ws": scale, "wz": torch.zeros(len(scale), dtype=torch.int8),
-        "ys": torch.tensor(1.0), "yz": torch.tensor(ZERO, dtype=torch.uint8),
-    }  # fmt: skip
+        "xs": torch.tensor(SCALE),
+        "xz": torch.tensor(ZERO, dtype=torch.uint8),
+        "w": codes,
+        "ws": scale,
+        "wz": torch.zeros(len(scale), dtype=torch.int8),
+        "ys": torch.tensor(1.0),
+        "yz": torch.tensor(ZERO, dtype=torch.uint8),
+    }
     node = onnx.helper.make_node
     product = ["a", "xs", "xz", "w", "ws", "wz", "ys", "yz"]
     attributes = {} if case.kind == "linear" else {"pads": [1, 1, 1, 1]}

@@ -167,7 +167,9 @@ class LowRankLayer(Wrapper):
     ) -> None:
         super().__init__(inner)
         if down.shape[1:] != inner.weight_shape[1:] or up.shape != (
-            inner.weight_shape[0], down.shape[0]):  # fmt: skip
+            inner.weight_shape[0],
+            down.shape[0],
+        ):
             raise ValueError(
                 f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "
                 f"{inner.weight_shape}"

@@ -47,9 +47,11 @@ def normalize(
     """
     if x.dim() < 2 or not _takes(x, weight, bias) or x.shape[1] % groups:
         return None
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(
-        memory_format=torch.channels_last
-    )  # fmt: skip
+    last = (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     if not last:
         x = x.contiguous()
     batch, channels = x.shape[:2]

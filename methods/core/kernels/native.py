@@ -192,9 +192,13 @@ def load(choice: str | None = None) -> Library:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
     kinds = (
-        RunFunction, PeakFunction, NormFunction, ActivationFunction, ExtremesFunction,
+        RunFunction,
+        PeakFunction,
+        NormFunction,
+        ActivationFunction,
+        ExtremesFunction,
         AttentionFunction,
-    )  # fmt: skip
+    )
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
     return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), *entries)
 

@@ -51,9 +51,7 @@ def row_product(
     struct = layer_struct(
         leaf.metadata, leaf.uses_pairs, {**dict(leaf.named_buffers()), **given}, sums=True
     )
-    image = native.GeometryStruct(
-        1, 1, rows, 1, rows, 0, 0, x.shape[1], 1, 0, 0, outputs, 1
-    )  # fmt: skip
+    image = native.GeometryStruct(1, 1, rows, 1, rows, 0, 0, x.shape[1], 1, 0, 0, outputs, 1)
     own = native.RowScalesStruct(scale.data_ptr(), zero.data_ptr())
     error = library.run(
         ctypes.addressof(struct),

@@ -159,8 +159,12 @@ class RowScaledLayer(Node):
         """See ``Node``."""
         kept = [name for name in ("in_mult", "bias") if getattr(self, name) is not None]
         quantizer = describe_quantizer(self.quantizer)
-        return {"form": self.form, "leaf": self.leaf.describe(), "quantizer": quantizer,
-                "tensors": kept}  # fmt: skip
+        return {
+            "form": self.form,
+            "leaf": self.leaf.describe(),
+            "quantizer": quantizer,
+            "tensors": kept,
+        }
 
     @classmethod
     def rebuild(
@@ -309,8 +313,7 @@ def own_quantizer(
 def describe_quantizer(quantizer: nn.Module) -> Document:
     """What its tensors do not say."""
     if isinstance(quantizer, DynamicActQuantizer):
-        return {"bits": quantizer.bits, "symmetric": quantizer.symmetric,
-                "group": quantizer.group}  # fmt: skip
+        return {"bits": quantizer.bits, "symmetric": quantizer.symmetric, "group": quantizer.group}
     assert isinstance(quantizer, ActQuantizer)
     return {"bits": quantizer.bits, "axis": quantizer.axis}
 

@@ -28,9 +28,13 @@ class SoftWeight:
         """``base + reach * clamp(sigmoid(alpha), *cut)``."""
         result = torch.empty_like(base)
         self._weight(
-            alpha.numel(), alpha.data_ptr(), base.data_ptr(), reach.data_ptr(), *cut,
+            alpha.numel(),
+            alpha.data_ptr(),
+            base.data_ptr(),
+            reach.data_ptr(),
+            *cut,
             result.data_ptr(),
-        )  # fmt: skip
+        )
         return result
 
     def gradient(
@@ -56,9 +60,16 @@ class SoftWeight:
         """
         result, grad = torch.empty_like(alpha), grad.contiguous()
         self._gradient(
-            alpha.numel(), alpha.data_ptr(), reach.data_ptr(), grad.data_ptr(), *cut, *line,
-            strength, beta, result.data_ptr(),
-        )  # fmt: skip
+            alpha.numel(),
+            alpha.data_ptr(),
+            reach.data_ptr(),
+            grad.data_ptr(),
+            *cut,
+            *line,
+            strength,
+            beta,
+            result.data_ptr(),
+        )
         return result
 
 

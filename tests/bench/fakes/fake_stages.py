@@ -98,7 +98,19 @@ def time_cell(row, paths, *, plugins=(), progress):
     act(script(paths, "time"))
     ratio = 1.0 if row.cell.method == "fp" else 1.7
     timed = Latency(
-        10.0, 0.1, 10.0 * ratio, "fp32 eager", ratio, ratio - 0.1, ratio + 0.1, 100.0, 16, 20, 1,
-        row.backend, "perf_counter", 1000,
-    )  # fmt: skip
+        10.0,
+        0.1,
+        10.0 * ratio,
+        "fp32 eager",
+        ratio,
+        ratio - 0.1,
+        ratio + 0.1,
+        100.0,
+        16,
+        20,
+        1,
+        row.backend,
+        "perf_counter",
+        1000,
+    )
     return replace(row, latency=timed)

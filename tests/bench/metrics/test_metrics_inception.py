@@ -185,8 +185,10 @@ def test_torchmetrics_network_from_a_given_file(photos, real, tmp_path, monkeypa
     assert isinstance(tool, Tool)
     found = inception.responses(photos[:6], tool, tmp_path / "cache")
     assert {name: tuple(x.shape) for name, x in found.items()} == {
-        "pool": (6, 2048), "spatial": (6, 7 * 17 * 17), "logits": (6, 1008),
-    }  # fmt: skip
+        "pool": (6, 2048),
+        "spatial": (6, 7 * 17 * 17),
+        "logits": (6, 1008),
+    }
     again = inception.responses(photos[:6], tool, tmp_path / "cache")
     assert all(torch.equal(again[name], x) for name, x in found.items())
     from torchmetrics.image.fid import NoTrainInceptionV3

@@ -96,8 +96,11 @@ def test_the_last_step_of_every_run_is_kept(named):
     sampler = Sampler(named)
     with watching(sampler, 4, 2) as seen:
         assert list(inspect.signature(sampler.step).parameters) == [
-            "output", "timestep", "sample", "eta",
-        ]  # fmt: skip
+            "output",
+            "timestep",
+            "sample",
+            "eta",
+        ]
         for start in (0.0, 10.0):
             sampler.set_timesteps(3)
             x = torch.full((2, 1), start)

@@ -62,9 +62,14 @@ def test_a_picture_of_the_caption_itself_is_at_one():
     known = scorer()
     exact = known.embeddings[:20] - known.centre
     standing = type(known)(
-        torch.zeros(384), torch.ones(384), torch.eye(384), known.centre, known.embeddings,
-        known.captions, "",
-    )  # fmt: skip
+        torch.zeros(384),
+        torch.ones(384),
+        torch.eye(384),
+        known.centre,
+        known.embeddings,
+        known.captions,
+        "",
+    )
     found = alignment(exact, known.captions[:20], standing)
     np.testing.assert_allclose(found[ALIGNMENT], 1, atol=1e-5)
     assert found[R_PRECISION].mean() == 1

@@ -24,9 +24,13 @@ from quantarena.methods.core.ranges import minmax_range
 pytestmark = pytest.mark.skipif(native.library().run is None, reason="no native library")
 
 SHAPES = [  # samples, heads, queries, keys, width
-    (1, 1, 1, 1, 1), (2, 2, 6, 6, 8), (1, 2, 7, 21, 13), (2, 3, 64, 20, 32), (1, 1, 70, 300, 40),
+    (1, 1, 1, 1, 1),
+    (2, 2, 6, 6, 8),
+    (1, 2, 7, 21, 13),
+    (2, 3, 64, 20, 32),
+    (1, 1, 70, 300, 40),
     (1, 2, 5, 1030, 4),
-]  # fmt: skip
+]
 
 
 def operands(shape, seed=0, spread=2.0):
@@ -42,9 +46,20 @@ def quantized(q, k, v, bits=(8, 8, 8, 8), *, clock=None, excluded=0, log=None):
     """The Python form, min-max ranges of these tensors."""
     heads = q.shape[1]
     info = AttentionInfo(
-        "", AttentionKind.SELF, 0, heads, 6, 6, 1, 1, ("q",), ("k",), ("v",),
-        fused=True, products=1,
-    )  # fmt: skip
+        "",
+        AttentionKind.SELF,
+        0,
+        heads,
+        6,
+        6,
+        1,
+        1,
+        ("q",),
+        ("k",),
+        ("v",),
+        fused=True,
+        products=1,
+    )
     quant = QuantAttention(info, AttentionBits(*bits), clock or StepClock())
     probs = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
     for name, x in zip(("query", "key", "value", "softmax"), (q, k, v, probs), strict=True):
@@ -198,9 +213,12 @@ def test_masks(library, log, excluded):
     seen[2] = False  # sees nothing
     seen[3] = True
     for mask in (
-        seen, torch.randn(2, 1, 6, 9, generator=make), torch.randn(2, 1, 1, 9, generator=make),
-        torch.where(seen, 0.0, -torch.inf), seen[None, None].expand(2, 2, 6, 9),
-    ):  # fmt: skip
+        seen,
+        torch.randn(2, 1, 6, 9, generator=make),
+        torch.randn(2, 1, 1, 9, generator=make),
+        torch.where(seen, 0.0, -torch.inf),
+        seen[None, None].expand(2, 2, 6, 9),
+    ):
         expected = quant.attend(q, k, v, mask)
         found = native_attention.attend(products(quant, library), q, k, v, mask, 8**-0.5)
         near(found, expected, 2e-3 if log is None else 2e-2)
@@ -321,6 +339,8 @@ def test_threads_and_strides_do_not_change_a_bit(library):
     dense = [x.contiguous() for x in (q, k, v)]
     turned = [x.mT.contiguous().mT for x in (q, k, v)]
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(native_attention.attend, given, *x, None, 0.2)
-                 for x in ((q, k, v), dense, turned) * 2]  # fmt: skip
+        calls = [
+            pool.submit(native_attention.attend, given, *x, None, 0.2)
+            for x in ((q, k, v), dense, turned) * 2
+        ]
         assert all(torch.equal(call.result(), first) for call in calls)

@@ -162,8 +162,12 @@ def test_linear_takes_any_leading_dimensions(make_layer, make_input, size):
 def test_strided_inputs_are_read_in_place(make_layer, make_input):
     layer = make_layer((9, 33), 4, 8)
     module, wide = cuda(layer), make_input((6, 2, 70))
-    for x in (wide[..., 3:36], wide[::2, :, 1:34], make_input((33, 9)).t(), wide[0, :, 66:].sum()
-              .expand(4, 33)):  # fmt: skip
+    for x in (
+        wide[..., 3:36],
+        wide[::2, :, 1:34],
+        make_input((33, 9)).t(),
+        wide[0, :, 66:].sum().expand(4, 33),
+    ):
         check(layer, module, x)
     layer = make_layer((9, 6, 3, 3), 4, 8, padding=(1, 1))
     module, image = cuda(layer), make_input((2, 13, 4, 5))
@@ -371,13 +375,22 @@ def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, 
     leaf.set_clock(clock)
     network = Network(leaf)
     points = CalibrationSet(
-        make_input((2, 3, 2, 2)), torch.tensor([7, 7]), torch.tensor([4, 4]),
+        make_input((2, 3, 2, 2)),
+        torch.tensor([7, 7]),
+        torch.tensor([4, 4]),
         {"scale": torch.tensor([2.0, 3.0])},
-    )  # fmt: skip
+    )
     row = bench.measure_step(
-        "tiny", "w4a8", PackedModel(network, {"conv": leaf}, "packed", clock),
-        Network(nn.Conv2d(3, 3, 1)), points, timed, DEVICE, lambda step, _: step, lambda step: step,
-    )  # fmt: skip
+        "tiny",
+        "w4a8",
+        PackedModel(network, {"conv": leaf}, "packed", clock),
+        Network(nn.Conv2d(3, 3, 1)),
+        points,
+        timed,
+        DEVICE,
+        lambda step, _: step,
+        lambda step: step,
+    )
     assert isinstance(network.conv, CudaPackedLayer)
     assert seen == [(torch.bfloat16, torch.int64, torch.bfloat16, 2.0)] * 3
     assert (row.seconds, row.bf16_seconds, row.bf16_eager_seconds) == (2.0, 3.0, 4.0)

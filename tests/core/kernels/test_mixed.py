@@ -57,9 +57,15 @@ def integers(layers, back, x, step=0):
 @pytest.mark.parametrize("rows", [1, 6, 19, 130])
 def test_rows_are_exact(make_layer, make_input, library, widths, ordered, rows):
     node, layers, back = mixed(
-        make_layer, library, (21, 168), widths, ordered=ordered, codes="extreme", steps=2,
+        make_layer,
+        library,
+        (21, 168),
+        widths,
+        ordered=ordered,
+        codes="extreme",
+        steps=2,
         multiplier=True,
-    )  # fmt: skip
+    )
     x = make_input((rows, 168), extreme=rows == 6)
     want = integers(layers, back, x, 1)[:, back]
     assert torch.equal(node.accumulators(x, 1).long(), want)

@@ -25,18 +25,51 @@ from quantarena.methods.core.kernels.cuda.quantize import code_shift, quantize_k
 from quantarena.methods.core.kernels.cuda.tuning import Config
 
 _POINTERS = {
-    "codes": "*i8", "weights": "*u8", "sums": "*i32", "weight_sum": "*i32", "weight_zero": "*i32",
-    "code_sums": "*i32", "zero": "*i32", "act_zero": "*i32", "step": "*i32", "inverse": "*fp32",
-    "multiplier": "*fp32", "weight_scale": "*fp32", "bias": "*fp32", "act_scale": "*fp32",
-}  # fmt: skip
+    "codes": "*i8",
+    "weights": "*u8",
+    "sums": "*i32",
+    "weight_sum": "*i32",
+    "weight_zero": "*i32",
+    "code_sums": "*i32",
+    "zero": "*i32",
+    "act_zero": "*i32",
+    "step": "*i32",
+    "inverse": "*fp32",
+    "multiplier": "*fp32",
+    "weight_scale": "*fp32",
+    "bias": "*fp32",
+    "act_scale": "*fp32",
+}
 _MULTIPLES_OF_16 = {
-    "depth", "segment", "row_bytes", "channels", "pitch", "columns", "pitch_image",
-    "pitch_pixel", "stride_pixel", "stride_line", "stride_batch",
-}  # fmt: skip
+    "depth",
+    "segment",
+    "row_bytes",
+    "channels",
+    "pitch",
+    "columns",
+    "pitch_image",
+    "pitch_pixel",
+    "stride_pixel",
+    "stride_line",
+    "stride_batch",
+}
 _SIZES = (
-    "rows", "columns", "depth", "channels", "pitch", "in_width", "in_pixels", "out_width",
-    "out_pixels", "kernel_h", "kernel_w", "stride_h", "stride_w", "pitch_image", "pitch_pixel",
-)  # fmt: skip
+    "rows",
+    "columns",
+    "depth",
+    "channels",
+    "pitch",
+    "in_width",
+    "in_pixels",
+    "out_width",
+    "out_pixels",
+    "kernel_h",
+    "kernel_w",
+    "stride_h",
+    "stride_w",
+    "pitch_image",
+    "pitch_pixel",
+)
 _MMA = re.compile(
     r"wgmma\.mma_async\S*\.s32\.s8\.s8|mma\.sync\S*\.s32\.s8\.s8\.s32|tcgen05\.mma\S*i8"
 )

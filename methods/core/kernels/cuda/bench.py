@@ -133,9 +133,17 @@ def product_run(module: CudaPackedLayer, x: Tensor, config: Config) -> Run:
 
     def run() -> None:
         gemm.multiply(
-            codes, sums, y, call, buffers, entry,
-            weight_bits=bits, act_bits=act_bits, mode=gemm.FLOAT, config=config,
-        )  # fmt: skip
+            codes,
+            sums,
+            y,
+            call,
+            buffers,
+            entry,
+            weight_bits=bits,
+            act_bits=act_bits,
+            mode=gemm.FLOAT,
+            config=config,
+        )
 
     return run
 

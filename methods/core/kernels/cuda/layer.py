@@ -22,9 +22,16 @@ INTERPRETED = not isinstance(quantize_kernel, triton.JITFunction)
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
 _UNDERSTOOD = {
-    "kind", "weight_codes", "weight_bits", "act_bits", "stride", "padding", "dilation", "groups",
+    "kind",
+    "weight_codes",
+    "weight_bits",
+    "act_bits",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
     *_CANONICAL,
-}  # fmt: skip
+}
 _MAX_PROBLEMS = 64
 
 
