@@ -35,7 +35,7 @@ bench: install  ## time the methods and the kernels: tests/benchmarks
 
 bench-kernels: install  ## packed layers against fp32 and other int8, with rooflines; results/kernels.json
 	@mkdir -p results
-	$(PY) -m quantarena.methods.core.kernels.bench --json results/kernels.json
+	$(PY) -m quantarena.methods.timing.kernels --json results/kernels.json
 
 clean:  ## forget builds and caches, keep results
 	rm -rf build .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -17,7 +17,7 @@ install() {  # $1: extras such as [dev], or nothing; does nothing when done befo
     done
     [ -x .venv/bin/pip ] || fail "Python 3.11 or newer with venv is needed: set PYTHON=/path/to/python3"
   fi
-  want="$(cat pyproject.toml constraints.txt setup.py methods/core/kernels/csrc/* | cksum)"
+  want="$(cat pyproject.toml constraints.txt setup.py $(find methods/core/kernels/csrc -type f | sort) | cksum)"
   stamp=".venv/installed${1:+-${1//[^a-z]/}}"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$want" ]; then
     echo "installing quantarena$1 into .venv (some minutes the first time)" >&2

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.graph import Graph
-from quantarena.methods.core.model import QuantizedModel, wrap
-from quantarena.methods.core.partition import Block, partition
-from quantarena.methods.core.policy import Policy
-from quantarena.methods.core.steps import StepPolicy
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.model.policy import Policy
+from quantarena.methods.core.record.steps import StepPolicy
+from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.trace.blocks import Block, partition
+from quantarena.methods.core.trace.network import Graph
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); total may change."""

@@ -19,20 +19,16 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.act_quantizer import ActQuantizer
-from quantarena.methods.core.attention_calibrate import calibrate_attention
 from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.by_call import bank_schedule
-from quantarena.methods.core.calibrate import Bounds
-from quantarena.methods.core.graph import AttentionKind
-from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import minmax_range, mse_range, shrink_range
-from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.steps import PerStep, points_per_call
-from quantarena.methods.core.two_axes import (
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import PerStep, points_per_call
+from quantarena.methods.core.trace.network import AttentionKind
+from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.attention import calibrate_attention
+from quantarena.methods.techniques.calibrate.axis_groups import (
     Axes,
     axes_of_inputs,
     axes_of_products,
@@ -41,7 +37,12 @@ from quantarena.methods.core.two_axes import (
     groups_of_all,
     spreads,
 )
-from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.by_call import bank_schedule
+from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
 
 PAPER_SAMPLES = 128
 """At each call: 64 captions and both guidance halves."""

@@ -13,16 +13,16 @@ from typing import Any, ClassVar, Literal
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import mse_range
-from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.reparam import dilate
-from quantarena.methods.core.schedule import Schedule, scaled, small_batch
-from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import PerStep, UniformStride, points_per_call
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.steps import PerStep, UniformStride, points_per_call
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.named import SEARCHES
+from quantarena.methods.techniques.scaling.channel_scaling import dilate
 
 PAPER_SAMPLES = 5120
 PAPER_ITERATIONS = 5_000

@@ -14,21 +14,21 @@ from typing import Any, ClassVar
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.averaging import calibrate_averaged
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.features import FeatureTap, features, middle_module
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.losses import RoundingTerm
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.partition import Block
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import mse_range
-from quantarena.methods.core.reconstruct import BlockReport, reconstruct
-from quantarena.methods.core.schedule import Schedule, scaled, small_batch
-from quantarena.methods.core.searches import mse_1d_range
-from quantarena.methods.core.steps import StepPolicy, UniformStride
-from quantarena.methods.core.tdac import TDAC
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.features import FeatureTap, features, middle_module
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import StepPolicy, UniformStride
+from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.tdac import TDAC
+from quantarena.methods.techniques.learn.losses import RoundingTerm
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.learn.reconstruct import BlockReport, reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
 PAPER_ITERATIONS = 5_000
 GAMMA = 0.8

@@ -1,7 +1,7 @@
 """Full precision: the reference that every other row is measured against."""
 
 from quantarena.methods.api import FP_ONLY, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model import QuantizedModel
+from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.registry import register
 
 

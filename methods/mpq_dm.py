@@ -18,19 +18,25 @@ from torch.nn import functional as F
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.by_call import bank_schedule
-from quantarena.methods.core.calibrate import calibrate_activations, input_bounds
-from quantarena.methods.core.channel_widths import best_swap, channel_errors, swapped_widths
-from quantarena.methods.core.distill import Distillation, WindowTerm, distill
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.points import CalibrationSet, evenly
-from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
-from quantarena.methods.core.recorded_walk import recorded_walk
-from quantarena.methods.core.reparam import smooth
-from quantarena.methods.core.schedule import ADAROUND_ITERATIONS
-from quantarena.methods.core.steps import WholeWalks, points_per_call
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.points import CalibrationSet, evenly
+from quantarena.methods.core.record.steps import WholeWalks, points_per_call
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.by_call import bank_schedule
+from quantarena.methods.techniques.calibrate.channel_widths import (
+    best_swap,
+    channel_errors,
+    swapped_widths,
+)
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
+from quantarena.methods.techniques.distill.distill import Distillation, WindowTerm, distill
+from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
 PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
 """ImageNet, 20 steps; LSUN has 32,000 updates over 100 steps."""

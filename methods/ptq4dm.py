@@ -13,20 +13,22 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.averaging import calibrate_averaged
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import RangeSearch, minmax_range, mse_range
-from quantarena.methods.core.searches import mse_1d_range
-from quantarena.methods.core.steps import (
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import (
     CensoredNormalSteps,
     CountedSteps,
     StepPolicy,
     UniformStride,
 )
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
 MEAN_FRACTION, STD_FRACTION = 0.4, 0.4
 """Of t over T in the released script; the paper asks for a mean of at most T / 2."""

@@ -8,8 +8,7 @@ an origin leaves to the request are left out here.
 """
 
 from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.graph import Role
-from quantarena.methods.core.policy import (
+from quantarena.methods.core.model.policy import (
     EIGHT,
     FLOAT,
     PUBLISHED,
@@ -17,6 +16,7 @@ from quantarena.methods.core.policy import (
     Policy,
     Rule,
 )
+from quantarena.methods.core.trace.network import Role
 
 _EIGHT_WEIGHT = Rule(weight=8)
 

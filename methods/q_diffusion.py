@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import mse_range, shrink_range
-from quantarena.methods.core.reconstruct import BlockReport, reconstruct
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.learn.reconstruct import BlockReport, reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
 
 PAPER_ITERATIONS = 20_000
 PAPER_ACT_ITERATIONS = 5_000

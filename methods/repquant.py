@@ -19,25 +19,30 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.channel_clips import (
+from quantarena.methods.core.affine import QuantParams
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
+from quantarena.methods.techniques.calibrate.log_softmax import calibrate_log_scales
+from quantarena.methods.techniques.learn.column_rounding import reconstruct_columns
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.ranges.named import SEARCHES
+from quantarena.methods.techniques.scaling.channel_clips import (
     channel_rows,
     clip_error,
     learn_clips,
     search_clips,
 )
-from quantarena.methods.core.column_rounding import reconstruct_columns
-from quantarena.methods.core.layer_inputs import layer_inputs
-from quantarena.methods.core.log_scales import calibrate_log_scales
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.norm_sites import NormSite, check_folds, fold_site, norm_sites
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.quantizer import QuantParams
-from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import UniformStride
-from quantarena.methods.registry import register
+from quantarena.methods.techniques.scaling.norm_sites import (
+    NormSite,
+    check_folds,
+    fold_site,
+    norm_sites,
+)
 
 KEPT = 1 << 20
 """Values of each layer's input that weights are reconstructed on."""

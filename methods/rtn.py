@@ -2,11 +2,11 @@
 
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 
 @register("rtn")

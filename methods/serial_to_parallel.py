@@ -14,19 +14,29 @@ from typing import Any, ClassVar
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.channel_widths import best_swap, channel_errors, swapped_widths
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.graph import Role
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.oscillation import Freezing
-from quantarena.methods.core.own_walk import StageReport, Stages, learn_on_walks, prepare
-from quantarena.methods.core.points import CalibrationSet, evenly
-from quantarena.methods.core.ranges import default_range, mse_range
-from quantarena.methods.core.steps import WholeWalks, points_per_call
-from quantarena.methods.core.time_layers import tabulate_time_layers
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.points import CalibrationSet, evenly
+from quantarena.methods.core.record.steps import WholeWalks, points_per_call
+from quantarena.methods.core.trace.network import Role
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.channel_widths import (
+    best_swap,
+    channel_errors,
+    swapped_widths,
+)
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.distill.student_walk import (
+    StageReport,
+    Stages,
+    learn_on_walks,
+    prepare,
+)
+from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
+from quantarena.methods.techniques.learn.oscillation import Freezing
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.named import default_range
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 QUICK = 100

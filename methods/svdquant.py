@@ -15,18 +15,23 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuantizer
-from quantarena.methods.core.calibrate import Bounds, calibrate_activations, input_bounds
-from quantarena.methods.core.layer_inputs import layer_inputs
-from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.low_rank import Branch, refine_branch
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import RangeSearch, mse_range
-from quantarena.methods.core.reparam import scale_input, smooth
-from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import UniformStride
-from quantarena.methods.core.weight_quantizer import WeightQuantizer
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.quantizers.weight import WeightQuantizer
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.inputs import (
+    Bounds,
+    calibrate_activations,
+    input_bounds,
+)
+from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.named import SEARCHES
+from quantarena.methods.techniques.scaling.channel_scaling import scale_input, smooth
+from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 
 PAPER_RANK, PAPER_GRID = 32, 20
 JUDGED_VALUES = 8192

@@ -14,15 +14,15 @@ import torch
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.by_call import bank_schedule
-from quantarena.methods.core.distill import Distillation, distill
-from quantarena.methods.core.experts import expert_of
-from quantarena.methods.core.groups import Decay, Group
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.recorded_walk import recorded_walk
-from quantarena.methods.core.steps import WholeWalks, points_per_call
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.call_gains import expert_of
+from quantarena.methods.core.record.steps import WholeWalks, points_per_call
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.by_call import bank_schedule
+from quantarena.methods.techniques.distill.distill import Distillation, distill
+from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 PAPER_UPDATES, PAPER_EXPERTS = 400, 4
 

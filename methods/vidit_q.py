@@ -11,17 +11,16 @@ from typing import Any, ClassVar, Literal
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.act_quantizer import DynamicActQuantizer
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.peaks import mean_peaks
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import default_range
-from quantarena.methods.core.reparam import smooth
-from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.named import SEARCHES, default_range
+from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
 PAPER_MOMENTUM = 0.95
 PIXART_ALPHA, VIDEO_ALPHA = 0.3, 0.11

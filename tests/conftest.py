@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantarena.methods import registry
-from quantarena.methods import testing_networks as networks
+from quantarena.methods.testing import networks as networks
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantarena.bench.export_model import load_pipeline
+    from quantarena.bench.ship.pipeline_folder import load_pipeline
 
 try:
     __version__ = version("quantarena")
@@ -18,5 +18,5 @@ __all__ = ["__version__", "load_pipeline"]
 def __getattr__(name: str) -> Any:
     """``load_pipeline``, imported when it is asked for: it needs torch."""
     if name == "load_pipeline":
-        return import_module("quantarena.bench.export_model").load_pipeline
+        return import_module("quantarena.bench.ship.pipeline_folder").load_pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

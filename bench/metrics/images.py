@@ -188,8 +188,8 @@ def _read(path: Path) -> tuple[np.ndarray, str]:
             mode = image.mode
             if mode in _CLEAR or "transparency" in image.info:
                 clear = image.convert("RGBA")
-                ground = Image.new("RGBA", clear.size, "white")
-                flat = Image.alpha_composite(ground, clear).convert("RGB")
+                workspace = Image.new("RGBA", clear.size, "white")
+                flat = Image.alpha_composite(workspace, clear).convert("RGB")
                 return np.asarray(flat), "transparent pixels put on white"
             if mode not in _DIRECT:
                 raise UserError(f"{path} has mode {mode}, expected 8-bit RGB or gray")

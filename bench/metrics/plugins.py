@@ -16,8 +16,8 @@ from torch import Tensor
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Groups
-from quantarena.bench.metrics.catalogue import METRICS, MetricInfo
-from quantarena.bench.metrics.measure import mean_of, unmeasured
+from quantarena.bench.metrics.measurement import mean_of, unmeasured
+from quantarena.bench.metrics.names import METRICS, MetricInfo
 from quantarena.bench.schema import Measurement
 from quantarena.methods.registry import plugin_module
 

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor, nn
 
-from quantarena.bench.training import emoji_data
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
 from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
+from quantarena.bench.workloads import emoji64
 
 __all__ = ["DitTask", "class_names"]
 
@@ -20,7 +20,7 @@ TABLE = 1000
 
 def class_names() -> list[str]:
     """Returns the emoji subcategories in alphabetic order; the index is the class id."""
-    return sorted({row.subcategory for row in emoji_data.records()})
+    return sorted({row.subcategory for row in emoji64.records()})
 
 
 class DitTask:
@@ -36,7 +36,7 @@ class DitTask:
 
     def __init__(self, vae: AutoencoderKL, device: str = "cpu", copies: int = 2) -> None:
         names = class_names()
-        rows = emoji_data.records("train")
+        rows = emoji64.records("train")
         self.labels = torch.tensor([names.index(row.subcategory) for row in rows], device=device)
         images = images_tensor("train", int(vae.config.sample_size), device)
         self.latents = augmented(images, lambda x: encode(vae, x), copies)

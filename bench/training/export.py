@@ -15,12 +15,13 @@ import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, DiTPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from quantarena.bench.training import card, emoji_data, noise, report, zoo
+from quantarena.bench.training import card, noise, report, zoo
 from quantarena.bench.training.cifar import CifarTask, cifar_images
 from quantarena.bench.training.dit import DitTask, class_names
 from quantarena.bench.training.loop import averaged, load_checkpoint
 from quantarena.bench.training.t2i import TextToImage, TextToImageTask
 from quantarena.bench.training.vae import images_tensor
+from quantarena.bench.workloads import emoji64
 
 __all__ = ["evaluation_prompts", "export", "write_manifest"]
 
@@ -46,7 +47,7 @@ class Exported:
 
 def evaluation_prompts() -> list[str]:
     """Returns the captions that the model is judged on, in seeded order."""
-    captions = [row.caption for row in emoji_data.records()]
+    captions = [row.caption for row in emoji64.records()]
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(captions))
     return [captions[index] for index in order[:PROMPTS]]
 
@@ -97,12 +98,12 @@ def _draw(pipeline: Any, settings: dict[str, Any], conditions: list[Any] | None)
 
 
 def _pixels(split: str, size: int) -> Tensor:
-    pixels = emoji_data.load_images(emoji_data.records(split), size)
+    pixels = emoji64.load_images(emoji64.records(split), size)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def _real_for(rows: list[emoji_data.EmojiRecord], size: int) -> Tensor:
-    return torch.from_numpy(emoji_data.load_images(rows, size)).permute(0, 3, 1, 2)
+def _real_for(rows: list[emoji64.EmojiRecord], size: int) -> Tensor:
+    return torch.from_numpy(emoji64.load_images(rows, size)).permute(0, 3, 1, 2)
 
 
 def _emoji_settings(name: str, title: str, pipeline: str, size: int) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _t2i(runs: Path, _: Path) -> Exported:
     )
     settings["conditions"] = {"kind": "prompt", "file": "prompts.txt"}
     prompts = evaluation_prompts()
-    by_caption = {row.caption: row for row in emoji_data.records()}
+    by_caption = {row.caption: row for row in emoji64.records()}
     return Exported(
         pipeline,
         settings,
@@ -164,7 +165,7 @@ def _dit(runs: Path, _: Path) -> Exported:
     )
     pipeline.register_to_config(id2label=labels)
     settings = _emoji_settings(task.name, f"Emoji by class, {size} px", "DiTPipeline", size)
-    rows = emoji_data.records()
+    rows = emoji64.records()
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(rows))
     conditions = [names.index(rows[index].subcategory) for index in order[:PROMPTS]]
     settings["conditions"] = {"kind": "class", "file": "class_ids.txt", "names": "classes.txt"}

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from quantarena.bench.training import emoji_data
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
 from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
+from quantarena.bench.workloads import emoji64
 
 __all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer", "kept_tokenizer"]
 
@@ -106,7 +106,7 @@ class TextToImageTask:
     def __init__(
         self, vae: AutoencoderKL, tokenizer: Path, device: str = "cpu", copies: int = 2
     ) -> None:
-        rows = emoji_data.records("train")
+        rows = emoji64.records("train")
         captions = [row.caption for row in rows]
         self.tokenizer = kept_tokenizer(tokenizer, captions)
         self.ids = tokenize(self.tokenizer, captions).to(device)

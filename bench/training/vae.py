@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from quantarena.bench.training import emoji_data
+from quantarena.bench.workloads import emoji64
 
 __all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "images_tensor", "whiten"]
 
@@ -21,7 +21,7 @@ _WIDTHS = {32: (32, 64, 64), 64: (32, 64, 96, 96)}
 
 def images_tensor(split: str | None, size: int, device: str = "cpu") -> Tensor:
     """Returns the emoji of a split as a tensor in [-1, 1], shape (N, 3, size, size)."""
-    pixels = emoji_data.load_images(emoji_data.records(split), size)
+    pixels = emoji64.load_images(emoji64.records(split), size)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return (images.to(device).float() / 127.5) - 1.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantarena.bench.compare import difference, paired_gaps, prompts_of
+from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.store import Store
 

@@ -16,12 +16,12 @@ import torch
 from method_options import heldout, quantized
 from torch import Tensor
 
-from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.methods.core.graph import AttentionKind
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.trajectory import CalibrationSet
+from quantarena.bench.stages import ground
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.core.trace.network import AttentionKind
 from quantarena.methods.dgq import Dgq
 
 
@@ -57,16 +57,16 @@ def main() -> None:
     torch.set_num_threads(1)
     budget = Budget(images=32, calibration_samples=128, iterations=0)
     cell = Cell(given.workload, "dgq", given.bits, given.seed, "paper", "published", budget)
-    ground = shared.open_ground(cell)
+    workspace = ground.open_workspace(cell)
     with tempfile.TemporaryDirectory() as folder:
-        recorded = shared.trajectory(ground, StageCache(given.cache or Path(folder)))
-        points = heldout(ground)
+        recorded = ground.trajectory(workspace, StageCache(given.cache or Path(folder)))
+        points = heldout(workspace)
         with torch.no_grad():
-            target = points.call(ground.loaded.denoiser)
+            target = points.call(workspace.loaded.denoiser)
         for frozen in (True, False):
             method = Dgq()
             method.frozen = frozen
-            model, _, _ = quantized(method, cell, ground, recorded)
+            model, _, _ = quantized(method, cell, workspace, recorded)
             with torch.no_grad():
                 gap = (model.run(points) - target).square().mean() / target.square().mean()
             notes = model.notes["groups"]

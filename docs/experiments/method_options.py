@@ -18,31 +18,31 @@ from typing import Any
 
 import torch
 
-from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
-from quantarena.bench.latency import peak_growth
-from quantarena.bench.metrics.fidelity import fidelity
-from quantarena.bench.shared import Ground
+from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages import ground
+from quantarena.bench.stages.ground import Workspace
+from quantarena.bench.stages.latency import peak_growth
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.api import Effort, Method, MethodContext
-from quantarena.methods.core.announce import announcing
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.pack import pack
-from quantarena.methods.core.policy import policy
-from quantarena.methods.core.recording import recording
-from quantarena.methods.core.steps import UniformStride
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.policy import policy
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.record.announce import announcing
+from quantarena.methods.core.record.recorder import recording
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.trace.network import trace
 from quantarena.methods.registry import entry
 
 
-def heldout(ground: Ground, count: int = 256) -> CalibrationSet:
+def heldout(workspace: Workspace, count: int = 256) -> CalibrationSet:
     """Points of the evaluation images' full-precision trajectories, eight of them; all if fewer."""
-    loaded = ground.loaded
-    few = Ground(ground.info, loaded, ground.seed, Budget(images=8, batch=8))
+    loaded = workspace.loaded
+    few = Workspace(workspace.info, loaded, workspace.seed, Budget(images=8, batch=8))
     with recording(loaded.denoiser, loaded.pipe.scheduler) as done:
-        draw_images(loaded, ground.info, few.draw(), lambda *_: None)
+        draw_images(loaded, workspace.info, few.draw(), lambda *_: None)
     recorded = done()
     return UniformStride(min(count, recorded.calls * recorded.rows)).draw(recorded, 0)
 
@@ -54,11 +54,11 @@ def options(text: str) -> dict[str, Any]:
 
 
 def quantized(
-    method: Method, cell: Cell, ground: Ground, recorded: Trajectory
+    method: Method, cell: Cell, workspace: Workspace, recorded: Trajectory
 ) -> tuple[QuantizedModel, float, int]:
     """The model, its core-seconds and the growth of resident memory at its highest."""
     first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
-    network = ground.loaded.denoiser
+    network = workspace.loaded.denoiser
     graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)
     rules = policy(cell.policy, cell.method, method.published)
     context = MethodContext(
@@ -78,16 +78,18 @@ def quantized(
 
 
 @torch.no_grad()
-def judge(model: QuantizedModel, ground: Ground, cache: StageCache, points: CalibrationSet) -> str:
+def judge(
+    model: QuantizedModel, workspace: Workspace, cache: StageCache, points: CalibrationSet
+) -> str:
     """Errors of one call and of whole images."""
-    loaded, network, packed = ground.loaded, ground.loaded.denoiser, pack(model)
+    loaded, network, packed = workspace.loaded, workspace.loaded.denoiser, pack(model)
     target = points.call(network)
     gap = float((model.run(points) - target).square().mean() / target.square().mean())
-    reference = shared.fp_images(ground, cache).images
+    reference = ground.fp_images(workspace, cache).images
     loaded.put(packed.module)
     try:
         with announcing(loaded.pipe.scheduler, packed.clock):
-            drawn = draw_images(loaded, ground.info, ground.draw(), lambda *_: None)
+            drawn = draw_images(loaded, workspace.info, workspace.draw(), lambda *_: None)
     finally:
         loaded.put(network)
     found = fidelity(reference, drawn.images)
@@ -117,18 +119,18 @@ def main() -> None:
     cell = Cell(
         given.workload, given.method, given.bits, given.seed, given.variant, given.policy, budget
     )
-    ground = shared.open_ground(cell)
+    workspace = ground.open_workspace(cell)
     with tempfile.TemporaryDirectory() as folder:
         cache = StageCache(given.cache or Path(folder))
-        recorded, points = shared.trajectory(ground, cache), heldout(ground)
+        recorded, points = ground.trajectory(workspace, cache), heldout(workspace)
         for text in given.set or [""]:
             method = entry(given.method).method()
             for name, value in options(text).items():
                 if not hasattr(method, name):
                     parser.error(f"{given.method} has no option {name}")
                 setattr(method, name, value)
-            model, seconds, peak = quantized(method, cell, ground, recorded)
-            line = judge(model, ground, cache, points)
+            model, seconds, peak = quantized(method, cell, workspace, recorded)
+            line = judge(model, workspace, cache, points)
             print(
                 f"{text or 'as it is':40} {seconds:6.1f} core-s  {peak / 2**20:6.0f} MiB  {line}",
                 flush=True,

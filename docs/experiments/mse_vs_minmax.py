@@ -24,21 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages import ground
 from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import draw_images
+from quantarena.methods.core.affine import QuantParams
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.graph import Graph, Role, trace
-from quantarena.methods.core.model import QuantizedModel, wrap
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.quantizer import QuantParams
-from quantarena.methods.core.ranges import RangeSearch, default_range, minmax_range, mse_range
-from quantarena.methods.core.recording import recording
-from quantarena.methods.core.steps import UniformStride
-from quantarena.methods.core.trajectory import CalibrationSet
+from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.recorder import recording
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.core.trace.network import Graph, Role, trace
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.named import default_range
 
 GROUPS: dict[str, tuple[Role, ...]] = {
     "time embedding": (Role.TIME_EMBED, Role.EMB_PROJ),
@@ -54,7 +57,7 @@ ROWS = 8  # inputs a step for the noise SNR
 class Study:
     """A workload, its full-precision results, and calibration points."""
 
-    ground: shared.Ground
+    workspace: ground.Workspace
     graph: Graph
     original: nn.Module
     calibration: CalibrationSet
@@ -106,22 +109,22 @@ def last_latents(pipe: Any) -> Iterator[list[Tensor]]:
         pipe.vae.decode = decode
 
 
-def sample(ground: shared.Ground) -> tuple[Tensor, Tensor]:
+def sample(workspace: ground.Workspace) -> tuple[Tensor, Tensor]:
     """Images (N, 3, H, W) and last latents (N, C, h, w) of the network now in the pipeline."""
-    with last_latents(ground.loaded.pipe) as latents:
-        drawn = draw_images(ground.loaded, ground.info, ground.draw())
+    with last_latents(workspace.loaded.pipe) as latents:
+        drawn = draw_images(workspace.loaded, workspace.info, workspace.draw())
     return drawn.images, torch.cat(latents)
 
 
 def prepare(workload: str, images: int, points: int) -> Study:
     """Sample and record at full precision."""
     budget = Budget(images=images, batch=16, calibration_images=8, calibration_samples=points)
-    ground = shared.open_ground(Cell(workload, "fp", "fp", budget=budget))
-    original = ground.loaded.denoiser
+    workspace = ground.open_workspace(Cell(workload, "fp", "fp", budget=budget))
+    original = workspace.loaded.denoiser
     with tempfile.TemporaryDirectory() as folder:
-        recorded = shared.trajectory(ground, StageCache(Path(folder)))
+        recorded = ground.trajectory(workspace, StageCache(Path(folder)))
     with recording(original) as done:
-        reference, latents = sample(ground)
+        reference, latents = sample(workspace)
     run = done()
     steps = torch.arange(run.calls).repeat_interleave(ROWS)
     rows = torch.linspace(0, run.rows - 1, ROWS).round().long().repeat(run.calls)
@@ -131,7 +134,7 @@ def prepare(workload: str, images: int, points: int) -> Study:
     first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
     graph = trace(original, first.sample, timestep=first.timestep, **first.conditions)
     calibration = UniformStride(points).draw(recorded, 0)
-    return Study(ground, graph, original, calibration, reference, latents, inputs, noise)
+    return Study(workspace, graph, original, calibration, reference, latents, inputs, noise)
 
 
 def group_of(role: Role) -> str:
@@ -215,11 +218,11 @@ def measure(study: Study, setting: Setting) -> tuple[float, float, float, float]
     model = quantize(study, setting)
     if setting.regain:
         restore_gain(study, model.module)
-    study.ground.loaded.put(model.module)
+    study.workspace.loaded.put(model.module)
     try:
         images, latents = sample(study.ground)
     finally:
-        study.ground.loaded.put(study.original)
+        study.workspace.loaded.put(study.original)
     noise = torch.cat([batch.call(model.module) for batch in study.inputs.batches(64)])
     steps = int(study.inputs.step.max()) + 1
     noise, wanted = (x.double().reshape(steps, -1) for x in (noise, study.noise))

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import torch
 
-from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages import ground
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.groups import Group
-from quantarena.methods.core.losses import RoundingTerm
-from quantarena.methods.core.model import QuantizedModel, wrap
-from quantarena.methods.core.partition import Block, partition
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.ranges import mse_range
-from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.core.trace.blocks import Block, partition
+from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.learn.losses import RoundingTerm
+from quantarena.methods.techniques.learn.param_groups import Group
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.ranges.mse import mse_range
 
 BLOCKS = (
     "up_blocks.1.resnets.0",
@@ -57,13 +57,13 @@ SCHEDULES = {
 }
 
 
-def ground(count: int) -> tuple[QuantizedModel, tuple[Block, ...], CalibrationSet]:
+def workspace(count: int) -> tuple[QuantizedModel, tuple[Block, ...], CalibrationSet]:
     """The model at w4 with ranges by MSE, its blocks and points at all 20 steps."""
     images = max(4, count // 16)
     budget = Budget(images=4, batch=64, steps=20, calibration_images=images)
-    opened = shared.open_ground(Cell("emoji-t2i", "fp", "fp", budget=budget))
+    opened = ground.open_workspace(Cell("emoji-t2i", "fp", "fp", budget=budget))
     with tempfile.TemporaryDirectory() as folder:
-        recorded = shared.trajectory(opened, StageCache(Path(folder)))
+        recorded = ground.trajectory(opened, StageCache(Path(folder)))
     points = UniformStride(count).draw(recorded, 0)
     first, network = points.rows(slice(0, 2)), opened.loaded.denoiser
     graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)
@@ -76,7 +76,7 @@ def ground(count: int) -> tuple[QuantizedModel, tuple[Block, ...], CalibrationSe
 
 def compare(only: list[str]) -> None:
     """Every schedule on every block."""
-    model, blocks, points = ground(1024)
+    model, blocks, points = workspace(1024)
     names = [block.name for block in blocks]
     for name in sorted(BLOCKS, key=names.index):
         place = names.index(name)
@@ -101,7 +101,7 @@ def compare(only: list[str]) -> None:
 
 def caching(count: int = 256) -> None:
     """Seconds of a reconstruction without iterations, and of an iteration of all blocks."""
-    model, blocks, points = ground(count)
+    model, blocks, points = workspace(count)
 
     def run(iterations: int) -> float:
         start = time.process_time()

@@ -22,25 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.bench import shared
-from quantarena.bench.metrics.fidelity import fidelity
-from quantarena.bench.shared import Ground
+from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.training import emoji_data
+from quantarena.bench.stages import ground
+from quantarena.bench.stages.ground import Workspace
 from quantarena.bench.training.dit import class_names
 from quantarena.bench.training.noise import NoiseObjective
 from quantarena.bench.training.vae import encode
+from quantarena.bench.workloads import emoji64
 from quantarena.bench.workloads.sampling import draw_images
-from quantarena.methods.core.announce import announcing, schedule_of
 from quantarena.methods.core.bits import parse_bits
-from quantarena.methods.core.experts import expert_of
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.groups import Decay, Group, Learnable, Optimiser
-from quantarena.methods.core.learning import start_learning
-from quantarena.methods.core.model import QuantizedModel, wrap
-from quantarena.methods.core.pack import pack
-from quantarena.methods.core.points import CalibrationSet
-from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.quantizers.call_gains import expert_of
+from quantarena.methods.core.record.announce import announcing, schedule_of
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.learn.learning import start_learning
+from quantarena.methods.techniques.learn.param_groups import Decay, Group, Learnable, Optimiser
+from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.tuneqdm import TuneQdm, trainable
 
 TRAINED = 1000
@@ -62,18 +62,18 @@ def styled(pixels: Tensor) -> Tensor:
     return turned.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def subject(ground: Ground, name: str, count: int) -> Subject:
+def subject(workspace: Workspace, name: str, count: int) -> Subject:
     """``count`` drawings of a class in the new style, and the rest of it."""
-    rows = [row for row in emoji_data.records() if row.subcategory == name]
-    vae = ground.loaded.pipe.vae
-    pixels = torch.from_numpy(emoji_data.load_images(rows, int(vae.config.sample_size)))
+    rows = [row for row in emoji64.records() if row.subcategory == name]
+    vae = workspace.loaded.pipe.vae
+    pixels = torch.from_numpy(emoji64.load_images(rows, int(vae.config.sample_size)))
     latents = encode(vae, styled(pixels)[torch.randperm(len(rows))])
     return Subject(latents[:count], latents[count:], class_names().index(name))
 
 
-def loss_of(predict: Callable[[CalibrationSet], Tensor], label: int, ground: Ground) -> Loss:
+def loss_of(predict: Callable[[CalibrationSet], Tensor], label: int, workspace: Workspace) -> Loss:
     """Noise error of a batch of clean latents."""
-    objective = NoiseObjective(ground.loaded.pipe.scheduler)
+    objective = NoiseObjective(workspace.loaded.pipe.scheduler)
 
     def loss(clean: Tensor) -> Tensor:
         labels = torch.full((len(clean),), label)
@@ -102,9 +102,9 @@ def judged(loss: Loss, held: Tensor) -> float:
     return sum(float(loss(held)) for _ in range(8)) / 8
 
 
-def quantized(ground: Ground, bits: str, label: int, experts: int) -> QuantizedModel:
+def quantized(workspace: Workspace, bits: str, label: int, experts: int) -> QuantizedModel:
     """Round to nearest, codes frozen, gains by timestep."""
-    network = ground.loaded.denoiser
+    network = workspace.loaded.denoiser
     sample = torch.randn(2, 4, int(network.config.sample_size), int(network.config.sample_size))
     labels = torch.full((2,), label)
     graph = trace(network, sample, timestep=torch.ones(2).long(), class_labels=labels)
@@ -117,10 +117,10 @@ def quantized(ground: Ground, bits: str, label: int, experts: int) -> QuantizedM
     return model
 
 
-def deploy(model: QuantizedModel, ground: Ground, experts: int) -> None:
+def deploy(model: QuantizedModel, workspace: Workspace, experts: int) -> None:
     """From timesteps to the sampler's calls."""
-    scheduler = ground.loaded.pipe.scheduler
-    scheduler.set_timesteps(ground.steps)
+    scheduler = workspace.loaded.pipe.scheduler
+    scheduler.set_timesteps(workspace.steps)
     schedule = model.clock.schedule = schedule_of(scheduler)
     of_call = expert_of(torch.tensor(schedule.timesteps), experts, TRAINED)
     for layer in model.layers.values():
@@ -128,15 +128,15 @@ def deploy(model: QuantizedModel, ground: Ground, experts: int) -> None:
         layer.experts.of_call = of_call
 
 
-def drawn(ground: Ground, network: nn.Module, clock: Any = None) -> Tensor:
+def drawn(workspace: Workspace, network: nn.Module, clock: Any = None) -> Tensor:
     """The evaluation images of the subject's class."""
-    loaded, before = ground.loaded, ground.loaded.denoiser
+    loaded, before = workspace.loaded, workspace.loaded.denoiser
     loaded.put(network)
     try:
         if clock is None:
-            return draw_images(loaded, ground.info, ground.draw()).images
+            return draw_images(loaded, workspace.info, workspace.draw()).images
         with announcing(loaded.pipe.scheduler, clock):
-            return draw_images(loaded, ground.info, ground.draw()).images
+            return draw_images(loaded, workspace.info, workspace.draw()).images
     finally:
         loaded.put(before)
 
@@ -157,14 +157,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     budget = Budget(images=given.images, batch=given.images)
-    opened = shared.open_ground(Cell("emoji-dit", "fp", "fp", given.seed, budget=budget))
+    opened = ground.open_workspace(Cell("emoji-dit", "fp", "fp", given.seed, budget=budget))
     chosen = subject(opened, given.subject, given.count)
-    ground = replace(opened, info=replace(opened.info, prompts=(str(chosen.label),)))
-    original = ground.loaded.denoiser
+    workspace = replace(opened, info=replace(opened.info, prompts=(str(chosen.label),)))
+    original = workspace.loaded.denoiser
     floats = sum(p.numel() for p in original.parameters())
     tuned = copy.deepcopy(original).requires_grad_(True)
     group = Group(given.lr, Decay.LINEAR)
-    loss = loss_of(lambda p: p.call(tuned), chosen.label, ground)
+    loss = loss_of(lambda p: p.call(tuned), chosen.label, workspace)
     print(
         f"{'network':24} {'loss':>7}  {'trainable':>9}  {'state':>9}  {'adapter':>9}  to FP tuned"
     )
@@ -183,7 +183,7 @@ def main() -> None:
             flush=True,
         )
 
-    before = loss_of(lambda p: p.call(original), chosen.label, ground)
+    before = loss_of(lambda p: p.call(original), chosen.label, workspace)
     start = time.process_time()
     tune(
         loss,
@@ -194,8 +194,8 @@ def main() -> None:
     )
     seconds = time.process_time() - start
     tuned.requires_grad_(False)
-    reference = drawn(ground, tuned)
-    line("fp, not tuned", judged(before, chosen.held), 0, 4 * floats, drawn(ground, original))
+    reference = drawn(workspace, tuned)
+    line("fp, not tuned", judged(before, chosen.held), 0, 4 * floats, drawn(workspace, original))
     line(f"fp, tuned ({seconds:.0f} s)", judged(loss, chosen.held), floats, 4 * floats, None)
     for bits in ("w8a16", "w4a16"):
         for name, experts, inputs in (
@@ -205,14 +205,14 @@ def main() -> None:
             ("tuneqdm", given.experts, True),
         ):
             torch.manual_seed(given.seed)
-            model = quantized(ground, bits, chosen.label, experts)
+            model = quantized(workspace, bits, chosen.label, experts)
             names = ("expert_out", "expert_in") if inputs else ("expert_out",)
 
             def predict(points: CalibrationSet, model: QuantizedModel = model) -> Tensor:
                 found: Tensor = model.run(points)
                 return found
 
-            ours = loss_of(predict, chosen.label, ground)
+            ours = loss_of(predict, chosen.label, workspace)
             learn = 0
             if name != "not tuned":
                 rates = dict.fromkeys(names, Group(given.gain_lr, Decay.LINEAR))
@@ -222,14 +222,14 @@ def main() -> None:
                 learning.finish()
                 learn = trainable(model, inputs=inputs)
             gap = judged(ours, chosen.held)
-            deploy(model, ground, experts)
+            deploy(model, workspace, experts)
             packed = pack(model)
             line(
                 f"{bits} {name}",
                 gap,
                 learn,
                 packed.bytes(),
-                drawn(ground, packed.module, packed.clock),
+                drawn(workspace, packed.module, packed.clock),
             )
 
 

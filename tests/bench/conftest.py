@@ -39,7 +39,7 @@ class Bench:
 
     def __call__(self, *arguments, results=True):
         """Exit code, stdout and stderr of a command line."""
-        from quantarena.bench.cli import run
+        from quantarena.bench.cli.main import run
 
         self.capture.readouterr()
         where = ("--results", str(self.results)) if results else ()
@@ -91,16 +91,18 @@ def plain_page(module):
 @pytest.fixture
 def bench(tmp_path, capsys, monkeypatch, request):
     """The command line over fake stages; with the real page where ``real_page`` is asked for."""
-    from quantarena.bench import catalog, executors, pages
+    from quantarena.bench.plan import lookup
+    from quantarena.bench.report import publish
+    from quantarena.bench.run import executors
 
     monkeypatch.syspath_prepend(str(FAKES))
     # Workers are other processes: they find the fakes by the environment.
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
     monkeypatch.setattr(executors, "STAGES", "fake_stages")
-    monkeypatch.setattr(catalog, "workload", fake_workload)
-    monkeypatch.setattr(catalog, "workload_names", lambda: ("emoji-t2i",))
+    monkeypatch.setattr(lookup, "workload", fake_workload)
+    monkeypatch.setattr(lookup, "workload_names", lambda: ("emoji-t2i",))
     if "real_page" not in request.fixturenames:
-        monkeypatch.setattr(pages, "leaderboard", plain_page)
+        monkeypatch.setattr(publish, "leaderboard", plain_page)
     yield Bench(tmp_path, capsys)
     sys.modules.pop("fake_stages", None)
 
@@ -111,11 +113,11 @@ import sys
 sys.path.insert(0, {here!r})
 import conftest
 from quantarena.bench import catalog, executors, pages
-from quantarena.bench.cli import run
+from quantarena.bench.cli.main import run
 executors.STAGES = "fake_stages"
-pages.leaderboard = conftest.plain_page
-catalog.workload = conftest.fake_workload
-catalog.workload_names = lambda: ("emoji-t2i",)
+publish.leaderboard = conftest.plain_page
+lookup.workload = conftest.fake_workload
+lookup.workload_names = lambda: ("emoji-t2i",)
 sys.path.insert(0, conftest.__file__.rpartition("/")[0] + "/fakes")
 if __name__ == "__main__":
     code = run({arguments!r})

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from quantarena.bench import shared, stages
 from quantarena.bench.cache import StageCache
-from quantarena.bench.latency import measure
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages import ground, sequence
+from quantarena.bench.stages.latency import measure
 from quantarena.bench.workloads import registry as workloads
 from quantarena.methods.api import Effort, MethodContext
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.pack import observe, pack
-from quantarena.methods.core.policy import policy
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.policy import policy
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.trace.network import trace
 from quantarena.methods.registry import entry
 
 ZOO = "emoji-t2i"
@@ -38,12 +38,12 @@ class Bench:
     """A workload whose trajectory is recorded, and how a method runs on it."""
 
     workload: str
-    ground: shared.Ground
+    workspace: ground.Workspace
     recorded: Any
 
     def context(self, cell: Cell) -> MethodContext:
         first = self.recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
-        model = self.ground.loaded.denoiser
+        model = self.workspace.loaded.denoiser
         graph = trace(model, first.sample, timestep=first.timestep, **first.conditions)
         effort = Effort(cell.budget.calibration_samples, cell.budget.iterations)
         return MethodContext(
@@ -68,8 +68,8 @@ class Bench:
 
     def time_step(self, benchmark: Any, cell: Cell, model: QuantizedModel) -> None:
         """Latency of one packed step, and its ratio to full precision measured in turns."""
-        packed, original = pack(model), self.ground.loaded.denoiser
-        points = stages._batch(self.recorded, cell.budget.batch)
+        packed, original = pack(model), self.workspace.loaded.denoiser
+        points = sequence._batch(self.recorded, cell.budget.batch)
         with torch.no_grad(), packed.clock.at(int(points.step[0])):
             benchmark.pedantic(points.call, (packed.module,), rounds=20, warmup_rounds=3)
             latency = measure(
@@ -108,9 +108,9 @@ def bench(request, tmp_path_factory) -> Bench:
     torch.set_num_threads(1)
     present = ZOO in workloads.names()
     workload = ZOO if present else str(request.getfixturevalue("pixel_folder"))
-    ground = shared.open_ground(Cell(workload, "fp", "fp", budget=BUDGET))
-    recorded = shared.trajectory(ground, StageCache(tmp_path_factory.mktemp("cache")))
-    return Bench(ZOO if present else "tiny", ground, recorded)
+    workspace = ground.open_workspace(Cell(workload, "fp", "fp", budget=BUDGET))
+    recorded = ground.trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
+    return Bench(ZOO if present else "tiny", workspace, recorded)
 
 
 @pytest.fixture(scope="session")
@@ -128,4 +128,4 @@ def quantized(bench) -> Callable[[Cell], QuantizedModel]:
 
 @pytest.fixture(scope="session")
 def cell_of(bench) -> Callable[[str, str], Cell]:
-    return lambda method, bits: Cell(bench.ground.info.name, method, bits, budget=BUDGET)
+    return lambda method, bits: Cell(bench.workspace.info.name, method, bits, budget=BUDGET)

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantarena.methods.core.kernels import bench, bench_cases, native
-from quantarena.methods.core.kernels.packed import PackedLayer
+from quantarena.methods.core.kernels import native
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.timing import cases, kernels
 
 FLOOR = {"avx2": {"w8a8": 1.1, "w4a8": 1.6, "w2a8": 1.6, "w4a4": 1.6}}
 
 
-@pytest.mark.parametrize("case", bench_cases.cases(), ids=lambda case: case.name)
-@pytest.mark.parametrize("bits", bench_cases.BITS, ids=lambda bits: "w{}a{}".format(*bits))
+@pytest.mark.parametrize("case", cases.cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("bits", cases.BITS, ids=lambda bits: "w{}a{}".format(*bits))
 def test_layer(benchmark, case, bits):
-    x = bench_cases.example_input(case)
-    module = PackedLayer(bench_cases.gaussian_layer(case, *bits)[0])
+    x = cases.example_input(case)
+    module = PackedLayer(cases.gaussian_layer(case, *bits)[0])
     name = "w{}a{}".format(*bits)
     benchmark.group = case.name
     threads = torch.get_num_threads()
@@ -30,7 +31,7 @@ def test_layer(benchmark, case, bits):
     try:
         with torch.inference_mode():
             benchmark(module, x)
-        timing = bench.measure(case, [bits], rounds=5)
+        timing = kernels.measure(case, [bits], rounds=5)
     finally:
         torch.set_num_threads(threads)
     status = native.status()
@@ -53,11 +54,11 @@ def test_no_regression(benchmark):
         pytest.skip(f"no floor for {native.status().isa}")
     bits = [(8, 8), (4, 8), (2, 8), (4, 4)]
     chosen = [
-        case for case in bench_cases.cases() if case.name in ("lin 256x320x320", "lin 4096x128x128")
+        case for case in cases.cases() if case.name in ("lin 256x320x320", "lin 4096x128x128")
     ]
-    chosen += [case for case in bench_cases.cases() if case.name.startswith("conv 1x64")]
-    timings = benchmark.pedantic(lambda: [bench.measure(case, bits) for case in chosen], rounds=1)
-    means = {name: bench.geomean(t.ratio(name) for t in timings) for name in floors}
+    chosen += [case for case in cases.cases() if case.name.startswith("conv 1x64")]
+    timings = benchmark.pedantic(lambda: [kernels.measure(case, bits) for case in chosen], rounds=1)
+    means = {name: kernels.geomean(t.ratio(name) for t in timings) for name in floors}
     benchmark.extra_info.update(means)
     slow = {name: mean for name, mean in means.items() if mean < floors[name]}
     assert not slow, f"slower than the floor: {slow}"

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from quantarena.bench.metrics.alignment import alignment, scorer
-from quantarena.bench.metrics.catalogue import METRICS
-from quantarena.bench.metrics.effnet import effnet_lite0, extract
-from quantarena.bench.metrics.features import features_of
-from quantarena.bench.metrics.fidelity import psnr, ssim
-from quantarena.bench.metrics.frechet import frechet
-from quantarena.bench.metrics.kid import kid
-from quantarena.bench.metrics.lpips import lpips
-from quantarena.bench.metrics.manifold import precision, recall
-from quantarena.bench.metrics.score import score
+from quantarena.bench.metrics.fidelity.fidelity import psnr, ssim
+from quantarena.bench.metrics.fidelity.lpips import lpips
+from quantarena.bench.metrics.names import METRICS
+from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.features import features_of
+from quantarena.bench.metrics.quality.frechet import frechet
+from quantarena.bench.metrics.quality.kid import kid
+from quantarena.bench.metrics.quality.precision_recall import precision, recall
+from quantarena.bench.metrics.text.alignment import alignment, scorer
+from quantarena.bench.stages.score import score
 
 N, SIDE = 128, 64
 

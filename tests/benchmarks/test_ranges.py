@@ -8,18 +8,18 @@ import time
 import pytest
 import torch
 
-from quantarena.bench import shared
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages import ground
 from quantarena.bench.workloads import registry as workloads
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.model import wrap
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.searches import SEARCHES
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.model.model import wrap
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.named import SEARCHES
 
 ZOO = "emoji-t2i"
 POINTS = 128
@@ -33,10 +33,10 @@ def searched(tmp_path_factory):
     if ZOO not in workloads.names():
         pytest.skip(f"needs the workload {ZOO}")
     torch.set_num_threads(1)
-    ground = shared.open_ground(Cell(ZOO, "fp", "fp", budget=Budget(calibration_images=8)))
-    recorded = shared.trajectory(ground, StageCache(tmp_path_factory.mktemp("cache")))
+    workspace = ground.open_workspace(Cell(ZOO, "fp", "fp", budget=Budget(calibration_images=8)))
+    recorded = ground.trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
     first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
-    original = ground.loaded.denoiser
+    original = workspace.loaded.denoiser
     graph = trace(original, first.sample, timestep=first.timestep, **first.conditions)
     model = wrap(original, graph, UNIFORM.assign(graph, Bits(4, 8)))
     seen = []

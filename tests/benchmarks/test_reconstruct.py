@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quantarena.methods.core import reconstruct as engine
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.losses import reconstruction_loss
-from quantarena.methods.core.optimise import optimise
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.learn import reconstruct as engine
+from quantarena.methods.techniques.learn.losses import reconstruction_loss
+from quantarena.methods.techniques.learn.optimise import optimise
+from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 STEPS = 10
 SCHEDULES = {
@@ -70,18 +70,18 @@ def test_iteration(benchmark, bench, ready, monkeypatch, stage, kind):
         model.freeze()
     schedule, acts = SCHEDULES[stage], stage == "act_scales"
 
-    def spy(ground, learning, given, generator):
+    def spy(workspace, learning, given, generator):
         def step():
-            return optimise(ground, learning, schedule, generator)
+            return optimise(workspace, learning, schedule, generator)
 
         full = copy.deepcopy(context.model.get_submodule(name)).requires_grad_(True)
         index = torch.arange(min(schedule.batch, len(points)))
-        args, kwargs = ground.arrival.at(index)
+        args, kwargs = workspace.arrival.at(index)
 
         def plain():
             full.zero_grad(set_to_none=True)
             output = full(*args, **kwargs)
-            reconstruction_loss(output, ground.target[index], 2.0).backward()
+            reconstruction_loss(output, workspace.target[index], 2.0).backward()
 
         with torch.enable_grad():
             plain()

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from quantarena.methods.api import Effort, MethodContext
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.core.trace.network import trace
 
 CALLS, ROWS, HELD = 4, 8, 4
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quantarena.methods.testing import check
+from quantarena.methods.testing.conformance import check
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 

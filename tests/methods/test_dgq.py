@@ -8,15 +8,15 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from quantarena.methods.api import Effort
-from quantarena.methods.core.announce import announcing
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
-from quantarena.methods.core.kernels.patches import PatchLayer
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.packed.nodes.patches import PatchLayer
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.record.announce import announcing
+from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.dgq import Dgq
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.testing.conformance import check
 
 CALLS, LOUD = 4, 40.0
 

@@ -8,12 +8,12 @@ from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.layers import ActQuantizer
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.reconstruct import reconstruct
+from quantarena.methods.core.model.layer import ActQuantizer
 from quantarena.methods.dilate_quant import DilateQuant, dilate_layers
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.testing.conformance import check
 
 CALLS = 4
 

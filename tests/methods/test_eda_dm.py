@@ -8,14 +8,14 @@ from torch import nn
 
 from quantarena.methods.api import Capabilities, Effort, MethodContext
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.graph import Role, trace
-from quantarena.methods.core.groups import Decay
-from quantarena.methods.core.policy import FLOAT, Policy
-from quantarena.methods.core.reconstruct import reconstruct
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.model.policy import FLOAT, Policy
+from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.eda_dm import EDADM
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.learn.param_groups import Decay
+from quantarena.methods.techniques.learn.reconstruct import reconstruct
+from quantarena.methods.testing.conformance import check
 
 CALLS, ROWS, ALIKE = 50, 16, 15
 ENDS_FLOAT = Policy("flat", roles={Role.INPUT: FLOAT, Role.OUTPUT: FLOAT})

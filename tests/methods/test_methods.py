@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from quantarena.methods.api import Effort, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.graph import trace
-from quantarena.methods.core.groups import Decay
-from quantarena.methods.core.pack import pack, parity
-from quantarena.methods.core.policy import UNIFORM, Policy
-from quantarena.methods.core.schedule import Schedule
-from quantarena.methods.core.trajectory import CalibrationSet, Trajectory
-from quantarena.methods.core.weight_quantizer import WeightQuantizer
+from quantarena.methods.core.model.policy import UNIFORM, Policy
+from quantarena.methods.core.packed.pack import pack, parity
+from quantarena.methods.core.quantizers.weight import WeightQuantizer
+from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.trace.network import trace
 from quantarena.methods.fp import FullPrecision
 from quantarena.methods.q_diffusion import QDiffusion
 from quantarena.methods.rtn import RoundToNearest
+from quantarena.methods.techniques.learn.param_groups import Decay
+from quantarena.methods.techniques.learn.schedule import Schedule
 
 
 class Skip(nn.Module):

@@ -6,15 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantarena.methods.api import Capabilities, Effort
+from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.channel_widths import swapped_widths
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.quantizer import fake_quantize
-from quantarena.methods.core.ranges import minmax_range, mse_range
-from quantarena.methods.core.weight_quantizer import Rounding, WeightQuantizer
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
 from quantarena.methods.mpq_dm import MpqDm, candidates, kurtosis, relation_loss, smooth_layers
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.calibrate.channel_widths import swapped_widths
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.testing.conformance import check
 
 CALLS = 4
 HEAVY = torch.arange(20) % 2 == 0

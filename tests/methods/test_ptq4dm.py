@@ -8,20 +8,21 @@ import torch
 from torch import nn
 
 from quantarena.methods.api import Capabilities, Effort, MethodContext
-from quantarena.methods.core.averaging import calibrate_averaged
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.graph import Role, trace
-from quantarena.methods.core.policy import FLOAT, Policy
-from quantarena.methods.core.ranges import minmax_range, mse_range
-from quantarena.methods.core.running import EmaRange
-from quantarena.methods.core.searches import mse_1d_range
-from quantarena.methods.core.steps import CensoredNormalSteps, UniformStride
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.model.policy import FLOAT, Policy
+from quantarena.methods.core.record.steps import CensoredNormalSteps, UniformStride
+from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.ptq4dm import PTQ4DM, Mislabelled
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
-from quantarena.methods.testing_networks import sampled
+from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.ema import EmaRange
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.ranges.threshold import mse_1d_range
+from quantarena.methods.testing.conformance import check
+from quantarena.methods.testing.networks import sampled
 
 CALLS, ROWS = 50, 16
 

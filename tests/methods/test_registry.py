@@ -8,10 +8,10 @@ from quantarena.methods.core.errors import UnknownName, UserError
 
 MINE = """
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.calibrate import calibrate_activations
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.steps import UniformStride
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
 
 
@@ -124,7 +124,7 @@ def test_two_classes_of_one_name_in_one_file(write):
 
 
 def test_two_files_of_one_name_keep_apart(write):
-    from quantarena.bench.code import class_sha256
+    from quantarena.bench.code_hash import class_sha256
 
     one = write(MINE.format(name="one", title="One"), "a/mine.py")
     two = write(MINE.format(name="two", title="Two"), "b/mine.py")

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 
 from quantarena.methods.api import Effort
-from quantarena.methods.core.attention_parity import attention_parity
+from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.log_quantizer import LogQuantizer
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.quantizer import quantize
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.steps import UniformStride
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.packed.attention_parity import attention_parity
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.quantizers.log import LogQuantizer
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.repquant import RepQuant, output_gram
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.testing.conformance import check
 
 IMBALANCE = 30.0
 

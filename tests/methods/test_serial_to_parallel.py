@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from quantarena.methods.api import Effort, MethodContext
-from quantarena.methods.core.announce import announcing
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepSchedule
 from quantarena.methods.core.errors import Unsupported, UserError
-from quantarena.methods.core.graph import Role, trace
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.trajectory import Trajectory
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.record.announce import announcing
+from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.serial_to_parallel import SerialToParallel
-from quantarena.methods.testing import check
+from quantarena.methods.testing.conformance import check
 
 CALLS, IMAGES, HELD = 10, 12, 6
 KEEP, TAKE = 1.1, -0.35

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from quantarena.methods.api import Effort
-from quantarena.methods.core.act_quantizer import DynamicActQuantizer
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.integer import pack_layer
-from quantarena.methods.core.layers import QuantLayer
-from quantarena.methods.core.low_rank import product
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.ranges import minmax_range
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.svdquant import SvdQuant, exponents
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.scaling.low_rank import product
+from quantarena.methods.testing.conformance import check
 
 SMALL = Effort(16, 0)
 

@@ -7,11 +7,11 @@ from torch import nn
 from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model import QuantizedModel
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.policy import UNIFORM
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.testing import check
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.testing.conformance import check
 from quantarena.methods.tuneqdm import TuneQdm, trainable
 
 CALLS = 4

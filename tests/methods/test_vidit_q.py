@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 from quantarena.methods.api import Effort
-from quantarena.methods.core.act_quantizer import ActQuantizer, DynamicActQuantizer
+from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import FP, Bits
-from quantarena.methods.core.graph import Role
-from quantarena.methods.core.pack import observe, pack, parity
-from quantarena.methods.core.peaks import mean_peaks
-from quantarena.methods.core.quantizer import quantize
-from quantarena.methods.core.ranges import minmax_range
-from quantarena.methods.core.reparam import smooth
+from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
+from quantarena.methods.core.trace.network import Role
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.testing import check
+from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.scaling.channel_scaling import smooth
+from quantarena.methods.testing.conformance import check
 from quantarena.methods.vidit_q import PIXART_ALPHA, VIDEO_ALPHA, ViditQ
 
 SMALL = Effort(16, 0)

@@ -6,8 +6,8 @@
 
 ``record`` runs preset ``smoke`` and one cell of every built-in method on ``emoji-t2i``, exports
 the packed network of each cell that packs, and writes one SHA-256 for each picture, each array of
-scores and each packed tensor. Both records have to be made on one machine: another processor adds floats
-in another order. It takes about ten minutes on one core. Latency is not compared.
+scores and each packed tensor. Both records have to be made on one machine: another processor adds
+floats in another order. It takes about ten minutes on one core. Latency is not compared.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROW_FIELDS = ("status", "reason", "measurements", "observed", "parity", "backend
 
 def command(*words: object) -> str:
     """Runs the command line of the quantarena that this interpreter imports; returns its output."""
-    code = "from quantarena.bench.cli import main; main()"
+    code = "from quantarena.bench.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
         stdout=subprocess.PIPE,

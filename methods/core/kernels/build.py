@@ -49,18 +49,18 @@ def units(machine: str) -> tuple[Unit, ...]:
 
 
 def _isa_units(machine: str) -> tuple[Unit, ...]:
-    scalar = Unit("isa_scalar.cpp", (), None)
+    scalar = Unit("units/isa_scalar.cpp", (), None)
     if machine in ("x86_64", "AMD64"):
         avx2 = ("-mavx2", "-mfma")
         wide = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni")
         return (
             scalar,
-            Unit("isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
-            Unit("isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
-            Unit("isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
+            Unit("units/isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
+            Unit("units/isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
+            Unit("units/isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
         )
     if machine in ("aarch64", "arm64"):
-        return (scalar, Unit("isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))
+        return (scalar, Unit("units/isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))
     return (scalar,)
 
 
@@ -110,9 +110,10 @@ def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
 
         def compile_one(unit: Unit) -> tuple[Unit, str, str | None]:
-            output = str(Path(folder) / (unit.source + ".o"))
+            output = str(Path(folder) / (Path(unit.source).name + ".o"))
             source = str(sources / unit.source)
-            command = [*compiler, *_COMMON, *extra, *unit.flags, "-c", source, "-o", output]
+            command = [*compiler, *_COMMON, *extra, *unit.flags, f"-I{sources}", "-c", source]
+            command += ["-o", output]
             return unit, output, _run(command)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:

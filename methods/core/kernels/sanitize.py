@@ -1,7 +1,7 @@
 """Fuzzes the native kernels under the address and undefined-behaviour sanitizers.
 
 ``python -m quantarena.methods.core.kernels.sanitize [--trials N] [--thread]`` builds the library's
-sources together with ``csrc/*fuzz.cpp`` into one program and runs it.  There the AVX-VNNI unit is
+sources together with ``csrc/fuzz/*.cpp`` into one program and runs it.  There the AVX-VNNI unit is
 built with an emulated dot product, so that its code runs on machines that lack the instruction.
 """
 
@@ -38,9 +38,9 @@ def build(folder: Path, sanitizers: str) -> Path:
     flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     parts = units(platform.machine())
     macros = tuple(f"-D{unit.macro}" for unit in parts if unit.macro)
-    flags += [*macros, "-DQA_EMULATE_VNNI"]
+    flags += [*macros, "-DQA_EMULATE_VNNI", f"-I{sources}"]
     named = [(unit.source, unit.flags) for unit in parts]
-    named += [("library.cpp", ()), ("fuzz.cpp", ()), ("attention_fuzz.cpp", ())]
+    named += [("library.cpp", ()), ("fuzz/fuzz.cpp", ()), ("fuzz/attention_fuzz.cpp", ())]
 
     def run(arguments: list[str], output: Path) -> str:
         command = [*compiler, *flags, *arguments, "-o", str(output)]
@@ -51,7 +51,7 @@ def build(folder: Path, sanitizers: str) -> Path:
 
     def compile_one(part: tuple[str, tuple[str, ...]]) -> str:
         source, extra = part
-        return run([*extra, "-c", str(sources / source)], folder / f"{source}.o")
+        return run([*extra, "-c", str(sources / source)], folder / f"{Path(source).name}.o")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         objects = list(pool.map(compile_one, named))

@@ -8,7 +8,7 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from quantarena.bench.metrics.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,90 @@
+"""Options and output that verbs share."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.plan.presets import DEFAULT
+from quantarena.bench.run.reporter import Reporter
+from quantarena.bench.store import Store
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", help="Folder that holds a folder for each run.", metavar="DIR")
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", help="Python file that registers methods; repeatable.", metavar="FILE"
+    ),
+]
+RunArgument = Annotated[
+    str, typer.Argument(help="Name of a run: a preset, or a folder under --results.")
+]
+RESULTS = Path("results")
+Verb = Callable[..., int | None]
+
+
+def emit(value: Any, text: str | Table | Iterable[str | Table] = "", *, as_json: bool) -> None:
+    """Print a result: ``value`` as JSON, or ``text`` for people."""
+    if as_json:
+        json.dump(value, sys.stdout, indent=2, default=str)
+        sys.stdout.write("\n")
+        return
+    # A pipe has no width; 80 columns there would cut names that a reader greps for.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for part in [text] if isinstance(text, str | Table) else text:
+        if isinstance(part, Table):
+            if part.title:
+                # Not as the table's own title, which is folded to the table's width.
+                console.print(part.title, markup=False, style="bold", soft_wrap=True)
+                part.title = None
+            console.print(part)
+        else:
+            sys.stdout.write(f"{part}\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table; cells are shown as they are, without markup."""
+    made = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(value)) for value in row))
+    return made
+
+
+def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
+    """The store of a finished or running run.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    folder = results / name
+    if not (folder / "rows").is_dir():
+        known = run_names(results)
+        hint = did_you_mean(name, known) if known else "nothing was run here yet"
+        verb = name if name != "." else DEFAULT
+        raise UserError(f"no results in {folder}: {hint}; start with: quantarena run {verb}")
+    return Store(folder, (reporter or Reporter()).warn)
+
+
+def run_names(results: Path) -> tuple[str, ...]:
+    """Runs that have rows."""
+    if not results.is_dir():
+        return ()
+    return tuple(sorted(path.parent.name for path in results.glob("*/rows") if path.is_dir()))
+
+
+def listed(values: Iterable[str] | None) -> tuple[str, ...]:
+    """An option that may be repeated and may hold commas, as one tuple."""
+    parts = (part.strip() for value in values or () for part in value.split(","))
+    return tuple(part for part in parts if part)

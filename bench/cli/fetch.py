@@ -1,0 +1,44 @@
+"""The verb ``fetch``: the only one that downloads anything."""
+
+import contextlib
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantarena.bench.cli.common import JsonOption, Verb, emit
+from quantarena.bench.errors import UserError
+from quantarena.bench.plan import lookup
+
+
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="A paper's workload, or the id of a model on the Hub.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="Folder to write; the cache of the Hub if absent.", metavar="DIR"
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a diffusers pipeline from the Hugging Face Hub, once, for plan, run and quantize."""
+    paper = lookup.paper_workloads().get(name)
+    hub = importlib.import_module("quantarena.bench.workloads.hub")
+    if name in lookup.workload_names():
+        raise UserError(f"workload {name} comes with the package: there is nothing to download")
+    model = name if paper is None else paper.model
+    with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
+        folder = hub.fetch(model, to)
+    workload = str(folder) if to else name
+    emit(
+        {"model": model, "folder": str(folder), "workload": workload},
+        f"{model} is in {folder}: quantarena run quick --workload {workload}",
+        as_json=as_json,
+    )
+
+
+VERBS: dict[str, Verb] = {"fetch": fetch}

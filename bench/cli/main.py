@@ -1,0 +1,83 @@
+"""``quantarena VERB``: the command line. Verbs import what they need when they run.
+
+Exit codes: 0 ok, 1 some cells failed (the page is still written), 2 a mistake in what was asked,
+130 interrupted. Results go to stdout, as text or with ``--json`` as one JSON document; progress
+and messages go to stderr.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import typer
+
+from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
+from quantarena.bench.cli.common import Verb
+from quantarena.bench.errors import UserError
+
+# Typer carries its own click since 0.26 and uses the installed one before; ask it which.
+_CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
+OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="quantarena",
+    help="Compare quantization methods for diffusion models under one protocol.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_VERBS: dict[str, Verb] = {
+    **plan_run.VERBS,
+    **results.VERBS,
+    **claims.VERBS,
+    **info.VERBS,
+    **model.VERBS,
+    **fetch.VERBS,
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; no traceback for a user's mistake."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(
+            args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False
+        )
+    except UserError as error:
+        return _complain(str(error), USAGE)
+    except _CLICK_ERROR as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        return _complain(f"{error.format_message()}{hint}", USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; nothing is wrong.
+        sys.stderr.close()
+        return OK
+    return code if isinstance(code, int) else OK
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(signum: int, frame: FrameType | None) -> Any:
+    """SIGTERM ends a run as Ctrl-C does: workers stopped, finished cells kept."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

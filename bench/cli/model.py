@@ -1,0 +1,171 @@
+"""The verbs that ship a model: ``quantize`` and ``sample``."""
+
+import contextlib
+import importlib
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantarena.bench import files
+from quantarena.bench.cli.common import RESULTS, JsonOption, PluginOption, Verb, emit
+from quantarena.bench.cli.options import SettingsOption
+from quantarena.bench.errors import QuantArenaError, UserError
+from quantarena.bench.plan import lookup
+from quantarena.bench.run.reporter import Reporter
+from quantarena.bench.spec import DEFAULT_VARIANT, Budget, Cell
+from quantarena.methods.core.bits import FP_WIDTH, parse_bits
+
+CACHE = RESULTS / ".cache"
+_BUDGET = Budget()
+_SAY_EVERY = 5.0
+
+
+def quantize(
+    workload: Annotated[
+        str, typer.Argument(help="Workload, diffusers pipeline folder, or downloaded hub model.")
+    ],
+    method: Annotated[str, typer.Option("--method", help="Method.")],
+    bits: Annotated[str, typer.Option("--bits", help="Such as w4a8.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration points.")
+    ] = _BUDGET.calibration_samples,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="Images whose sampling is recorded for calibration.")
+    ] = _BUDGET.calibration_images,
+    iterations: Annotated[
+        int, typer.Option(min=0, help="Reconstruction iterations a block.")
+    ] = _BUDGET.iterations,
+    steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the workload's own.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    variant: Annotated[str, typer.Option(help="Variant of the method.")] = DEFAULT_VARIANT,
+    settings: SettingsOption = None,
+    plugin: PluginOption = None,
+    cache: Annotated[
+        Path, typer.Option(help="Folder of cached stages, shared with runs.", metavar="DIR")
+    ] = CACHE,
+    force: Annotated[bool, typer.Option("--force", help="Write over an earlier export.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Quantize a model and write it as a diffusers pipeline with a packed denoiser."""
+    plugins = lookup.plugin_paths(plugin or ())
+    lookup.check_methods((method,), plugins)
+    budget = Budget(
+        steps=steps,
+        calibration_images=calibration_images,
+        calibration_samples=samples,
+        iterations=iterations,
+    )
+    name = lookup.canonical_workload(workload, tuple(settings or ()))
+    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget)
+    files.ensure_folder(cache)
+    shown = _Progress(Reporter(quiet=quiet))
+    with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
+        produce = importlib.import_module("quantarena.bench.ship.produce")
+        order = produce.Order(cell, output, cache, plugins, _command(cell, plugins), force)
+        try:
+            document: dict[str, Any] = produce.quantize_model(order, shown)
+        except UserError:
+            raise
+        except QuantArenaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    for warning in document["meta"]["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    sizes, observed = document["bytes"], document["meta"]["observed"]
+    line = (
+        f"{output}: {sizes['file'] / 1e6:.2f} MB packed, {observed['fp_bytes'] / 1e6:.2f} MB in "
+        f"fp32; codes {sizes['codes']}, scales {sizes['scales']}, floating {sizes['floating']} "
+        f"bytes; draw with: quantarena sample {shlex.quote(str(output))}"
+    )
+    emit({"folder": str(output), **document}, line, as_json=as_json)
+    return 0
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR")],
+    count: Annotated[int, typer.Option("-n", "--images", min=1, help="Pictures.")] = 8,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG to write.", metavar="FILE")
+    ] = Path("samples.png"),
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Prompt, or class number; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the model's own.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures with a quantized model, as one grid."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    shown = _Progress(Reporter(quiet=quiet))
+    with contextlib.redirect_stdout(sys.stderr):
+        exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
+            folder
+        )
+        produce = importlib.import_module("quantarena.bench.ship.produce")
+        found: dict[str, Any] = produce.draw_grid(
+            exported,
+            folder,
+            output,
+            count=count,
+            prompts=tuple(prompt or ()),
+            seed=seed,
+            steps=steps,
+            progress=shown,
+        )
+    line = f"{output}: {count} pictures in {found['seconds']} s ({found['backend']})"
+    emit(found, line, as_json=as_json)
+
+
+VERBS: dict[str, Verb] = {"quantize": quantize, "sample": sample}
+
+
+class _Progress:
+    """Lines on stderr: when a stage begins, and now and then while it goes on."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._stage, self._said = reporter, "", 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._reporter.say(f"  {stage}")
+        elif done < total and now - self._said > _SAY_EVERY:
+            self._reporter.say(f"  {stage} {done}/{total}")
+        else:
+            return
+        self._stage, self._said = stage, now
+
+
+def _packable(bits: str) -> str:
+    try:
+        widths = parse_bits(bits)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if FP_WIDTH in (widths.weight, widths.act):
+        raise UserError(f"bits {bits!r} do not pack: weights and activations need 1 to 8 bits")
+    return str(widths)
+
+
+def _command(cell: Cell, plugins: tuple[str, ...]) -> str:
+    """The command line that makes the model again; paths by their last name."""
+    budget = cell.budget
+    words = ["quantarena", "quantize", lookup.shown_workload(cell.workload)]
+    words += ["--method", cell.method, "--bits", cell.bits, "--seed", str(cell.seed)]
+    words += ["--samples", str(budget.calibration_samples)]
+    words += ["--calibration-images", str(budget.calibration_images)]
+    words += ["--iterations", str(budget.iterations)]
+    if budget.steps:
+        words += ["--steps", str(budget.steps)]
+    if cell.variant != DEFAULT_VARIANT:
+        words += ["--variant", cell.variant]
+    for path in plugins:
+        words += ["--plugin", Path(path).name]
+    return shlex.join([*words, "-o", "DIR"])

@@ -1,0 +1,256 @@
+"""The verbs ``plan`` and ``run``."""
+
+import contextlib
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantarena.bench import files
+from quantarena.bench.cli.common import (
+    RESULTS,
+    JsonOption,
+    PluginOption,
+    ResultsOption,
+    Verb,
+    emit,
+)
+from quantarena.bench.cli.options import (
+    BitsOption,
+    ExecutorOption,
+    ForceOption,
+    ImagesOption,
+    IterationsOption,
+    MethodOption,
+    NameOption,
+    PolicyOption,
+    PreferOption,
+    PresetArgument,
+    Request,
+    SeedOption,
+    SettingsOption,
+    StepsOption,
+    VariantOption,
+    WorkersOption,
+    WorkloadOption,
+    made_choice,
+    made_request,
+)
+from quantarena.bench.errors import UserError
+from quantarena.bench.plan import lookup, presets
+from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
+from quantarena.bench.report import publish
+from quantarena.bench.run import executors
+from quantarena.bench.run.reporter import Reporter
+from quantarena.bench.run.runner import Options, Run, counts, counts_line
+from quantarena.bench.schema import Row
+from quantarena.bench.spec import Cell
+from quantarena.bench.store import Planned, Store
+
+CACHE = ".cache"
+
+
+def plan(
+    preset: PresetArgument = presets.DEFAULT,
+    workload: WorkloadOption = None,
+    settings: SettingsOption = None,
+    method: MethodOption = None,
+    bits: BitsOption = None,
+    seed: SeedOption = None,
+    images: ImagesOption = None,
+    steps: StepsOption = None,
+    iterations: IterationsOption = None,
+    name: NameOption = None,
+    variant: VariantOption = None,
+    policy: PolicyOption = None,
+    plugin: PluginOption = None,
+    prefer_plugin: PreferOption = False,
+    results: ResultsOption = RESULTS,
+    force: ForceOption = False,
+    executor: ExecutorOption = "auto",
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the cells, the estimated time and the disk of a run, without running anything."""
+    choice = made_choice(
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
+    )
+    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
+    store = Store(request.folder, Reporter().warn)
+    made = _plan(request, store.rows())
+    cells = [
+        f"  {'done' if cell.key in made.done else 'to run':7} {cell.key}  {cell.label}"
+        + (f"/seed{cell.seed}" if cell.seed else "")
+        for cell in made.cells
+    ]
+    beyond = presets.larger(preset) if choice == presets.Choice() else None
+    lines = plan_lines(made, request.folder)
+    if beyond:
+        known = (*store.rows(), *_history(request))
+        lines.append(next_line(_sized(request, beyond, known)))
+    emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
+
+
+def run(
+    preset: PresetArgument = presets.DEFAULT,
+    workload: WorkloadOption = None,
+    settings: SettingsOption = None,
+    method: MethodOption = None,
+    bits: BitsOption = None,
+    seed: SeedOption = None,
+    images: ImagesOption = None,
+    steps: StepsOption = None,
+    iterations: IterationsOption = None,
+    name: NameOption = None,
+    variant: VariantOption = None,
+    policy: PolicyOption = None,
+    plugin: PluginOption = None,
+    prefer_plugin: PreferOption = False,
+    results: ResultsOption = RESULTS,
+    force: ForceOption = False,
+    executor: ExecutorOption = "auto",
+    workers: WorkersOption = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes a cell may take; 0 is no limit. [8 x its estimate]"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Run what is missing of a preset or of your own choice of cells, then write the page."""
+    reporter = Reporter(quiet=quiet)
+    choice = made_choice(
+        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
+    )
+    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
+    options = Options(
+        cache=results / CACHE,
+        stages=executors.STAGES,
+        plugins=request.plugins,
+        prefer_plugin=prefer_plugin,
+        timeout=None if timeout is None else timeout * 60,
+        force=force,
+    )
+    began = time.monotonic()
+    store = Store(request.folder, reporter.warn)
+    # What methods and libraries print must not mix with the result, which may be JSON.
+    with store.lock(), contextlib.redirect_stdout(sys.stderr):
+        made, rows, page = _execute(request, options, store, reporter)
+    found = counts(made.cells, rows)
+    line = f"{counts_line(found)} -> {page}"
+    summary = {
+        "run": request.grid.name,
+        "counts": found,
+        "page": str(page),
+        "seconds": round(time.monotonic() - began, 1),
+        "rows": [rows[cell.key].to_dict() for cell in made.cells if cell.key in rows],
+    }
+    for cell in made.cells:
+        row = rows.get(cell.key)
+        if row is not None and row.reason:
+            reporter.say(f"  {cell.label} {row.status}: {row.reason}")
+    emit(summary, line, as_json=as_json)
+    bad = sum(found[status] for status in ("failed", "timeout", "oom", "missing"))
+    return 1 if bad else 0
+
+
+VERBS: dict[str, Verb] = {"plan": plan, "run": run}
+
+
+def _execute(
+    request: Request, options: Options, store: Store, reporter: Reporter
+) -> tuple[Plan, dict[str, Row], Path]:
+    files.ensure_folder(options.cache)
+    rows = store.rows()
+    made = _plan(request, rows)
+    for line in plan_lines(made, request.folder):
+        reporter.say(line)
+    if request.warning and made.todo:
+        reporter.say(f"  note: {request.warning}")
+    _check_disk(made, request.folder)
+    budget = request.grid.budget
+    store.retire(row for row in rows if row.cell.budget != budget)
+    planned = _planned(request, store, made.cells)
+    store.write_planned(planned)
+    work = Run(made, store, options, reporter, _history(request))
+    try:
+        work.execute()
+    except KeyboardInterrupt:
+        kept = len(made.cells) - counts(made.cells, _by_key(store))["missing"]
+        reporter.warn(
+            f"interrupted: {kept} of {len(made.cells)} cells are kept in {request.folder}; "
+            "run the same command again to continue"
+        )
+        raise
+    page = publish.refresh(store, planned, force=request.force)
+    return made, _by_key(store), page
+
+
+def _plan(request: Request, rows: tuple[Row, ...]) -> Plan:
+    facts = lookup.facts(request.grid, request.plugins, prefer_plugin=request.prefer_plugin)
+    return make_plan(
+        request.grid,
+        rows,
+        history=_history(request),
+        facts=facts,
+        force=request.force,
+        executor=request.executor,
+        workers=request.workers,
+    )
+
+
+def _sized(request: Request, preset: str, known: tuple[Row, ...]) -> Plan:
+    """Another preset as it would run here, whatever is done of it."""
+    grid = presets.preset(preset).grid
+    return make_plan(grid, (), history=known, executor=request.executor, workers=request.workers)
+
+
+def _history(request: Request) -> tuple[Row, ...]:
+    """Rows of other runs beside this one; what they took helps to estimate."""
+    others = request.results.glob("*/rows") if request.results.is_dir() else ()
+    folders = (path.parent for path in others if path.parent != request.folder)
+    return tuple(row for folder in folders for row in Store(folder).rows())
+
+
+def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:
+    """What was planned here before at this budget stays on the page."""
+    before = store.read_planned()
+    earlier = before.cells if before else ()
+    kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
+    return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+
+
+def _check_disk(made: Plan, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if made.todo and made.disk > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free and the run needs about "
+            f"{made.disk / 1e6:.0f} MB: free some space, or choose another place with --results"
+        )
+
+
+def _by_key(store: Store) -> dict[str, Row]:
+    return {row.key: row for row in store.rows()}
+
+
+def _as_json(made: Plan, request: Request) -> dict[str, Any]:
+    return {
+        "run": made.grid.name,
+        "folder": str(request.folder),
+        "cells": [
+            {"key": cell.key, "done": cell.key in made.done, **asdict(cell)} for cell in made.cells
+        ],
+        "to_run": len(made.todo.cells),
+        "done": len(made.done),
+        "stale": sorted(made.stale),
+        "seconds": round(made.seconds, 1),
+        "estimate": minutes(made.seconds) if made.todo else "nothing to run",
+        "measured": made.measured,
+        "disk_bytes": made.disk,
+        "executor": made.fan.executor,
+        "workers": made.fan.workers,
+    }

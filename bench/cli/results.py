@@ -1,0 +1,192 @@
+"""The verbs that read results: ``rank``, ``render``, ``compare``, ``show``, ``export``."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from quantarena.bench.cli.common import (
+    RESULTS,
+    JsonOption,
+    ResultsOption,
+    RunArgument,
+    Verb,
+    emit,
+    opened,
+    run_names,
+    table,
+)
+from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.plan.presets import DEFAULT
+from quantarena.bench.report import publish
+from quantarena.bench.report.compare import Difference, compare_rows
+from quantarena.bench.schema import Row
+from quantarena.bench.store import Planned, Store
+
+InOption = Annotated[str | None, typer.Option("--in", help="Look in this run only.", metavar="RUN")]
+
+
+def rank(
+    run: RunArgument = DEFAULT, results: ResultsOption = RESULTS, as_json: JsonOption = False
+) -> None:
+    """Rank what a run has measured, with tie groups."""
+    store = opened(results, run)
+    path = publish.leaderboard("ranking").write_ranking(store.folder)
+    value = json.loads(path.read_text(encoding="utf-8"))
+    emit(value, _ranking_tables(value), as_json=as_json)
+
+
+def render(
+    run: RunArgument = DEFAULT, results: ResultsOption = RESULTS, as_json: JsonOption = False
+) -> None:
+    """Write the page and the tables of a run again."""
+    store = opened(results, run)
+    page = publish.refresh(store, _planned(store), force=True)
+    emit({"page": str(page)}, str(page), as_json=as_json)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="A key or its beginning, or method@bits.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    in_run: InOption = None,
+    results: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Paired difference of two cells' per-image scores, with its 95 % interval."""
+    stores = _stores(results, in_run)
+    (store_a, row_a), (store_b, row_b) = find_row(stores, a), find_row(stores, b)
+    found = compare_rows(store_a.folder, row_a, store_b.folder, row_b)
+    title = f"{_short(row_a)} ({row_a.key}) minus {_short(row_b)} ({row_b.key})"
+    value = {"a": row_a.key, "b": row_b.key, "differences": [dataclasses.asdict(d) for d in found]}
+    cells = [
+        (d.name, _pm(d), d.n, d.needed if d.needed is not None else "-", d.verdict) for d in found
+    ]
+    columns = ("metric", "difference [95 % interval]", "images", "would separate", "verdict")
+    shown = table(title, columns, cells)
+    emit(value, shown, as_json=as_json)
+
+
+def show(
+    key: Annotated[str, typer.Argument(help="A key or its beginning, or method@bits.")],
+    in_run: InOption = None,
+    results: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that is known of one cell."""
+    store, row = find_row(_stores(results, in_run), key)
+    document = {"file": str(store.path(row.key)), **row.to_dict()}
+    emit(document, _describe(document), as_json=as_json)
+
+
+def export(
+    form: Annotated[str, typer.Argument(help=f"One of {', '.join(publish.FORMATS)}.")],
+    run: RunArgument = DEFAULT,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder; the run's own if absent.")
+    ] = None,
+    results: ResultsOption = RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the rows of a run as a table."""
+    if form not in publish.FORMATS:
+        raise UserError(f"unknown format {form!r}: {did_you_mean(form, publish.FORMATS)}")
+    store = opened(results, run)
+    path = publish.export(store, form, output or store.folder)
+    emit({"file": str(path)}, str(path), as_json=as_json)
+
+
+VERBS: dict[str, Verb] = {
+    "rank": rank,
+    "render": render,
+    "compare": compare,
+    "show": show,
+    "export": export,
+}
+
+
+def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
+    """The one row that ``name`` means: a key or its beginning, or ``[workload/]method@bits``.
+
+    Raises:
+        UserError: no such row, or several.
+    """
+    found: list[tuple[Store, Row]] = []
+    known: list[str] = []
+    for store in stores:
+        for row in store.rows():
+            short = f"{row.cell.method}@{row.cell.bits}"
+            known += [short, row.key]
+            by_key = len(name) >= 4 and row.key.startswith(name.lower())
+            if by_key or name in (short, f"{row.cell.workload}/{short}"):
+                found.append((store, row))
+    if not found:
+        raise UserError(f"no row {name!r}: {did_you_mean(name, known)}")
+    if len(found) > 1:
+        options = ", ".join(f"{row.key} in {store.folder.name}" for store, row in found[:6])
+        raise UserError(
+            f"{name!r} means {len(found)} rows ({options}): give a key, or one run with --in"
+        )
+    return found[0]
+
+
+def _stores(results: Path, in_run: str | None) -> tuple[Store, ...]:
+    names = (in_run,) if in_run else run_names(results)
+    if not names:
+        raise UserError(f"no results in {results}: start with: quantarena run {DEFAULT}")
+    return tuple(opened(results, name) for name in names)
+
+
+def _planned(store: Store) -> Planned:
+    """The plan of a folder; one that has lost its plan shows the rows it has."""
+    cells = tuple(row.cell for row in store.rows())
+    return store.read_planned() or Planned(store.folder.name, "quantarena run", cells)
+
+
+def _short(row: Row) -> str:
+    return f"{row.cell.method}@{row.cell.bits}"
+
+
+def _pm(d: Difference) -> str:
+    value = f"{d.mean:+.4g}"
+    interval = "" if d.low is None or d.high is None else f" [{d.low:+.4g}, {d.high:+.4g}]"
+    return value + interval + (f" {d.unit}" if d.unit else "")
+
+
+def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
+    """A table for each board, and what could not be ranked."""
+    for found in value["boards"]:
+        judged = f"{found['board']['workload']}, judged by {found['metric'] or 'nothing'}"
+        yield table(
+            f"{judged}, {found['votes']} votes of {found['size']}",
+            ("place", "method", "score [95 % interval]", "tie group"),
+            [
+                (
+                    s["place"],
+                    s["contestant"],
+                    f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
+                    s["group"],
+                )
+                for s in found["standings"]
+            ],
+        )
+        for name, reason in found["unranked"].items():
+            yield f"not ranked: {name} ({reason})"
+
+
+def _describe(value: Any, depth: int = 0) -> list[str]:
+    """A document as indented lines; what is empty is left out."""
+    pad, lines = "  " * depth, []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, item in items:
+        label = f"{pad}{name}:" if isinstance(value, dict) else f"{pad}-"
+        if item in (None, "", [], {}, ()):
+            continue
+        if isinstance(item, dict | list | tuple):
+            lines += [label, *_describe(item, depth + 1)]
+        else:
+            lines.append(f"{label} {item:.6g}" if isinstance(item, float) else f"{label} {item}")
+    return lines

@@ -1,0 +1,83 @@
+"""The page and the tables of a results folder, written again only when something changed."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quantarena.bench import files
+from quantarena.bench.report.texttables import latex, markdown
+from quantarena.bench.schema import Row
+from quantarena.bench.spec import content_key
+from quantarena.bench.store import Planned, Store, digest
+
+PAGE = "leaderboard.html"
+FORMATS = ("csv", "parquet", "latex", "md")
+
+
+def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
+    """Rank, render and export, unless the page shows these very rows already.
+
+    Returns:
+        The page.
+    """
+    rows = store.rows()
+    stamp = _stamp(rows, planned)
+    mark, page = store.folder / ".page.json", store.folder / PAGE
+    if not force and page.is_file() and _read(mark) == stamp:
+        return page
+    leaderboard("ranking").write_ranking(store.folder)
+    page = leaderboard("page").render(
+        store.folder, grid_title=planned.title, planned=planned.cells, command=planned.command
+    )
+    files.write_atomic(mark, json.dumps(stamp))
+    return Path(page)
+
+
+def export(store: Store, form: str, folder: Path) -> Path:
+    """Write the rows as a table of that form.
+
+    Returns:
+        The file.
+    """
+    files.ensure_folder(folder)
+    rows = store.rows()
+    if form in ("csv", "parquet"):
+        leaderboard("export").export_tables(rows, folder)
+        return folder / f"rows.{form}"
+    path = folder / ("rows.tex" if form == "latex" else "rows.md")
+    files.write_atomic(path, (latex if form == "latex" else markdown)(rows))
+    return path
+
+
+def leaderboard(module: str) -> Any:
+    """A module of the leaderboard; it reads rows and imports no torch."""
+    return importlib.import_module(f"quantarena.leaderboard.{module}")
+
+
+def _stamp(rows: Sequence[Row], planned: Planned) -> str:
+    """Of all that the page depends on: rows, plan, and the code that draws it."""
+    folder = Path(importlib.import_module("quantarena.leaderboard").__file__ or "").parent
+    code = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            code.update(path.read_bytes())
+    return content_key(
+        [
+            [digest(row.to_dict()) for row in rows],
+            planned.title,
+            planned.command,
+            [cell.key for cell in planned.cells],
+            code.hexdigest(),
+        ],
+        32,
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

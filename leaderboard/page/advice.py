@@ -1,0 +1,147 @@
+"""What to ship: one sentence a workload, by a rule that is printed beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantarena.leaderboard.page.boards import short_name
+from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.pareto import Span, overlap, span_of
+from quantarena.leaderboard.page.wording import interval, number, percent, times
+
+TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
+"""How much fidelity speed may cost, in the judge's metric, against the nearest packed method."""
+
+SHIP, MEMORY, NOTHING = "ship", "memory", "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The answer for one board.
+
+    Attributes:
+        kind: ``ship`` (faster), ``memory`` (smaller but not faster) or ``nothing``.
+        headline: a few words.
+        sentence: the evidence.
+        choice: the entry meant, None when full precision stays.
+        rule: how it was chosen.
+    """
+
+    kind: str
+    headline: str
+    sentence: str
+    choice: Entry | None
+    rule: str
+
+
+def advise(entries: Sequence[Entry], metric: str | None) -> Advice:
+    """Pick what to ship among the packed entries that the plot can compare."""
+    packed = [entry for entry in entries if entry.timed and entry.ok and not entry.is_fp]
+    if metric is None or not any(entry.ok and not entry.is_fp for entry in entries):
+        return Advice(
+            NOTHING,
+            "Stay with full precision for now",
+            "No quantized cell has finished, so there is no evidence for anything else.",
+            None,
+            rule_text(metric),
+        )
+    spans = {entry.name: span for entry in packed if (span := span_of(entry, metric))}
+    usable = [entry for entry in packed if entry.name in spans]
+    if not usable:
+        return Advice(
+            NOTHING,
+            "No measured speed-up, so stay with full precision",
+            "No cell ran on packed integer kernels with its latency measured. The fidelity board "
+            "below stands; simulated or reference latency says nothing about speed.",
+            None,
+            rule_text(metric),
+        )
+    near = _near(usable, spans, metric)
+    faster = [entry for entry in near if _ratio(entry).low > 1.0]
+    if faster:
+        return _ship(faster, spans, metric)
+    return _not_faster(usable, near, spans, metric)
+
+
+def rule_text(metric: str | None) -> str:
+    """The rule in words."""
+    if metric is None:
+        return "Only finished cells with per-image scores can be recommended."
+    name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
+    return (
+        f"Among cells on packed kernels: keep those whose {name} interval ends within {width:g} of "
+        "the nearest one’s; of these the fastest whose speed-up interval is above 1. Speeds whose "
+        "intervals overlap are tied; then fidelity rank decides, then size."
+    )
+
+
+def _near(usable: Sequence[Entry], spans: dict[str, Span], metric: str) -> list[Entry]:
+    family = metric.split("/")[0]
+    if family == "lpips":
+        limit = min(spans[entry.name].high for entry in usable) + TOLERANCE[family]
+        return [entry for entry in usable if spans[entry.name].high <= limit]
+    limit = max(spans[entry.name].low for entry in usable) - TOLERANCE[family]
+    return [entry for entry in usable if spans[entry.name].low >= limit]
+
+
+def _ship(faster: Sequence[Entry], spans: dict[str, Span], metric: str) -> Advice:
+    lead = max(faster, key=lambda entry: _ratio(entry).value)
+    tied = [e for e in faster if overlap(_ratio(e).ends, _ratio(lead).ends)]
+    choice = min(tied, key=lambda e: (_place(e), e.share or 1.0, e.name))
+    ratio = _ratio(choice)
+    size = f", in {percent(choice.share)} of its bytes" if choice.share is not None else ""
+    return Advice(
+        SHIP,
+        f"Ship {choice.title} at {choice.bits}",
+        f"A step takes {percent(1 / ratio.value)} of full precision’s time ({times(ratio.value)}× "
+        f"as fast, 95 % interval {times(ratio.low)} to {times(ratio.high)}){size}; "
+        f"{_distance(spans[choice.name], metric)}.",
+        choice,
+        rule_text(metric),
+    )
+
+
+def _not_faster(
+    usable: Sequence[Entry], near: Sequence[Entry], spans: dict[str, Span], metric: str
+) -> Advice:
+    lead = max(usable, key=lambda entry: _ratio(entry).value)
+    quick = _ratio(lead)
+    if quick.low > 1.0:
+        speed = (
+            f"What is faster ({lead.title} {lead.bits}, {quick.value:.2f}×) strays too far from "
+            "full precision"
+        )
+    else:
+        speed = (
+            "Nothing here is faster than full precision: the best speed-up is "
+            f"{quick.value:.2f}× (95 % interval {quick.low:.2f} to {quick.high:.2f})"
+        )
+    small = [entry for entry in near if entry.share is not None and entry.share < 1.0]
+    if not small:
+        return Advice(NOTHING, "Stay with full precision", f"{speed}.", None, rule_text(metric))
+    choice = min(small, key=lambda e: (round(e.share or 1.0, 3), _place(e), e.name))
+    return Advice(
+        MEMORY,
+        "Stay with full precision, unless memory binds",
+        f"{speed}. For memory alone, {choice.title} at {choice.bits} needs "
+        f"{percent(choice.share)} of "
+        f"the bytes at {_ratio(choice).value:.2f}× the speed; "
+        f"{_distance(spans[choice.name], metric)}.",
+        choice,
+        rule_text(metric),
+    )
+
+
+def _distance(span: Span, metric: str) -> str:
+    return (
+        f"{short_name(metric)} to full precision {number(span.value, span.low, span.high)} "
+        f"({interval(span.low, span.high)})"
+    )
+
+
+def _ratio(entry: Entry) -> Span:
+    time = entry.latency
+    return Span(time.ratio, time.ratio_low, time.ratio_high) if time else Span(0.0, 0.0, 0.0)
+
+
+def _place(entry: Entry) -> int:
+    return entry.standing.place if entry.standing else 10**6

@@ -1,0 +1,218 @@
+"""One table line: all that is known about one contestant of one board, over its seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from quantarena.bench.schema import Latency, Measurement, Observed, Parity, Row, Status
+from quantarena.bench.spec import Cell
+from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
+from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
+
+MISSING = "missing"
+"""State of a planned cell that has no row."""
+
+_STATES = [Status.OK, Status.SKIPPED, Status.TIMEOUT, Status.OOM, Status.FAILED]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contestant of a board.
+
+    Attributes:
+        name: ``method@bits``.
+        method: name of the method.
+        title: name to print.
+        bits: requested bits.
+        board: where it stands.
+        state: a status, or ``missing``; the worst of all seeds.
+        reason: why it is not ok, or why only a part of it is.
+        rows: its rows, one a seed, ok or not.
+        cells: its planned cells and those of its rows.
+        standing: its rank, None where it has none.
+        unranked: why it has none.
+        figures: its measurements over the ok seeds.
+        observed: what the model holds.
+        latency: times over the ok seeds.
+        parity: the worst of the ok seeds.
+    """
+
+    name: str
+    method: str
+    title: str
+    bits: str
+    board: BoardId
+    state: str
+    reason: str
+    rows: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    standing: Standing | None
+    unranked: str
+    figures: tuple[Measurement, ...]
+    observed: Observed | None
+    latency: Latency | None
+    parity: Parity | None
+
+    @property
+    def is_fp(self) -> bool:
+        """True for full precision, the reference."""
+        return self.method == FP_METHOD
+
+    @property
+    def ok(self) -> bool:
+        """True when at least one seed finished."""
+        return any(row.status is Status.OK for row in self.rows)
+
+    @property
+    def backend(self) -> str:
+        """What made the images."""
+        return next((row.backend for row in self.rows if row.status is Status.OK), "")
+
+    @property
+    def timed(self) -> bool:
+        """True when its latency may be ranked: integer kernels, and they agree with the float."""
+        agrees = self.parity is None or self.parity.max_rel <= self.parity.limit
+        return self.latency is not None and self.latency.backend == "packed" and agrees
+
+    @property
+    def share(self) -> float | None:
+        """Packed bytes as a share of full precision's."""
+        seen = self.observed
+        return seen.packed_bytes / seen.fp_bytes if seen and seen.fp_bytes else None
+
+    @property
+    def at_width(self) -> float | None:
+        """Share of MACs that run at the requested bits."""
+        return self.observed.coverage.get(self.bits, 0.0) if self.observed else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all stages and seeds."""
+        return sum(sum(row.seconds.values()) for row in self.rows)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Distinct warnings of its rows."""
+        return tuple(dict.fromkeys(line for row in self.rows for line in row.warnings))
+
+    def figure(self, name: str) -> Measurement | None:
+        """The measurement of that exact name."""
+        return next((figure for figure in self.figures if figure.name == name), None)
+
+
+def board_entries(
+    board: BoardId, rows: Sequence[Row], planned: Sequence[Cell], ranking: BoardRanking | None
+) -> tuple[Entry, ...]:
+    """Every contestant of a board: the reference, then by rank, then unranked, then not ok."""
+    cells: dict[str, dict[Cell, None]] = {}
+    for cell in [*planned, *(row.cell for row in rows)]:
+        if BoardId.of(cell) == board:
+            cells.setdefault(contestant(cell), {})[cell] = None
+    owned: dict[str, list[Row]] = {name: [] for name in cells}
+    for row in rows:
+        owned[contestant(row.cell)].append(row)
+    titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
+    entries = [
+        _entry(name, titles, board, tuple(owned[name]), tuple(cells[name]), ranking)
+        for name in cells
+    ]
+    return tuple(sorted(entries, key=_order))
+
+
+def _entry(
+    name: str,
+    titles: Mapping[str, str],
+    board: BoardId,
+    rows: tuple[Row, ...],
+    cells: tuple[Cell, ...],
+    ranking: BoardRanking | None,
+) -> Entry:
+    good = [row for row in rows if row.status is Status.OK]
+    state, reason = _state(rows, cells)
+    times = [row.latency for row in good if row.latency is not None]
+    parities = [row.parity for row in good if row.parity is not None]
+    return Entry(
+        name=name,
+        method=cells[0].method,
+        title=titles.get(cells[0].method, cells[0].method),
+        bits=cells[0].bits,
+        board=board,
+        state=state,
+        reason=reason,
+        rows=rows,
+        cells=cells,
+        standing=ranking.standing(name) if ranking else None,
+        unranked=ranking.unranked.get(name, "") if ranking else "",
+        figures=combined([row.measurements for row in good]),
+        observed=next((row.observed for row in good if row.observed), None),
+        latency=_mean_latency(times),
+        parity=max(parities, key=lambda parity: parity.max_rel, default=None),
+    )
+
+
+def _state(rows: Sequence[Row], cells: Sequence[Cell]) -> tuple[str, str]:
+    done = {row.cell for row in rows}
+    worst = max(rows, key=lambda row: _STATES.index(row.status), default=None)
+    absent = [cell for cell in cells if cell not in done]
+    if worst is not None and worst.status is not Status.OK:
+        state, reason = worst.status.value, worst.reason or "no reason given"
+    elif absent:
+        state, reason = MISSING, "planned, but it has not run yet"
+    else:
+        return Status.OK.value, ""
+    if len(cells) > 1:
+        good = sum(row.status is Status.OK for row in rows)
+        reason = f"{reason} ({good} of {len(cells)} seeds ok)"
+    return state, reason
+
+
+def combined(seeds: Sequence[Sequence[Measurement]]) -> tuple[Measurement, ...]:
+    """Means over seeds. Half widths add in quadrature: seeds are independent runs."""
+    names = list(dict.fromkeys(m.name for measurements in seeds for m in measurements))
+    return tuple(
+        _mean_measurement([m for ms in seeds for m in ms if m.name == name]) for name in names
+    )
+
+
+def _mean_measurement(same: Sequence[Measurement]) -> Measurement:
+    known = [(m, m.value) for m in same if m.value is not None]
+    if len(same) == 1 or not known:
+        return same[0]
+    count = len(known)
+    value = sum(v for _, v in known) / count
+    below = [v - m.low for m, v in known if m.low is not None]
+    above = [m.high - v for m, v in known if m.high is not None]
+    whole = len(below) == len(above) == count
+    return replace(
+        known[0][0],
+        value=value,
+        low=value - float(np.linalg.norm(below)) / count if whole else None,
+        high=value + float(np.linalg.norm(above)) / count if whole else None,
+        n=sum(m.n for m, _ in known),
+    )
+
+
+def _mean_latency(times: Sequence[Latency]) -> Latency | None:
+    if len(times) < 2:
+        return times[0] if times else None
+    fields = ("step_ms", "step_iqr_ms", "fp_step_ms", "ratio", "ratio_low", "ratio_high")
+    means: Mapping[str, float] = {
+        field: float(np.mean([getattr(time, field) for time in times]))
+        for field in (*fields, "image_ms")
+    }
+    slowest = next((time for time in times if time.backend != "packed"), times[0])
+    return replace(
+        slowest,
+        rounds=sum(time.rounds for time in times),
+        peak_bytes=max(time.peak_bytes for time in times),
+        **means,  # type: ignore[arg-type]
+    )
+
+
+def _order(entry: Entry) -> tuple[int, float, str, str]:
+    if entry.is_fp:
+        return (0, 0.0, entry.bits, entry.name)
+    if entry.standing is not None:
+        return (1, -entry.standing.mu, entry.name, "")
+    return (2 if entry.ok else 3, 0.0, entry.state, "")

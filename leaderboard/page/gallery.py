@@ -1,0 +1,148 @@
+"""Same-seed images as data URIs, inside a budget of bytes. The browser draws the difference."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from quantarena.bench.schema import Row, Status
+from quantarena.leaderboard.page.entries import Entry
+
+LADDER = ((8, 128), (8, 96), (6, 96), (6, 64), (4, 64), (3, 48), (2, 32))
+"""Images a contestant and their longest side, from generous to frugal."""
+
+BUDGET = 3_400_000
+"""Characters of data URIs on one page; leaves room for the rest below five megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnails:
+    """Images of one entry by position; an empty string where there is none."""
+
+    entry: Entry
+    uris: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Same-seed images of one board.
+
+    Attributes:
+        reference: of full precision.
+        others: of each contestant.
+        captions: what each position was asked to show.
+        side: pixels of the longest side, for the choice of a sharp or a smooth enlargement.
+        left_out: contestants without images or beyond the budget.
+    """
+
+    reference: Thumbnails
+    others: tuple[Thumbnails, ...]
+    captions: tuple[str, ...]
+    side: int
+    left_out: tuple[str, ...] = ()
+
+
+def make_galleries(
+    folder: Path, boards: Sequence[Sequence[Entry]], *, budget: int = BUDGET
+) -> tuple[Gallery | None, ...]:
+    """One gallery a board, all of them inside the budget together.
+
+    The first images by number are shown, never chosen ones. A board without images of its full
+    precision has no gallery, since there is nothing to compare with.
+    """
+    shown = sum(bool(entry.ok) for entries in boards for entry in entries)
+    for count, side in LADDER:
+        samples = [
+            _thumbnails(folder, fp, count, side) for entries in boards if (fp := _fp(entries))
+        ]
+        sizes = [sum(map(len, sample.uris)) for sample in samples if any(sample.uris)]
+        # Noise compresses worse than full precision does, hence the allowance.
+        if not sizes or 1.5 * shown * sum(sizes) / len(sizes) <= budget:
+            break
+    spent = 0
+    galleries = []
+    for entries in boards:
+        gallery = _gallery(folder, entries, count, side, budget - spent)
+        galleries.append(gallery)
+        if gallery:
+            spent += sum(len(u) for t in (gallery.reference, *gallery.others) for u in t.uris)
+    return tuple(galleries)
+
+
+def _gallery(
+    folder: Path, entries: Sequence[Entry], count: int, side: int, budget: int
+) -> Gallery | None:
+    fp = _fp(entries)
+    reference = _thumbnails(folder, fp, count, side) if fp else None
+    if fp is None or reference is None or not any(reference.uris):
+        return None
+    left = budget - sum(map(len, reference.uris))
+    if left < 0:
+        return None
+    others, left_out = [], []
+    for entry in entries:
+        if entry.is_fp or not entry.ok:
+            continue
+        thumbs = _thumbnails(folder, entry, count, side)
+        cost = sum(map(len, thumbs.uris))
+        if not cost or cost > left:
+            left_out.append(f"{entry.title} {entry.bits}")
+            continue
+        left -= cost
+        others.append(thumbs)
+    row = _first_ok(fp)
+    captions = tuple(_caption(row, number) for number in range(len(reference.uris)))
+    return Gallery(reference, tuple(others), captions, _side(folder, row), tuple(left_out))
+
+
+def _fp(entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in entries if entry.is_fp and entry.ok), None)
+
+
+def _first_ok(entry: Entry) -> Row:
+    return next(row for row in entry.rows if row.status is Status.OK)
+
+
+def _paths(folder: Path, row: Row, count: int) -> list[Path]:
+    name = row.artefacts.get("images")
+    return [folder / name / f"{number:04d}.png" for number in range(count)] if name else []
+
+
+def _thumbnails(folder: Path, entry: Entry, count: int, side: int) -> Thumbnails:
+    uris = [_uri(path, side) for path in _paths(folder, _first_ok(entry), count)]
+    while uris and not uris[-1]:
+        uris.pop()
+    return Thumbnails(entry, tuple(uris))
+
+
+def _side(folder: Path, row: Row) -> int:
+    for path in _paths(folder, row, 1):
+        with Image.open(path) as image:
+            return max(image.size)
+    return 0
+
+
+def _uri(path: Path, side: int) -> str:
+    """A lossless WebP: an amplified difference would show what a lossy one adds."""
+    try:
+        with Image.open(path) as source:
+            image = source.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError):
+        return ""
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=True, quality=60, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _caption(row: Row, number: int) -> str:
+    """The prompt or class of an image where the row tells, else its number."""
+    for name in ("prompts", "captions", "classes", "labels"):
+        texts = row.workload.get(name)
+        if isinstance(texts, list | tuple) and number < len(texts):
+            return str(texts[number])
+    return f"seed {row.cell.seed}, image {number}"

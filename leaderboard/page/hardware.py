@@ -1,0 +1,54 @@
+"""Where the rows were measured, in a few words and in full."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantarena.bench.schema import Row
+from quantarena.leaderboard.page.wording import facts
+
+SAME = ("cpu", "cores", "gpu")
+"""What makes two rows' times comparable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine.
+
+    Attributes:
+        name: in a few words.
+        facts: everything its first row tells.
+        rows: how many rows come from it.
+        varied: what else differs between them, such as the commit.
+    """
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    rows: int
+    varied: tuple[str, ...]
+
+
+def machines(rows: Sequence[Row]) -> tuple[Machine, ...]:
+    """The machines behind these rows, in the order of first appearance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.machine:
+            identity = str([row.machine.get(name) for name in SAME])
+            groups.setdefault(identity, []).append(row.machine)
+    return tuple(_machine(group) for group in groups.values())
+
+
+def _machine(group: Sequence[dict[str, Any]]) -> Machine:
+    first = group[0]
+    keys = dict.fromkeys(key for found in group for key in found)
+    varied = tuple(key for key in keys if any(one.get(key) != first.get(key) for one in group))
+    return Machine(_name(first), tuple(facts(first)), len(group), varied)
+
+
+def _name(machine: dict[str, Any]) -> str:
+    gpu = machine.get("gpu")
+    if isinstance(gpu, dict) and gpu.get("name"):
+        return str(gpu["name"])
+    cores = machine.get("cores")
+    cpu = str(machine.get("cpu") or "an unnamed processor")
+    return f"{cpu}, {cores} cores" if cores else cpu

@@ -1,0 +1,260 @@
+"""The leaderboard page: one HTML file that needs no network, and no JavaScript to be read."""
+
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from quantarena.bench.files import write_atomic
+from quantarena.bench.schema import Measurement, Row
+from quantarena.bench.spec import Cell
+from quantarena.leaderboard.page import plot, wording
+from quantarena.leaderboard.page.advice import Advice, advise
+from quantarena.leaderboard.page.boards import (
+    FIDELITY,
+    QUALITY,
+    metrics_of,
+    quality_places,
+    short_name,
+)
+from quantarena.leaderboard.page.entries import Entry, board_entries
+from quantarena.leaderboard.page.export import export_tables
+from quantarena.leaderboard.page.gallery import Gallery, make_galleries
+from quantarena.leaderboard.page.hardware import machines
+from quantarena.leaderboard.page.pareto import size_points, speed_points
+from quantarena.leaderboard.ranking.judge import FAMILIES
+from quantarena.leaderboard.ranking.ranking import BoardRanking, Ranking, rank_results
+from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_COLUMNS = 3
+"""Metrics of fidelity in the table; with more, speed and size would be off the page."""
+IN_RECORDS = ("latent-mse", "ssim")
+"""Which of them stand in the cell's record alone when there are more."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """Everything the template needs about one board.
+
+    Attributes:
+        number: position on the page, from 1; makes identifiers.
+        board: what is compared.
+        title: heading.
+        ranking: judge and standings.
+        entries: table lines.
+        fidelity: columns of the fidelity board.
+        quality: columns of the quality board.
+        uncomputed: measurements of quality that no entry has a number for.
+        places: places on the quality board, by metric and entry.
+        advice: what to ship.
+        speed: the plot against speed-up.
+        size: the plot against bytes.
+        gallery: images, if any.
+        scale: axis of the small score intervals.
+        higher: the judge's metric is better when higher.
+    """
+
+    number: int
+    board: BoardId
+    title: str
+    ranking: BoardRanking | None
+    entries: tuple[Entry, ...]
+    fidelity: tuple[Measurement, ...]
+    quality: tuple[Measurement, ...]
+    uncomputed: tuple[Measurement, ...]
+    places: dict[str, dict[str, int]]
+    advice: Advice
+    speed: plot.Plot | None
+    size: plot.Plot | None
+    gallery: Gallery | None
+    scale: plot.Axis | None
+    higher: bool
+
+    @property
+    def reference(self) -> Row | None:
+        """A row that describes the workload: full precision's if it finished."""
+        rows = [row for entry in self.entries if entry.ok for row in entry.rows]
+        return rows[0] if rows else None
+
+
+def render(folder: Path, *, grid_title: str, planned: Sequence[Cell], command: str) -> Path:
+    """Write ``leaderboard.html``, ``rows.csv`` and ``rows.parquet`` into a results folder.
+
+    Args:
+        folder: such as ``results/quick``.
+        grid_title: of the page.
+        planned: every planned cell; those without a row are shown as missing.
+        command: that reproduces the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_rows(folder)
+    export_tables(loaded.rows, folder)
+    ranking = rank_results(folder)
+    page = page_html(
+        folder,
+        loaded.rows,
+        ranking,
+        grid_title=grid_title,
+        planned=planned,
+        command=command,
+        problems=loaded.problems,
+    )
+    path = folder / "leaderboard.html"
+    write_atomic(path, page)
+    return path
+
+
+def page_html(
+    folder: Path,
+    rows: Sequence[Row],
+    ranking: Ranking,
+    *,
+    grid_title: str,
+    planned: Sequence[Cell],
+    command: str,
+    problems: Sequence[str] = (),
+) -> str:
+    """The page as text."""
+    views = board_views(folder, rows, ranking, planned)
+    entries = [entry for view in views for entry in view.entries]
+    context: dict[str, Any] = {
+        "title": grid_title,
+        "command": command,
+        "views": views,
+        "entries": entries,
+        "key": plot.key_of(entries),
+        "tally": tally(entries),
+        "ranking": ranking,
+        "problems": problems,
+        "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
+        "machines": machines(rows),
+        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": _version(),
+        "python": platform.python_version(),
+        "style": _inline("style.css"),
+        "script": _inline("page.js"),
+        "plot": plot,
+        "short_name": short_name,
+    }
+    return _environment().get_template("page.html.j2").render(context)
+
+
+def board_views(
+    folder: Path, rows: Sequence[Row], ranking: Ranking, planned: Sequence[Cell]
+) -> tuple[BoardView, ...]:
+    """One view a board, in the order of the plan, boards outside it last."""
+    owned = by_board(rows)
+    boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *owned]))
+    tables = [
+        board_entries(board, owned.get(board, ()), planned, ranking.board(board))
+        for board in boards
+    ]
+    key = plot.key_of([entry for entries in tables for entry in entries])
+    galleries = make_galleries(folder, tables)
+    titles = [board.title for board in boards]
+    return tuple(
+        _view(
+            number,
+            board,
+            board.title if titles.count(board.title) == 1 else f"{board.title} · {board.budget}",
+            ranking.board(board),
+            entries,
+            gallery,
+            key,
+        )
+        for number, (board, entries, gallery) in enumerate(
+            zip(boards, tables, galleries, strict=True), 1
+        )
+    )
+
+
+def _view(
+    number: int,
+    board: BoardId,
+    title: str,
+    ranking: BoardRanking | None,
+    entries: tuple[Entry, ...],
+    gallery: Gallery | None,
+    key: plot.Key,
+) -> BoardView:
+    asked = metrics_of(entries, QUALITY)
+    quality = tuple(m for m in asked if any(_known(entry, m.name) for entry in entries))
+    metric = ranking.metric if ranking else None
+    higher = FAMILIES[metric.split("/")[0]] if metric else False
+    standings = ranking.standings if ranking else ()
+    speed = speed_points(entries, metric, y_higher=higher) if metric else ()
+    size = size_points(entries, metric, y_higher=higher) if metric else ()
+    ends = [end for s in standings for end in (s.low, s.high)]
+    return BoardView(
+        number=number,
+        board=board,
+        title=title,
+        ranking=ranking,
+        entries=entries,
+        fidelity=_columns(metrics_of(entries, FIDELITY)),
+        quality=quality,
+        uncomputed=tuple(m for m in asked if m not in quality),
+        places={figure.name: quality_places(entries, figure.name) for figure in quality},
+        advice=advise(entries, metric),
+        speed=plot.make_plot(speed, key, include_x=1.0),
+        size=plot.make_plot(size, key, x_zero=True),
+        gallery=gallery,
+        scale=plot.Axis(min(ends) - 1, max(ends) + 1, 0, 76) if ends else None,
+        higher=higher,
+    )
+
+
+def _known(entry: Entry, name: str) -> bool:
+    figure = entry.figure(name)
+    return figure is not None and figure.value is not None
+
+
+def tally(entries: Sequence[Entry]) -> dict[str, int]:
+    """Cells by state, such as ``{"ok": 18, "failed": 1}``."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        states = [row.status.value for row in entry.rows]
+        states += ["missing"] * (len(entry.cells) - len(entry.rows))
+        for state in states:
+            found[state] = found.get(state, 0) + 1
+    order = ["ok", "skipped", "timeout", "oom", "failed", "missing"]
+    return {state: found[state] for state in order if state in found}
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("quantarena")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _inline(name: str) -> Markup:
+    """One of our own files, as it stands."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= wording.FILTERS
+    return environment
+
+
+def _columns(found: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    kept = list(found)
+    for name in IN_RECORDS:
+        if len(kept) > MOST_COLUMNS:
+            kept = [m for m in kept if m.name.split("/")[0] != name]
+    return tuple(kept)

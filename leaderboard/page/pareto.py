@@ -1,0 +1,115 @@
+"""Which methods are worth a look when two things matter at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from quantarena.leaderboard.page.entries import Entry
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> Ends:
+        """The interval."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One entry in a plot of two measures.
+
+    Attributes:
+        entry: what it is.
+        x: horizontal measure.
+        y: vertical measure.
+        dominated: another point is at least as good in both, and surely better in one.
+        by: that other point's name.
+    """
+
+    entry: Entry
+    x: Span
+    y: Span
+    dominated: bool = False
+    by: str = ""
+
+
+def overlap(one: Ends, other: Ends) -> bool:
+    """True when two intervals share a point: a tie."""
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def dominates(one: Point, other: Point, *, x_higher: bool = True, y_higher: bool = False) -> bool:
+    """At least as good on both axes, and apart from the other's interval on at least one."""
+
+    def good(a: Span, b: Span, higher: bool) -> bool:
+        return a.value >= b.value if higher else a.value <= b.value
+
+    if not (good(one.x, other.x, x_higher) and good(one.y, other.y, y_higher)):
+        return False
+    return not (overlap(one.x.ends, other.x.ends) and overlap(one.y.ends, other.y.ends))
+
+
+def front(
+    points: Sequence[Point], *, x_higher: bool = True, y_higher: bool = False
+) -> tuple[Point, ...]:
+    """The same points, each marked whether another one dominates it."""
+    marked = []
+    for point in points:
+        rivals = [
+            rival
+            for rival in points
+            if rival is not point and dominates(rival, point, x_higher=x_higher, y_higher=y_higher)
+        ]
+        by = rivals[0].entry.name if rivals else ""
+        marked.append(Point(point.entry, point.x, point.y, bool(rivals), by))
+    return tuple(marked)
+
+
+def speed_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
+    """Fidelity against speed-up; only latencies that may be ranked."""
+    points = []
+    for entry in entries:
+        y = span_of(entry, metric)
+        if y and entry.timed and entry.latency:
+            time = entry.latency
+            x = Span(time.ratio, time.ratio_low, time.ratio_high)
+            points.append(Point(entry, x, y))
+    return front(points, y_higher=y_higher)
+
+
+def size_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
+    """Fidelity against packed bytes as a share of full precision's.
+
+    Bytes are exact, but less than one percent of full precision's decides nothing.
+    """
+    points = []
+    for entry in entries:
+        y, share = span_of(entry, metric), entry.share
+        if y and share is not None and not entry.is_fp:
+            points.append(Point(entry, Span(share, share, share), y))
+    whole = [replace(point, x=_whole_percent(point.x)) for point in points]
+    marked = front(whole, x_higher=False, y_higher=y_higher)
+    return tuple(replace(m, x=point.x) for m, point in zip(marked, points, strict=True))
+
+
+def _whole_percent(span: Span) -> Span:
+    value = round(span.value, 2)
+    return Span(value, value, value)
+
+
+def span_of(entry: Entry, metric: str) -> Span | None:
+    """A measurement as a span; without an interval its ends are its value."""
+    figure = entry.figure(metric)
+    if figure is None or figure.value is None:
+        return None
+    low = figure.value if figure.low is None else figure.low
+    high = figure.value if figure.high is None else figure.high
+    return Span(figure.value, low, high)

@@ -1,0 +1,244 @@
+"""Geometry of the Pareto plots; the template draws what this computes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.pareto import Point, Span
+
+WIDTH, HEIGHT = 560.0, 380.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 18.0, 18.0, 52.0
+GLYPH = 6.7
+"""Width of one character of a label, roughly: enough to keep labels apart."""
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "hexagon")
+COLOURS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A grid line."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scale from values to pixels.
+
+    Attributes:
+        low: smallest value shown.
+        high: largest value shown.
+        start: pixel of ``low``.
+        end: pixel of ``high``.
+        log: logarithmic.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Pixel of a value, held inside the axis."""
+        low, high, value = (
+            (math.log10(self.low), math.log10(self.high), math.log10(max(value, self.low)))
+            if self.log
+            else (self.low, self.high, value)
+        )
+        share = min(max((value - low) / (high - low), 0.0), 1.0)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> tuple[Tick, ...]:
+        """Round values inside the axis."""
+        return tuple(Tick(self.at(v), f"{v:g}") for v in _round_values(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A drawn point.
+
+    Attributes:
+        point: what it is.
+        x: pixel.
+        y: pixel.
+        x_low: pixel of the whisker's left end.
+        x_high: right end.
+        y_low: pixel of the whisker's lower value.
+        y_high: upper value.
+        colour: number of the method's colour.
+        shape: name of the bits' shape.
+        label: text beside it, empty where there is no room or no need.
+        label_x: pixel of the text.
+        label_y: pixel of the text.
+        anchor: ``start``, ``middle`` or ``end``.
+    """
+
+    point: Point
+    x: float
+    y: float
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    colour: int
+    shape: str
+    label: str = ""
+    label_x: float = 0.0
+    label_y: float = 0.0
+    anchor: str = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot ready to draw; ``line`` is the front from left to right, in pixels."""
+
+    x: Axis
+    y: Axis
+    marks: tuple[Mark, ...]
+    line: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One colour a method, one shape a bit-width, the same in every plot of a page."""
+
+    methods: tuple[str, ...]
+    bits: tuple[str, ...]
+
+    def colour(self, entry: Entry) -> int:
+        """Number of the colour."""
+        return self.methods.index(entry.method) % COLOURS
+
+    def shape(self, bits: str) -> str:
+        """Name of the shape."""
+        return SHAPES[self.bits.index(bits) % len(SHAPES)]
+
+
+def key_of(entries: Sequence[Entry]) -> Key:
+    """Colours and shapes for all entries of a page, full precision left out."""
+    rest = [entry for entry in entries if not entry.is_fp]
+    methods = tuple(sorted({entry.method for entry in rest}))
+    return Key(methods, tuple(sorted({entry.bits for entry in rest}, reverse=True)))
+
+
+def make_plot(
+    points: Sequence[Point], key: Key, *, include_x: float | None = None, x_zero: bool = False
+) -> Plot | None:
+    """Lay out a plot; None without points.
+
+    Args:
+        points: to draw.
+        key: colours and shapes.
+        include_x: a value that the horizontal axis must hold, such as 1 for no speed-up.
+        x_zero: start the horizontal axis at zero.
+    """
+    if not points:
+        return None
+    x_spans = [p.x for p in points]
+    if include_x is not None:
+        x_spans.append(Span(include_x, include_x, include_x))
+    x = _axis(x_spans, LEFT, WIDTH - RIGHT, zero=x_zero)
+    y = _axis([p.y for p in points], HEIGHT - BOTTOM, TOP, zero=True, may_log=True)
+    bare = [_mark(point, x, y, key) for point in points]
+    best = sorted((mark for mark in bare if not mark.point.dominated), key=lambda m: (m.x, m.y))
+    return Plot(x, y, _labelled(bare), tuple((mark.x, mark.y) for mark in best))
+
+
+def _mark(point: Point, x: Axis, y: Axis, key: Key) -> Mark:
+    return Mark(
+        point,
+        x.at(point.x.value),
+        y.at(point.y.value),
+        x.at(point.x.low),
+        x.at(point.x.high),
+        y.at(point.y.low),
+        y.at(point.y.high),
+        key.colour(point.entry),
+        key.shape(point.entry.bits),
+    )
+
+
+def _axis(
+    spans: Sequence[Span], start: float, end: float, *, zero: bool, may_log: bool = False
+) -> Axis:
+    low, high = min(s.low for s in spans), max(s.high for s in spans)
+    if may_log and low > 0 and high / low > 12:
+        return Axis(low / 1.35, high * 1.25, start, end, log=True)
+    from_zero = zero and low >= 0
+    low = 0.0 if from_zero else low
+    pad = 0.09 * ((high - low) or abs(high) or 1.0)
+    return Axis(low if from_zero else low - pad, high + pad, start, end)
+
+
+def _round_values(axis: Axis) -> list[float]:
+    if axis.log:
+        powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
+        values = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
+        return [value for value in values if axis.low <= value <= axis.high]
+    raw = (axis.high - axis.low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first = math.ceil(axis.low / step - 1e-9)
+    last = math.floor(axis.high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+    """Name the front's points where a name fits without touching a point or another name."""
+    taken = [(m.x - 7, m.y - 7, m.x + 7, m.y + 7) for m in marks]
+    taken += [(m.x_low, m.y - 1, m.x_high, m.y + 1) for m in marks]
+    taken += [(m.x - 1, m.y_high, m.x + 1, m.y_low) for m in marks]
+    done = []
+    for mark in marks:
+        done.append(mark)
+        if mark.point.dominated:
+            continue
+        text = f"{mark.point.entry.title} {mark.point.entry.bits}"
+        width = GLYPH * len(text)
+        for anchor, dx, dy in (
+            ("start", 11, 4),
+            ("end", -11, 4),
+            ("start", 8, -8),
+            ("end", -8, -8),
+            ("start", 8, 16),
+            ("end", -8, 16),
+            ("middle", 0, -14),
+            ("middle", 0, 23),
+            ("start", mark.x_high - mark.x + 6, 4),
+            ("end", mark.x_low - mark.x - 6, 4),
+        ):
+            left = mark.x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+            box = (left, mark.y + dy - 11, left + width, mark.y + dy + 3)
+            inside = box[0] > LEFT and box[2] < WIDTH - 4 and box[1] > 2
+            if inside and box[3] < HEIGHT - BOTTOM and not any(_touch(box, t) for t in taken):
+                taken.append(box)
+                done[-1] = _with_label(mark, text, mark.x + dx, mark.y + dy, anchor)
+                break
+    return tuple(done)
+
+
+def _with_label(mark: Mark, text: str, x: float, y: float, anchor: str) -> Mark:
+    return Mark(
+        mark.point,
+        mark.x,
+        mark.y,
+        mark.x_low,
+        mark.x_high,
+        mark.y_low,
+        mark.y_high,
+        mark.colour,
+        mark.shape,
+        text,
+        round(x, 1),
+        round(y, 1),
+        anchor,
+    )
+
+
+def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return not (one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1])

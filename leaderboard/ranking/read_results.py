@@ -1,0 +1,114 @@
+"""Read a results folder. Nothing here writes, and nothing unreadable is dropped in silence."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
+from quantarena.bench.store import parse_row
+from quantarena.leaderboard.ranking.votes import Floats
+
+FP_METHOD = "fp"
+FLOOR_PREFIX = "floor:"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Rows of a folder.
+
+    Attributes:
+        rows: in a fixed order: workload, policy, variant, method, bits, seed.
+        problems: one line for each file that is no row.
+    """
+
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BoardId:
+    """What may be compared with one another.
+
+    Attributes:
+        workload: the model and its conditions.
+        policy: which layers at which widths.
+        variant: formula as published or released code.
+        budget: hash of what a cell may spend.
+    """
+
+    workload: str
+    policy: str
+    variant: str
+    budget: str
+
+    @classmethod
+    def of(cls, cell: Cell) -> "BoardId":
+        """The board that a cell belongs to."""
+        return cls(cell.workload, cell.policy, cell.variant, content_key(cell.budget, 6))
+
+    @property
+    def title(self) -> str:
+        """The workload, and what differs from the default."""
+        extra = [
+            text
+            for text, default in (
+                (f"{self.policy} policy", f"{DEFAULT_POLICY} policy"),
+                (f"{self.variant} variant", f"{DEFAULT_VARIANT} variant"),
+            )
+            if text != default
+        ]
+        return " · ".join([self.workload, *extra])
+
+
+def contestant(cell: Cell) -> str:
+    """Name of what is compared: ``method@bits``, whatever the seed."""
+    return f"{cell.method}@{cell.bits}"
+
+
+def load_rows(folder: Path) -> Loaded:
+    """Read ``folder/rows/*.json``; a folder without rows gives none."""
+    rows: dict[str, Row] = {}
+    problems = []
+    for path in sorted((folder / "rows").glob("*.json")):
+        try:
+            row = _read(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            problems.append(f"{path.name}: {error}")
+        else:
+            rows[row.key] = row
+    return Loaded(tuple(sorted(rows.values(), key=_order)), tuple(problems))
+
+
+def _read(text: str) -> Row:
+    """A row as the store writes it, or without its digest as another program may."""
+    document = json.loads(text)
+    return parse_row(text) if "digest" in document else Row.from_dict(document)
+
+
+def _order(row: Row) -> tuple[str, ...]:
+    cell = row.cell
+    return (cell.workload, cell.policy, cell.variant, cell.method, cell.bits, f"{cell.seed:09d}")
+
+
+def by_board(rows: Iterable[Row]) -> dict[BoardId, tuple[Row, ...]]:
+    """Rows of each board, boards in order."""
+    found: dict[BoardId, list[Row]] = {}
+    for row in rows:
+        found.setdefault(BoardId.of(row.cell), []).append(row)
+    return {board: tuple(found[board]) for board in sorted(found)}
+
+
+def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
+    """Per-image numbers of a row; empty where there are none or the file is unreadable."""
+    name = row.artefacts.get("scores")
+    if not name or row.status is not Status.OK:
+        return {}
+    try:
+        with np.load(folder / name, allow_pickle=False) as archive:
+            return {key: np.asarray(archive[key], dtype=np.float64).ravel() for key in archive}
+    except (OSError, ValueError, KeyError, EOFError):
+        return {}

@@ -1,0 +1,85 @@
+"""Gather per-image scores of one board into the table that the judge reads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantarena.bench.schema import UNITS, Row, Status
+from quantarena.leaderboard.ranking.judge import FAMILIES, ScoreTable, pick_metric
+from quantarena.leaderboard.ranking.read_results import (
+    FLOOR_PREFIX,
+    FP_METHOD,
+    contestant,
+    load_scores,
+)
+from quantarena.leaderboard.ranking.votes import Floats
+
+
+def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, dict[str, str]]:
+    """Per-image scores of the board's quantized cells, and why others are left out."""
+    unranked: dict[str, str] = {}
+    found: dict[str, dict[int, dict[str, Floats]]] = {}
+    floors: dict[int, dict[str, Floats]] = {}
+    for row in rows:
+        name = contestant(row.cell)
+        scores = load_scores(folder, row)
+        if row.cell.method == FP_METHOD:
+            unranked[name] = "the reference"
+            floors[row.cell.seed] = scores
+        elif row.status is not Status.OK:
+            unranked.setdefault(name, f"{row.status.value}: {row.reason or 'no reason given'}")
+        elif not scores:
+            unranked.setdefault(name, "no per-image scores")
+        else:
+            found.setdefault(name, {})[row.cell.seed] = scores
+    metric = pick_metric([scores for seeds in found.values() for scores in seeds.values()])
+    for name in [name for name, seeds in found.items() if not _has(seeds, metric)]:
+        unranked[name] = f"no per-image {metric}" if metric else "no per-image fidelity metric"
+        del found[name]
+    if metric is None or not found:
+        return None, unranked
+    length: dict[int, int] = {}
+    prompts: dict[int, Floats] = {}
+    for seeds in found.values():
+        for seed, scores in seeds.items():
+            length[seed] = max(length.get(seed, 0), len(scores.get(metric, ())))
+            prompts.setdefault(seed, scores.get(UNITS, np.empty(0)))
+    units = tuple(
+        _unit(seed, image, prompts[seed])
+        for seed in sorted(length)
+        for image in range(length[seed])
+    )
+    names = tuple(sorted(found))
+    values = np.vstack([_joined(found[name], metric, length) for name in names])
+    for name in names:
+        unranked.pop(name, None)
+    floor = _joined(floors, FLOOR_PREFIX + metric, length)
+    higher = FAMILIES[metric.split("/")[0]]
+    return ScoreTable(metric, higher, names, units, values, floor), unranked
+
+
+def _unit(seed: int, image: int, prompts: Floats) -> str:
+    """What an image is evidence of: its prompt, which other images and seeds may share."""
+    if image < len(prompts):
+        return f"p{int(prompts[image]):04d}"
+    return f"s{seed}/i{image:04d}"
+
+
+def _has(seeds: Mapping[int, Mapping[str, Floats]], metric: str | None) -> bool:
+    return metric is not None and any(
+        bool(np.any(~np.isnan(scores.get(metric, np.empty(0))))) for scores in seeds.values()
+    )
+
+
+def _joined(
+    seeds: Mapping[int, Mapping[str, Floats]], metric: str, length: Mapping[int, int]
+) -> Floats:
+    """One line of numbers over all seeds, NaN where this contestant has none."""
+    parts = []
+    for seed in sorted(length):
+        part = np.full(length[seed], np.nan)
+        values = seeds.get(seed, {}).get(metric, np.empty(0))[: length[seed]]
+        part[: len(values)] = values
+        parts.append(part)
+    return np.concatenate(parts)

@@ -1,0 +1,76 @@
+"""Tile sizes of the integer product, and how they are chosen.
+
+The rules of :func:`default` follow from sizes alone.  They have not been timed on a GPU;
+:func:`tune` times every configuration of :func:`candidates` on the GPU at hand, for one shape.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from quantarena.methods.core.cuda.packing import segments
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Tile of one program: rows, columns, and bytes of a segment along K; warps and stages."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+Key = tuple[int, int, int, int]
+"""Rows, columns, products per output, weight bits."""
+
+TUNED: dict[Key, Config] = {}
+"""What :func:`tune` found in this process."""
+
+_TILES = ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4), (64, 64, 4), (16, 64, 4))
+_SHARED = 227 << 10  # bytes of shared memory of one program on Hopper
+
+
+def candidates(bits: int) -> list[Config]:
+    """Configurations worth timing at a width; all fit the shared memory of a Hopper GPU."""
+    count = segments(bits)
+    longest = max(32, 128 // count)  # K of one pass of the loop is this times the segments
+    found = []
+    for rows, columns, warps in _TILES:
+        for depth, stages in {(longest, 3), (max(32, longest // 2), 4)}:
+            operands = depth * count * rows + depth * columns * (bits * count // 8)
+            if stages * operands + depth * columns <= _SHARED:
+                found.append(Config(rows, columns, depth, warps, stages))
+    return sorted(found, key=lambda config: (config.rows, config.columns, config.depth))
+
+
+def default(rows: int, columns: int, bits: int) -> Config:
+    """A configuration from sizes alone: large tiles only where they fill the GPU."""
+    depth = max(32, 128 // segments(bits))
+    if rows <= 16:
+        return Config(16, 64, depth, 4, 4)
+    if rows <= 64 or rows * columns <= 128 * 128 * 64:
+        return Config(64, 64, depth, 4, 3)
+    return Config(128, 128, depth, 8, 3)
+
+
+def choose(rows: int, columns: int, depth: int, bits: int) -> Config:
+    """The tuned configuration of this very product, or else the default."""
+    return TUNED.get((rows, columns, depth, bits)) or default(rows, columns, bits)
+
+
+def tune(key: Key, seconds: Callable[[Config], float], configs: Iterable[Config]) -> Config:
+    """Times configurations and keeps the fastest for :func:`choose`.
+
+    Args:
+        key: the product.
+        seconds: time of one configuration; ``inf`` for one that cannot run.
+        configs: what to try.
+
+    Returns:
+        The fastest.
+    """
+    times = {config: seconds(config) for config in configs}
+    best = min(times, key=lambda config: times[config])
+    TUNED[key] = best
+    return best

@@ -1,7 +1,0 @@
-// AVX2 + FMA unit.
-#define QA_UNIT Avx2
-#include "vec256.h"
-#include "attention.h"
-
-extern const QaUnit qa_unit_avx2 = {BothForms<Avx2>::run, BothForms<Avx2>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention};

@@ -1,0 +1,8 @@
+// AVX-512-VNNI unit, on 256-bit registers (VL): the wide clock penalty is not worth it here.
+#define QA_UNIT Avx512Vnni
+#define QA_DOT _mm256_dpbusd_epi32
+#include "units/vec256.h"
+#include "attention/attention.h"
+
+extern const QaUnit qa_unit_avx512vnni = {QuadForm<Avx512Vnni>::run, QuadForm<Avx512Vnni>::peak, run_norm,
+                                 run_activation, run_extremes, run_attention};

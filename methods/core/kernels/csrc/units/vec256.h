@@ -1,0 +1,166 @@
+// Trait class of the 256-bit x86 units.  The including unit defines
+//   QA_UNIT    name of the trait class
+//   QA_DOT     optional: dot product of unsigned by signed bytes into int32 (the VNNI units);
+//              without it, int16 accumulation (dword = 4 k) or pmaddwd (dword = 2 k).
+#include <immintrin.h>
+
+#include "engine.h"
+#include "units/vec256_quantize.h"
+#include "units/vec256_store.h"
+#include "units/vec256_unpack.h"
+
+// Plain additions, hidden from the optimizer: gcc would re-associate them across unrolled steps,
+// run out of registers and spill the accumulators.
+#define QA_ADD16(acc, value) __asm__("vpaddw %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
+#define QA_ADD32(acc, value) __asm__("vpaddd %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
+
+namespace {
+
+struct QA_UNIT : Quantize256, Unpack256, Store256 {
+    static constexpr int64_t kBlockBytes = 128 * 1024;
+    static constexpr int64_t kThreadWork = 16 * 1000 * 1000;
+    static constexpr bool kDirect = true;  // dense_direct exists
+
+    // ---- micro-kernels: VECTORS x 2 accumulators, one dword step at a time ---------------------
+
+    static __m256i load(const uint8_t* at) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    }
+    static __m256i spread(const uint8_t* at) {
+        int32_t dword;
+        std::memcpy(&dword, at, 4);
+        return _mm256_set1_epi32(dword);
+    }
+
+    // acc += products of one dword of activations and one dword of weights per lane
+    template <bool PAIR>
+    static void multiply_add(__m256i& acc, __m256i activation, __m256i weight) {
+#if defined(QA_DOT)
+        acc = QA_DOT(acc, activation, weight);
+#else
+        if (PAIR) {
+            const __m256i product = _mm256_madd_epi16(activation, weight);
+            QA_ADD32(acc, product);
+        } else {
+            const __m256i product = _mm256_maddubs_epi16(activation, weight);
+            QA_ADD16(acc, product);
+        }
+#endif
+    }
+
+#if defined(QA_DOT)
+    static constexpr bool kNarrow = false;
+#else
+    static constexpr bool kNarrow = true;  // int16 accumulators when PAIR is false
+#endif
+
+    // Moves int16 accumulators to the int32 tile; int32 accumulators are already exact.
+    template <bool PAIR, int ROWS>
+    static inline __attribute__((always_inline)) void flush(__m256i (&acc)[ROWS][2], int32_t* tile, bool first) {
+        const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h) {
+                __m256i* at = reinterpret_cast<__m256i*>(tile + 16 * r + 8 * h);
+                __m256i sum = acc[r][h];
+                if (kNarrow && !PAIR) sum = _mm256_madd_epi16(sum, ones);
+                if (!first) sum = _mm256_add_epi32(sum, _mm256_load_si256(at));
+                _mm256_store_si256(at, sum);
+            }
+    }
+
+    template <bool PAIR, int ROWS>
+    static QA_NOINLINE void dense(const uint8_t* const* rows, const int32_t* offset,
+                                  const void* panel, const uint16_t* chunk, int chunks,
+                                  int32_t* tile) {
+        const uint8_t* w = static_cast<const uint8_t*>(panel);
+        const uint8_t* row[ROWS];
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        for (int i = 0; i < chunks; ++i) {
+            __m256i acc[ROWS][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+            for (int s = chunk[i] * (PAIR ? 4 : 2); s > 0; --s, offset += 2, w += 128) {
+#pragma GCC unroll 2
+                for (int u = 0; u < 2; ++u) {
+                    const __m256i w0 = load(w + 64 * u), w1 = load(w + 64 * u + 32);
+                    const int64_t at = offset[u];
+#pragma GCC unroll 6
+                    for (int r = 0; r < ROWS; ++r) {
+                        const __m256i a = spread(row[r] + at);
+                        multiply_add<PAIR>(acc[r][0], a, w0);
+                        multiply_add<PAIR>(acc[r][1], a, w1);
+                    }
+                }
+            }
+            flush<PAIR, ROWS>(acc, tile, i == 0);
+        }
+    }
+
+    static __m256i widen(const uint8_t* at) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    }
+
+    // The pair form of `dense` on 8-bit codes as they are stored less `zero`, for a few rows.
+    template <int ROWS>
+    static QA_NOINLINE void dense_direct(const uint8_t* const* rows, const int32_t* offset,
+                                         const void* codes, const int32_t* zero, int steps,
+                                         int32_t* tile) {
+        const uint8_t* w = static_cast<const uint8_t*>(codes);
+        const __m256i z0 = word_pairs(zero), z1 = word_pairs(zero + 8);
+        const uint8_t* row[ROWS];
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        __m256i acc[ROWS][2];
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+        for (int s = 0; s < steps; s += 2, w += 64) {
+#pragma GCC unroll 2
+            for (int u = 0; u < 2; ++u) {
+                const __m256i w0 = _mm256_sub_epi16(widen(w + 32 * u), z0);
+                const __m256i w1 = _mm256_sub_epi16(widen(w + 32 * u + 16), z1);
+                const int64_t at = offset[s + u];
+#pragma GCC unroll 6
+                for (int r = 0; r < ROWS; ++r) {
+                    const __m256i a = spread(row[r] + at);
+                    const __m256i p0 = _mm256_madd_epi16(a, w0), p1 = _mm256_madd_epi16(a, w1);
+                    QA_ADD32(acc[r][0], p0);
+                    QA_ADD32(acc[r][1], p1);
+                }
+            }
+        }
+        flush<true, ROWS>(acc, tile, true);
+    }
+
+    template <bool PAIR, int CHANNELS, bool SPLIT>
+    static QA_NOINLINE void planar(const uint8_t* const* pixels, const int32_t* offset,
+                                   const void* panel, const uint16_t* chunk, int chunks,
+                                   int32_t* tile) {
+        const uint8_t* w = static_cast<const uint8_t*>(panel);
+        const uint8_t *p0 = pixels[0], *p1 = pixels[1], *p2 = pixels[2], *p3 = pixels[3];
+        for (int i = 0; i < chunks; ++i) {
+            __m256i acc[CHANNELS][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < CHANNELS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+            for (int s = chunk[i] * (PAIR ? 4 : 2); s > 0; --s, offset += 2, w += 128) {
+#pragma GCC unroll 2
+                for (int u = 0; u < 2; ++u) {
+                    const int64_t at = offset[u];
+                    const __m256i a0 = SPLIT ? load_pixels(p0 + at, p1 + at) : load(p0 + at);
+                    const __m256i a1 = SPLIT ? load_pixels(p2 + at, p3 + at) : load(p2 + at);
+#pragma GCC unroll 6
+                    for (int r = 0; r < CHANNELS; ++r) {
+                        const __m256i weight = spread(w + 64 * u + 4 * r);
+                        multiply_add<PAIR>(acc[r][0], a0, weight);
+                        multiply_add<PAIR>(acc[r][1], a1, weight);
+                    }
+                }
+            }
+            flush<PAIR, CHANNELS>(acc, tile, i == 0);
+        }
+    }
+};
+
+}  // namespace

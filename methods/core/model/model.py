@@ -1,0 +1,222 @@
+"""A network whose layers went through quantizers: wrapping, calibration, state, accounting."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantarena.methods.core.bits import AttentionBits, Bits
+from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_hooks import CHILD, wrap_attention
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.time_table import ScheduledTable
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.core.trace.network import Graph
+
+
+@dataclass(slots=True)
+class QuantizedModel:
+    """A copy of the network with quantized layers in place, and where they are.
+
+    Attributes:
+        module: the network; same forward as the original.
+        layers: quantized layers by module path, in execution order.
+        graph: the traced graph of the original.
+        original: the network as it was; shared, never changed.
+        clock: the sampler call that step banks are read at.
+        attention: quantized attention products by module path; empty where they stay in floating
+            point.
+        tables: modules replaced by tables by sampler call.
+        notes: what the method wants on the row (JSON types).
+    """
+
+    module: nn.Module
+    layers: dict[str, QuantLayer]
+    graph: Graph
+    original: nn.Module
+    clock: StepClock = field(default_factory=StepClock)
+    attention: dict[str, QuantAttention] = field(default_factory=dict)
+    tables: dict[str, ScheduledTable] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
+        """Find weight ranges of every layer, per output channel."""
+        for layer in self.layers.values():
+            layer.set_weight_ranges(search, symmetric=symmetric)
+
+    def freeze(self) -> None:
+        """Fix all weight codes and zero points; the model is then ready to pack."""
+        for layer in self.layers.values():
+            layer.freeze()
+        for products in self.attention.values():
+            products.settle()
+
+    @contextmanager
+    def using(self, *, weights: bool, acts: bool) -> Iterator[None]:
+        """Switch quantizers on or off inside the block."""
+        before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in self.layers.values()]
+        products = [x.use_act_quantizer for x in self.attention.values()]
+        for layer in self.layers.values():
+            layer.use_weight_quantizer, layer.use_act_quantizer = weights, acts
+        for quant in self.attention.values():
+            quant.use_act_quantizer = acts
+        try:
+            yield
+        finally:
+            for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
+                layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
+            for quant, act in zip(self.attention.values(), products, strict=True):
+                quant.use_act_quantizer = act
+
+    def run(self, points: CalibrationSet) -> Any:
+        """The network's output on these points, each at its own sampler call."""
+        with self.clock.at(points.step):
+            return points.call(self.module)
+
+    def product_quantizers(self, path: str = "") -> list[ActQuantizer]:
+        """Activation quantizers of the attention products inside a module; of all by default."""
+        owned = (m for n, m in self.attention.items() if not path or f"{n}.".startswith(f"{path}."))
+        return [q for module in owned for q in module.modules() if isinstance(q, ActQuantizer)]
+
+    def tabulate(self, name: str, table: ScheduledTable) -> None:
+        """Put a table by sampler call where the module ``name`` was."""
+        table.clock = self.clock
+        place(self.module, name, table)
+        self.tables[name] = table
+        for path in [p for p in self.layers if p == name or p.startswith(f"{name}.")]:
+            del self.layers[path]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that quantization decided or changed, by name.
+
+        Raises:
+            ValueError: weight codes are not frozen.
+        """
+        tensors: dict[str, Tensor] = {}
+        for kind, modules in (("layer", self.layers), ("attention", self.attention)):
+            for name, module in modules.items():
+                kept: dict[str, Tensor] = module.state()
+                tensors |= {f"{kind}:{name}/{n}": t for n, t in kept.items()}
+        tensors |= {f"table:{name}": table.values for name, table in self.tables.items()}
+        tensors |= {f"float:{name}": value for name, value in self._changed().items()}
+        if self.clock.schedule is not None:
+            times = self.clock.schedule.timesteps
+            tensors["schedule"] = torch.tensor(times, dtype=torch.float64)
+        return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+
+    def _changed(self) -> dict[str, Tensor]:
+        """Floating-point tensors outside the layers that are no longer the original's."""
+        before = self.original.state_dict()
+        ours = (*self.layers, *self.tables)
+        return {
+            name: value
+            for name, value in self.module.state_dict().items()
+            if not any(name.startswith(f"{path}.") for path in ours)
+            and f".{CHILD}." not in name  # attention keeps its own state
+            and not (name in before and torch.equal(value, before[name]))
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what ``state`` gave, structure included.
+
+        Raises:
+            BrokenModel: names or shapes do not fit this model.
+        """
+        for name, table in _under(state, "table:").items():
+            self.tabulate(name, ScheduledTable(table))
+        for kind, modules in (("layer", self.layers), ("attention", self.attention)):
+            for name, module in modules.items():
+                try:
+                    module.load(_under(state, f"{kind}:{name}/"))
+                except (KeyError, ValueError, BrokenModel) as error:
+                    what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                    raise BrokenModel(
+                        f"quantized state does not fit the model at {name}: {what}"
+                    ) from None
+        for name, value in _under(state, "float:").items():
+            _put(self.module, name, value)
+        if "schedule" in state:
+            self.clock.schedule = StepSchedule("", tuple(state["schedule"].tolist()))
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _put(root: nn.Module, name: str, value: Tensor) -> None:
+    """Give a floating-point tensor its changed value, also one that a fold added (a norm's bias).
+
+    Raises:
+        BrokenModel: the network has no such place, or another shape there.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        owner = root.get_submodule(path)
+        old = getattr(owner, leaf)
+    except AttributeError:
+        raise BrokenModel(f"quantized state does not fit the model: it has no {name}") from None
+    if old is not None and old.shape != value.shape:
+        raise BrokenModel(
+            f"quantized state does not fit the model: {name} is {tuple(old.shape)}, the state's "
+            f"is {tuple(value.shape)}"
+        )
+    if isinstance(old, nn.Parameter) or leaf in owner._parameters:
+        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+    else:
+        owner.register_buffer(leaf, value)
+
+
+def place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` where ``path`` points to inside ``root``."""
+    parent, _, leaf = path.rpartition(".")
+    owner = root.get_submodule(parent)
+    if isinstance(owner, nn.ModuleList | nn.Sequential):
+        owner[int(leaf)] = module
+    else:
+        setattr(owner, leaf, module)
+
+
+def wrap(
+    model: nn.Module,
+    graph: Graph,
+    assignment: Mapping[str, Bits],
+    *,
+    splits: bool | Mapping[str, Sequence[int]] = False,
+    attention: Mapping[str, AttentionBits] | None = None,
+) -> QuantizedModel:
+    """Copy ``model`` and put quantized layers where the assignment asks for less than 16 bits.
+
+    Args:
+        model: full-precision network, left untouched.
+        graph: its trace.
+        assignment: bits by layer, as a policy gives them.
+        splits: split the layers that are fed by a skip concatenation (Q-Diffusion 4.3), or the
+            widths of the parts of each layer to split.
+        attention: widths of attention products by module path; others stay in floating point.
+    """
+    module = copy.deepcopy(model).eval().requires_grad_(False)
+    layers: dict[str, QuantLayer] = {}
+    clock = StepClock()
+    for name, info in graph.layers.items():
+        bits = assignment[name]
+        if bits.is_fp:
+            continue
+        original = module.get_submodule(name)
+        assert isinstance(original, nn.Conv1d | nn.Conv2d | nn.Linear)
+        if isinstance(splits, Mapping):
+            widths = splits.get(name, ())
+        else:
+            widths = info.splits if splits else ()
+        layer = QuantLayer(original, bits, widths, clock)
+        place(module, name, layer)
+        layers[name] = layer
+    products = wrap_attention(module, graph, attention or {}, clock)
+    return QuantizedModel(module, layers, graph, model, clock, products)

@@ -1,0 +1,80 @@
+"""A node that changes gains with the sampler call around codes that stay (TuneQDM)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from quantarena.methods.core.packed.nodes.node import (
+    Build,
+    Document,
+    Node,
+    Tensors,
+    like_input,
+    take,
+)
+from quantarena.methods.core.packed.nodes.wrappers import Wrapper
+
+
+class ExpertLayer(Wrapper):
+    """``d_out * inner(d_in * x) + b``, with one pair of vectors for each expert.
+
+    Attributes:
+        d_in: (N, K), onto the input channels.
+        d_out: (N, O), onto the output channels.
+        of_call: (S,) int64, expert of each sampler call.
+        bias: (O,), or None; the inner layer has none.
+    """
+
+    form: ClassVar[str] = "expert"
+    d_in: Tensor
+    d_out: Tensor
+    of_call: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, inner: Node, d_in: Tensor, d_out: Tensor, of_call: Tensor, bias: Tensor | None
+    ) -> None:
+        """Takes a weight-only layer without bias.
+
+        Args:
+            inner: of weight (O, K / groups, ...).
+            d_in: (N, K).
+            d_out: (N, O).
+            of_call: (S,) integers.
+            bias: (O,).
+
+        Raises:
+            ValueError: gains that do not fit, or an inner layer with tables by sampler call.
+        """
+        super().__init__(inner)
+        fits = len(d_in) == len(d_out) > int(of_call.max()) and int(of_call.min()) >= 0
+        if inner.entries or not fits or d_out.shape[1:] != inner.weight_shape[:1]:
+            raise ValueError(
+                f"gains {tuple(d_in.shape)} and {tuple(d_out.shape)} do not fit a weight of "
+                f"{inner.weight_shape}"
+            )
+        self.entries = len(of_call)
+        for name, value in (("d_in", d_in), ("d_out", d_out), ("of_call", of_call)):
+            self.register_buffer(name, value.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        expert = int(self.of_call[step])
+        places = [1] * (len(self.weight_shape) - 2)
+        y = self.below(self.inner, x * self.d_in[expert].reshape(-1, *places), step)
+        y = y * self.d_out[expert].reshape(-1, *places)
+        return like_input(y if self.bias is None else y + self.bias.reshape(-1, *places), x)
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        return {**super().describe(), "bias": self.bias is not None}
+
+    @classmethod
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "ExpertLayer":
+        """See ``Node``."""
+        inner = build(document["inner"], take(tensors, "inner."))
+        bias = tensors.pop("bias") if document["bias"] else None
+        d_in, d_out = tensors.pop("d_in"), tensors.pop("d_out")
+        return cls(inner, d_in, d_out, tensors.pop("of_call"), bias)

@@ -1,0 +1,64 @@
+"""Packed modules from their descriptions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.gains import ExpertLayer
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.node import Node, Tensors
+from quantarena.methods.core.packed.nodes.patches import PatchLayer
+from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, SampleScaledLayer
+from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
+from quantarena.methods.core.packed.nodes.wrappers import (
+    Conv1dLayer,
+    FloatTokensLayer,
+    LowRankLayer,
+    MixedWidthLayer,
+    PointwiseLayer,
+)
+
+Leaf = PackedLayer | WeightOnlyLayer
+"""What holds codes."""
+
+_FORMS: dict[str, type[Node]] = {
+    cls.form: cls
+    for cls in (
+        PackedLayer,
+        WeightOnlyLayer,
+        SplitPackedLayer,
+        MixedWidthLayer,
+        RowScaledLayer,
+        SampleScaledLayer,
+        LowRankLayer,
+        FloatTokensLayer,
+        ExpertLayer,
+        Conv1dLayer,
+        PointwiseLayer,
+        PatchLayer,
+    )
+}
+
+
+def leaves(node: nn.Module) -> list[Leaf]:
+    """The leaves of a tree, in order."""
+    return [m for m in node.modules() if isinstance(m, PackedLayer | WeightOnlyLayer)]
+
+
+def build(document: Mapping[str, Any], tensors: Tensors) -> Node:
+    """A node from its description and its tensors, of which it takes out what it uses.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: the description has other types.
+        ValueError: something does not fit, an unknown form, or tensors that nobody asked for.
+    """
+    form = document["form"]
+    if form not in _FORMS:
+        raise ValueError(f"has the form {form!r}, known are {', '.join(sorted(_FORMS))}")
+    node = _FORMS[form].rebuild(document, tensors, build)
+    if tensors:
+        raise ValueError(f"has a tensor {min(tensors)} that its description does not name")
+    return node

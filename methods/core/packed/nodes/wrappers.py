@@ -1,0 +1,320 @@
+"""Nodes above the leaves: channels of several widths, float branches, float tokens, views."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.call import NativeCall
+from quantarena.methods.core.packed.nodes.channel_sum import check_permutation
+from quantarena.methods.core.packed.nodes.fused_outputs import joinable, joint_call, joint_chunks
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.node import (
+    Build,
+    Document,
+    Node,
+    Tensors,
+    like_input,
+    node_of,
+    take,
+)
+
+
+class MixedWidthLayer(Node):
+    """Output channels of several widths: one node a width.
+
+    Packed parts run as one call, which puts their channels in order; others one after the other.
+
+    Attributes:
+        back: (O,) int32, where each output channel lies in the parts' outputs side by side.
+        chunk_start: ``Chunks.start`` of the whole layer; None where parts run on their own.
+        chunk_units: ``Chunks.units``, likewise.
+        writes_last: see ``PackedLayer``.
+    """
+
+    form: ClassVar[str] = "mixed"
+    back: Tensor
+    chunk_start: Tensor | None
+    chunk_units: Tensor | None
+    writes_last: bool = False
+
+    def __init__(self, parts: Sequence[Node], back: Tensor) -> None:
+        super().__init__(tuple(parts))
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("back", back.to(torch.int32))
+        self._dim = -1 if len(self.weight_shape) == 2 else 1
+        check_permutation(self.back, self.weight_shape[0])
+        self._join()
+
+    def _join(self) -> None:
+        """Plans the call that all parts share, from their codes."""
+        leaves = [part for part in self.parts if isinstance(part, PackedLayer)]
+        if len(leaves) < len(self.parts):
+            leaves = []
+        chunks = joint_chunks(leaves, self.back) if leaves and joinable(leaves) else None
+        start, units = (None, None) if chunks is None else (chunks.start, chunks.units)
+        self.register_buffer("chunk_start", start, persistent=False)
+        self.register_buffer("chunk_units", units, persistent=False)
+        self._call: NativeCall | None = None
+        if start is not None and units is not None:
+            self._call = joint_call(leaves, self.back, start, units)
+        self._joined: list[tuple[PackedLayer, NativeCall | None]] | None
+        self._joined = [(leaf, leaf.native_call()) for leaf in leaves]
+
+    def _native(self) -> NativeCall | None:
+        """The call that all parts share; anew where one of them was repacked or replaced."""
+        if self._joined is None:
+            self._join()
+        parts = self.parts._modules.values()
+        for part, (leaf, call) in zip(parts, self._joined or (), strict=False):
+            if part is not leaf or leaf.native_call() is not call:
+                self._join()
+                break
+        return self._call
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        call = self._native()
+        if call is None:
+            return self.by_parts(x, step)
+        return call(x, step if self.entries else 0, last=self.writes_last)
+
+    def by_parts(self, x: Tensor, step: int) -> Tensor:
+        """The output put together from those of the parts."""
+        y = torch.cat([self.below(node_of(part), x, step) for part in self.parts], self._dim)
+        return like_input(y.index_select(self._dim, self.back), x)
+
+    @property
+    def in_place(self) -> bool:
+        """See ``Node``."""
+        return self._native() is not None
+
+    def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
+        """See ``PackedLayer.add_to``; parts must share a call."""
+        call = self._native()
+        assert call is not None
+        entry = self._step if step is None else step
+        return call(x, entry if self.entries else 0, y, native.ACCUMULATE, last=self.writes_last)
+
+    def accumulators(self, x: Tensor, step: int | None = None) -> Tensor:
+        """See ``PackedLayer.accumulators``; of packed parts."""
+        call, entry = self._native(), self._step if step is None else step
+        if call is None:
+            found = [leaf.accumulators(x, entry) for leaf, _ in self._joined or ()]
+            return torch.cat(found, self._dim).index_select(self._dim, self.back)
+        return call(x, entry if self.entries else 0, None, native.INTEGER, last=self.writes_last)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses, which a copy cannot use."""
+        return {**self.__dict__, "_call": None, "_joined": None}
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight: the parts' one above the other."""
+        shapes = [node_of(part).weight_shape for part in self.parts]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        return {"form": self.form, "parts": [node_of(part).describe() for part in self.parts]}
+
+    @classmethod
+    def rebuild(
+        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
+    ) -> "MixedWidthLayer":
+        """See ``Node``."""
+        parts = [
+            build(part, take(tensors, f"parts.{i}.")) for i, part in enumerate(document["parts"])
+        ]
+        return cls(parts, tensors.pop("back"))
+
+
+class Wrapper(Node):
+    """A node around one other; the weight's shape is that one's."""
+
+    def __init__(self, inner: Node) -> None:
+        super().__init__((inner,))
+        self.inner = inner
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the inner weight."""
+        return self.inner.weight_shape
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        return {"form": self.form, "inner": self.inner.describe()}
+
+
+class LowRankLayer(Wrapper):
+    """Adds a branch in floating point, ``up @ (down x)`` (SVDQuant, arXiv:2411.05007).
+
+    Attributes:
+        down: (r, K, ...), input multipliers folded in.
+        up: (O, r).
+        geometry: stride, padding and dilation of a convolution; empty for a linear layer.
+    """
+
+    form: ClassVar[str] = "low_rank"
+    down: Tensor
+    up: Tensor
+
+    def __init__(
+        self, inner: Node, down: Tensor, up: Tensor, geometry: Mapping[str, Sequence[int]]
+    ) -> None:
+        super().__init__(inner)
+        if down.shape[1:] != inner.weight_shape[1:] or up.shape != (
+            inner.weight_shape[0],
+            down.shape[0],
+        ):
+            raise ValueError(
+                f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "
+                f"{inner.weight_shape}"
+            )
+        self.register_buffer("down", down.detach().clone())
+        self.register_buffer("up", up.detach().clone())
+        self.geometry = {name: tuple(int(v) for v in pair) for name, pair in geometry.items()}
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        y = self.below(self.inner, x, step)
+        if self.down.dim() == 2:
+            return y + F.linear(F.linear(x, self.down), self.up)
+        stride, padding, dilation = (self.geometry[name] for name in _GEOMETRY)
+        inner = F.conv2d(x, self.down, None, stride, padding, dilation)
+        return y + F.conv2d(inner, self.up[:, :, None, None])
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        pairs = {name: list(pair) for name, pair in self.geometry.items()}
+        return {**super().describe(), "geometry": pairs}
+
+    @classmethod
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "LowRankLayer":
+        """See ``Node``."""
+        inner = build(document["inner"], take(tensors, "inner."))
+        return cls(inner, tensors.pop("down"), tensors.pop("up"), document["geometry"])
+
+
+_GEOMETRY = ("stride", "padding", "dilation")
+
+
+class FloatTokensLayer(Wrapper):
+    """Leaves the first tokens in floating point: constants, or a product with a float weight.
+
+    Attributes:
+        count: of those tokens.
+        outputs: (count, O), or None.
+        weight: (O, K), input multipliers and low-rank branch folded in, or None.
+        bias: (O,), or None.
+    """
+
+    form: ClassVar[str] = "float_tokens"
+    outputs: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        inner: Node,
+        count: int,
+        *,
+        outputs: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(inner)
+        out = inner.weight_shape[0]
+        if outputs is None and (weight is None or tuple(weight.shape) != inner.weight_shape):
+            raise ValueError("float tokens need their outputs, or a float weight")
+        if outputs is not None and tuple(outputs.shape) != (count, out):
+            raise ValueError(f"outputs {tuple(outputs.shape)} are not those of {count} tokens")
+        self.count = count
+        for name, value in (("outputs", outputs), ("weight", weight), ("bias", bias)):
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        # all tokens run: ranges by position or over a whole sample count the first ones too
+        rest = self.below(self.inner, x, step)[..., self.count :, :]
+        if self.outputs is not None:
+            first = self.outputs.expand(*rest.shape[:-2], *self.outputs.shape)
+        else:
+            assert self.weight is not None
+            first = F.linear(x[..., : self.count, :], self.weight, self.bias)
+        return torch.cat([first, rest], dim=-2)
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        kept = [name for name in ("outputs", "weight", "bias") if getattr(self, name) is not None]
+        return {**super().describe(), "count": self.count, "tensors": kept}
+
+    @classmethod
+    def rebuild(
+        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
+    ) -> "FloatTokensLayer":
+        """See ``Node``."""
+        inner = build(document["inner"], take(tensors, "inner."))
+        kept = {name: tensors.pop(name) for name in document["tensors"]}
+        return cls(inner, int(document["count"]), **kept)
+
+
+class Conv1dLayer(Wrapper):
+    """A 1-d convolution on the kernels for images, of height 1."""
+
+    form: ClassVar[str] = "conv1d"
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``; (batch, in, length)."""
+        return self.below(self.inner, x.unsqueeze(2), step).squeeze(2)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(O, K / groups, length of the kernel)."""
+        out, inputs, _, length = self.inner.weight_shape
+        return (out, inputs, length)
+
+    @classmethod
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "Conv1dLayer":
+        """See ``Node``."""
+        return cls(build(document["inner"], take(tensors, "inner.")))
+
+
+class PointwiseLayer(Wrapper):
+    """A 1x1 convolution as a linear layer over its pixels, which can have ranges of their own.
+
+    Attributes:
+        stride: in both directions.
+    """
+
+    form: ClassVar[str] = "pointwise"
+
+    def __init__(self, inner: Node, stride: Sequence[int]) -> None:
+        super().__init__(inner)
+        self.stride = (int(stride[0]), int(stride[1]))
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        pixels = x[:, :, :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
+        y = self.below(self.inner, pixels, step).permute(0, 3, 1, 2)
+        last = like_input(y, x)
+        return last if last is not y else y.contiguous()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(O, K, 1, 1)."""
+        return (*self.inner.weight_shape, 1, 1)
+
+    def describe(self) -> Document:
+        """See ``Node``."""
+        return {**super().describe(), "stride": list(self.stride)}
+
+    @classmethod
+    def rebuild(
+        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
+    ) -> "PointwiseLayer":
+        """See ``Node``."""
+        return cls(build(document["inner"], take(tensors, "inner.")), document["stride"])

@@ -1,0 +1,220 @@
+"""From a quantized model to packed integer layers, and the gate that ties the two together."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_hooks import installed
+from quantarena.methods.core.model.model import QuantizedModel, place
+from quantarena.methods.core.packed.attention_parity import attention_parity
+from quantarena.methods.core.packed.footprint import Account, account
+from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.nodes.fusion import fuse
+from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaves
+from quantarena.methods.core.record.trajectory import CalibrationSet
+
+PARITY_LIMIT = 1e-5
+"""Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModel:
+    """A network whose quantized layers hold packed codes and nothing else of their weights.
+
+    Attributes:
+        module: same forward as the original; runs inside its diffusers pipeline.
+        layers: packed layers by module path.
+        backend: ``packed`` where the native kernels run, ``reference`` for the slow integer path,
+            ``weight-only`` where a layer computes in floating point on packed weights, ``fp32``
+            where nothing was quantized.
+        clock: the sampler call that tables are read at.
+        attention: quantized attention products by module path; their sums are integers, by native
+            kernels where ``products`` of a module says so.
+    """
+
+    module: nn.Module
+    layers: Mapping[str, nn.Module]
+    backend: str
+    clock: StepClock = field(default_factory=StepClock)
+    attention: Mapping[str, QuantAttention] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for products in self.attention.values():
+            products.native = True
+
+    def parts(self, name: str) -> list[Leaf]:
+        """The packed parts of one layer: all that holds codes."""
+        return leaves(self.layers[name])
+
+    def widths(self) -> dict[str, Bits]:
+        """Bits of every layer as its packed tensors hold them; the widest part counts."""
+        found = {}
+        for name in self.layers:
+            parts = self.parts(name)
+            weight = max(round(part.weight_bits_observed) for part in parts)
+            found[name] = Bits(weight, max(part.metadata["act_bits"] for part in parts))
+        return found
+
+    def mean_widths(self) -> dict[str, float]:
+        """Mean bits of a weight code of every layer, which a bit map makes fractional."""
+        found = {}
+        for name in self.layers:
+            sizes = [
+                (torch.Size(part.weight_shape).numel(), round(part.weight_bits_observed))
+                for part in self.parts(name)
+            ]
+            found[name] = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
+        return found
+
+    def bytes(self) -> int:
+        """Bytes of all tensors of the network: codes, scales, padding, float branches."""
+        tensors = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def pack(model: QuantizedModel) -> PackedModel:
+    """Replace every quantized layer by its packed form.
+
+    The network runs channels-last inside: packed convolutions read the channels of a pixel side by
+    side, and attention then needs no transposition of its tokens. Group normalizations and
+    activations run natively, see ``kernels.fusion``. It shares the clock of ``model``.
+
+    Raises:
+        Unsupported: a layer has an option without a packed form; the line names both.
+    """
+    if not (model.layers or model.tables or model.attention):
+        return PackedModel(model.module, {}, "fp32", model.clock)
+    memo: dict[int, Any] = {id(layer): layer for layer in model.layers.values()}  # replaced below
+    memo[id(model.clock)] = model.clock
+    module = copy.deepcopy(model.module, memo)
+    packed: dict[str, nn.Module] = {}
+    for name, layer in model.layers.items():
+        try:
+            packed[name] = pack_layer(layer)
+        except Unsupported as error:
+            raise Unsupported(f"{name}: {error.message}") from None
+        place(module, name, packed[name])
+    channels_last(module)
+    fuse(module, packed.values())
+    products = installed(module)
+    return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
+
+
+def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAttention]) -> str:
+    """The slowest backend among the leaves of packed layers.
+
+    Without any layer that of the attention products. Beside layers these do not count: where no
+    kernel applies, their codes are summed up in floating point, exactly.
+    """
+    found = {leaf.backend for layer in layers.values() for leaf in leaves(layer)}
+    for name in ("reference", "weight-only", "packed"):
+        if name in found:
+            return name
+    if not attention:
+        return "fp32"
+    products = [quant.for_kernels() for quant in attention.values()]
+    return "packed" if all(p is not None and p.apply() for p in products) else "reference"
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Make a network take and keep its images channels-last; 4-d inputs are converted on entry."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def convert(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(_last(a) for a in args), {k: _last(v) for k, v in kwargs.items()}
+
+    module.register_forward_pre_hook(convert, with_kwargs=True)
+    return module
+
+
+def _last(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Packed against fake quantization, layer by layer, on the same inputs."""
+
+    max_rel: float
+    worst_layer: str
+    layers: int
+
+
+@torch.no_grad()
+def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -> ParityReport:
+    """Compare every packed layer with its fake-quantized twin on the inputs that reach it.
+
+    Quantized attention products, fake and packed, are compared with their integer sums.
+
+    Args:
+        model: frozen.
+        packed: packed from ``model``.
+        points: a few calibration points.
+
+    Raises:
+        QuantArenaError: a layer differs by more than ``PARITY_LIMIT``, or never ran.
+    """
+    worst, where = 0.0, ""
+    compared: set[str] = set()
+
+    def compare(name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            nonlocal worst, where
+            other = packed.layers[name](args[0])
+            scale = float(output.abs().max())
+            gap = float((output - other).abs().max()) / max(scale, 1e-12)
+            compared.add(name)
+            if math.isnan(gap):  # no number is above NaN, a later layer would hide it
+                gap = math.inf
+            if gap > worst:
+                worst, where = gap, name
+
+        return note
+
+    handles = [layer.register_forward_hook(compare(n)) for n, layer in model.layers.items()]
+    try:
+        model.run(points)
+    finally:
+        for handle in handles:
+            handle.remove()
+    gaps = attention_parity(model, points, packed.attention) if model.attention else {}
+    for name, gap in gaps.items():
+        if gap > worst:
+            worst, where = gap, name
+    if not worst <= PARITY_LIMIT:
+        raise QuantArenaError(
+            f"packed and fake quantization differ by {worst:.2e} at {where}; the limit is "
+            f"{PARITY_LIMIT:.0e}"
+        )
+    if missed := sorted(set(model.layers) - compared):
+        raise QuantArenaError(f"parity never reached {missed[0]}: {len(missed)} layers did not run")
+    return ParityReport(worst, where, len(compared))
+
+
+def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Account:
+    """Bits, bytes, coverage and bit operations of the packed network.
+
+    Raises:
+        QuantArenaError: declared widths are not those observed.
+    """
+    return account(
+        model.graph,
+        packed.widths(),
+        original,
+        packed.bytes(),
+        means=packed.mean_widths(),
+        layers=model.layers,
+        attention=packed.attention,
+        tabulated=model.tables,
+    )

@@ -1,0 +1,224 @@
+"""The quantizer of one weight: its ranges, its widths, and how its rounding is decided.
+
+Four ways of rounding: to the nearest code; AdaRound, which learns to round up or down; straight
+through, where the float weight itself learns; and LoRA, where a low-rank change of the weight
+learns and is merged before quantization. Scales and zero points may learn beside all but AdaRound,
+whose grid is laid out once.
+"""
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from quantarena.methods.core.affine import (
+    QuantParams,
+    dequantize,
+    fake_quantize_ste,
+    project_zero_point,
+    quantize,
+)
+from quantarena.methods.core.quantizers.group_views import group_range, grouped, ungrouped
+from quantarena.methods.core.quantizers.range_search import RangeSearch, mixed_range
+from quantarena.methods.core.quantizers.rounding import SoftRounding
+
+
+class Rounding(StrEnum):
+    """How codes are decided while a weight learns."""
+
+    NEAREST = "nearest"
+    SOFT = "soft"
+    STE = "ste"
+    LORA = "lora"
+
+
+class WeightQuantizer(nn.Module):
+    """Codes of one weight (O, K, ...), with a scale per output channel, or per channel and K-group.
+
+    Ranges are set first; then it rounds to nearest, or learns; at last codes are frozen, which is
+    what packs.
+
+    Attributes:
+        bits: width of the widest channel.
+        bit_map: (O,) uint8, width of each output channel; None where all have ``bits``.
+        group: input channels that share a scale; 0 for all.
+        held: stands for the weight while set, see ``hold``.
+        drift: how far freezing moved the zero points to make them integers.
+    """
+
+    scale: nn.Parameter
+    zero_point: nn.Parameter
+    codes: Tensor | None
+    bit_map: Tensor | None
+    master: nn.Parameter | None
+    lora_down: nn.Parameter | None
+    lora_up: nn.Parameter | None
+
+    def __init__(self, bits: int, group: int = 0) -> None:
+        super().__init__()
+        self.bits, self.group, self.drift = bits, group, 0.0
+        self.soft: SoftRounding | None = None
+        self.held: Tensor | None = None
+        self._value: Tensor | None = None  # what frozen codes stand for, computed once
+        self.scale = _fixed(torch.empty(0))
+        self.zero_point = _fixed(torch.empty(0))
+        self.register_buffer("codes", None)
+        self.register_buffer("bit_map", None)
+        self._forget_learning()
+
+    @property
+    def params(self) -> QuantParams:
+        """Scale and zero point, shaped over the weight, or over its K-groups."""
+        widths = self.bit_map
+        if widths is not None:
+            widths = widths.reshape(-1, *[1] * (self.scale.dim() - 1)).float()
+        return QuantParams(self.scale, self.zero_point, self.bits, widths)
+
+    def set_params(self, params: QuantParams) -> None:
+        """Take a range; forgets rounding and codes made under another."""
+        self.scale, self.zero_point = _fixed(params.scale), _fixed(params.zero_point)
+        self.soft, self.codes, self._value = None, None, None
+        self._forget_learning()
+
+    def set_bit_map(self, widths: Tensor) -> None:
+        """Give each output channel its own width; ranges have to be found afterwards.
+
+        Raises:
+            ValueError: a width outside 1 to 8.
+        """
+        low, high = int(widths.min()), int(widths.max())
+        if not 1 <= low <= high <= 8:
+            raise ValueError(f"channel widths must be 1 to 8 bits, not {low} to {high}")
+        self.bits, self.bit_map = high, widths.to(torch.uint8)
+
+    def find_params(self, weight: Tensor, search: RangeSearch, *, symmetric: bool) -> None:
+        """Search the ranges of ``weight``, (O, K, ...)."""
+        if self.group and self.bit_map is not None:
+            raise ValueError("channels of several widths cannot have K-groups")
+        if self.group:
+            found = group_range(search, weight, self.bits, self.group, symmetric=symmetric)
+        elif self.bit_map is not None:
+            ranges = mixed_range(search, weight, self.bit_map, symmetric=symmetric)
+            found = QuantParams(*ranges, self.bits)
+        else:
+            found = search(weight, self.bits, axis=0, symmetric=symmetric)
+        self.set_params(found)
+
+    def set_codes(self, codes: Tensor) -> None:
+        """Fix the codes, uint8 in the weight's shape."""
+        self.codes, self.soft, self._value = codes.to(torch.uint8), None, None
+        self._forget_learning()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the codes stand for; differentiable in whatever learns."""
+        if self.codes is not None:
+            if self._value is None:
+                self._value = self._back(dequantize(self._view(self.codes).float(), self.params))
+            return self._value
+        if self.held is not None:
+            return self.held
+        if self.soft is not None:
+            return self._back(self.soft.weight())
+        latent, params = self._view(self.latent(weight)), self.params
+        if latent.requires_grad or params.scale.requires_grad or params.zero_point.requires_grad:
+            return self._back(fake_quantize_ste(latent, params))
+        return self._back(dequantize(quantize(latent, params), params))
+
+    def hold(self, weight: Tensor) -> Tensor:
+        """Compute the weight once for several passes, until ``held`` is None again.
+
+        Returns:
+            The value with its graph. What the passes send to ``held.grad`` is to be sent on to it.
+        """
+        value: Tensor = self(weight)
+        self.held = value.detach().requires_grad_(value.requires_grad)
+        return value
+
+    def soften(self, weight: Tensor) -> SoftRounding:
+        """Start AdaRound on this weight."""
+        self.soft = SoftRounding(self._view(weight.detach()), self.params)
+        return self.soft
+
+    def learn(
+        self,
+        weight: Tensor,
+        *,
+        rounding: Rounding = Rounding.NEAREST,
+        scale: bool = False,
+        zero_point: bool = False,
+        rank: int = 32,
+    ) -> dict[str, list[nn.Parameter]]:
+        """Start learning.
+
+        Args:
+            weight: full precision, (O, K, ...).
+            rounding: how codes are decided.
+            scale: learn scales by their LSQ gradient (Esser et al., ICLR 2020).
+            zero_point: learn zero points; ``freeze`` makes them integers and keeps the drift.
+            rank: of the low-rank change, for LORA.
+
+        Returns:
+            Parameters by group: ``rounding``, ``weight``, ``lora``, ``weight_scale``,
+            ``weight_zero``.
+
+        Raises:
+            ValueError: AdaRound with a scale or zero point that learns.
+        """
+        groups: dict[str, list[nn.Parameter]] = {}
+        if rounding is Rounding.SOFT:
+            if scale or zero_point:
+                raise ValueError("AdaRound lays its grid out once: scales cannot learn beside it")
+            groups["rounding"] = [self.soften(weight).alpha]
+        elif rounding is Rounding.STE:
+            master = nn.Parameter(weight.detach().clone())
+            self.master, groups["weight"] = master, [master]
+        elif rounding is Rounding.LORA:
+            rows, columns = weight.shape[0], weight[0].numel()
+            down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
+            up = nn.Parameter(torch.zeros(rows, rank))  # starts as no change
+            self.lora_down, self.lora_up, groups["lora"] = down, up, [down, up]
+        for name, parameter, wanted in (
+            ("weight_scale", self.scale, scale),
+            ("weight_zero", self.zero_point, zero_point),
+        ):
+            if wanted:
+                parameter.requires_grad_(True)
+                groups[name] = [parameter]
+        return groups
+
+    def latent(self, weight: Tensor) -> Tensor:
+        """The float weight that will be quantized: learned, or with its LoRA merged."""
+        if self.master is not None:
+            return self.master
+        if self.lora_up is not None and self.lora_down is not None:
+            return weight + (self.lora_up @ self.lora_down).reshape(weight.shape)
+        return weight
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> None:
+        """Fix the codes: hard rounding where soft, nearest otherwise; zero points to integers."""
+        if self.codes is not None:
+            return
+        self.scale.requires_grad_(False)
+        self.zero_point.requires_grad_(False)
+        self.drift = project_zero_point(self.zero_point, self.params)
+        latent, params = self._view(self.latent(weight).detach()), self.params
+        if self.soft is None:
+            self.set_codes(self._back(quantize(latent, params)))
+        else:
+            floor = torch.floor(latent * params.scale.reciprocal()) + self.soft.up()
+            self.set_codes(self._back(params.clip(floor + params.zero_point)))
+
+    def _forget_learning(self) -> None:
+        self.master, self.lora_down, self.lora_up = None, None, None
+
+    def _view(self, weight: Tensor) -> Tensor:
+        return grouped(weight, self.group) if self.group else weight
+
+    def _back(self, weight: Tensor) -> Tensor:
+        return ungrouped(weight) if self.group else weight
+
+
+def _fixed(value: Tensor) -> nn.Parameter:
+    """A parameter that does not learn until asked to."""
+    return nn.Parameter(value.detach(), requires_grad=False)

@@ -1,0 +1,96 @@
+"""Calibration points: inputs of the network, one row a point."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.nested import leaves, map_leaves
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Network inputs, one row a point.
+
+    Attributes:
+        sample: noisy inputs, (N, C, H, W) or whatever the network takes.
+        timestep: model timestep of each point, (N,), as the sampler passed it.
+        step: sampler call index of each point, (N,).
+        conditions: further inputs by keyword, nested as the network takes them: tensors (N, ...),
+            those named in ``fixed``, and constants.
+        fixed: paths of the tensors in ``conditions`` that have no row a point and belong to all.
+        image: image of each point, (N,), counted from 0; None where nobody knows.
+        half: guidance half of each point, (N,), 0 for the first of the sampler's batch; None where
+            nobody knows. Stable Diffusion puts the unconditional half first, DiT the other one.
+        schedule: the sampler calls that ``step`` counts; None where nobody knows.
+    """
+
+    sample: Tensor
+    timestep: Tensor
+    step: Tensor
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    image: Tensor | None = None
+    half: Tensor | None = None
+    schedule: StepSchedule | None = None
+
+    def __len__(self) -> int:
+        return int(self.sample.shape[0])
+
+    def rows(self, index: Tensor | slice) -> "CalibrationSet":
+        """A subset, in the order of ``index``."""
+
+        def pick(path: str, leaf: Any) -> Any:
+            return leaf[index] if isinstance(leaf, Tensor) and path not in self.fixed else leaf
+
+        return CalibrationSet(
+            self.sample[index],
+            self.timestep[index],
+            self.step[index],
+            map_leaves(pick, self.conditions),
+            self.fixed,
+            None if self.image is None else self.image[index],
+            None if self.half is None else self.half[index],
+            self.schedule,
+        )
+
+    def batches(self, size: int) -> Iterator["CalibrationSet"]:
+        """Consecutive subsets of at most ``size`` points."""
+        for start in range(0, len(self), size):
+            yield self.rows(slice(start, start + size))
+
+    def call(self, model: nn.Module) -> Any:
+        """Run ``model`` on these points; step banks need its clock set, see ``core.clock``."""
+        return model(self.sample, timestep=self.timestep, return_dict=False, **self.conditions)[0]
+
+    def histogram(self) -> dict[int, int]:
+        """Points at each sampler call."""
+        steps, counts = torch.unique(self.step, return_counts=True)
+        return {int(s): int(c) for s, c in zip(steps, counts, strict=True)}
+
+    def sha256(self) -> str:
+        """Hash of samples, timesteps, steps and conditions: names, types, shapes and values."""
+        digest = hashlib.sha256()
+        inputs = {"sample": self.sample, "timestep": self.timestep, "step": self.step}
+        for name, value in sorted((inputs | leaves({"conditions": self.conditions})).items()):
+            if isinstance(value, Tensor):
+                digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+                digest.update(raw_bytes(value))
+            else:
+                digest.update(f"{name}:{value!r}:".encode())
+        return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as they lie in memory, of any dtype; copied only where they are strided."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def evenly(total: int, count: int) -> Tensor:
+    """``count`` of ``total`` indices, first and last among them; all where there are fewer."""
+    return torch.linspace(0, total - 1, min(count, total)).round().long()

@@ -1,0 +1,72 @@
+"""Activation ranges averaged over windows of points, as released code of several methods has them.
+
+PTQ4DM (Shang et al., CVPR 2023) and EDA-DM (arXiv:2401.04585) calibrate batch by batch: each batch
+has its search, and what is kept is an exponential moving average of the bounds found.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.affine import QuantParams
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.ema import EmaRange
+
+MOMENTUM, WINDOW = 0.9, 256
+"""Of the released code."""
+
+
+def calibrate_averaged(
+    model: QuantizedModel,
+    points: CalibrationSet,
+    search: RangeSearch,
+    *,
+    seed: int,
+    momentum: float = MOMENTUM,
+    window: int = WINDOW,
+    batch: int = 64,
+) -> None:
+    """Set the static range of every layer's input and of attention operands that are quantized.
+
+    The points are shuffled and cut into windows. Up to ``window`` points this is one search over
+    all of them.
+
+    Args:
+        model: weight ranges set.
+        points: to run on.
+        search: finds the range of each window.
+        seed: of the shuffle.
+        momentum: share of the past when a window is added, in [0, 1).
+        window: points that are searched together.
+        batch: points run at once.
+    """
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    running: dict[str, EmaRange] = {}
+    for subset in points.rows(order).batches(window):
+        calibrate_activations(model, subset, search, batch=batch)
+        for name, quantizer in _static(model):
+            past = running.get(name, EmaRange(momentum))
+            running[name] = past.update(*_bounds(quantizer.params))
+    for name, quantizer in _static(model):
+        quantizer.set_params(running[name].params(quantizer.bits))
+
+
+def _static(model: QuantizedModel) -> Iterator[tuple[str, ActQuantizer]]:
+    """Every static quantizer with a name of its own."""
+    for path, layer in model.layers.items():
+        for index, part in enumerate(layer.part_list()):
+            if part.static is not None:
+                yield f"{path}/{index}", part.static
+    for index, quantizer in enumerate(model.product_quantizers()):
+        yield f"products/{index}", quantizer
+
+
+def _bounds(params: QuantParams) -> tuple[Tensor, Tensor]:
+    """Values of the first and of the last code."""
+    low = -params.zero_point.detach() * params.scale.detach()
+    return low, low + (params.levels - 1) * params.scale.detach()

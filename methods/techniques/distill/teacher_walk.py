@@ -1,0 +1,51 @@
+"""Distillation along a recorded trajectory: the teacher's walk, without its sampler.
+
+A recording holds what full precision was fed at every call, so the next sample of a walk that the
+teacher drives is there to be read. Guidance, eta and the sampler itself are in it already.
+"""
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.nested import leaves
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.by_call import calls_of
+from quantarena.methods.techniques.distill.distill import Walk
+
+
+def recorded_walk(points: CalibrationSet, batch: int) -> Walk:
+    """Walks of ``batch`` images, drawn anew each time, over all calls.
+
+    Args:
+        points: the same rows at every call, call after call, as ``steps.WholeWalks`` draws them.
+        batch: rows of each walk; all of them where there are fewer.
+
+    Raises:
+        ValueError: calls differ in their number of points, or some has none.
+        Unsupported: an input beside sample and timestep changes from call to call.
+    """
+    calls = len(calls_of(points))
+    rows = len(points) // calls
+    if not torch.equal(points.step, torch.arange(calls).repeat_interleave(rows)):
+        raise ValueError("a recorded walk needs the same rows at every call, call after call")
+    _require_constant(points, rows)
+    chosen = torch.arange(0)
+
+    def start(generator: torch.Generator) -> CalibrationSet:
+        nonlocal chosen
+        chosen = torch.randperm(rows, generator=generator)[:batch]
+        return points.rows(chosen)
+
+    def step(prediction: Tensor, call: int, sample: Tensor) -> Tensor:
+        return points.sample[(call + 1) * rows + chosen]
+
+    return Walk(points.timestep[::rows], start, step)
+
+
+def _require_constant(points: CalibrationSet, rows: int) -> None:
+    for path, leaf in leaves(points.conditions).items():
+        if isinstance(leaf, Tensor) and path not in points.fixed:
+            by_call = leaf.reshape(-1, rows, *leaf.shape[1:])
+            if not torch.equal(by_call, by_call[:1].expand_as(by_call)):
+                raise Unsupported(f"{path} changes from call to call: it cannot be distilled yet")

@@ -1,0 +1,134 @@
+"""Start and end the learning of a set of quantized layers."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.quantizers.rounding import SoftRounding
+from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
+from quantarena.methods.techniques.learn.param_groups import NAMES, Learnable
+
+_ROUNDING = {"rounding": Rounding.SOFT, "weight": Rounding.STE, "lora": Rounding.LORA}
+_WEIGHT_GROUPS = frozenset(_ROUNDING) | {"weight_scale", "weight_zero"}
+
+
+@dataclass(slots=True)
+class Learning:
+    """What learns, until ``finish``.
+
+    Attributes:
+        found: parameters by group, with the units of their learning rates.
+        softs: roundings that are still undecided.
+        firsts: those of them that belong to the first part of their layer.
+    """
+
+    found: dict[str, list[Learnable]] = field(default_factory=dict)
+    softs: list[SoftRounding] = field(default_factory=list)
+    firsts: list[SoftRounding] = field(default_factory=list)
+    _weights: list[tuple[WeightQuantizer, Tensor]] = field(default_factory=list)
+    _acts: list[ActQuantizer] = field(default_factory=list)
+    _gains: list[nn.Parameter] = field(default_factory=list)
+
+    def finish(self) -> float:
+        """Freeze codes, make zero points integers; returns how far the farthest one moved."""
+        drift = 0.0
+        for quantizer, weight in self._weights:
+            quantizer.freeze(weight)
+            drift = max(drift, quantizer.drift)
+        for act in self._acts:
+            drift = max(drift, act.settle())
+        for gain in self._gains:
+            gain.requires_grad_(False)
+        return drift
+
+    def add(self, group: str, parameter: nn.Parameter, unit: float) -> None:
+        """Let one more parameter learn."""
+        self.found.setdefault(group, []).append(Learnable(parameter, unit))
+
+
+def start_learning(
+    layers: Mapping[str, QuantLayer],
+    products: Iterable[ActQuantizer],
+    groups: Collection[str],
+    rank: int = 32,
+) -> Learning:
+    """Let the asked groups of these layers learn.
+
+    Args:
+        layers: by module path.
+        products: activation quantizers outside layers, such as those of attention products.
+        groups: names out of ``groups.NAMES``; at most one of rounding, weight and lora.
+        rank: of LoRA.
+
+    Raises:
+        ValueError: an unknown group, two ways of rounding, or weights whose codes are fixed.
+    """
+    if unknown := sorted(set(groups) - set(NAMES)):
+        raise ValueError(f"nothing learns under {unknown[0]!r}: known are {', '.join(NAMES)}")
+    ways = [way for name, way in _ROUNDING.items() if name in groups]
+    if len(ways) > 1:
+        raise ValueError(f"a weight rounds one way, not {' and '.join(ways)}")
+    learning = Learning()
+    parts = [(name, layer, part) for name, layer in layers.items() for part in layer.part_list()]
+    if _WEIGHT_GROUPS & set(groups):
+        for name, layer, part in parts:
+            if part.weight_quantizer is not None:
+                weight = layer.part_weight(part)
+                first = part is layer.part_list()[0]
+                _start_weight(
+                    name, learning, part.weight_quantizer, weight, groups, ways, rank, first
+                )
+    for layer in layers.values():
+        if layer.experts is not None:
+            for group, parameters in layer.experts.parameter_groups().items():
+                for parameter in parameters if group in groups else ():
+                    parameter.requires_grad_(True)
+                    learning._gains.append(parameter)
+                    learning.add(group, parameter, 1.0)
+    acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
+    for act in acts:
+        asked = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
+        if any(asked.values()) and act.scale.numel():
+            learning._acts.append(act)
+            for group, parameter in act.learn(**asked).items():
+                learning.add(group, parameter, _unit(group, act.scale))
+    return learning
+
+
+def _start_weight(
+    name: str,
+    learning: Learning,
+    quantizer: WeightQuantizer,
+    weight: Tensor,
+    groups: Collection[str],
+    ways: list[Rounding],
+    rank: int,
+    first: bool,
+) -> None:
+    if quantizer.codes is not None:
+        raise ValueError(f"{name}: its weight codes are fixed, so {', '.join(groups)} cannot learn")
+    found = quantizer.learn(
+        weight,
+        rounding=ways[0] if ways else Rounding.NEAREST,
+        scale="weight_scale" in groups,
+        zero_point="weight_zero" in groups,
+        rank=rank,
+    )
+    for group, parameters in found.items():
+        for parameter in parameters:
+            learning.add(group, parameter, _unit(group, quantizer.scale))
+    learning._weights.append((quantizer, weight))
+    if quantizer.soft is not None:
+        learning.softs.append(quantizer.soft)
+        if first:
+            learning.firsts.append(quantizer.soft)
+
+
+def _unit(group: str, scale: Tensor) -> float:
+    """Zero points and roundings count in codes, everything else in scales."""
+    if group in ("rounding", "weight_zero", "act_zero"):
+        return 1.0
+    return float(scale.detach().abs().mean())

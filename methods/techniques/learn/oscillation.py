@@ -1,0 +1,81 @@
+"""Weights that keep turning between two codes are held still (Nagel et al., ICML 2022).
+
+Under straight-through gradients a weight near the edge of a code is pushed over it and back. A
+weight whose code turned around in more than a given share of recent updates is frozen at the code
+that it had most of the time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from quantarena.methods.core.affine import quantize
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.quantizers.weight import WeightQuantizer
+
+
+@dataclass(frozen=True, slots=True)
+class Freezing:
+    """When a weight is frozen.
+
+    Attributes:
+        threshold: share of updates at which its code turned around.
+        momentum: share of a new update in the running averages.
+    """
+
+    threshold: float = 0.02
+    momentum: float = 0.01
+
+    @torch.no_grad()
+    def of(self, model: QuantizedModel) -> "Freezer":
+        """Watch the weights of this model that learn."""
+        found = [
+            part.weight_quantizer for layer in model.layers.values() for part in layer.part_list()
+        ]
+        return Freezer([_Watched(q) for q in found if q is not None and q.master is not None], self)
+
+
+class _Watched:
+    """One weight's recent codes."""
+
+    def __init__(self, quantizer: WeightQuantizer) -> None:
+        assert quantizer.master is not None
+        self.quantizer, self.master = quantizer, quantizer.master
+        self.codes = quantize(self.master.detach(), quantizer.params)
+        self.mean = self.codes.clone()
+        self.turn = torch.zeros_like(self.codes)
+        self.frequency = torch.zeros_like(self.codes)
+        self.frozen = torch.zeros_like(self.codes, dtype=torch.bool)
+
+    def step(self, rule: Freezing) -> None:
+        """After an update: count turns, freeze, and put frozen weights back."""
+        params = self.quantizer.params
+        codes = quantize(self.master, params)
+        turn = (codes - self.codes).sign()
+        back = (turn * self.turn < 0).float()
+        self.turn = torch.where(turn != 0, turn, self.turn)
+        self.frequency.lerp_(back, rule.momentum)
+        self.mean.lerp_(codes, rule.momentum)
+        self.mean = torch.where(self.frozen, self.mean.round(), self.mean)
+        self.frozen |= self.frequency > rule.threshold
+        held = (params.clip(self.mean.round()) - params.zero_point) * params.scale
+        self.master.copy_(torch.where(self.frozen, held, self.master))
+        self.codes = quantize(self.master, params)
+
+
+class Freezer:
+    """Watches weights while they learn."""
+
+    def __init__(self, watched: list[_Watched], rule: Freezing) -> None:
+        self.watched, self.rule = watched, rule
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """To be called after every update."""
+        for one in self.watched:
+            one.step(self.rule)
+
+    def share(self) -> float:
+        """Share of the weights that are frozen."""
+        total = sum(one.frozen.numel() for one in self.watched)
+        return sum(int(one.frozen.sum()) for one in self.watched) / max(1, total)

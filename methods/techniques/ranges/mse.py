@@ -1,0 +1,115 @@
+"""Ranges with the smallest error, found by shrinking the min-max range at one or both ends."""
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.affine import QuantParams, affine_params
+from quantarena.methods.techniques.ranges.rows import (
+    best_of,
+    blockwise,
+    condensed,
+    losses_of,
+    minmax_rows,
+)
+
+_SHRINK = 0.86
+_NEAR = (-6 / 9, -3 / 9, -1 / 9, 0.0, 1 / 9, 3 / 9, 6 / 9)
+"""Of a step of the first pass, tried around its best; a ninth is what six bits and more ask for."""
+
+
+def shrink_range(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    norm: float = 2.4,
+    steps: int = 80,
+) -> QuantParams:
+    """The best of ``steps`` ranges, min-max and 1 % less each time, by mean ``|x - q(x)| ** norm``.
+
+    Source: the search of the BRECQ lineage as in the code of Q-Diffusion (Li et al., ICCV 2023)
+    and MPQ-DM (arXiv:2412.11549), but for the range, which is widened to contain zero.
+
+    Args:
+        x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
+        bits: 1 to 8.
+        axis: None for one range, else one for each index into that axis.
+        symmetric: zero point fixed in the middle of the codes.
+        norm: exponent of the error.
+        steps: at most 100.
+
+    Raises:
+        ValueError: empty tensor, NaN or infinity.
+    """
+    shrinks = 1.0 - 0.01 * torch.arange(1, steps, device=x.device)
+
+    def search(rows: Tensor) -> QuantParams:
+        plain = minmax_rows(rows, bits, symmetric)
+        return best_of(rows, plain, _shrunk(rows, shrinks, bits, symmetric), norm)
+
+    return blockwise(x, axis, search)
+
+
+def mse_range(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    norm: float = 2.4,
+    coarse: int = 12,
+) -> QuantParams:
+    """The range with the smallest mean ``|x - q(x)| ** norm``, each end shrunk for itself.
+
+    An activation after SiLU or GELU ends just below zero and has a long tail above: shrinking both
+    ends together, as ``shrink_range`` does, cuts off the many values below to be rid of the few
+    above. First both ends shrink together, or one alone, by powers of 0.86 down to a sixth; then
+    the upper end moves around the best, then the lower. That comes as close to the minimum as
+    ``mse_2d_range``, in the time of 50 candidates. Rows of more than 16,384 values are seen as a
+    histogram; what comes out is compared with the full range on the values, so it never loses to
+    min-max in its norm.
+
+    Args:
+        x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
+        bits: 1 to 8.
+        axis: None for one range, else one for each index into that axis.
+        symmetric: zero point fixed in the middle of the codes.
+        norm: exponent of the error; docs/protocol.md says why it should not be below 2.
+        coarse: shrinkings of the first pass.
+
+    Raises:
+        ValueError: empty tensor, NaN or infinity.
+    """
+    shrinks = _SHRINK ** torch.arange(coarse + 1, device=x.device)
+    near = _SHRINK ** torch.tensor(_NEAR, device=x.device)
+    still, stay = torch.ones_like(shrinks), torch.ones_like(near)
+    # factors of the lower and of the upper end, (2, K)
+    together, closer = torch.stack([shrinks, shrinks]), torch.stack([near, near])
+    one = torch.stack([torch.cat([shrinks, still]), torch.cat([still, shrinks])])
+    passes = [together, closer]
+    if not symmetric:
+        upper, lower = torch.stack([stay, near]), torch.stack([near, stay])
+        passes = [torch.cat([together, one], dim=1), upper, lower]
+
+    def affine(ends: Tensor) -> QuantParams:
+        return affine_params(ends[0], ends[1], bits, symmetric)
+
+    def search(rows: Tensor) -> QuantParams:
+        plain = minmax_rows(rows, bits, symmetric)
+        ends = torch.stack(rows.aminmax(dim=1, keepdim=True))
+        short, counts = condensed(rows)
+        best = torch.ones_like(ends)
+        for steps in passes:
+            tried = (best * steps.unsqueeze(1)).clamp(max=1.0)
+            losses = losses_of(short, affine(ends * tried), norm, counts)
+            best = tried.gather(2, losses.argmin(dim=1, keepdim=True).expand(2, -1, -1))
+        return best_of(rows, plain, affine(ends * best), norm)
+
+    return blockwise(x, axis, search)
+
+
+def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:
+    """Min-max ranges of rows times ``shrinks``, (K,) or (R, K), as (R, K)."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    return affine_params(low * shrinks, high * shrinks, bits, symmetric)

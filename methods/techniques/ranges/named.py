@@ -1,0 +1,53 @@
+"""All range searches by name, the default one, and the unsigned grid for softmax outputs."""
+
+from torch import Tensor
+
+from quantarena.methods.core.affine import QuantParams, unsigned_params
+from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
+from quantarena.methods.techniques.ranges.percentile import percentile_mse_range, percentile_range
+from quantarena.methods.techniques.ranges.threshold import mse_1d_range, mse_2d_range
+
+
+def default_range(
+    x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+) -> QuantParams:
+    """``minmax_range`` at 8 bits, ``mse_range`` below: see docs/protocol.md, "Range searches".
+
+    Raises:
+        ValueError: empty tensor, NaN or infinity.
+    """
+    search = minmax_range if bits >= 8 else mse_range
+    return search(x, bits, axis=axis, symmetric=symmetric)
+
+
+def unsigned(search: RangeSearch) -> RangeSearch:
+    """``search`` on the unsigned grid, whose zero point is 0: for softmax outputs.
+
+    The result refuses tensors with negative values, and symmetric grids, with a ValueError.
+    """
+
+    def unsigned_search(
+        x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+    ) -> QuantParams:
+        if symmetric:
+            raise ValueError("a grid is either unsigned or symmetric")
+        if bool((x < 0).any()):
+            raise ValueError("cannot use an unsigned grid: the tensor holds negative values")
+        found = search(x, bits, axis=axis)
+        return unsigned_params((found.levels - 1 - found.zero_point) * found.scale, bits)
+
+    return unsigned_search
+
+
+SEARCHES: dict[str, RangeSearch] = {
+    "minmax": minmax_range,
+    "mse": mse_range,
+    "shrink": shrink_range,
+    "default": default_range,
+    "percentile": percentile_range,
+    "percentile_mse": percentile_mse_range,
+    "mse_1d": mse_1d_range,
+    "mse_2d": mse_2d_range,
+}

@@ -1,0 +1,129 @@
+"""What range searches share: rows in blocks, and the best of many candidates for each row.
+
+Loops go over blocks of candidates and of rows, sized to stay in cache, never over channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.affine import QuantParams, affine_params
+
+_BUDGET = 1 << 17  # values in flight at once: half a megabyte
+_TINY = 1e-30
+_BINS = 1 << 13
+
+RowSearch = Callable[[Tensor], QuantParams]
+
+
+def as_rows(x: Tensor, axis: int | None) -> tuple[Tensor, tuple[int, ...]]:
+    """``x`` as float32 rows (channels, values), and the shape in which parameters broadcast.
+
+    Raises:
+        ValueError: the tensor is empty.
+    """
+    if x.numel() == 0:
+        raise ValueError("cannot find a range: the tensor is empty")
+    x = x.float()
+    if axis is None:
+        return x.reshape(1, -1), (1,) * x.dim()
+    shape = [1] * x.dim()
+    shape[axis] = x.shape[axis]
+    return x.movedim(axis, 0).reshape(x.shape[axis], -1), tuple(shape)
+
+
+def shaped(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
+    """The same parameters in another shape."""
+    return QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.bits)
+
+
+def blockwise(x: Tensor, axis: int | None, search: RowSearch) -> QuantParams:
+    """Apply ``search`` (rows (R, N) -> params (R, 1)) to blocks of rows of ``x``."""
+    rows, shape = as_rows(x, axis)
+    found = [search(block) for block in torch.split(rows, max(1, _BUDGET // rows.shape[1]))]
+    scale = torch.cat([params.scale for params in found])
+    zero_point = torch.cat([params.zero_point for params in found])
+    return shaped(QuantParams(scale, zero_point, found[0].bits), shape)
+
+
+def _power(error: Tensor, norm: float) -> Tensor:
+    """``|error| ** norm`` in place; half to a fortieth of what ``pow_`` takes."""
+    if norm == 1:
+        return error.abs_()
+    error.square_()
+    # log2 of zero is -inf, whose exp2 is zero again
+    return error if norm == 2 else error.log2_().mul_(norm / 2).exp2_()
+
+
+def losses_of(
+    rows: Tensor, candidates: QuantParams, norm: float, weights: Tensor | None = None
+) -> Tensor:
+    """Mean ``|x - q(x)| ** norm``, (R, K), of rows (R, N) under candidates (R, K).
+
+    Errors are taken relative to the largest value of their row, so that no power overflows.
+    Values may count ``weights`` (R, N) times; then the result is the sum.
+    """
+    unit = rows.abs().amax(dim=1, keepdim=True).clamp(min=_TINY).reciprocal()
+    values = (rows * unit).unsqueeze(1)
+    scales = (candidates.scale * unit).unsqueeze(2)
+    lows = -candidates.zero_point.unsqueeze(2)
+    chunk = max(1, _BUDGET // rows.numel())
+    found = []
+    buffer = torch.empty(0, device=rows.device)
+    for scale, low in zip(torch.split(scales, chunk, 1), torch.split(lows, chunk, 1), strict=True):
+        if buffer.shape[:2] != scale.shape[:2]:
+            buffer = values.new_empty((*scale.shape[:2], values.shape[2]))
+        error = torch.mul(values, scale.reciprocal(), out=buffer).round_()
+        # two bounds at once, clamp_, take twice as long: they do not vectorise
+        torch.maximum(error, low, out=error)
+        torch.minimum(error, low + (candidates.levels - 1), out=error)
+        error = _power(error.mul_(scale).sub_(values), norm)
+        found.append(
+            error.mean(dim=2) if weights is None else (error @ weights.unsqueeze(2)).squeeze(2)
+        )
+    return torch.cat(found, dim=1)
+
+
+def condensed(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Long rows as the means of 8,192 bins and their counts; short ones as they are, uncounted.
+
+    At eight bits that is 32 bins to a code of the full range: losses of narrower ranges come out
+    too small, by ``(width of a bin / scale) ** 2``. So a search that uses this has to compare what
+    it found with min-max on the rows themselves.
+
+    Returns:
+        Values (R, M) and counts (R, M); values of empty bins are 0.
+    """
+    if rows.shape[1] <= 2 * _BINS:
+        return rows, None
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    # bounds are halved on the way: their difference may exceed float32
+    step = ((high / 2 - low / 2) / (_BINS / 2)).clamp(min=torch.finfo(rows.dtype).tiny)
+    bins = ((rows - low) / step).clamp_(0, _BINS - 1).long()
+    shape = (rows.shape[0], _BINS)
+    counts = rows.new_zeros(shape).scatter_add_(1, bins, torch.ones_like(rows))
+    sums = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    sums.scatter_add_(1, bins, rows.double())
+    return (sums / counts.clamp(min=1)).float(), counts
+
+
+def best_of(
+    rows: Tensor,
+    first: QuantParams,
+    others: QuantParams,
+    norm: float,
+    weights: Tensor | None = None,
+) -> QuantParams:
+    """The candidate (R, 1) with the smallest loss; ``first`` (R, 1) wins ties."""
+    scale = torch.cat([first.scale, others.scale], dim=1)
+    zero_point = torch.cat([first.zero_point, others.zero_point], dim=1)
+    losses = losses_of(rows, QuantParams(scale, zero_point, first.bits), norm, weights)
+    index = losses.argmin(dim=1, keepdim=True)
+    index = torch.where(losses[:, :1] <= losses.gather(1, index), 0, index)
+    return QuantParams(scale.gather(1, index), zero_point.gather(1, index), first.bits)
+
+
+def minmax_rows(rows: Tensor, bits: int, symmetric: bool) -> QuantParams:
+    """Min-max of rows, (R, 1); refuses what is not finite, by name."""
+    return affine_params(*rows.aminmax(dim=1, keepdim=True), bits, symmetric)

@@ -1,0 +1,233 @@
+"""Speed of packed layers against fp32: ``python -m quantarena.methods.timing.kernels``.
+
+Every ratio is fp32 time over packed time, measured interleaved in one process, with activation
+quantization and layout included, against the faster of contiguous and channels_last fp32.  With one
+thread the clock is the process's CPU time and the statistic the median; with more it is wall time
+and the minimum, because a preempted run says nothing about the kernels.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from quantarena.methods.core.kernels import native
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.timing.cases import (
+    BITS,
+    MIXED,
+    Case,
+    Roofline,
+    Timing,
+    cases,
+    example_input,
+    gaussian_layer,
+    mixed_layer,
+)
+from quantarena.methods.timing.rivals import Run, rivals
+
+
+def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, float]:
+    """Times every run once per round, so that a change of the machine's load meets all alike."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    repeats, samples = {}, {name: list[float]() for name in runs}
+    for name, run in runs.items():
+        run()
+        start = clock()
+        run()
+        repeats[name] = max(1, int(0.02 / max(clock() - start, 1e-6)))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = clock()
+            for _ in range(repeats[name]):
+                run()
+            samples[name].append((clock() - start) / repeats[name])
+    if threads > 1:
+        return {name: min(times) for name, times in samples.items()}
+    return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
+
+
+def ceiling(pair: bool) -> float:
+    """Multiply-accumulates per second of the micro-kernel alone, on one thread."""
+    peak = native.library().peak
+    if peak is None:
+        return math.nan
+    units, best = 24, math.inf
+    for _ in range(15):
+        start = time.process_time()
+        peak(int(pair), units, 4000)
+        best = min(best, time.process_time() - start)
+    return 4000 * 96 * units * 16 / best
+
+
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes per second at which this much data moves, from whatever level of memory holds it.
+
+    Args:
+        size: bytes that a layer must move.
+        threads: torch threads in use; picks the clock as in :func:`interleave`.
+
+    Returns:
+        The better of a copy (read and write) and a sum (read).
+    """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    source = torch.ones(max(size // 8, 4096))
+    target = torch.empty_like(source)
+    repeats = max(1, (1 << 24) // source.numel())
+    rates = []
+    moves: list[tuple[Run, int]] = [(lambda: target.copy_(source), 8), (source.sum, 4)]
+    for run, factor in moves:
+        best = math.inf
+        for _ in range(5):
+            start = clock()
+            for _ in range(repeats):
+                run()
+            best = min(best, clock() - start)
+        rates.append(factor * source.numel() * repeats / best)
+    return max(rates)
+
+
+def measure(
+    case: Case, bits: Iterable[tuple[int, int]] = BITS, rounds: int = 9, threads: int = 1
+) -> Timing:
+    """Times one case in fp32 and packed, both memory formats for convolutions.
+
+    Args:
+        case: the layer.
+        bits: pairs of weight and activation bits.
+        rounds: samples per contestant.
+        threads: torch threads; restored afterwards.
+
+    Returns:
+        The timing, with the share of the roofline that each width reached.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            return _measure(case, list(bits), rounds, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(case: Case, bits: list[tuple[int, int]], rounds: int, threads: int) -> Timing:
+    x = example_input(case)
+    layer, weight = gaussian_layer(case, 8, 8)
+    bias, runs = layer.bias, dict[str, Run]()
+    modules = {f"w{w}a{a}": PackedLayer(gaussian_layer(case, w, a)[0]) for w, a in bits}
+    if case.kind == "linear":
+        runs["fp32"] = lambda: functional.linear(x, weight, bias)
+        inputs = {"": x}
+    else:
+        last = x.contiguous(memory_format=torch.channels_last)
+        weight_last = weight.contiguous(memory_format=torch.channels_last)
+        runs["fp32"] = lambda: functional.conv2d(x, weight, bias, padding=1)
+        runs["fp32/last"] = lambda: functional.conv2d(last, weight_last, bias, padding=1)
+        inputs = {"": x, "/last": last}
+    for name, module in modules.items():
+        for suffix, tensor in inputs.items():
+            runs[name + suffix] = partial(module, tensor)
+    mixed = mixed_layer(case, (3, 4), 8)
+    for suffix, tensor in inputs.items():
+        runs[MIXED + suffix] = partial(mixed, tensor)
+    others = rivals(case, weight, x)
+    runs |= others
+    times = interleave(runs, rounds, threads)
+    timing = Timing(case, {k: v for k, v in times.items() if k.startswith("fp32")})
+    timing.rivals = {name: times[name] for name in others}
+    timing.packed = {k: v for k, v in times.items() if k.split("/")[0] in (*modules, MIXED)}
+    for name, module in modules.items():
+        moved = module.packed_bytes + 4 * (case.inputs + case.outputs)
+        rate = ceiling(module.uses_pairs) * threads
+        timing.roofline[name] = Roofline(
+            products=case.products, bytes=moved, rate=rate, bandwidth=bandwidth(moved, threads)
+        )
+    return timing
+
+
+def geomean(values: Iterable[float]) -> float:
+    """Geometric mean."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
+    """The results as text, one line per shape and one of geometric means."""
+    names = [f"w{w}a{a}" for w, a in bits]
+    others = {"torch int8": "int8*", "onnxruntime": "ort"}
+    head = "".join(f"{name:>8}" for name in (*names, "w3+4a8", *others.values()))
+    names.append(MIXED)
+    lines = [f"{'shape':24}{'fp32 ms':>9}{head}"]
+    for t in timings:
+        ratios = "".join(f"{t.ratio(n):8.2f}" for n in names)
+        ratios += "".join(
+            f"{t.base / t.rivals[n]:8.2f}" if n in t.rivals else f"{'-':>8}" for n in others
+        )
+        lines.append(f"{t.case.name:24}{t.base * 1e3:9.3f}{ratios}")
+    means = "".join(f"{geomean(t.ratio(n) for t in timings):8.2f}" for n in names)
+    lines.append(f"{'geometric mean':33}{means}")
+    lines.append("* torch x86 int8, inexact on AVX2: 8-bit products saturate there")
+    return "\n".join(lines)
+
+
+def rooflines(timings: list[Timing]) -> str:
+    """One line per kernel: what it must do, what this machine could at best, the share reached.
+
+    Operations are two per product. Bytes are those of the packed layer, the input and the output,
+    each moved once, at the rate of the level of memory that holds as many.
+    """
+    lines = [f"{'kernel':32}{'MOP':>9}{'kB':>8}{'GOP/s':>8}{'GB/s':>7}{'at best':>10}{'share':>7}"]
+    for t in timings:
+        for name, roof in t.roofline.items():
+            lines.append(
+                f"{t.case.name + ' ' + name:32}{2e-6 * roof.products:9.1f}{1e-3 * roof.bytes:8.0f}"
+                f"{2e-9 * roof.rate:8.0f}{1e-9 * roof.bandwidth:7.1f}"
+                f"{1e3 * roof.seconds:7.3f} ms{roof.seconds / t.best(name):7.0%}"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the table and writes JSON where asked."""
+    parser = argparse.ArgumentParser(prog="quantarena.methods.timing.kernels")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    parser.add_argument("--bits", default=",".join(f"{w}a{a}" for w, a in BITS))
+    parser.add_argument("--json", type=Path, help="file to write")
+    options = parser.parse_args(arguments)
+    bits = [(int(b.split("a")[0]), int(b.split("a")[1])) for b in options.bits.split(",")]
+    status = native.status()
+    sys.stdout.write(f"{status.backend} kernels, {status.isa}, {options.threads} thread(s)\n")
+    timings = []
+    for case in cases():
+        if options.only in case.name:
+            timings.append(measure(case, bits, options.rounds, options.threads))
+            sys.stderr.write(f"{case.name} done\n")
+    sys.stdout.write(f"{table(timings, bits)}\n\n{rooflines(timings)}\n\n")
+    for pair, name in ((False, "4 k per step"), (True, "2 k per step")):
+        sys.stdout.write(f"ceiling of the micro-kernel, {name}: {ceiling(pair) / 1e9:.0f} GMAC/s\n")
+    if options.json:
+        rows = [
+            {
+                **asdict(t),
+                "name": t.case.name,
+                "share": {name: roof.seconds / t.best(name) for name, roof in t.roofline.items()},
+                "status": asdict(status),
+            }
+            for t in timings
+        ]
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

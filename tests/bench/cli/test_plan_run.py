@@ -1,0 +1,284 @@
+import json
+
+import pytest
+
+
+def test_a_run_ends_with_counts_and_the_page(bench, real_page):
+    code, out, err = bench("run", "smoke")
+    assert code == 0, err
+    assert out == f"5 ok, 0 skipped, 0 failed -> {bench.results}/smoke/leaderboard.html\n"
+    assert (bench.results / "smoke/leaderboard.html").is_file()
+    assert (bench.results / "smoke/rows.csv").is_file()
+    assert (bench.results / "smoke/rows.parquet").is_file()
+    assert "plan smoke: 5 cells" in err
+    assert "[11/11]" in err  # shared stages, five cells, five timings
+
+
+def test_the_order_of_work(bench):
+    bench("run", "smoke")
+    log = bench.log()
+    assert log[0].startswith("prepare")
+    assert len([line for line in log if line.startswith("prepare")]) == 1
+    assert [line.split()[0] for line in log] == ["prepare"] + ["cell"] * 5 + ["time"] * 5
+
+
+def test_running_again_does_nothing(bench):
+    bench("run", "smoke")
+    before, page = bench.log(), (bench.results / "smoke/leaderboard.html").stat().st_mtime_ns
+    code, out, err = bench("run", "smoke")
+    assert code == 0
+    assert out.startswith("5 ok")
+    assert "nothing to run" in err
+    assert bench.log() == before
+    assert (bench.results / "smoke/leaderboard.html").stat().st_mtime_ns == page
+
+
+def test_running_again_imports_neither_torch_nor_ray(bench, run_script):
+    bench("run", "smoke")
+    done = run_script(
+        bench, "run", "smoke", epilogue="print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_force_runs_everything_again(bench):
+    bench("run", "smoke")
+    bench("run", "smoke", "--force")
+    assert len([line for line in bench.log() if line.startswith("cell")]) == 10
+    assert {row.attempt for row in bench.rows()} == {2}
+
+
+def test_a_failed_cell_stops_no_other_and_is_tried_again(bench):
+    bench.behave(rtn__w4a4="raise")
+    code, out, err = bench("run", "smoke")
+    assert code == 1
+    assert out.startswith("4 ok, 0 skipped, 1 failed -> ")
+    assert "emoji-t2i/rtn/w4a4 failed: RuntimeError: the fake was told to raise (fake_stages" in err
+    assert "Traceback" not in err
+    bench.behave()
+    code, out, _ = bench("run", "smoke")
+    assert (code, out.split(" -> ")[0]) == (0, "5 ok, 0 skipped, 0 failed")
+    assert bench.log().count("cell rtn/w4a4") == 2
+    assert bench.log().count("cell rtn/w4a8") == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "reason"),
+    [
+        ("raise", "failed", "RuntimeError"),
+        ("memory", "oom", "out of memory"),
+        ("wrong", "failed", "the stages returned the row of"),
+    ],
+)
+def test_how_a_cell_fails_stands_on_its_row(bench, what, status, reason):
+    bench.behave(rtn__w4a8=what)
+    assert bench("run", "smoke")[0] == 1
+    row = next(row for row in bench.rows() if (row.cell.method, row.cell.bits) == ("rtn", "w4a8"))
+    assert row.status == status
+    assert reason in row.reason
+    assert row.machine["cpu"]
+    assert row.started <= row.finished
+
+
+def test_a_number_that_is_not_finite_is_not_stored_as_one(bench):
+    bench.behave(rtn__w4a8="nan")
+    bench("run", "smoke")
+    row = next(row for row in bench.rows() if (row.cell.method, row.cell.bits) == ("rtn", "w4a8"))
+    assert row.measurement("psnr").value is None
+    assert row.measurement("psnr").reason == "not finite (nan)"
+
+
+def test_a_skipped_cell_is_done_and_no_failure(bench):
+    bench.behave(q_diffusion__w4a4="skip")
+    code, out, err = bench("run", "smoke")
+    assert (code, out.split(" -> ")[0]) == (0, "4 ok, 1 skipped, 0 failed")
+    assert "q_diffusion/w4a4 skipped: not made for these bits" in err
+    bench("run", "smoke")
+    assert bench.log().count("cell q_diffusion/w4a4") == 1
+
+
+def test_a_cell_over_its_time_is_a_timeout(bench):
+    bench.behave(rtn__w4a4="hang")
+    code, out, _ = bench("run", "smoke", "--timeout", "0.02")
+    assert code == 1
+    assert out.startswith("4 ok, 0 skipped, 0 failed, 1 timeout -> ")
+
+
+def test_a_damaged_model_is_one_line_and_exit_code_2(bench):
+    bench.behave(prepare="user")
+    code, out, err = bench("run", "smoke")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "error: the model is damaged, fetch it again"
+    assert bench.rows() == ()
+
+
+def test_shared_stages_that_break_fail_their_cells(bench):
+    bench.behave(prepare="raise")
+    code, out, _ = bench("run", "smoke")
+    assert code == 1
+    assert out.startswith("0 ok, 0 skipped, 5 failed -> ")
+    assert all(row.reason.startswith("shared stages: RuntimeError") for row in bench.rows())
+
+
+def test_timing_that_fails_leaves_the_row_ok_with_a_warning(bench):
+    bench.behave(time="raise")
+    assert bench("run", "smoke")[0] == 0
+    for row in bench.rows():
+        assert row.latency is None
+        assert row.warnings[0].startswith("latency was not measured: RuntimeError")
+    before = bench.log()
+    bench("run", "smoke")
+    assert bench.log() == before
+
+
+def test_results_of_another_budget_get_another_folder(bench):
+    bench("run", "smoke")
+    code, _, _ = bench("run", "smoke", "--images", "8")
+    assert code == 0
+    names = {path.name for path in bench.results.iterdir()} - {".cache", "smoke"}
+    assert len(names) == 1
+    assert names.pop().startswith("smoke-")
+
+
+def test_a_choice_of_cells_joins_the_page_of_its_preset(bench):
+    bench("run", "smoke", "--method", "rtn", "--bits", "W4A8")
+    assert {(r.cell.method, r.cell.bits) for r in bench.rows()} == {("fp", "fp"), ("rtn", "w4a8")}
+    assert bench("run", "smoke")[1].startswith("5 ok")
+    assert bench.log().count("cell rtn/w4a8") == 1
+
+
+def test_rows_of_an_older_budget_leave_the_page(bench, monkeypatch):
+    from dataclasses import replace
+
+    from quantarena.bench.plan import presets
+
+    bench("run", "smoke")
+    old = presets.PRESETS["smoke"]
+    grid = replace(old.grid, budget=replace(old.grid.budget, images=24))
+    monkeypatch.setitem(presets.PRESETS, "smoke", replace(old, grid=grid))
+    bench("run", "smoke")
+    assert {row.cell.budget.images for row in bench.rows()} == {24}
+    assert len(list((bench.results / "smoke/rows/earlier").glob("*.json"))) == 5
+
+
+def test_changed_code_makes_its_rows_stale(bench, monkeypatch):
+    from quantarena.bench.plan import lookup
+
+    bench("run", "smoke")
+    known = lookup._method_code
+    monkeypatch.setattr(
+        lookup, "_method_code", lambda name, *rest: "new" if name == "rtn" else known(name, *rest)
+    )
+    _, _, err = bench("run", "smoke")
+    assert "2 of them again because code or model changed" in err
+    assert bench.log().count("cell rtn/w4a8") == 2
+    assert bench.log().count("cell q_diffusion/w4a8") == 1
+
+
+def test_json_is_pure(bench):
+    bench.behave(rtn__w4a4="raise")
+    code, out, _ = bench("run", "smoke", "--json")
+    document = json.loads(out)
+    assert code == 1
+    assert document["counts"]["ok"] == 4
+    assert len(document["rows"]) == 5
+    assert document["page"].endswith("leaderboard.html")
+
+
+def test_two_runs_on_one_folder_do_not_mix(bench):
+    from quantarena.bench.store import Store
+
+    with Store(bench.results / "smoke").lock():
+        code, out, err = bench("run", "smoke")
+    assert (code, out) == (2, "")
+    assert "another run is writing to" in err
+    assert f"process {__import__('os').getpid()}" in err
+
+
+def test_a_folder_that_cannot_be_written(bench):
+    (bench.root / "file").write_text("in the way")
+    code, _, err = bench("run", "smoke", "--results", str(bench.root / "file"), results=False)
+    assert code == 2
+    assert err.startswith("error: cannot write in ")
+    assert "Not a directory" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_full_disk_says_so_and_keeps_what_is_done(bench, monkeypatch):
+    import errno
+
+    from quantarena.bench import files
+
+    real, calls = files.os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    code, _, err = bench("run", "smoke")
+    assert code == 2
+    assert "No space left on device; free some space" in err
+    monkeypatch.undo()
+    kept = len(bench.rows())
+    assert 0 < kept < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "smok"), "unknown preset 'smok': did you mean smoke? (known: full,"),
+        (("run", "--bits", "w0a8"), "bits 'w0a8': impossible weight width 0"),
+        (("run", "--bits", "w4a99"), "bits 'w4a99': impossible activation width 99"),
+        (("run", "--bits", "4/8"), "unknown bits '4/8': write w<weight>a<activation>"),
+        (("run", "--workload", "emoji-t2j"), "did you mean emoji-t2i?"),
+        (("run", "--images", "0"), "--images 0: it must be at least 1"),
+        (("run", "--name", "../x"), "--name '../x': it names one folder"),
+        (("run", "--executor", "rai"), "unknown executor 'rai': did you mean ray?"),
+        (("run", "--plugin", "absent.py"), "plug-in absent.py is no file"),
+        (("run", "--workers", "0"), "Invalid value for '--workers'"),
+        (("run", "--colour"), "No such option: --colour"),
+        (("rnu",), "No such command 'rnu'. Did you mean 'run'"),
+        (("ls", "method"), "'method' is not one of"),
+        (("show", "rtn@w4a4"), "no results in"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(bench, arguments, line):
+    code, out, err = bench(*arguments, results=arguments[0] in ("run", "show"))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert line in err
+    assert not (bench.results / "smoke").exists()
+
+
+def test_unknown_method(bench):
+    code, _, err = bench("run", "smoke", "--method", "rtm")
+    assert code == 2
+    assert "unknown method 'rtm': did you mean rtn?" in err
+
+
+def test_a_plugin_that_raises_at_import(bench):
+    plugin = bench.root / "mine.py"
+    plugin.write_text("raise RuntimeError('broken on purpose')\n")
+    code, _, err = bench("run", "smoke", "--plugin", str(plugin), "--method", "mine")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "fails to import: RuntimeError: broken on purpose" in err
+
+
+def test_plan_says_what_a_run_would_do(bench):
+    code, out, _ = bench("plan", "smoke")
+    assert code == 0
+    assert out.startswith("plan smoke: 5 cells (3 methods x w4a8, w4a4)\n")
+    assert "MB of disk" in out
+    assert "\n  next is quick: 111 cells, 64 images, 128 points, 100 iterations, 1 seeds, " in out
+    assert "next is" not in bench("plan", "smoke", "--method", "rtn")[1]
+    assert not (bench.results / "smoke").exists()
+    bench("run", "smoke", "--method", "rtn")
+    document = json.loads(bench("plan", "smoke", "--json")[1])
+    assert (document["done"], document["to_run"]) == (3, 2)
+    assert document["measured"] is True
+    assert document["executor"] == "local"

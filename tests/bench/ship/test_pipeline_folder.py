@@ -1,0 +1,305 @@
+"""Quantize, ship, load elsewhere, draw: on tiny pipelines, through the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from quantarena.bench.cli.main import run
+from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.ship.pipeline_folder import check_target, load_pipeline, open_exported
+from quantarena.methods.registry import entry
+
+FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
+
+
+def quantize(workload, folder, cache, *more, method="rtn", bits="w4a8"):
+    arguments = ["quantize", str(workload), "--method", method, "--bits", bits, "-o", str(folder)]
+    return run([*arguments, "--cache", str(cache), *FAST, *more])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="module")
+def exported(pixel_folder, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "pixel-w4a8"
+    # this method splits the layers behind skip concatenations
+    assert quantize(pixel_folder, folder, cache, method="q_diffusion") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classes(class_folder, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "classes-w8a8"
+    assert quantize(class_folder, folder, cache, bits="w8a8") == 0
+    return folder
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def told(capsys, *arguments):
+    """Exit code, stdout and stderr."""
+    capsys.readouterr()
+    code = run([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_folder_is_a_pipeline_with_a_packed_denoiser(exported, pixel_folder):
+    names = {file.name for file in exported.iterdir()}
+    assert names == {
+        "README.md",
+        "manifest.json",
+        "model_index.json",
+        "scheduler",
+        "unet",
+        "workload.json",
+    }
+    inside = {file.name for file in (exported / "unet").iterdir()}
+    assert inside == {"config.json", "packed.json", "packed.safetensors"}
+    index = (pixel_folder / "model_index.json").read_text()
+    assert (exported / "model_index.json").read_text() == index
+
+
+def test_everybody_may_read_what_the_umask_lets_them(exported):
+    card = (exported / "README.md").stat().st_mode
+    assert {file.stat().st_mode for file in exported.rglob("*") if file.is_file()} == {card}
+
+
+def test_splits_and_bits_are_kept(exported):
+    document = json.loads((exported / "unet" / "packed.json").read_text())
+    assert any("parts" in layer for layer in document["layers"].values())
+    assert document["meta"]["observed"]["layers"] == len(document["layers"])
+    assert document["meta"]["base_model"] == "pixel"
+
+
+def test_the_card_says_what_it_is(exported, tmp_path):
+    head, body = (exported / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
+    front = dict(line.split(": ", 1) for line in head.splitlines())
+    assert front["base_model"] == '"pixel"'
+    assert front["library_name"] == "diffusers"
+    assert {"quantarena", "w4a8", "q_diffusion"} <= set(json.loads(front["tags"]))
+    assert "license" in front
+    assert "quantarena quantize pixel --method q_diffusion --bits w4a8" in body
+    assert "calibration sha256" in body
+    assert "bits observed" in body
+    assert "/tmp" not in body
+
+
+def images(pipe):
+    generator = torch.Generator().manual_seed(1)
+    return pipe(batch_size=2, num_inference_steps=2, generator=generator, output_type="np").images
+
+
+ELSEWHERE = """
+import sys
+import quantarena
+assert "torch" not in sys.modules
+import torch
+torch.set_num_threads(1)
+pipe = quantarena.load_pipeline(sys.argv[1])
+generator = torch.Generator().manual_seed(1)
+images = pipe(batch_size=2, num_inference_steps=2, generator=generator, output_type="np").images
+torch.save(torch.from_numpy(images), sys.argv[2])
+"""
+
+
+def test_another_machine_draws_the_same_pictures(exported, tmp_path):
+    """A process with an empty home and no cache, and a folder that has moved."""
+    moved = shutil.copytree(exported, tmp_path / "elsewhere" / "model")
+    home = tmp_path / "home"
+    home.mkdir()
+    hidden = {name for name in os.environ if name.startswith(("HF_", "XDG_", "TORCH_"))}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    kept |= {"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(moved), str(tmp_path / "images.pt")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=kept,
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    here = torch.from_numpy(images(load_pipeline(exported)))
+    assert torch.equal(torch.load(tmp_path / "images.pt"), here)
+
+
+def test_sample_draws_a_grid(exported, tmp_path, capsys):
+    file = tmp_path / "new" / "grid.png"
+    code, out, err = told(capsys, "sample", exported, "-n", 3, "-o", file, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["images"] == 3
+    assert found["steps"] == 2
+    assert Image.open(file).size == (34, 34)
+    again = tmp_path / "again.png"
+    assert told(capsys, "sample", exported, "-n", 3, "-o", again)[0] == 0
+    assert again.read_bytes() == file.read_bytes()
+    assert told(capsys, "sample", exported, "-n", 3, "-o", again, "--seed", 1)[0] == 0
+    assert again.read_bytes() != file.read_bytes()
+
+
+def test_prompts_of_a_class_model(classes, tmp_path, capsys):
+    file = tmp_path / "grid.png"
+    code, out, _ = told(capsys, "sample", classes, "-n", 3, "-o", file, "--json")
+    assert code == 0
+    assert json.loads(out)["prompts"] == ["3", "5", "7"]
+    arguments = ("sample", classes, "-n", 2, "-o", file, "--json", "--prompt", "9")
+    assert json.loads(told(capsys, *arguments)[1])["prompts"] == ["9", "9"]
+    code, _, err = told(capsys, "sample", classes, "-o", file, "--prompt", "a dog")
+    assert code == 2
+    assert "class numbers" in err
+
+
+def test_prompts_that_nobody_takes(exported, tmp_path, capsys):
+    code, _, err = told(capsys, "sample", exported, "-o", tmp_path / "x.png", "--prompt", "a dog")
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "without prompts" in err
+
+
+def test_an_earlier_export_is_kept_unless_forced(exported, pixel_folder, cache, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    assert quantize(pixel_folder, folder, cache) == 2
+    assert "--force" in capsys.readouterr().err
+    assert quantize(pixel_folder, folder, cache, "--force", "--json", bits="w8a8") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["meta"]["bits"] == "w8a8"
+    assert open_exported(folder).meta == document["meta"]
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_folders_are_never_written_over(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        check_target(tmp_path, replace=True)
+    with pytest.raises(UserError, match="is a file"):
+        check_target(tmp_path / "precious.txt", replace=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"bits": "w4a16"}, "do not pack"),
+        ({"bits": "fp"}, "do not pack"),
+        ({"bits": "w4"}, "unknown bits"),
+        ({"bits": "w1a8"}, "does not quantize weights to 1 bits"),
+        ({"method": "rtm"}, "did you mean rtn"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(pixel_folder, cache, tmp_path, capsys, more, line):
+    assert quantize(pixel_folder, tmp_path / "out", cache, **more) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_breaks_is_one_line_and_exit_code_1(
+    pixel_folder, cache, tmp_path, capsys, monkeypatch
+):
+    def breaks(self, ctx):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(entry("rtn").method, "quantize", breaks)
+    assert quantize(pixel_folder, tmp_path / "out", cache, "--seed", "5") == 1
+    told = capsys.readouterr().err
+    assert "rtn failed: ValueError: no such layer" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_points_than_asked_are_said(pixel_folder, cache, tmp_path, capsys):
+    assert quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000") == 0
+    line = "calibrated on all 4 points recorded; 4000 were asked"
+    assert f"warning: {line}" in capsys.readouterr().err
+    document = json.loads((tmp_path / "out" / "unet" / "packed.json").read_text())
+    assert document["meta"]["warnings"] == [line]
+
+
+@pytest.mark.parametrize(
+    ("victim", "line"),
+    [
+        ("model_index.json", "no diffusers pipeline"),
+        ("unet/packed.json", "holds no quantized model"),
+        ("unet/packed.safetensors", "missing|no weights"),
+        ("scheduler/scheduler_config.json", "missing"),
+    ],
+)
+def test_a_missing_file_is_one_line(copy, victim, line):
+    (copy / victim).unlink()
+    with pytest.raises(BrokenModel, match=line):
+        load_pipeline(copy)
+
+
+@pytest.mark.parametrize("victim", ["unet/config.json", "unet/packed.safetensors"])
+def test_an_edited_file_is_one_line(copy, victim, capsys):
+    file = copy / victim
+    file.write_bytes(file.read_bytes() + b" ")
+    code, _, err = told(capsys, "sample", copy)
+    assert code == 2
+    assert "damaged" in err
+    assert err.count("\n") == 1
+
+
+def test_a_network_that_diffusers_does_not_have(copy):
+    (copy / "manifest.json").unlink()
+    index = json.loads((copy / "model_index.json").read_text())
+    index["unet"] = ["diffusers", "UNet9D"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BrokenModel, match="UNet9D, which this diffusers does not have"):
+        load_pipeline(copy)
+    index["unet"] = ["os", "system"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BrokenModel, match="must be a network of diffusers"):
+        load_pipeline(copy)
+
+
+def test_a_folder_that_is_none(tmp_path, capsys):
+    code, _, err = told(capsys, "sample", tmp_path / "none")
+    assert code == 2
+    assert "is no folder" in err
+
+
+STEPPED = """
+from quantarena.methods.api import Capabilities, Method, MethodInfo
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.core.record.steps import PerStep
+from quantarena.methods.registry import register
+
+
+@register("stepped")
+class Stepped(Method):
+    info = MethodInfo(title="Stepped", venue="-", paper="-", summary="a range a sampler call")
+    supports = Capabilities()
+
+    def quantize(self, ctx):
+        model = ctx.wrap()
+        model.set_weight_ranges(minmax_range)
+        calibrate_activations(model, ctx.draw(PerStep(2)), minmax_range, per_step=True)
+        return model
+"""
+
+
+def test_ranges_by_sampler_call_travel_with_the_folder(pixel_folder, cache, tmp_path):
+    plugin, folder = tmp_path / "stepped.py", tmp_path / "model"
+    plugin.write_text(STEPPED)
+    more = ("--plugin", str(plugin))
+    assert quantize(pixel_folder, folder, cache, *more, method="stepped") == 0
+    pipe = load_pipeline(folder)
+    generator = torch.Generator().manual_seed(1)
+    pipe(batch_size=1, num_inference_steps=2, generator=generator, output_type="np")
+    with pytest.raises(UserError, match=r"calibrated for 2 calls.*the sampler has 3"):
+        pipe(batch_size=1, num_inference_steps=3, generator=generator)

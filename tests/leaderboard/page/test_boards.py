@@ -1,0 +1,202 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from quantarena.bench.schema import Measurement
+from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, advise
+from quantarena.leaderboard.page.boards import board_frame, quality_places, short_name
+from quantarena.leaderboard.page.entries import board_entries, combined
+from quantarena.leaderboard.page.export import FIXED_COLUMNS, export_tables, rows_frame
+from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
+from quantarena.leaderboard.ranking.ranking import rank_results
+from quantarena.leaderboard.ranking.read_results import BoardId, load_rows
+
+LPIPS = "lpips/alex-v0.1"
+
+
+@pytest.fixture(scope="module")
+def boards(results):
+    folder, planned = results
+    rows, ranking = load_rows(folder).rows, rank_results(folder)
+    found = {}
+    for board in dict.fromkeys(BoardId.of(cell) for cell in planned):
+        own = [row for row in rows if BoardId.of(row.cell) == board]
+        found[board.workload] = board_entries(board, own, planned, ranking.board(board))
+    return found
+
+
+def slower(entries, factor):
+    """The same entries on a machine where packed kernels gain less."""
+    changed = []
+    for entry in entries:
+        time = entry.latency
+        if time and not entry.is_fp:
+            time = dataclasses.replace(
+                time,
+                ratio=time.ratio * factor,
+                ratio_low=time.ratio_low * factor,
+                ratio_high=time.ratio_high * factor,
+            )
+        changed.append(dataclasses.replace(entry, latency=time))
+    return tuple(changed)
+
+
+def test_every_planned_cell_has_a_line_in_order(boards):
+    blobs = boards["synthetic-blobs"]
+    assert len(blobs) == 10
+    assert blobs[0].is_fp
+    places = [entry.standing.place for entry in blobs if entry.standing]
+    assert places == sorted(places)
+    assert [entry.state for entry in blobs[-3:]] == ["failed", "missing", "timeout"]
+    assert blobs[-2].reason == "planned, but it has not run yet"
+
+
+def test_only_packed_latency_is_ranked(boards):
+    timed = {entry.name: entry.timed for entry in boards["synthetic-blobs"]}
+    assert timed["q_diffusion@w4a8"]
+    assert not timed["rtn@w4a8"]
+    entry = next(e for e in boards["synthetic-shapes"] if e.name == "rtn@w8a8")
+    off = dataclasses.replace(entry, parity=dataclasses.replace(entry.parity, max_rel=1e-3))
+    assert entry.timed
+    assert not off.timed
+
+
+def test_frame_has_a_line_an_entry_and_hides_unranked_speed(boards):
+    frame = board_frame(boards["synthetic-blobs"])
+    assert len(frame) == 10
+    reference = frame[frame.latency_backend == "reference"]
+    assert len(reference) == 3
+    assert reference.speedup.isna().all()
+    assert reference.step_ms.notna().all()
+    assert frame.columns.get_loc(LPIPS) < frame.columns.get_loc("speedup")
+    assert frame.loc[frame.status == "failed", "reason"].tolist() == [
+        "NaN in mid_block.attn at step 7"
+    ]
+
+
+def test_seeds_are_averaged_with_narrower_intervals():
+    seeds = [[Measurement("psnr", value, value - 2, value + 2, n=10)] for value in (20.0, 22.0)]
+    seeds.append([Measurement("psnr", None, reason="not finite")])
+    (mean,) = combined(seeds)
+    assert mean.value == 21.0
+    assert mean.low == pytest.approx(21 - 2**0.5)
+    assert mean.high == pytest.approx(21 + 2**0.5)
+    assert mean.n == 20
+    assert combined([[Measurement("psnr", None, reason="why")]])[0].reason == "why"
+
+
+def test_quality_places_tie_on_overlap(boards):
+    places = quality_places(boards["synthetic-shapes"], "kid/effnet-lite0")
+    assert places["fp@fp"] == places["q_diffusion@w8a8"] == 1
+    assert places["rtn@w4a4"] > 1
+    assert quality_places(boards["synthetic-shapes"], "absent") == {}
+
+
+def test_plain_fid_is_for_inception_only():
+    assert short_name("fid/clean-fid/inception") == "FID"
+    assert short_name("fid/effnet-lite0") == "FID (effnet-lite0)"
+    assert short_name("kid/effnet-lite0") == "KID"
+    assert short_name("odd") == "odd"
+
+
+def spot(x, y, entry=None):
+    return Point(entry, Span(x, x - 0.1, x + 0.1), Span(y, y - 0.01, y + 0.01))
+
+
+class Named:
+    name = "n"
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "dominated"),
+    [
+        (1.0, 0.30, True),  # slower and further: worse in both
+        (1.5, 0.30, True),  # tied in speed, surely further
+        (1.45, 0.105, False),  # worse in both, but inside both intervals
+        (1.0, 0.105, True),  # tied in fidelity, surely slower
+        (2.0, 0.30, False),  # faster, further
+        (1.0, 0.05, False),  # slower, nearer
+    ],
+)
+def test_dominated_needs_a_sure_difference(x, y, dominated):
+    marked = front([spot(1.5, 0.1, Named()), spot(x, y, Named())])
+    assert marked[1].dominated is dominated
+    assert marked[0].dominated is False
+
+
+def test_points_of_the_plots(boards):
+    entries = boards["synthetic-blobs"]
+    assert all(point.entry.timed for point in speed_points(entries, LPIPS, y_higher=False))
+    size = size_points(entries, LPIPS, y_higher=False)
+    assert {point.entry.name for point in size} >= {"rtn@w4a4", "q_diffusion@w8a8"}
+    assert not any(point.entry.is_fp for point in size)
+    by = {point.entry.name: point.dominated for point in size}
+    assert by["rtn@w8a8"]
+    assert not by["q_diffusion@w8a8"]
+
+
+def test_ship_the_fastest_that_is_near(boards):
+    advice = advise(boards["synthetic-shapes"], LPIPS)
+    assert advice.kind == SHIP
+    assert advice.choice.name == "q_diffusion@w4a8"
+    assert "of full precision’s time" in advice.sentence
+    assert "0.05" in advice.rule
+
+
+def test_nothing_faster_is_said_plainly(boards):
+    advice = advise(slower(boards["synthetic-shapes"], 0.5), LPIPS)
+    assert advice.kind == MEMORY
+    assert advice.sentence.startswith("Nothing here is faster than full precision")
+    assert advice.choice.share < 0.2
+
+
+def test_only_what_strays_is_faster(boards):
+    advice = advise(slower(boards["synthetic-shapes"], 0.65), LPIPS)
+    assert advice.kind == MEMORY
+    assert "strays too far" in advice.sentence
+
+
+def test_no_packed_kernels_no_speed_claim(boards):
+    plain = [
+        dataclasses.replace(e, latency=e.latency and dataclasses.replace(e.latency, backend="fake"))
+        for e in boards["synthetic-shapes"]
+    ]
+    advice = advise(plain, LPIPS)
+    assert (advice.kind, advice.choice) == (NOTHING, None)
+    assert "No cell ran on packed integer kernels" in advice.sentence
+
+
+def test_no_evidence_no_advice():
+    advice = advise((), None)
+    assert (advice.kind, advice.choice) == (NOTHING, None)
+
+
+def test_exported_columns_are_fixed(results, tmp_path):
+    rows = load_rows(results[0]).rows
+    csv, parquet = export_tables(rows, tmp_path)
+    frame = pd.read_parquet(parquet)
+    assert tuple(frame.columns[: len(FIXED_COLUMNS)]) == FIXED_COLUMNS
+    assert list(frame.columns) == list(pd.read_csv(csv).columns)
+    assert len(frame) == len(rows) == 19
+    assert frame.loc[frame.status == "failed", "reason"].item().startswith("NaN")
+    assert frame[LPIPS].notna().sum() == 14
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_types_do_not_depend_on_the_rows(results):
+    rows = load_rows(results[0]).rows
+    full = rows_frame(rows)
+    failed = rows_frame([row for row in rows if row.status != "ok"])
+    for name in FIXED_COLUMNS:
+        assert full[name].dtype == failed[name].dtype, name
+    assert list(rows_frame([]).columns) == [*FIXED_COLUMNS, "schema_version"]
+
+
+def test_floats_survive_the_csv(results, tmp_path):
+    rows = load_rows(results[0]).rows
+    csv, _ = export_tables(rows, tmp_path)
+    back = pd.read_csv(csv).set_index("key")
+    for row in rows:
+        if figure := row.measurement(LPIPS):
+            assert back.loc[row.key, LPIPS] == figure.value

@@ -1,0 +1,60 @@
+import pytest
+
+from quantarena.bench.schema import Measurement
+from quantarena.leaderboard.page import wording
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.005432, 0.0046, 0.0062, "0.0054"),
+        (37.456, 36.8, 38.2, "37.5"),
+        (0.99554, 0.9950, 0.9962, "0.9955"),
+        (1.4, 1.25, 1.55, "1.40"),
+        (123.4, 100.0, 150.0, "123"),
+        (-0.0021, -0.003, -0.001, "−0.0021"),
+        (0.012345, None, None, "0.0123"),
+        (0.0, None, None, "0"),
+        (None, None, None, "–"),
+        (float("nan"), None, None, "–"),
+        (float("inf"), None, None, "∞"),
+    ],
+)
+def test_digits_follow_the_interval(value, low, high, text):
+    assert wording.number(value, low, high) == text
+
+
+def test_ends_match_their_value():
+    figure = Measurement("psnr", 37.456, 36.81, 38.24)
+    assert (wording.figure(figure), wording.ends(figure)) == ("37.5", "36.8–38.2")
+    assert wording.ends(Measurement("psnr", 3.0)) == wording.ends(None) == ""
+    assert wording.figure(None) == "–"
+
+
+def test_units():
+    assert wording.percent(0.9996).startswith("99.9")
+    assert wording.percent(1.0).startswith("100")
+    assert wording.percent(0.031).startswith("3.1")
+    assert wording.percent(None) == "–"
+    assert wording.size(26_800_000).startswith("26.8")
+    assert wording.size(0) == "–"
+    assert wording.seconds(3725) == "1:02:05"
+    assert wording.chance(1.0).startswith(">")
+    assert wording.times(1.519) == "1.52"
+    assert wording.unit("x1e-3") == "×10⁻³"
+    assert [wording.unit(text) for text in ("dB", "", "x")] == ["dB", "", "x"]
+
+
+def test_facts_are_flat_short_and_complete():
+    pairs = dict(
+        wording.facts({"a_b": 1, "none": None, "d": {"x": 1}, "l": [1, 2], "t": "y" * 900})
+    )
+    assert pairs["a b"] == "1"
+    assert pairs["d"] == "x: 1"
+    assert pairs["l"] == "1, 2"
+    assert len(pairs["t"]) == 401
+    assert "none" not in pairs
+
+
+def test_breakable_escapes_first():
+    assert str(wording.breakable("<b>_x")) == "&lt;b&gt;_<wbr>x"
