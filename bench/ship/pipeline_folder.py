@@ -19,7 +19,7 @@ from torch import nn
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.files import make_shareable
 from quantarena.bench.ship.model_card import card
-from quantarena.bench.stages.ground import Workspace
+from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.pipeline import (
     MANIFEST,
     LoadedPipeline,

@@ -38,6 +38,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+__sources__ = ("data/emoji64/*",)
+"""The drawings and captions themselves: a score's key holds them."""
 CATEGORIES = (
     "Animals & Nature",
     "Food & Drink",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantarena.bench.content import file_sha256
 from quantarena.bench.workloads import hub
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.bench.workloads.samplers import with_sampler
@@ -57,11 +58,6 @@ class LoadedPipeline:
         setattr(self.pipe, self.slot, denoiser)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def pipeline_sha256(folder: Path) -> str:
     """One hash of a pipeline folder's weights and configurations, checked against its manifest.
 
@@ -74,10 +70,10 @@ def pipeline_sha256(folder: Path) -> str:
     files = sorted(f for f in folder.rglob("*") if f.suffix in _WEIGHTS and f.is_file())
     if not files:
         raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
-    found = {str(file.relative_to(folder)): _digest(file) for file in files}
+    found = {str(file.relative_to(folder)): file_sha256(file) for file in files}
     for name, expected in _manifest(folder).items():
         actual = found.get(name) or (
-            _digest(folder / name) if (folder / name).is_file() else "missing"
+            file_sha256(folder / name) if (folder / name).is_file() else "missing"
         )
         if actual != expected:
             raise BrokenModel(
@@ -85,7 +81,7 @@ def pipeline_sha256(folder: Path) -> str:
                 f"{expected[:12]}; install again or restore the file"
             )
     configs = (f for f in folder.rglob("*") if f.suffix in _CONFIGS and f.is_file())
-    found |= {str(f.relative_to(folder)): _digest(f) for f in configs if f.name not in _ASIDE}
+    found |= {str(f.relative_to(folder)): file_sha256(f) for f in configs if f.name not in _ASIDE}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantarena.bench.closure import closure
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.images import load_folder
 from quantarena.bench.metrics.quality.effnet import Extractor, effnet_lite0, extract
 from quantarena.bench.metrics.quality.frechet import AXES, Pca, fit_pca
 from quantarena.bench.metrics.quality.kid import self_similarity
 from quantarena.bench.metrics.quality.precision_recall import NEIGHBOURS, radii
-from quantarena.bench.spec import canonical_json
+from quantarena.bench.spec import canonical_json, content_key
 
 _LOG = logging.getLogger(__name__)
 _META = "quantarena"
@@ -128,8 +129,9 @@ def reference_features(
         source = found_set.images
     if cache_dir is None:
         return features_of(source, name, network)
-    mark = sha256(f"{images_sha256(source)} {network.name} {network.sha256}".encode()).hexdigest()
-    path = cache_dir / f"features-{mark[:24]}.safetensors"
+    inputs = [images_sha256(source), network.name, network.sha256, closure(__name__).key]
+    mark = content_key(inputs, 24)
+    path = cache_dir / f"features-{mark}.safetensors"
     if path.is_file():
         try:
             return replace(load_features(path, network), name=name)
