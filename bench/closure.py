@@ -276,7 +276,7 @@ def _follow(each: Import, own: Path | None) -> tuple[str, Path] | None:
         if not found.facade or origin is None:
             return module, file
         module, name = origin.module, origin.name
-    return module, file
+    return None
 
 
 @cache
@@ -362,7 +362,7 @@ def _distributions() -> dict[str, str]:
     Read from ``top_level.txt`` files; ``importlib.metadata.packages_distributions`` knows more and
     takes a second, which a plan would feel.
     """
-    found = {}
+    found: dict[str, str] = {}
     for folder in {_INSTALLED[1], _INSTALLED[2]}:
         for file in folder.glob("*.dist-info/top_level.txt"):
             name = file.parent.name.split("-")[0]
