@@ -35,7 +35,7 @@ def rank(
 ) -> None:
     """Rank what a run has measured, with tie groups."""
     store = opened(results, run)
-    path = publish.leaderboard("ranking").write_ranking(store.folder)
+    path = publish.leaderboard("ranking.ranking").write_ranking(store.folder)
     value = json.loads(path.read_text(encoding="utf-8"))
     emit(value, _ranking_tables(value), as_json=as_json)
 

@@ -28,8 +28,8 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
     mark, page = store.folder / ".page.json", store.folder / PAGE
     if not force and page.is_file() and _read(mark) == stamp:
         return page
-    leaderboard("ranking").write_ranking(store.folder)
-    page = leaderboard("page").render(
+    leaderboard("ranking.ranking").write_ranking(store.folder)
+    page = leaderboard("page.page").render(
         store.folder, grid_title=planned.title, planned=planned.cells, command=planned.command
     )
     files.write_atomic(mark, json.dumps(stamp))
@@ -45,7 +45,7 @@ def export(store: Store, form: str, folder: Path) -> Path:
     files.ensure_folder(folder)
     rows = store.rows()
     if form in ("csv", "parquet"):
-        leaderboard("export").export_tables(rows, folder)
+        leaderboard("page.export").export_tables(rows, folder)
         return folder / f"rows.{form}"
     path = folder / ("rows.tex" if form == "latex" else "rows.md")
     files.write_atomic(path, (latex if form == "latex" else markdown)(rows))
