@@ -8,8 +8,6 @@ from typing import Any
 from quantarena.bench.spec import Cell
 
 SCHEMA_VERSION = 1
-UNITS = "unit:prompt"
-"""In a scores file: the prompt of each image as a number."""
 
 
 class Status(StrEnum):

@@ -76,6 +76,7 @@ def forbidden(path):
             "quantarena.leaderboard",
             "quantarena.bench.spec",
             "quantarena.bench.schema",
+            "quantarena.bench.scores",
             "quantarena.bench.store",
             "quantarena.bench.files",
         )

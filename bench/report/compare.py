@@ -9,11 +9,9 @@ import numpy as np
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array, Groups, mean_interval, recentred_interval
-from quantarena.bench.schema import UNITS, Measurement, Row, Status
+from quantarena.bench.schema import Measurement, Row, Status
+from quantarena.bench.scores import FLOOR, REPLICATES, UNITS, is_metric, read_scores
 
-REPLICATES = "replicates:"
-"""In a scores file: before the name of a metric of a whole set, its bootstrap values."""
-_FLOOR = "floor:"
 _FP = "fp"
 _POWER = 1.959964 + 0.841621
 """Normal quantiles of a 95 % interval and of 80 % power."""
@@ -85,7 +83,7 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
         scores_a, scores_b = (_as_rounded(s, r) for s, r in ((scores_a, a), (scores_b, b)))
     found = {}
     for name in scores_a:
-        if ":" not in name and name in scores_b and scores_a[name].shape == scores_b[name].shape:
+        if is_metric(name) and name in scores_b and scores_a[name].shape == scores_b[name].shape:
             gap = scores_a[name] - scores_b[name]
             if gap.ndim == 1 and gap.size and np.isfinite(gap).all():
                 found[name] = gap
@@ -198,7 +196,7 @@ def _as_rounded(scores: dict[str, Array], row: Row) -> dict[str, Array]:
     if row.cell.method != _FP:
         return scores
     kept = {key: values for key, values in scores.items() if key.startswith(REPLICATES)}
-    own = {k.removeprefix(_FLOOR): v for k, v in scores.items() if k.startswith(_FLOOR)}
+    own = {k.removeprefix(FLOOR): v for k, v in scores.items() if k.startswith(FLOOR)}
     return kept | own
 
 
@@ -208,7 +206,6 @@ def _scores(folder: Path, row: Row) -> dict[str, Array]:
     if path is None or not path.is_file():
         raise UserError(f"{row.cell.label} ({row.key}) has no scores file: run the cell again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: np.asarray(archive[key], dtype=np.float64) for key in archive.files}
+        return read_scores(path)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the cell again") from None

@@ -5,6 +5,7 @@ from torch import Tensor
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.metrics.fidelity.noise_error import latent_mse, predictions, sqnr
 from quantarena.bench.metrics.names import LATENT, SQNR
+from quantarena.bench.scores import CURVE
 from quantarena.bench.stages.probe import Probe
 from quantarena.methods.core.packed.pack import PackedModel
 
@@ -29,7 +30,7 @@ def closeness(
     try:
         answers = predictions(packed.module, seen.recorded, packed.clock.at)
         by_call = sqnr(seen.predictions, answers, seen.recorded.halves)
-        found[SQNR], curve[f"curve:{SQNR}"] = by_call.mean(0), by_call
+        found[SQNR], curve[CURVE + SQNR] = by_call.mean(0), by_call
     except ValueError as error:
         found[SQNR] = str(error)
     found[LATENT] = "the sampler does not say what its steps return"

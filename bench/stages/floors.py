@@ -22,6 +22,7 @@ from quantarena.bench.metrics.names import LPIPS, SQNR
 from quantarena.bench.metrics.quality.features import Features, halves
 from quantarena.bench.metrics.quality.set_distance import quality
 from quantarena.bench.schema import Measurement
+from quantarena.bench.scores import FLOOR, FLOOR_SEED
 from quantarena.bench.spec import content_key
 from quantarena.bench.stages.closeness import latent_distance
 from quantarena.bench.stages.fp_images import fp_images
@@ -32,7 +33,7 @@ from quantarena.bench.workloads.sampling import Progress, draw_images
 
 BOARD = "floor"
 ROUNDED, OTHER_SEED, HALVES = "bf16", "seed", "halves"
-PREFIX = {ROUNDED: "floor:", OTHER_SEED: "floor-seed:"}
+PREFIX = {ROUNDED: FLOOR, OTHER_SEED: FLOOR_SEED}
 """Of the per-image numbers in the scores file of full precision's row."""
 SEED_IMAGES = 16
 """Images of another seed: they show a scale, a few are enough."""

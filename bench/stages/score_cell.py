@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.metrics.images import save_folder
-from quantarena.bench.report.compare import REPLICATES
-from quantarena.bench.schema import UNITS, Measurement
+from quantarena.bench.schema import Measurement
+from quantarena.bench.scores import REPLICATES, UNITS
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
 from quantarena.bench.stages.closeness import closeness

@@ -5,15 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from quantarena.bench.schema import Row, Status
+from quantarena.bench.scores import read_scores
 from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
 from quantarena.bench.store import parse_row
 from quantarena.leaderboard.ranking.votes import Floats
 
 FP_METHOD = "fp"
-FLOOR_PREFIX = "floor:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,6 @@ def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
     if not name or row.status is not Status.OK:
         return {}
     try:
-        with np.load(folder / name, allow_pickle=False) as archive:
-            return {key: np.asarray(archive[key], dtype=np.float64).ravel() for key in archive}
+        return {key: values.ravel() for key, values in read_scores(folder / name).items()}
     except (OSError, ValueError, KeyError, EOFError):
         return {}

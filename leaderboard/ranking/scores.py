@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quantarena.bench.schema import UNITS, Row, Status
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.scores import FLOOR, UNITS
 from quantarena.leaderboard.ranking.judge import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.ranking.read_results import (
-    FLOOR_PREFIX,
     FP_METHOD,
     contestant,
     load_scores,
@@ -54,7 +54,7 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
     values = np.vstack([_joined(found[name], metric, length) for name in names])
     for name in names:
         unranked.pop(name, None)
-    floor = _joined(floors, FLOOR_PREFIX + metric, length)
+    floor = _joined(floors, FLOOR + metric, length)
     higher = FAMILIES[metric.split("/")[0]]
     return ScoreTable(metric, higher, names, units, values, floor), unranked
 

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from quantarena.bench.schema import UNITS, Row, Status
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.scores import UNITS
 from quantarena.leaderboard.ranking.ranking import rank_results, write_ranking
 from quantarena.leaderboard.ranking.read_results import BoardId, contestant, load_rows, load_scores
 
