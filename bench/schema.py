@@ -1,13 +1,16 @@
-"""The result row: one JSON document a cell. Every key is described here. No torch."""
+"""The result row: one JSON document per cell. Every key is described here. No torch."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from quantarena.bench.documents import read
+from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 
 class Status(StrEnum):
@@ -25,18 +28,19 @@ class Measurement:
     """One number with its interval and its origin.
 
     Attributes:
-        name: metric with implementation and extractor, such as ``kid/effnet-lite0``.
+        name: the metric with its implementation and extractor, such as ``kid/effnet-lite0``.
         value: the number, or None when it was not computed (``reason`` says why).
         low: lower end of the 95 % interval.
         high: upper end of the 95 % interval.
-        n: images (or rounds) behind the number.
+        n: number of images (or timed rounds) behind the value.
         unit: such as ``dB``; empty for a plain number.
-        higher_is_better: direction of quality.
-        board: ``fidelity`` (to full precision, same seed), ``quality`` (to real images or to the
-            text), or ``floor`` (what differences mean nothing; in full precision's row).
-        impl: library and version that computed it.
-        extractor_sha256: weights of the feature network, if any.
-        reference: what it was compared with (``fp`` or a set's name and hash).
+        higher_is_better: whether a larger value is a better one.
+        board: ``fidelity`` (against full precision's images of the same seeds), ``quality``
+            (against real images or the prompt), or ``floor`` (the size of differences that mean
+            nothing; only full precision's row has these).
+        impl: library and version that computed the value.
+        extractor_sha256: hash of the feature network's weights, if one was used.
+        reference: what the images were compared with: ``fp``, or the name and hash of a set.
         reason: why the value is None.
     """
 
@@ -56,20 +60,23 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the packed tensors and the live graph hold, never what a name promises.
+    """Bits, bytes and operations counted in the packed model, not taken from a method's name.
+
+    MACs are the multiply-accumulates of one network call on one image. The last five numbers are
+    None in the first rows of schema version 1, which were written before they were counted.
 
     Attributes:
-        weight_bits: mean bits a weight of the denoiser, full-precision layers included.
-        act_bits: mean activation bits, weighted by MACs.
+        weight_bits: mean bits per weight of the denoiser, full-precision layers included.
+        act_bits: mean bits of an activation, weighted by MACs.
         coverage: share of the denoiser's MACs at each width, such as ``{"w4a8": 0.97}``.
         packed_bytes: bytes of the denoiser's parameters as packed.
-        fp_bytes: bytes of the same parameters at fp32.
-        layers: quantized layers.
-        code_bits: mean bits of a weight code over the layers; 32 for weights in floating point.
+        fp_bytes: bytes of the same parameters in fp32.
+        layers: number of quantized layers.
+        code_bits: mean bits of a weight code over all layers; a floating-point weight counts 32.
         bops: bit operations of one network call on one image: MACs times the bits of both factors.
-        fp_bops: of full precision, 32 bits each.
-        branch_macs: MACs of floating-point branches beside quantized layers.
-        attention: quantized attention products.
+        fp_bops: bit operations of full precision, where both factors have 32 bits.
+        branch_macs: MACs of the floating-point branches beside quantized layers.
+        attention: number of quantized attention products.
     """
 
     weight_bits: float
@@ -78,22 +85,23 @@ class Observed:
     packed_bytes: int
     fp_bytes: int
     layers: int
-    code_bits: float = 0.0
-    bops: int = 0
-    fp_bops: int = 0
-    branch_macs: int = 0
-    attention: int = 0
+    code_bits: float | None
+    bops: int | None
+    fp_bops: int | None
+    branch_macs: int | None
+    attention: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Packed against fake quantization on recorded inputs, layer by layer.
+    """How far the packed layers are from their simulation in floating point, on recorded inputs.
 
     Attributes:
-        max_rel: largest max-abs difference over max-abs output of any layer.
-        worst_layer: where it was.
-        layers: layers compared.
-        limit: the gate that ``max_rel`` had to pass.
+        max_rel: the largest relative difference of any layer: the largest absolute difference of
+            its outputs, divided by its largest absolute output.
+        worst_layer: name of the layer with that difference.
+        layers: number of layers compared.
+        limit: largest ``max_rel`` that the parity gate lets pass.
     """
 
     max_rel: float
@@ -107,20 +115,23 @@ class Latency:
     """Time of one denoiser step and of one image, timed alone, interleaved with full precision.
 
     Attributes:
-        step_ms: median milliseconds of one denoiser call at ``batch`` images.
-        step_iqr_ms: interquartile range of those rounds.
-        fp_step_ms: median of full precision at its fastest setting, same process, same rounds.
-        fp_setting: which setting that was, such as ``fp32 channels_last``.
-        ratio: fp_step_ms / step_ms as the median of paired rounds; above 1 is faster than fp.
+        step_ms: median milliseconds of one denoiser call with ``batch`` images.
+        step_iqr_ms: interquartile range of the milliseconds of the timed rounds.
+        fp_step_ms: median milliseconds of full precision at its fastest setting, timed in the
+            same process, its rounds interleaved with those of this network.
+        fp_setting: that fastest setting, such as ``fp32 channels_last``.
+        ratio: speed-up, the median over paired rounds of full precision's time divided by this
+            network's; above 1 is faster than full precision.
         ratio_low: lower end of the 95 % bootstrap interval of the ratio.
-        ratio_high: upper end.
-        image_ms: milliseconds of one image: all steps, denoiser only.
-        batch: images a call (doubled inside by guidance where it is on).
-        rounds: timed rounds.
-        threads: torch threads.
-        backend: ``packed``, ``reference`` or ``fp32``; only packed and fp32 are ranked.
+        ratio_high: upper end of that interval.
+        image_ms: milliseconds of the denoiser for one image, over all sampler steps.
+        batch: images per call (the network sees twice as many where guidance is on).
+        rounds: number of timed rounds.
+        threads: number of torch threads.
+        backend: what ran the layers, as in ``Row.backend``; only ``packed`` and ``fp32`` are
+            ranked by speed.
         clock: ``perf_counter`` or ``cuda_event``.
-        peak_bytes: peak resident growth (CPU) or peak allocated (GPU) during a step.
+        peak_bytes: growth of resident memory (CPU) or of allocated memory (GPU) during a step.
     """
 
     step_ms: float
@@ -145,28 +156,30 @@ class Row:
 
     Attributes:
         cell: the full specification.
-        status: how it ended.
-        reason: one line, for every status but ok.
-        backend: what made the images: ``packed``, ``reference``, ``fake`` or ``fp32``.
-        measurements: all numbers of image quality.
-        observed: bits, bytes and coverage read from the model.
-        parity: packed against fake, None for full precision.
-        latency: None until timed, or where it cannot be.
-        calibration: step histogram, sample hash, seed, images.
+        status: how the cell ended.
+        reason: why it is not ok, in one line; None where it is.
+        backend: the slowest kind of layer that made the images: ``packed`` (integer kernels),
+            ``weight-only`` (integer weights, floating-point arithmetic), ``reference`` (the codes
+            of the integer kernels computed by torch), or ``fp32`` (nothing is quantized).
+        measurements: all measurements of image quality.
+        observed: bits, bytes and operations counted in the packed model.
+        parity: distance of packed layers from their simulation, None for full precision.
+        latency: None until it is timed, or where it cannot be.
+        calibration: step policy, histogram of the drawn steps, hash of the samples, seed.
         method: title, venue, paper, version, origin (``builtin`` or ``plugin``), code hash.
         workload: model sha256, scheduler, steps, guidance, resolution, reference, licence.
         machine: processor, cores, memory, library versions, git commit.
         seconds: wall seconds of each stage.
-        peak_bytes: high-water mark of the process at the cell's end; it is reset when a station
-            measures its own peak, and a long-lived worker shares it among its cells.
+        peak_bytes: largest resident memory of the process at the cell's end. A stage that
+            measures its own peak resets it, and the cells of a long-lived worker share it.
         stage_keys: content hash of each cached stage.
-        artefacts: paths relative to the results folder: ``images`` (folder of NNNN.png),
-            ``scores`` (npz of per-image arrays named as the measurements).
+        artefacts: paths relative to the results folder: ``images`` (folder of NNNN.png) and
+            ``scores`` (npz of numbers by image, see ``scores.py``).
         warnings: lines worth a reader's attention.
-        started: UTC, ISO 8601.
-        finished: UTC, ISO 8601.
-        attempt: how often this cell was tried.
-        schema_version: of this document.
+        started: start of the attempt, UTC in ISO 8601.
+        finished: end of the attempt, UTC in ISO 8601.
+        attempt: number of this attempt at the cell, from 1.
+        schema_version: version of this document's schema.
     """
 
     cell: Cell
@@ -206,27 +219,14 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Row":
-        """Read a row document.
+        """The row of a document, whose schema version may be an earlier one.
 
         Raises:
-            ValueError: another schema version, a missing or unknown field, or a key that does
-                not belong to the cell.
+            ValueError: one line: a later schema version, a missing or unknown field, a value of
+                another type, or a key that does not belong to the cell.
         """
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"row has schema version {version}, this is {SCHEMA_VERSION}")
-        plain = {name: value for name, value in data.items() if name not in ("key", "digest")}
-        try:
-            cell = Cell.from_dict(plain.pop("cell"))
-            plain["status"] = Status(plain["status"])
-            plain["measurements"] = tuple(Measurement(**m) for m in plain["measurements"])
-            plain["warnings"] = tuple(plain.get("warnings", ()))
-            for name, kind in (("observed", Observed), ("parity", Parity), ("latency", Latency)):
-                if plain.get(name) is not None:
-                    plain[name] = kind(**plain[name])
-            row = cls(cell=cell, **plain)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"row does not fit schema version {SCHEMA_VERSION}: {error}") from None
-        if data.get("key") not in (None, row.key):
-            raise ValueError(f"row key {data['key']} does not belong to its cell ({row.key})")
+        plain = migrate(data, SCHEMA_VERSION)
+        row = read(cls, {name: value for name, value in plain.items() if name != "key"})
+        if plain.get("key", row.key) != row.key:
+            raise ValueError(f"row key {plain['key']} does not belong to its cell ({row.key})")
         return row

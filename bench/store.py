@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import files
+from quantarena.bench.documents import read
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Cell, canonical_json, content_key
 
@@ -116,13 +117,11 @@ class Store:
         """What was planned here, or None."""
         path = self.folder / "plan.json"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            cells = tuple(Cell.from_dict(cell) for cell in data["cells"])
-            return Planned(data["title"], data["command"], cells)
+            return read(Planned, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            self.warn(f"{path} is damaged and ignored ({type(error).__name__}: {error})")
+        except (OSError, ValueError) as error:
+            self.warn(f"{path} is damaged and ignored ({error})")
             return None
 
     def _earlier(self, row: Row) -> Path:
@@ -169,11 +168,15 @@ class Store:
         return None
 
 
-def parse_row(text: str) -> Row:
-    """Read a stored row and check that nobody edited it.
+def parse_row(text: str, *, signed: bool = True) -> Row:
+    """Read a row file and check that nobody edited it.
+
+    Args:
+        text: of the file.
+        signed: refuse a row without a digest; otherwise only a wrong digest is refused.
 
     Raises:
-        ValueError: truncated, foreign or edited; one line says which.
+        ValueError: truncated, foreign, edited or unfit for the schema; one line says which.
     """
     try:
         document = json.loads(text)
@@ -182,7 +185,7 @@ def parse_row(text: str) -> Row:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     stated = document.pop(_DIGEST, None)
-    if stated != digest(document):
+    if stated != digest(document) and (signed or stated is not None):
         raise ValueError("its digest does not fit, it was edited or written by another program")
     return Row.from_dict(document)
 

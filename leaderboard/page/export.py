@@ -1,8 +1,13 @@
-"""Rows as one flat table with a fixed column order, for CSV, Parquet and spreadsheets."""
+"""Rows as one flat table with fixed columns, for CSV, Parquet and spreadsheets."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,112 +15,73 @@ from quantarena.bench.files import plain_errors, write_atomic
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import canonical_json
 
-CELL = ("workload", "method", "bits", "seed", "variant", "policy")
-BUDGET = (
-    "images",
-    "batch",
-    "steps",
-    "calibration_images",
-    "calibration_samples",
-    "iterations",
-    "latency_rounds",
-)
-OBSERVED = ("weight_bits", "act_bits", "packed_bytes", "fp_bytes", "layers")
-LATENCY = (
-    "step_ms",
-    "step_iqr_ms",
-    "fp_step_ms",
-    "fp_setting",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "image_ms",
-    "batch",
-    "rounds",
-    "threads",
-    "backend",
-    "clock",
-    "peak_bytes",
-)
-PARITY = ("max_rel", "worst_layer", "layers", "limit")
-JSON = (
-    "calibration",
-    "method",
-    "workload",
-    "machine",
-    "seconds",
-    "stage_keys",
-    "artefacts",
-    "warnings",
-)
-TEXT = {
-    *CELL,
-    "key",
-    "status",
-    "reason",
-    "backend",
-    "started",
-    "finished",
-    "observed_coverage",
-    "latency_fp_setting",
-    "latency_backend",
-    "latency_clock",
-    "parity_worst_layer",
-    *(f"{name}_json" for name in JSON),
-} - {"seed"}
-FLOATS = (
-    "observed_weight_bits",
-    "observed_act_bits",
-    "latency_step_ms",
-    "latency_step_iqr_ms",
-    "latency_fp_step_ms",
-    "latency_ratio",
-    "latency_ratio_low",
-    "latency_ratio_high",
-    "latency_image_ms",
-    "parity_max_rel",
-    "parity_limit",
-    "seconds_total",
-)
-FIXED_COLUMNS: tuple[str, ...] = (
-    "key",
-    *CELL,
-    "status",
-    "reason",
-    "backend",
-    *(f"observed_{name}" for name in OBSERVED),
-    "observed_coverage",
-    *(f"latency_{name}" for name in LATENCY),
-    *(f"parity_{name}" for name in PARITY),
-    "peak_bytes",
-    "seconds_total",
-    "started",
-    "finished",
-    "attempt",
-    *(f"budget_{name}" for name in BUDGET),
-    *(f"{name}_json" for name in JSON),
-)
+ENDS = ("", ".low", ".high", ".n")
+"""Endings of the four columns of a measurement, after its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column that every table has.
+
+    Attributes:
+        name: heading.
+        path: fields from the row to the value, such as ``("latency", "ratio")``.
+        dtype: pandas type; each of them knows missing values.
+        json: the value is a mapping or a list, written as canonical JSON.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    dtype: str
+    json: bool = False
+
+    def value(self, row: Row) -> Any:
+        """The cell of this column for a row; None where a part of the path is None."""
+        value: Any = row
+        for name in self.path:
+            value = None if value is None else getattr(value, name)
+        return canonical_json(value) if self.json and value is not None else value
+
+
+def _columns(kind: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Column]:
+    """The columns of a dataclass by the types of its fields, those of its parts under a prefix."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, place = _without_none(hints[field.name]), (*path, field.name)
+        name = prefix + field.name
+        if place in (("measurements",), ("schema_version",)):  # these come after all others
+            continue
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            # The fields of a cell are what people sort and filter by: they have plain names.
+            yield from _columns(hint, "" if field.name == "cell" else f"{name}_", place)
+        elif isinstance(hint, type) and issubclass(hint, str):
+            yield Column(name, place, "string")
+        elif hint is int:
+            yield Column(name, place, "Int64")
+        elif hint is float:
+            yield Column(name, place, "Float64")
+        else:
+            yield Column(f"{name}_json", place, "string", json=True)
+
+
+def _without_none(hint: Any) -> Any:
+    """``T`` of ``T | None``; any other type as it is."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]
+    return hint
+
+
+COLUMNS = (Column("key", ("key",), "string"), *_columns(Row))
+FIXED_COLUMNS = (*(column.name for column in COLUMNS), "seconds_total")
 
 
 def flat_row(row: Row) -> dict[str, object]:
-    """One row as scalars; what is not a scalar becomes canonical JSON."""
-    flat: dict[str, object] = {"key": row.key}
-    flat |= {name: getattr(row.cell, name) for name in CELL}
-    flat |= {"status": row.status.value, "reason": row.reason, "backend": row.backend}
-    seen = row.observed
-    flat |= {f"observed_{name}": getattr(seen, name) if seen else None for name in OBSERVED}
-    flat["observed_coverage"] = canonical_json(seen.coverage) if seen else None
-    flat |= {f"latency_{n}": getattr(row.latency, n) if row.latency else None for n in LATENCY}
-    flat |= {f"parity_{n}": getattr(row.parity, n) if row.parity else None for n in PARITY}
-    flat |= {"peak_bytes": row.peak_bytes, "seconds_total": sum(row.seconds.values())}
-    flat |= {"started": row.started, "finished": row.finished, "attempt": row.attempt}
-    flat |= {f"budget_{name}": getattr(row.cell.budget, name) for name in BUDGET}
-    flat |= {f"{name}_json": canonical_json(getattr(row, name)) for name in JSON}
+    """One row as scalars; mappings and lists become canonical JSON."""
+    flat: dict[str, object] = {column.name: column.value(row) for column in COLUMNS}
+    flat["seconds_total"] = sum(row.seconds.values())
     for figure in row.measurements:
-        flat[figure.name] = figure.value
-        flat[f"{figure.name}.low"] = figure.low
-        flat[f"{figure.name}.high"] = figure.high
-        flat[f"{figure.name}.n"] = figure.n
+        numbers = (figure.value, figure.low, figure.high, figure.n)
+        flat |= {figure.name + end: number for end, number in zip(ENDS, numbers, strict=True)}
     flat["schema_version"] = row.schema_version
     return flat
 
@@ -123,12 +89,12 @@ def flat_row(row: Row) -> dict[str, object]:
 def rows_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """All rows: fixed columns first, then the measurements by name, then the schema version."""
     names = sorted({figure.name for row in rows for figure in row.measurements})
-    measured = [name + end for name in names for end in ("", ".low", ".high", ".n")]
+    measured = [name + end for name in names for end in ENDS]
     columns = [*FIXED_COLUMNS, *measured, "schema_version"]
     frame = pd.DataFrame([flat_row(row) for row in rows], columns=columns, dtype=object)
-    # One type a column whatever the rows hold: an all-empty column stays what it is.
-    kinds = {name: "string" if name in TEXT else "Int64" for name in columns}
-    kinds |= {name: "Float64" for name in [*FLOATS, *measured]}
+    # Each column has one type whatever the rows hold, also where it is empty.
+    kinds = {column.name: column.dtype for column in COLUMNS} | {"schema_version": "Int64"}
+    kinds |= dict.fromkeys(["seconds_total", *measured], "Float64")
     return frame.astype(kinds)
 
 

@@ -114,6 +114,11 @@ def measured(folder, cell, rng, shared, pictures):
             int(FP_BYTES * share),
             FP_BYTES,
             0 if fp else 83,
+            32.0 if fp else float(cell.widths.weight),
+            1_000_000_000 if fp else 1_000_000 * cell.widths.weight * cell.widths.act,
+            1_000_000_000,
+            0,
+            0,
         ),
         parity=None if fp else Parity(3.1e-7, "mid_block.resnets.0.conv1", 83, 1e-5),
         latency=Latency(

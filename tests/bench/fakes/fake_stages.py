@@ -85,7 +85,9 @@ def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, progress):
         Status.OK,
         backend="fp32" if cell.method == "fp" else "packed",
         measurements=(Measurement("psnr", value, value - 0.5, value + 0.5, 16, "dB", True),),
-        observed=Observed(4.1, 8.0, {"w4a8": 1.0}, 1_000_000, 4_000_000, 10),
+        observed=Observed(
+            4.1, 8.0, {"w4a8": 1.0}, 1_000_000, 4_000_000, 10, 4.0, 320, 10_240, 0, 0
+        ),
         parity=None if cell.method == "fp" else Parity(1e-7, "conv_in", 10, 1e-5),
         method={"title": cell.method, "version": 1, "origin": "builtin"},
         seconds={"quantize": 0.02, "sample": 0.03},

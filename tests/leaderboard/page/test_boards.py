@@ -3,11 +3,12 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from quantarena.bench.schema import Measurement
+from quantarena.bench.schema import Latency, Measurement
+from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, advise
 from quantarena.leaderboard.page.boards import board_frame, quality_places, short_name
 from quantarena.leaderboard.page.entries import board_entries, combined
-from quantarena.leaderboard.page.export import FIXED_COLUMNS, export_tables, rows_frame
+from quantarena.leaderboard.page.export import COLUMNS, FIXED_COLUMNS, export_tables, rows_frame
 from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
 from quantarena.leaderboard.ranking.ranking import rank_results
 from quantarena.leaderboard.ranking.read_results import BoardId, load_rows
@@ -191,6 +192,18 @@ def test_types_do_not_depend_on_the_rows(results):
     for name in FIXED_COLUMNS:
         assert full[name].dtype == failed[name].dtype, name
     assert list(rows_frame([]).columns) == [*FIXED_COLUMNS, "schema_version"]
+
+
+def test_columns_follow_the_types_of_a_row():
+    types = {column.name: column.dtype for column in COLUMNS}
+    assert types["latency_ratio"] == types["observed_code_bits"] == "Float64"
+    assert types["seed"] == types["budget_images"] == types["observed_bops"] == "Int64"
+    assert types["status"] == types["reason"] == types["parity_worst_layer"] == "string"
+    assert {f"latency_{field.name}" for field in dataclasses.fields(Latency)} <= set(types)
+    assert {field.name for field in dataclasses.fields(Cell)} - {"budget"} <= set(types)
+    written = {column.name for column in COLUMNS if column.json}
+    assert {"observed_coverage_json", "machine_json", "warnings_json"} <= written
+    assert len(types) == len(COLUMNS), "two columns of one name"
 
 
 def test_floats_survive_the_csv(results, tmp_path):

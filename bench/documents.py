@@ -1,0 +1,65 @@
+"""Read frozen dataclasses from JSON documents; what does not fit is named in one line."""
+
+import json
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+_SHOWN = 3
+"""Faults that one line names."""
+
+
+def read(kind: type[T], document: Any) -> T:
+    """A document as a dataclass, the inverse of ``dataclasses.asdict``.
+
+    Types are checked strictly: a text is no number, and 1.0 is no integer.
+
+    Args:
+        kind: a dataclass of plain data, which may hold dataclasses.
+        document: JSON types only.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type; the line names it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        value: T = _adapter(cast("Hashable", kind)).validate_json(
+            json.dumps([document]), strict=True
+        )[0]
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+    else:
+        return value
+    more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    raise ValueError("; ".join(faults[:_SHOWN]) + more)
+
+
+@lru_cache(maxsize=16)
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    # pydantic is imported at the first read, so that commands which read no row start faster. It
+    # takes settings for a tuple of a dataclass, but not for a dataclass itself.
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
+
+
+def _fault(fault: Any) -> str:
+    """One error of pydantic as ``field: what is wrong``."""
+    where = _dotted(fault["loc"][1:]) or "the document"
+    if fault["type"] == "missing":
+        return f"missing field {where}"
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"unknown field {where}"
+    message = fault["msg"].removeprefix("Input ")
+    return f"{where} {message}, not {json.dumps(fault['input'])[:60]}"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """Such as ``measurements[2].value``."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return text.removeprefix(".")
