@@ -1,7 +1,6 @@
 """The verbs that read results: ``rank``, ``render``, ``compare``, ``show``, ``export``."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,8 +34,7 @@ def rank(
 ) -> None:
     """Rank what a run has measured, with tie groups."""
     store = opened(results, run)
-    path = publish.leaderboard("ranking.ranking").write_ranking(store.folder)
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = publish.leaderboard("ranking.ranking").write_ranking(store.folder).to_dict()
     emit(value, _ranking_tables(value), as_json=as_json)
 
 

@@ -28,9 +28,13 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
     mark, page = store.folder / ".page.json", store.folder / PAGE
     if not force and page.is_file() and _read(mark) == stamp:
         return page
-    leaderboard("ranking.ranking").write_ranking(store.folder)
+    ranking = leaderboard("ranking.ranking").write_ranking(store.folder)
     page = leaderboard("page.page").render(
-        store.folder, grid_title=planned.title, planned=planned.cells, command=planned.command
+        store.folder,
+        grid_title=planned.title,
+        planned=planned.cells,
+        command=planned.command,
+        ranking=ranking,
     )
     files.write_atomic(mark, json.dumps(stamp))
     return Path(page)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantarena.leaderboard.page.boards import short_name
-from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.format import interval, number, percent, times
+from quantarena.leaderboard.page.lines import Line
 from quantarena.leaderboard.page.pareto import Span, overlap, span_of
-from quantarena.leaderboard.page.wording import interval, number, percent, times
 
 TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
 """How much fidelity speed may cost, in the judge's metric, against the nearest packed method."""
@@ -22,21 +22,21 @@ class Advice:
         kind: ``ship`` (faster), ``memory`` (smaller but not faster) or ``nothing``.
         headline: a few words.
         sentence: the evidence.
-        choice: the entry meant, None when full precision stays.
+        choice: the line meant, None when full precision stays.
         rule: how it was chosen.
     """
 
     kind: str
     headline: str
     sentence: str
-    choice: Entry | None
+    choice: Line | None
     rule: str
 
 
-def advise(entries: Sequence[Entry], metric: str | None) -> Advice:
-    """Pick what to ship among the packed entries that the plot can compare."""
-    packed = [entry for entry in entries if entry.timed and entry.ok and not entry.is_fp]
-    if metric is None or not any(entry.ok and not entry.is_fp for entry in entries):
+def advise(lines: Sequence[Line], metric: str | None) -> Advice:
+    """Pick what to ship among the packed lines that the plot can compare."""
+    packed = [line for line in lines if line.timed and line.ok and not line.is_fp]
+    if metric is None or not any(line.ok and not line.is_fp for line in lines):
         return Advice(
             NOTHING,
             "Stay with full precision for now",
@@ -44,8 +44,8 @@ def advise(entries: Sequence[Entry], metric: str | None) -> Advice:
             None,
             rule_text(metric),
         )
-    spans = {entry.name: span for entry in packed if (span := span_of(entry, metric))}
-    usable = [entry for entry in packed if entry.name in spans]
+    spans = {line.name: span for line in packed if (span := span_of(line, metric))}
+    usable = [line for line in packed if line.name in spans]
     if not usable:
         return Advice(
             NOTHING,
@@ -56,7 +56,7 @@ def advise(entries: Sequence[Entry], metric: str | None) -> Advice:
             rule_text(metric),
         )
     near = _near(usable, spans, metric)
-    faster = [entry for entry in near if _ratio(entry).low > 1.0]
+    faster = [line for line in near if _ratio(line).low > 1.0]
     if faster:
         return _ship(faster, spans, metric)
     return _not_faster(usable, near, spans, metric)
@@ -74,17 +74,17 @@ def rule_text(metric: str | None) -> str:
     )
 
 
-def _near(usable: Sequence[Entry], spans: dict[str, Span], metric: str) -> list[Entry]:
+def _near(usable: Sequence[Line], spans: dict[str, Span], metric: str) -> list[Line]:
     family = metric.split("/")[0]
     if family == "lpips":
-        limit = min(spans[entry.name].high for entry in usable) + TOLERANCE[family]
-        return [entry for entry in usable if spans[entry.name].high <= limit]
-    limit = max(spans[entry.name].low for entry in usable) - TOLERANCE[family]
-    return [entry for entry in usable if spans[entry.name].low >= limit]
+        limit = min(spans[line.name].high for line in usable) + TOLERANCE[family]
+        return [line for line in usable if spans[line.name].high <= limit]
+    limit = max(spans[line.name].low for line in usable) - TOLERANCE[family]
+    return [line for line in usable if spans[line.name].low >= limit]
 
 
-def _ship(faster: Sequence[Entry], spans: dict[str, Span], metric: str) -> Advice:
-    lead = max(faster, key=lambda entry: _ratio(entry).value)
+def _ship(faster: Sequence[Line], spans: dict[str, Span], metric: str) -> Advice:
+    lead = max(faster, key=lambda line: _ratio(line).value)
     tied = [e for e in faster if overlap(_ratio(e).ends, _ratio(lead).ends)]
     choice = min(tied, key=lambda e: (_place(e), e.share or 1.0, e.name))
     ratio = _ratio(choice)
@@ -101,9 +101,9 @@ def _ship(faster: Sequence[Entry], spans: dict[str, Span], metric: str) -> Advic
 
 
 def _not_faster(
-    usable: Sequence[Entry], near: Sequence[Entry], spans: dict[str, Span], metric: str
+    usable: Sequence[Line], near: Sequence[Line], spans: dict[str, Span], metric: str
 ) -> Advice:
-    lead = max(usable, key=lambda entry: _ratio(entry).value)
+    lead = max(usable, key=lambda line: _ratio(line).value)
     quick = _ratio(lead)
     if quick.low > 1.0:
         speed = (
@@ -115,7 +115,7 @@ def _not_faster(
             "Nothing here is faster than full precision: the best speed-up is "
             f"{quick.value:.2f}× (95 % interval {quick.low:.2f} to {quick.high:.2f})"
         )
-    small = [entry for entry in near if entry.share is not None and entry.share < 1.0]
+    small = [line for line in near if line.share is not None and line.share < 1.0]
     if not small:
         return Advice(NOTHING, "Stay with full precision", f"{speed}.", None, rule_text(metric))
     choice = min(small, key=lambda e: (round(e.share or 1.0, 3), _place(e), e.name))
@@ -138,10 +138,10 @@ def _distance(span: Span, metric: str) -> str:
     )
 
 
-def _ratio(entry: Entry) -> Span:
-    time = entry.latency
+def _ratio(line: Line) -> Span:
+    time = line.latency
     return Span(time.ratio, time.ratio_low, time.ratio_high) if time else Span(0.0, 0.0, 0.0)
 
 
-def _place(entry: Entry) -> int:
-    return entry.standing.place if entry.standing else 10**6
+def _place(line: Line) -> int:
+    return line.standing.place if line.standing else 10**6

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from quantarena.bench.schema import Row, Status
-from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.lines import Line
 
 LADDER = ((8, 128), (8, 96), (6, 96), (6, 64), (4, 64), (3, 48), (2, 32))
 """Images a contestant and their longest side, from generous to frugal."""
@@ -20,9 +20,9 @@ BUDGET = 3_400_000
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
-    """Images of one entry by position; an empty string where there is none."""
+    """Images of one line by position; an empty string where there is none."""
 
-    entry: Entry
+    line: Line
     uris: tuple[str, ...]
 
 
@@ -46,26 +46,24 @@ class Gallery:
 
 
 def make_galleries(
-    folder: Path, boards: Sequence[Sequence[Entry]], *, budget: int = BUDGET
+    folder: Path, boards: Sequence[Sequence[Line]], *, budget: int = BUDGET
 ) -> tuple[Gallery | None, ...]:
     """One gallery a board, all of them inside the budget together.
 
     The first images by number are shown, never chosen ones. A board without images of its full
     precision has no gallery, since there is nothing to compare with.
     """
-    shown = sum(bool(entry.ok) for entries in boards for entry in entries)
+    shown = sum(bool(line.ok) for lines in boards for line in lines)
     for count, side in LADDER:
-        samples = [
-            _thumbnails(folder, fp, count, side) for entries in boards if (fp := _fp(entries))
-        ]
+        samples = [_thumbnails(folder, fp, count, side) for lines in boards if (fp := _fp(lines))]
         sizes = [sum(map(len, sample.uris)) for sample in samples if any(sample.uris)]
         # Noise compresses worse than full precision does, hence the allowance.
         if not sizes or 1.5 * shown * sum(sizes) / len(sizes) <= budget:
             break
     spent = 0
     galleries = []
-    for entries in boards:
-        gallery = _gallery(folder, entries, count, side, budget - spent)
+    for lines in boards:
+        gallery = _gallery(folder, lines, count, side, budget - spent)
         galleries.append(gallery)
         if gallery:
             spent += sum(len(u) for t in (gallery.reference, *gallery.others) for u in t.uris)
@@ -73,9 +71,9 @@ def make_galleries(
 
 
 def _gallery(
-    folder: Path, entries: Sequence[Entry], count: int, side: int, budget: int
+    folder: Path, lines: Sequence[Line], count: int, side: int, budget: int
 ) -> Gallery | None:
-    fp = _fp(entries)
+    fp = _fp(lines)
     reference = _thumbnails(folder, fp, count, side) if fp else None
     if fp is None or reference is None or not any(reference.uris):
         return None
@@ -83,13 +81,13 @@ def _gallery(
     if left < 0:
         return None
     others, left_out = [], []
-    for entry in entries:
-        if entry.is_fp or not entry.ok:
+    for line in lines:
+        if line.is_fp or not line.ok:
             continue
-        thumbs = _thumbnails(folder, entry, count, side)
+        thumbs = _thumbnails(folder, line, count, side)
         cost = sum(map(len, thumbs.uris))
         if not cost or cost > left:
-            left_out.append(f"{entry.title} {entry.bits}")
+            left_out.append(f"{line.title} {line.bits}")
             continue
         left -= cost
         others.append(thumbs)
@@ -98,12 +96,12 @@ def _gallery(
     return Gallery(reference, tuple(others), captions, _side(folder, row), tuple(left_out))
 
 
-def _fp(entries: Sequence[Entry]) -> Entry | None:
-    return next((entry for entry in entries if entry.is_fp and entry.ok), None)
+def _fp(lines: Sequence[Line]) -> Line | None:
+    return next((line for line in lines if line.is_fp and line.ok), None)
 
 
-def _first_ok(entry: Entry) -> Row:
-    return next(row for row in entry.rows if row.status is Status.OK)
+def _first_ok(line: Line) -> Row:
+    return next(row for row in line.rows if row.status is Status.OK)
 
 
 def _paths(folder: Path, row: Row, count: int) -> list[Path]:
@@ -111,11 +109,11 @@ def _paths(folder: Path, row: Row, count: int) -> list[Path]:
     return [folder / name / f"{number:04d}.png" for number in range(count)] if name else []
 
 
-def _thumbnails(folder: Path, entry: Entry, count: int, side: int) -> Thumbnails:
-    uris = [_uri(path, side) for path in _paths(folder, _first_ok(entry), count)]
+def _thumbnails(folder: Path, line: Line, count: int, side: int) -> Thumbnails:
+    uris = [_uri(path, side) for path in _paths(folder, _first_ok(line), count)]
     while uris and not uris[-1]:
         uris.pop()
-    return Thumbnails(entry, tuple(uris))
+    return Thumbnails(line, tuple(uris))
 
 
 def _side(folder: Path, row: Row) -> int:

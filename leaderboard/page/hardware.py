@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantarena.bench.schema import Row
-from quantarena.leaderboard.page.wording import facts
+from quantarena.leaderboard.page.format import facts
 
 SAME = ("cpu", "cores", "gpu")
 """What makes two rows' times comparable."""

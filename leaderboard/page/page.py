@@ -14,7 +14,7 @@ from markupsafe import Markup
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Measurement, Row
 from quantarena.bench.spec import Cell
-from quantarena.leaderboard.page import plot, wording
+from quantarena.leaderboard.page import plot
 from quantarena.leaderboard.page.advice import Advice, advise
 from quantarena.leaderboard.page.boards import (
     FIDELITY,
@@ -23,10 +23,11 @@ from quantarena.leaderboard.page.boards import (
     quality_places,
     short_name,
 )
-from quantarena.leaderboard.page.entries import Entry, board_entries
 from quantarena.leaderboard.page.export import export_tables
+from quantarena.leaderboard.page.format import FILTERS
 from quantarena.leaderboard.page.gallery import Gallery, make_galleries
 from quantarena.leaderboard.page.hardware import machines
+from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
 from quantarena.leaderboard.ranking.judge import FAMILIES
 from quantarena.leaderboard.ranking.ranking import BoardRanking, Ranking, rank_results
@@ -48,11 +49,11 @@ class BoardView:
         board: what is compared.
         title: heading.
         ranking: judge and standings.
-        entries: table lines.
+        lines: table lines.
         fidelity: columns of the fidelity board.
         quality: columns of the quality board.
-        uncomputed: measurements of quality that no entry has a number for.
-        places: places on the quality board, by metric and entry.
+        uncomputed: measurements of quality that no line has a number for.
+        places: places on the quality board, by metric and line.
         advice: what to ship.
         speed: the plot against speed-up.
         size: the plot against bytes.
@@ -65,7 +66,7 @@ class BoardView:
     board: BoardId
     title: str
     ranking: BoardRanking | None
-    entries: tuple[Entry, ...]
+    lines: tuple[Line, ...]
     fidelity: tuple[Measurement, ...]
     quality: tuple[Measurement, ...]
     uncomputed: tuple[Measurement, ...]
@@ -80,11 +81,18 @@ class BoardView:
     @property
     def reference(self) -> Row | None:
         """A row that describes the workload: full precision's if it finished."""
-        rows = [row for entry in self.entries if entry.ok for row in entry.rows]
+        rows = [row for line in self.lines if line.ok for row in line.rows]
         return rows[0] if rows else None
 
 
-def render(folder: Path, *, grid_title: str, planned: Sequence[Cell], command: str) -> Path:
+def render(
+    folder: Path,
+    *,
+    grid_title: str,
+    planned: Sequence[Cell],
+    command: str,
+    ranking: Ranking | None = None,
+) -> Path:
     """Write ``leaderboard.html``, ``rows.csv`` and ``rows.parquet`` into a results folder.
 
     Args:
@@ -92,15 +100,15 @@ def render(folder: Path, *, grid_title: str, planned: Sequence[Cell], command: s
         grid_title: of the page.
         planned: every planned cell; those without a row are shown as missing.
         command: that reproduces the folder.
+        ranking: of the folder's rows, where the caller has it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_rows(folder)
     export_tables(loaded.rows, folder)
-    ranking = rank_results(folder)
     page = page_html(
         folder,
         loaded.rows,
-        ranking,
+        ranking or rank_results(folder),
         grid_title=grid_title,
         planned=planned,
         command=command,
@@ -123,14 +131,14 @@ def page_html(
 ) -> str:
     """The page as text."""
     views = board_views(folder, rows, ranking, planned)
-    entries = [entry for view in views for entry in view.entries]
+    lines = [line for view in views for line in view.lines]
     context: dict[str, Any] = {
         "title": grid_title,
         "command": command,
         "views": views,
-        "entries": entries,
-        "key": plot.key_of(entries),
-        "tally": tally(entries),
+        "lines": lines,
+        "key": plot.key_of(lines),
+        "tally": tally(lines),
         "ranking": ranking,
         "problems": problems,
         "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
@@ -153,10 +161,9 @@ def board_views(
     owned = by_board(rows)
     boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *owned]))
     tables = [
-        board_entries(board, owned.get(board, ()), planned, ranking.board(board))
-        for board in boards
+        board_lines(board, owned.get(board, ()), planned, ranking.board(board)) for board in boards
     ]
-    key = plot.key_of([entry for entries in tables for entry in entries])
+    key = plot.key_of([line for lines in tables for line in lines])
     galleries = make_galleries(folder, tables)
     titles = [board.title for board in boards]
     return tuple(
@@ -165,11 +172,11 @@ def board_views(
             board,
             board.title if titles.count(board.title) == 1 else f"{board.title} · {board.budget}",
             ranking.board(board),
-            entries,
+            lines,
             gallery,
             key,
         )
-        for number, (board, entries, gallery) in enumerate(
+        for number, (board, lines, gallery) in enumerate(
             zip(boards, tables, galleries, strict=True), 1
         )
     )
@@ -180,29 +187,29 @@ def _view(
     board: BoardId,
     title: str,
     ranking: BoardRanking | None,
-    entries: tuple[Entry, ...],
+    lines: tuple[Line, ...],
     gallery: Gallery | None,
     key: plot.Key,
 ) -> BoardView:
-    asked = metrics_of(entries, QUALITY)
-    quality = tuple(m for m in asked if any(_known(entry, m.name) for entry in entries))
+    asked = metrics_of(lines, QUALITY)
+    quality = tuple(m for m in asked if any(_known(line, m.name) for line in lines))
     metric = ranking.metric if ranking else None
     higher = FAMILIES[metric.split("/")[0]] if metric else False
     standings = ranking.standings if ranking else ()
-    speed = speed_points(entries, metric, y_higher=higher) if metric else ()
-    size = size_points(entries, metric, y_higher=higher) if metric else ()
+    speed = speed_points(lines, metric, y_higher=higher) if metric else ()
+    size = size_points(lines, metric, y_higher=higher) if metric else ()
     ends = [end for s in standings for end in (s.low, s.high)]
     return BoardView(
         number=number,
         board=board,
         title=title,
         ranking=ranking,
-        entries=entries,
-        fidelity=_columns(metrics_of(entries, FIDELITY)),
+        lines=lines,
+        fidelity=_columns(metrics_of(lines, FIDELITY)),
         quality=quality,
         uncomputed=tuple(m for m in asked if m not in quality),
-        places={figure.name: quality_places(entries, figure.name) for figure in quality},
-        advice=advise(entries, metric),
+        places={figure.name: quality_places(lines, figure.name) for figure in quality},
+        advice=advise(lines, metric),
         speed=plot.make_plot(speed, key, include_x=1.0),
         size=plot.make_plot(size, key, x_zero=True),
         gallery=gallery,
@@ -211,17 +218,17 @@ def _view(
     )
 
 
-def _known(entry: Entry, name: str) -> bool:
-    figure = entry.figure(name)
+def _known(line: Line, name: str) -> bool:
+    figure = line.figure(name)
     return figure is not None and figure.value is not None
 
 
-def tally(entries: Sequence[Entry]) -> dict[str, int]:
+def tally(lines: Sequence[Line]) -> dict[str, int]:
     """Cells by state, such as ``{"ok": 18, "failed": 1}``."""
     found: dict[str, int] = {}
-    for entry in entries:
-        states = [row.status.value for row in entry.rows]
-        states += ["missing"] * (len(entry.cells) - len(entry.rows))
+    for line in lines:
+        states = [row.status.value for row in line.rows]
+        states += ["missing"] * (len(line.cells) - len(line.rows))
         for state in states:
             found[state] = found.get(state, 0) + 1
     order = ["ok", "skipped", "timeout", "oom", "failed", "missing"]
@@ -248,7 +255,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= wording.FILTERS
+    environment.filters |= FILTERS
     return environment
 
 

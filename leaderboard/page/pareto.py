@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.lines import Line
 
 Ends = tuple[float, float]
 
@@ -24,17 +24,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One entry in a plot of two measures.
+    """One line in a plot of two measures.
 
     Attributes:
-        entry: what it is.
+        line: what it is.
         x: horizontal measure.
         y: vertical measure.
         dominated: another point is at least as good in both, and surely better in one.
         by: that other point's name.
     """
 
-    entry: Entry
+    line: Line
     x: Span
     y: Span
     dominated: bool = False
@@ -68,33 +68,33 @@ def front(
             for rival in points
             if rival is not point and dominates(rival, point, x_higher=x_higher, y_higher=y_higher)
         ]
-        by = rivals[0].entry.name if rivals else ""
-        marked.append(Point(point.entry, point.x, point.y, bool(rivals), by))
+        by = rivals[0].line.name if rivals else ""
+        marked.append(Point(point.line, point.x, point.y, bool(rivals), by))
     return tuple(marked)
 
 
-def speed_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
+def speed_points(lines: Sequence[Line], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
     """Fidelity against speed-up; only latencies that may be ranked."""
     points = []
-    for entry in entries:
-        y = span_of(entry, metric)
-        if y and entry.timed and entry.latency:
-            time = entry.latency
+    for line in lines:
+        y = span_of(line, metric)
+        if y and line.timed and line.latency:
+            time = line.latency
             x = Span(time.ratio, time.ratio_low, time.ratio_high)
-            points.append(Point(entry, x, y))
+            points.append(Point(line, x, y))
     return front(points, y_higher=y_higher)
 
 
-def size_points(entries: Sequence[Entry], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
+def size_points(lines: Sequence[Line], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
     """Fidelity against packed bytes as a share of full precision's.
 
     Bytes are exact, but less than one percent of full precision's decides nothing.
     """
     points = []
-    for entry in entries:
-        y, share = span_of(entry, metric), entry.share
-        if y and share is not None and not entry.is_fp:
-            points.append(Point(entry, Span(share, share, share), y))
+    for line in lines:
+        y, share = span_of(line, metric), line.share
+        if y and share is not None and not line.is_fp:
+            points.append(Point(line, Span(share, share, share), y))
     whole = [replace(point, x=_whole_percent(point.x)) for point in points]
     marked = front(whole, x_higher=False, y_higher=y_higher)
     return tuple(replace(m, x=point.x) for m, point in zip(marked, points, strict=True))
@@ -105,9 +105,9 @@ def _whole_percent(span: Span) -> Span:
     return Span(value, value, value)
 
 
-def span_of(entry: Entry, metric: str) -> Span | None:
+def span_of(line: Line, metric: str) -> Span | None:
     """A measurement as a span; without an interval its ends are its value."""
-    figure = entry.figure(metric)
+    figure = line.figure(metric)
     if figure is None or figure.value is None:
         return None
     low = figure.value if figure.low is None else figure.low

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantarena.leaderboard.page.entries import Entry
+from quantarena.leaderboard.page.lines import Line
 from quantarena.leaderboard.page.pareto import Point, Span
 
 WIDTH, HEIGHT = 560.0, 380.0
@@ -95,12 +95,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot ready to draw; ``line`` is the front from left to right, in pixels."""
+    """A plot ready to draw; ``front`` is the front from left to right, in pixels."""
 
     x: Axis
     y: Axis
     marks: tuple[Mark, ...]
-    line: tuple[tuple[float, float], ...]
+    front: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +110,20 @@ class Key:
     methods: tuple[str, ...]
     bits: tuple[str, ...]
 
-    def colour(self, entry: Entry) -> int:
+    def colour(self, line: Line) -> int:
         """Number of the colour."""
-        return self.methods.index(entry.method) % COLOURS
+        return self.methods.index(line.method) % COLOURS
 
     def shape(self, bits: str) -> str:
         """Name of the shape."""
         return SHAPES[self.bits.index(bits) % len(SHAPES)]
 
 
-def key_of(entries: Sequence[Entry]) -> Key:
-    """Colours and shapes for all entries of a page, full precision left out."""
-    rest = [entry for entry in entries if not entry.is_fp]
-    methods = tuple(sorted({entry.method for entry in rest}))
-    return Key(methods, tuple(sorted({entry.bits for entry in rest}, reverse=True)))
+def key_of(lines: Sequence[Line]) -> Key:
+    """Colours and shapes for all lines of a page, full precision left out."""
+    rest = [line for line in lines if not line.is_fp]
+    methods = tuple(sorted({line.method for line in rest}))
+    return Key(methods, tuple(sorted({line.bits for line in rest}, reverse=True)))
 
 
 def make_plot(
@@ -158,8 +158,8 @@ def _mark(point: Point, x: Axis, y: Axis, key: Key) -> Mark:
         x.at(point.x.high),
         y.at(point.y.low),
         y.at(point.y.high),
-        key.colour(point.entry),
-        key.shape(point.entry.bits),
+        key.colour(point.line),
+        key.shape(point.line.bits),
     )
 
 
@@ -198,7 +198,7 @@ def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
         done.append(mark)
         if mark.point.dominated:
             continue
-        text = f"{mark.point.entry.title} {mark.point.entry.bits}"
+        text = f"{mark.point.line.title} {mark.point.line.bits}"
         width = GLYPH * len(text)
         for anchor, dx, dy in (
             ("start", 11, 4),

@@ -28,7 +28,7 @@ from quantarena.leaderboard.ranking.judge import (
 )
 from quantarena.leaderboard.ranking.ksort import DEFAULT_RULES, Rules
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
-from quantarena.leaderboard.ranking.scores import score_table
+from quantarena.leaderboard.ranking.score_table import score_table
 from quantarena.leaderboard.ranking.votes import Vote, tabulate
 
 MOST_VOTES = 4000
@@ -143,12 +143,16 @@ def rank_results(folder: Path, *, seed: int = 0, size: int = 4) -> Ranking:
     )
 
 
-def write_ranking(folder: Path, *, seed: int = 0) -> Path:
-    """Rank a results folder and write ``ranking.json`` beside its rows."""
-    path = folder / "ranking.json"
+def write_ranking(folder: Path, *, seed: int = 0) -> Ranking:
+    """Rank a results folder and write ``ranking.json`` beside its rows.
+
+    Returns:
+        The ranking that was written.
+    """
     ranking = rank_results(folder, seed=seed)
-    write_atomic(path, json.dumps(ranking.to_dict(), indent=1, allow_nan=False) + "\n")
-    return path
+    text = json.dumps(ranking.to_dict(), indent=1, allow_nan=False)
+    write_atomic(folder / "ranking.json", text + "\n")
+    return ranking
 
 
 def rank_board(

@@ -84,7 +84,7 @@ def fake_workload(name_or_path):
 def plain_page(module):
     """A leaderboard of one line: the real one takes seconds and has tests of its own."""
 
-    def render(folder, *, grid_title, planned, command):
+    def render(folder, *, grid_title, planned, command, ranking):
         (folder / "leaderboard.html").write_text(f"{grid_title}: {len(planned)} cells, {command}")
         return folder / "leaderboard.html"
 

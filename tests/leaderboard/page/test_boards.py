@@ -6,9 +6,9 @@ import pytest
 from quantarena.bench.schema import Latency, Measurement
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, advise
-from quantarena.leaderboard.page.boards import board_frame, quality_places, short_name
-from quantarena.leaderboard.page.entries import board_entries, combined
+from quantarena.leaderboard.page.boards import quality_places, short_name
 from quantarena.leaderboard.page.export import COLUMNS, FIXED_COLUMNS, export_tables, rows_frame
+from quantarena.leaderboard.page.lines import board_lines, combined
 from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
 from quantarena.leaderboard.ranking.ranking import rank_results
 from quantarena.leaderboard.ranking.read_results import BoardId, load_rows
@@ -23,23 +23,23 @@ def boards(results):
     found = {}
     for board in dict.fromkeys(BoardId.of(cell) for cell in planned):
         own = [row for row in rows if BoardId.of(row.cell) == board]
-        found[board.workload] = board_entries(board, own, planned, ranking.board(board))
+        found[board.workload] = board_lines(board, own, planned, ranking.board(board))
     return found
 
 
-def slower(entries, factor):
-    """The same entries on a machine where packed kernels gain less."""
+def slower(lines, factor):
+    """The same lines on a machine where packed kernels gain less."""
     changed = []
-    for entry in entries:
-        time = entry.latency
-        if time and not entry.is_fp:
+    for line in lines:
+        time = line.latency
+        if time and not line.is_fp:
             time = dataclasses.replace(
                 time,
                 ratio=time.ratio * factor,
                 ratio_low=time.ratio_low * factor,
                 ratio_high=time.ratio_high * factor,
             )
-        changed.append(dataclasses.replace(entry, latency=time))
+        changed.append(dataclasses.replace(line, latency=time))
     return tuple(changed)
 
 
@@ -47,33 +47,20 @@ def test_every_planned_cell_has_a_line_in_order(boards):
     blobs = boards["synthetic-blobs"]
     assert len(blobs) == 10
     assert blobs[0].is_fp
-    places = [entry.standing.place for entry in blobs if entry.standing]
+    places = [line.standing.place for line in blobs if line.standing]
     assert places == sorted(places)
-    assert [entry.state for entry in blobs[-3:]] == ["failed", "missing", "timeout"]
+    assert [line.state for line in blobs[-3:]] == ["failed", "missing", "timeout"]
     assert blobs[-2].reason == "planned, but it has not run yet"
 
 
 def test_only_packed_latency_is_ranked(boards):
-    timed = {entry.name: entry.timed for entry in boards["synthetic-blobs"]}
+    timed = {line.name: line.timed for line in boards["synthetic-blobs"]}
     assert timed["q_diffusion@w4a8"]
     assert not timed["rtn@w4a8"]
-    entry = next(e for e in boards["synthetic-shapes"] if e.name == "rtn@w8a8")
-    off = dataclasses.replace(entry, parity=dataclasses.replace(entry.parity, max_rel=1e-3))
-    assert entry.timed
+    line = next(e for e in boards["synthetic-shapes"] if e.name == "rtn@w8a8")
+    off = dataclasses.replace(line, parity=dataclasses.replace(line.parity, max_rel=1e-3))
+    assert line.timed
     assert not off.timed
-
-
-def test_frame_has_a_line_an_entry_and_hides_unranked_speed(boards):
-    frame = board_frame(boards["synthetic-blobs"])
-    assert len(frame) == 10
-    reference = frame[frame.latency_backend == "reference"]
-    assert len(reference) == 3
-    assert reference.speedup.isna().all()
-    assert reference.step_ms.notna().all()
-    assert frame.columns.get_loc(LPIPS) < frame.columns.get_loc("speedup")
-    assert frame.loc[frame.status == "failed", "reason"].tolist() == [
-        "NaN in mid_block.attn at step 7"
-    ]
 
 
 def test_seeds_are_averaged_with_narrower_intervals():
@@ -101,8 +88,8 @@ def test_plain_fid_is_for_inception_only():
     assert short_name("odd") == "odd"
 
 
-def spot(x, y, entry=None):
-    return Point(entry, Span(x, x - 0.1, x + 0.1), Span(y, y - 0.01, y + 0.01))
+def spot(x, y, line=None):
+    return Point(line, Span(x, x - 0.1, x + 0.1), Span(y, y - 0.01, y + 0.01))
 
 
 class Named:
@@ -127,12 +114,12 @@ def test_dominated_needs_a_sure_difference(x, y, dominated):
 
 
 def test_points_of_the_plots(boards):
-    entries = boards["synthetic-blobs"]
-    assert all(point.entry.timed for point in speed_points(entries, LPIPS, y_higher=False))
-    size = size_points(entries, LPIPS, y_higher=False)
-    assert {point.entry.name for point in size} >= {"rtn@w4a4", "q_diffusion@w8a8"}
-    assert not any(point.entry.is_fp for point in size)
-    by = {point.entry.name: point.dominated for point in size}
+    lines = boards["synthetic-blobs"]
+    assert all(point.line.timed for point in speed_points(lines, LPIPS, y_higher=False))
+    size = size_points(lines, LPIPS, y_higher=False)
+    assert {point.line.name for point in size} >= {"rtn@w4a4", "q_diffusion@w8a8"}
+    assert not any(point.line.is_fp for point in size)
+    by = {point.line.name: point.dominated for point in size}
     assert by["rtn@w8a8"]
     assert not by["q_diffusion@w8a8"]
 

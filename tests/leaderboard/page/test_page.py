@@ -6,9 +6,9 @@ import re
 import pytest
 
 from quantarena.bench.schema import Measurement, Row, Status
-from quantarena.leaderboard.page.entries import board_entries
 from quantarena.leaderboard.page.gallery import make_galleries
 from quantarena.leaderboard.page.hardware import machines
+from quantarena.leaderboard.page.lines import board_lines
 from quantarena.leaderboard.page.page import _columns, render
 from quantarena.leaderboard.ranking.read_results import by_board, load_rows
 
@@ -171,15 +171,15 @@ def test_hundreds_of_rows(tmp_path, make_results, make_grid):
 
 def test_pictures_stay_inside_their_budget(results):
     rows = load_rows(results[0]).rows
-    boards = [board_entries(b, own, (), None) for b, own in by_board(rows).items()]
+    boards = [board_lines(b, own, (), None) for b, own in by_board(rows).items()]
     for budget in (10_000_000, 400_000, 60_000):
         galleries = make_galleries(results[0], boards, budget=budget)
         shown = [t for g in galleries if g for t in (g.reference, *g.others)]
         assert 0 < sum(len(uri) for thumbs in shown for uri in thumbs.uris) <= budget
-        for gallery, entries in zip(galleries, boards, strict=True):
+        for gallery, lines in zip(galleries, boards, strict=True):
             absent = len(gallery.left_out) if gallery else 0
             here = len(gallery.others) if gallery else 0
-            assert gallery is None or absent + here == sum(e.ok and not e.is_fp for e in entries)
+            assert gallery is None or absent + here == sum(e.ok and not e.is_fp for e in lines)
 
 
 def test_captions_are_never_guessed(tmp_path, make_results, make_grid):
@@ -189,7 +189,7 @@ def test_captions_are_never_guessed(tmp_path, make_results, make_grid):
         dataclasses.replace(row, workload={"prompts": ["one", "two"]})
         for row in load_rows(tmp_path).rows
     ]
-    boards = [board_entries(b, own, (), None) for b, own in by_board(rows).items()]
+    boards = [board_lines(b, own, (), None) for b, own in by_board(rows).items()]
     (gallery,) = make_galleries(tmp_path, boards)
     assert gallery.captions[:3] == ("one", "two", "seed 0, image 2")
 

@@ -79,7 +79,9 @@ def test_ranking_writes_nothing_but_the_file_asked_for(tmp_path, make_results, m
     before = {path for path in tmp_path.rglob("*")}
     rank_results(tmp_path)
     assert {path for path in tmp_path.rglob("*")} == before
-    data = json.loads(write_ranking(tmp_path).read_text())
+    ranking = write_ranking(tmp_path)
+    data = json.loads((tmp_path / "ranking.json").read_text())
+    assert data == json.loads(json.dumps(ranking.to_dict()))
     assert {path for path in tmp_path.rglob("*")} == before | {tmp_path / "ranking.json"}
     assert data["schema_version"] == 1
     assert data["boards"][0]["standings"][0]["contestant"] == "q_diffusion@w8a8"

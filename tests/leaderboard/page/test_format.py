@@ -1,7 +1,7 @@
 import pytest
 
 from quantarena.bench.schema import Measurement
-from quantarena.leaderboard.page import wording
+from quantarena.leaderboard.page import format as formats
 
 
 @pytest.mark.parametrize(
@@ -21,33 +21,33 @@ from quantarena.leaderboard.page import wording
     ],
 )
 def test_digits_follow_the_interval(value, low, high, text):
-    assert wording.number(value, low, high) == text
+    assert formats.number(value, low, high) == text
 
 
 def test_ends_match_their_value():
     figure = Measurement("psnr", 37.456, 36.81, 38.24)
-    assert (wording.figure(figure), wording.ends(figure)) == ("37.5", "36.8–38.2")
-    assert wording.ends(Measurement("psnr", 3.0)) == wording.ends(None) == ""
-    assert wording.figure(None) == "–"
+    assert (formats.figure(figure), formats.ends(figure)) == ("37.5", "36.8–38.2")
+    assert formats.ends(Measurement("psnr", 3.0)) == formats.ends(None) == ""
+    assert formats.figure(None) == "–"
 
 
 def test_units():
-    assert wording.percent(0.9996).startswith("99.9")
-    assert wording.percent(1.0).startswith("100")
-    assert wording.percent(0.031).startswith("3.1")
-    assert wording.percent(None) == "–"
-    assert wording.size(26_800_000).startswith("26.8")
-    assert wording.size(0) == "–"
-    assert wording.seconds(3725) == "1:02:05"
-    assert wording.chance(1.0).startswith(">")
-    assert wording.times(1.519) == "1.52"
-    assert wording.unit("x1e-3") == "×10⁻³"
-    assert [wording.unit(text) for text in ("dB", "", "x")] == ["dB", "", "x"]
+    assert formats.percent(0.9996).startswith("99.9")
+    assert formats.percent(1.0).startswith("100")
+    assert formats.percent(0.031).startswith("3.1")
+    assert formats.percent(None) == "–"
+    assert formats.size(26_800_000).startswith("26.8")
+    assert formats.size(0) == "–"
+    assert formats.seconds(3725) == "1:02:05"
+    assert formats.chance(1.0).startswith(">")
+    assert formats.times(1.519) == "1.52"
+    assert formats.unit("x1e-3") == "×10⁻³"
+    assert [formats.unit(text) for text in ("dB", "", "x")] == ["dB", "", "x"]
 
 
 def test_facts_are_flat_short_and_complete():
     pairs = dict(
-        wording.facts({"a_b": 1, "none": None, "d": {"x": 1}, "l": [1, 2], "t": "y" * 900})
+        formats.facts({"a_b": 1, "none": None, "d": {"x": 1}, "l": [1, 2], "t": "y" * 900})
     )
     assert pairs["a b"] == "1"
     assert pairs["d"] == "x: 1"
@@ -57,4 +57,4 @@ def test_facts_are_flat_short_and_complete():
 
 
 def test_breakable_escapes_first():
-    assert str(wording.breakable("<b>_x")) == "&lt;b&gt;_<wbr>x"
+    assert str(formats.breakable("<b>_x")) == "&lt;b&gt;_<wbr>x"

@@ -17,7 +17,7 @@ _STATES = [Status.OK, Status.SKIPPED, Status.TIMEOUT, Status.OOM, Status.FAILED]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Line:
     """A contestant of a board.
 
     Attributes:
@@ -94,16 +94,16 @@ class Entry:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Distinct warnings of its rows."""
-        return tuple(dict.fromkeys(line for row in self.rows for line in row.warnings))
+        return tuple(dict.fromkeys(warning for row in self.rows for warning in row.warnings))
 
     def figure(self, name: str) -> Measurement | None:
         """The measurement of that exact name."""
         return next((figure for figure in self.figures if figure.name == name), None)
 
 
-def board_entries(
+def board_lines(
     board: BoardId, rows: Sequence[Row], planned: Sequence[Cell], ranking: BoardRanking | None
-) -> tuple[Entry, ...]:
+) -> tuple[Line, ...]:
     """Every contestant of a board: the reference, then by rank, then unranked, then not ok."""
     cells: dict[str, dict[Cell, None]] = {}
     for cell in [*planned, *(row.cell for row in rows)]:
@@ -113,26 +113,26 @@ def board_entries(
     for row in rows:
         owned[contestant(row.cell)].append(row)
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
-    entries = [
-        _entry(name, titles, board, tuple(owned[name]), tuple(cells[name]), ranking)
+    lines = [
+        _line(name, titles, board, tuple(owned[name]), tuple(cells[name]), ranking)
         for name in cells
     ]
-    return tuple(sorted(entries, key=_order))
+    return tuple(sorted(lines, key=_order))
 
 
-def _entry(
+def _line(
     name: str,
     titles: Mapping[str, str],
     board: BoardId,
     rows: tuple[Row, ...],
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
-) -> Entry:
+) -> Line:
     good = [row for row in rows if row.status is Status.OK]
     state, reason = _state(rows, cells)
     times = [row.latency for row in good if row.latency is not None]
     parities = [row.parity for row in good if row.parity is not None]
-    return Entry(
+    return Line(
         name=name,
         method=cells[0].method,
         title=titles.get(cells[0].method, cells[0].method),
@@ -210,9 +210,9 @@ def _mean_latency(times: Sequence[Latency]) -> Latency | None:
     )
 
 
-def _order(entry: Entry) -> tuple[int, float, str, str]:
-    if entry.is_fp:
-        return (0, 0.0, entry.bits, entry.name)
-    if entry.standing is not None:
-        return (1, -entry.standing.mu, entry.name, "")
-    return (2 if entry.ok else 3, 0.0, entry.state, "")
+def _order(line: Line) -> tuple[int, float, str, str]:
+    if line.is_fp:
+        return (0, 0.0, line.bits, line.name)
+    if line.standing is not None:
+        return (1, -line.standing.mu, line.name, "")
+    return (2 if line.ok else 3, 0.0, line.state, "")
