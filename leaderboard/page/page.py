@@ -1,6 +1,7 @@
 """The leaderboard page: one HTML file that needs no network, and no JavaScript to be read."""
 
 import datetime
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Sequence
@@ -247,6 +248,7 @@ def _inline(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
