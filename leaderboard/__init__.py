@@ -1,1 +1,1 @@
-"""From rows to a ranked page: judge, ranking, tables, plots. Never imports torch."""
+"""From rows to a ranked page, in two rooms: ``ranking``, and ``page``, which draws it. No torch."""

@@ -1,1 +1,1 @@
-"""The room leaderboard/page."""
+"""From rows and their ranking to one HTML page, and to CSV and Parquet tables."""

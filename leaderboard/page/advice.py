@@ -1,4 +1,4 @@
-"""What to ship: one sentence a workload, by a rule that is printed beside it."""
+"""The recommendation at the head of the page: what to ship, by a rule that is printed beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,21 +9,23 @@ from quantarena.leaderboard.page.lines import Line
 from quantarena.leaderboard.page.pareto import Span, overlap, span_of
 
 TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
-"""How much fidelity speed may cost, in the judge's metric, against the nearest packed method."""
+"""Loss of fidelity that is accepted for speed, in the judge's metric.
+
+It is counted from the packed method that is nearest to full precision."""
 
 SHIP, MEMORY, NOTHING = "ship", "memory", "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The answer for one board.
+    """The recommendation for one board.
 
     Attributes:
-        kind: ``ship`` (faster), ``memory`` (smaller but not faster) or ``nothing``.
-        headline: a few words.
-        sentence: the evidence.
-        choice: the line meant, None when full precision stays.
-        rule: how it was chosen.
+        kind: ``ship`` (it is faster), ``memory`` (it is smaller but not faster) or ``nothing``.
+        headline: the recommendation in a few words.
+        sentence: the evidence for it.
+        choice: the recommended line, None when full precision stays.
+        rule: how it was chosen, in words.
     """
 
     kind: str
@@ -34,7 +36,12 @@ class Advice:
 
 
 def advise(lines: Sequence[Line], metric: str | None) -> Advice:
-    """Pick what to ship among the packed lines that the plot can compare."""
+    """Choose what to ship among the packed lines that have a speed and a fidelity.
+
+    Args:
+        lines: of one board.
+        metric: the judge's, None where the board has no per-image scores.
+    """
     packed = [line for line in lines if line.timed and line.ok and not line.is_fp]
     if metric is None or not any(line.ok and not line.is_fp for line in lines):
         return Advice(
@@ -63,7 +70,7 @@ def advise(lines: Sequence[Line], metric: str | None) -> Advice:
 
 
 def rule_text(metric: str | None) -> str:
-    """The rule in words."""
+    """How ``advise`` chooses, in words."""
     if metric is None:
         return "Only finished cells with per-image scores can be recommended."
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]

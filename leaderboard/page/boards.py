@@ -1,4 +1,4 @@
-"""Entries as plain data frames: the tables of the page, ready for other uses."""
+"""The columns of the fidelity and the quality board, and the places on the quality board."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ SHORT_NAMES = {
 
 
 def short_name(name: str) -> str:
-    """Heading of a metric. Plain ``FID`` is kept for Inception features."""
+    """Heading of a metric. Only FID on Inception features is called plain ``FID``."""
     family, _, extractor = name.partition("/")
     if family == "fid" and "inception" not in extractor:
         return f"FID ({extractor or 'features unknown'})"
@@ -33,30 +33,31 @@ def short_name(name: str) -> str:
 
 
 def metrics_of(lines: Sequence[Line], board: str) -> tuple[Measurement, ...]:
-    """One specimen of each measurement that some line has on that board, in a fixed order."""
-    found: dict[str, Measurement] = {}
+    """One example of each measurement that any line has on that board, in a fixed order."""
+    examples: dict[str, Measurement] = {}
     for line in lines:
         for figure in line.figures:
             if figure.board == board:
-                found.setdefault(figure.name, figure)
+                examples.setdefault(figure.name, figure)
     families = list(SHORT_NAMES)
 
     def order(name: str) -> tuple[int, str]:
         family = name.split("/")[0]
         return (families.index(family) if family in families else len(families), name)
 
-    return tuple(found[name] for name in sorted(found, key=order))
+    return tuple(examples[name] for name in sorted(examples, key=order))
 
 
 def quality_places(lines: Sequence[Line], name: str) -> dict[str, int]:
-    """Places on the quality board, the reference included, by tie group.
+    """Place of each line on the quality board in one metric, full precision included.
 
-    These measurements come as one number and an interval a row, not paired by image, so two
-    whose intervals overlap are tied; a group is what overlaps its best member.
+    A metric of a whole set of images is one number with an interval, without pairs of images to
+    compare. Two lines whose intervals overlap are therefore tied: a tie group holds the lines
+    whose intervals overlap with that of its best member, and they share its place.
     """
-    found = [(line.name, figure) for line in lines if (figure := line.figure(name))]
-    sign = -1.0 if found and found[0][1].higher_is_better else 1.0
-    known = [(label, figure) for label, figure in found if figure.value is not None]
+    figures = [(line.name, figure) for line in lines if (figure := line.figure(name))]
+    sign = -1.0 if figures and figures[0][1].higher_is_better else 1.0
+    known = [(label, figure) for label, figure in figures if figure.value is not None]
     places: dict[str, int] = {}
     head: Measurement | None = None
     place = 0

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: as many digits as the interval supports, and no more."""
+"""Values as text. Numbers have as many digits as their interval supports, and no more."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ DASH = "–"
 
 
 def digits(low: float | None, high: float | None, value: float) -> int:
-    """Decimals for one digit of the interval's half width (two if it starts with 1 or 2).
+    """Decimals to print: one digit of the interval's half width, two if it starts with 1 or 2.
 
-    Without an interval, three digits of the value.
+    Without an interval: three digits of the value.
     """
     if low is not None and high is not None and math.isfinite(high - low) and high > low:
         half = (high - low) / 2
@@ -27,7 +27,7 @@ def digits(low: float | None, high: float | None, value: float) -> int:
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A value with the digits that its interval supports."""
+    """A value with as many digits as its interval supports; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
@@ -43,21 +43,21 @@ def interval(low: float | None, high: float | None, joint: str = " to ") -> str:
 
 
 def figure(measurement: Measurement | None) -> str:
-    """The value of a measurement, or a dash."""
+    """The value of a measurement; a dash where there is none."""
     if measurement is None:
         return DASH
     return number(measurement.value, measurement.low, measurement.high)
 
 
 def ends(measurement: Measurement | None) -> str:
-    """The interval of a measurement, or nothing."""
+    """The interval of a measurement; empty where there is none."""
     if measurement is None:
         return ""
     return interval(measurement.low, measurement.high, "–")
 
 
 def times(ratio: float) -> str:
-    """A speed-up: two decimals are all that a timing supports."""
+    """A speed-up, with two decimals: a timing supports no more."""
     return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
 
 
@@ -80,7 +80,7 @@ def size(count: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration."""
+    """A duration in seconds, or as H:MM:SS from two minutes on."""
     if value is None:
         return DASH
     if value < 120:
@@ -89,7 +89,7 @@ def seconds(value: float | None) -> str:
 
 
 def chance(share: float | None) -> str:
-    """A bootstrap probability; its resamples cannot tell more than 99.5 % from certainty."""
+    """A bootstrap probability; above 99.5 % its resamples cannot tell it from certainty."""
     if share is None:
         return DASH
     if share > 0.995:
@@ -98,7 +98,7 @@ def chance(share: float | None) -> str:
 
 
 def unit(text: str) -> str:
-    """A unit as print has it: ``x1e-3`` becomes a power of ten."""
+    """A unit as it is printed: ``x1e-3`` becomes a power of ten."""
     base, _, power = text.partition("1e")
     if base in ("x", "") and power.lstrip("-").isdigit():
         return "×10" + power.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -106,7 +106,7 @@ def unit(text: str) -> str:
 
 
 def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, str]]:
-    """A nested mapping as printable pairs; long values are cut, empty ones left out."""
+    """A nested mapping as pairs of texts; long values are cut, empty ones are left out."""
     pairs = []
     for key, value in table.items():
         if value in (None, "", [], {}, ()):

@@ -1,4 +1,4 @@
-"""Same-seed images as data URIs, inside a budget of bytes. The browser draws the difference."""
+"""Images of the same seeds as data URIs, within a size limit. The browser draws differences."""
 
 import base64
 import io
@@ -12,15 +12,20 @@ from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.page.lines import Line
 
 LADDER = ((8, 128), (8, 96), (6, 96), (6, 64), (4, 64), (3, 48), (2, 32))
-"""Images a contestant and their longest side, from generous to frugal."""
+"""Number of images per contestant and their longest side in pixels, from the most to the least."""
 
 BUDGET = 3_400_000
-"""Characters of data URIs on one page; leaves room for the rest below five megabytes."""
+"""Characters of data URIs on one page: the page then stays below five megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
-    """Images of one line by position; an empty string where there is none."""
+    """Images of one line.
+
+    Attributes:
+        line: the contestant.
+        uris: data URIs by the number of the image; an empty string where there is no image.
+    """
 
     line: Line
     uris: tuple[str, ...]
@@ -28,14 +33,14 @@ class Thumbnails:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Same-seed images of one board.
+    """Images of the same seeds of all contestants of one board.
 
     Attributes:
-        reference: of full precision.
-        others: of each contestant.
-        captions: what each position was asked to show.
-        side: pixels of the longest side, for the choice of a sharp or a smooth enlargement.
-        left_out: contestants without images or beyond the budget.
+        reference: full precision's images.
+        others: images of each contestant.
+        captions: prompt or class of each image.
+        side: longest side of a stored image in pixels; small images are enlarged without blur.
+        left_out: contestants without images, or whose images are beyond the size limit.
     """
 
     reference: Thumbnails
@@ -48,16 +53,21 @@ class Gallery:
 def make_galleries(
     folder: Path, boards: Sequence[Sequence[Line]], *, budget: int = BUDGET
 ) -> tuple[Gallery | None, ...]:
-    """One gallery a board, all of them inside the budget together.
+    """One gallery per board; all galleries together stay within the budget.
 
-    The first images by number are shown, never chosen ones. A board without images of its full
+    The first images by number are shown, never a selection. A board without images of full
     precision has no gallery, since there is nothing to compare with.
+
+    Args:
+        folder: the results folder.
+        boards: the lines of each board.
+        budget: characters of all data URIs.
     """
     shown = sum(bool(line.ok) for lines in boards for line in lines)
     for count, side in LADDER:
         samples = [_thumbnails(folder, fp, count, side) for lines in boards if (fp := _fp(lines))]
         sizes = [sum(map(len, sample.uris)) for sample in samples if any(sample.uris)]
-        # Noise compresses worse than full precision does, hence the allowance.
+        # Noisy images compress worse than those of full precision: half as much again is allowed.
         if not sizes or 1.5 * shown * sum(sizes) / len(sizes) <= budget:
             break
     spent = 0
@@ -124,7 +134,7 @@ def _side(folder: Path, row: Row) -> int:
 
 
 def _uri(path: Path, side: int) -> str:
-    """A lossless WebP: an amplified difference would show what a lossy one adds."""
+    """A lossless WebP: amplified differences would show the artefacts of a lossy one."""
     try:
         with Image.open(path) as source:
             image = source.convert("RGB")
@@ -138,7 +148,7 @@ def _uri(path: Path, side: int) -> str:
 
 
 def _caption(row: Row, number: int) -> str:
-    """The prompt or class of an image where the row tells, else its number."""
+    """The prompt or class of an image where the row has it, otherwise its seed and number."""
     for name in ("prompts", "captions", "classes", "labels"):
         texts = row.workload.get(name)
         if isinstance(texts, list | tuple) and number < len(texts):

@@ -1,4 +1,4 @@
-"""Where the rows were measured, in a few words and in full."""
+"""The machines on which rows were measured, by name and in full."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from quantarena.bench.schema import Row
 from quantarena.leaderboard.page.format import facts
 
 SAME = ("cpu", "cores", "gpu")
-"""What makes two rows' times comparable."""
+"""Facts that must be equal for the times of two rows to be comparable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine.
+    """A machine on which rows were measured.
 
     Attributes:
-        name: in a few words.
-        facts: everything its first row tells.
-        rows: how many rows come from it.
-        varied: what else differs between them, such as the commit.
+        name: processor and cores, or the GPU.
+        facts: everything that the machine's first row says about it.
+        rows: number of rows measured on it.
+        varied: names of other facts that differ between these rows, such as the commit.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Machine:
 
 
 def machines(rows: Sequence[Row]) -> tuple[Machine, ...]:
-    """The machines behind these rows, in the order of first appearance."""
+    """The machines of these rows, in the order of their first rows."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row.machine:
@@ -40,7 +40,7 @@ def machines(rows: Sequence[Row]) -> tuple[Machine, ...]:
 
 def _machine(group: Sequence[dict[str, Any]]) -> Machine:
     first = group[0]
-    keys = dict.fromkeys(key for found in group for key in found)
+    keys = dict.fromkeys(key for facts_of_row in group for key in facts_of_row)
     varied = tuple(key for key in keys if any(one.get(key) != first.get(key) for one in group))
     return Machine(_name(first), tuple(facts(first)), len(group), varied)
 

@@ -1,4 +1,4 @@
-"""One table line: all that is known about one contestant of one board, over its seeds."""
+"""The lines of a board: everything that is known about each contestant, over all its seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,31 +11,31 @@ from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 
 MISSING = "missing"
-"""State of a planned cell that has no row."""
+"""State of a line with a planned cell that has no row."""
 
-_STATES = [Status.OK, Status.SKIPPED, Status.TIMEOUT, Status.OOM, Status.FAILED]
+_BEST_TO_WORST = [Status.OK, Status.SKIPPED, Status.TIMEOUT, Status.OOM, Status.FAILED]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A contestant of a board.
+    """One contestant of a board, or its full-precision reference.
 
     Attributes:
         name: ``method@bits``.
-        method: name of the method.
-        title: name to print.
+        method: registered name of the method.
+        title: name of the method for readers.
         bits: requested bits.
-        board: where it stands.
-        state: a status, or ``missing``; the worst of all seeds.
-        reason: why it is not ok, or why only a part of it is.
-        rows: its rows, one a seed, ok or not.
-        cells: its planned cells and those of its rows.
-        standing: its rank, None where it has none.
-        unranked: why it has none.
-        figures: its measurements over the ok seeds.
-        observed: what the model holds.
-        latency: times over the ok seeds.
-        parity: the worst of the ok seeds.
+        board: the board that the line belongs to.
+        state: the worst status of all seeds, or ``missing``.
+        reason: why the state is not ok, and how many seeds are; empty where it is.
+        rows: one row per seed, whatever its status.
+        cells: the planned cells, and those of the rows.
+        standing: the standing in the fidelity ranking, None where there is none.
+        unranked: why there is no standing.
+        figures: the measurements, each a mean over the ok seeds.
+        observed: bits, bytes and operations of the packed model, of the first ok seed.
+        latency: mean times over the ok seeds.
+        parity: the worst parity of the ok seeds.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Line:
 
     @property
     def is_fp(self) -> bool:
-        """True for full precision, the reference."""
+        """True for full precision, the reference of the board."""
         return self.method == FP_METHOD
 
     @property
@@ -66,55 +66,65 @@ class Line:
 
     @property
     def backend(self) -> str:
-        """What made the images."""
+        """The backend that made the images, empty where no seed is ok."""
         return next((row.backend for row in self.rows if row.status is Status.OK), "")
 
     @property
     def timed(self) -> bool:
-        """True when its latency may be ranked: integer kernels, and they agree with the float."""
+        """True when its latency may be ranked.
+
+        It was then measured on packed integer kernels that agree with their simulation.
+        """
         agrees = self.parity is None or self.parity.max_rel <= self.parity.limit
         return self.latency is not None and self.latency.backend == "packed" and agrees
 
     @property
     def share(self) -> float | None:
-        """Packed bytes as a share of full precision's."""
-        seen = self.observed
-        return seen.packed_bytes / seen.fp_bytes if seen and seen.fp_bytes else None
+        """Packed bytes divided by full precision's bytes."""
+        counted = self.observed
+        return counted.packed_bytes / counted.fp_bytes if counted and counted.fp_bytes else None
 
     @property
     def at_width(self) -> float | None:
-        """Share of MACs that run at the requested bits."""
+        """Share of the multiply-accumulates that run at the requested bits."""
         return self.observed.coverage.get(self.bits, 0.0) if self.observed else None
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of all stages and seeds."""
+        """Wall seconds of all stages of all seeds."""
         return sum(sum(row.seconds.values()) for row in self.rows)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Distinct warnings of its rows."""
+        """The distinct warnings of all rows."""
         return tuple(dict.fromkeys(warning for row in self.rows for warning in row.warnings))
 
     def figure(self, name: str) -> Measurement | None:
-        """The measurement of that exact name."""
+        """The measurement of that exact name, if there is one."""
         return next((figure for figure in self.figures if figure.name == name), None)
 
 
 def board_lines(
     board: BoardId, rows: Sequence[Row], planned: Sequence[Cell], ranking: BoardRanking | None
 ) -> tuple[Line, ...]:
-    """Every contestant of a board: the reference, then by rank, then unranked, then not ok."""
+    """The lines of a board: the reference, then by rank, then without a rank, then not ok.
+
+    Args:
+        board: the board.
+        rows: of that board.
+        planned: cells of any board.
+        ranking: of that board, if it has one.
+    """
     cells: dict[str, dict[Cell, None]] = {}
     for cell in [*planned, *(row.cell for row in rows)]:
         if BoardId.of(cell) == board:
             cells.setdefault(contestant(cell), {})[cell] = None
-    owned: dict[str, list[Row]] = {name: [] for name in cells}
+    rows_of: dict[str, list[Row]] = {name: [] for name in cells}
     for row in rows:
-        owned[contestant(row.cell)].append(row)
+        rows_of[contestant(row.cell)].append(row)
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
     lines = [
-        _line(name, titles, board, tuple(owned[name]), tuple(cells[name]), ranking)
+        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking)
         for name in cells
     ]
     return tuple(sorted(lines, key=_order))
@@ -128,10 +138,10 @@ def _line(
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
 ) -> Line:
-    good = [row for row in rows if row.status is Status.OK]
+    finished = [row for row in rows if row.status is Status.OK]
     state, reason = _state(rows, cells)
-    times = [row.latency for row in good if row.latency is not None]
-    parities = [row.parity for row in good if row.parity is not None]
+    times = [row.latency for row in finished if row.latency is not None]
+    parities = [row.parity for row in finished if row.parity is not None]
     return Line(
         name=name,
         method=cells[0].method,
@@ -144,8 +154,8 @@ def _line(
         cells=cells,
         standing=ranking.standing(name) if ranking else None,
         unranked=ranking.unranked.get(name, "") if ranking else "",
-        figures=combined([row.measurements for row in good]),
-        observed=next((row.observed for row in good if row.observed), None),
+        figures=combined([row.measurements for row in finished]),
+        observed=next((row.observed for row in finished if row.observed), None),
         latency=_mean_latency(times),
         parity=max(parities, key=lambda parity: parity.max_rel, default=None),
     )
@@ -153,7 +163,7 @@ def _line(
 
 def _state(rows: Sequence[Row], cells: Sequence[Cell]) -> tuple[str, str]:
     done = {row.cell for row in rows}
-    worst = max(rows, key=lambda row: _STATES.index(row.status), default=None)
+    worst = max(rows, key=lambda row: _BEST_TO_WORST.index(row.status), default=None)
     absent = [cell for cell in cells if cell not in done]
     if worst is not None and worst.status is not Status.OK:
         state, reason = worst.status.value, worst.reason or "no reason given"
@@ -162,13 +172,16 @@ def _state(rows: Sequence[Row], cells: Sequence[Cell]) -> tuple[str, str]:
     else:
         return Status.OK.value, ""
     if len(cells) > 1:
-        good = sum(row.status is Status.OK for row in rows)
-        reason = f"{reason} ({good} of {len(cells)} seeds ok)"
+        finished = sum(row.status is Status.OK for row in rows)
+        reason = f"{reason} ({finished} of {len(cells)} seeds ok)"
     return state, reason
 
 
 def combined(seeds: Sequence[Sequence[Measurement]]) -> tuple[Measurement, ...]:
-    """Means over seeds. Half widths add in quadrature: seeds are independent runs."""
+    """Each measurement as a mean over seeds.
+
+    Seeds are independent, so the half widths of their intervals add in quadrature.
+    """
     names = list(dict.fromkeys(m.name for measurements in seeds for m in measurements))
     return tuple(
         _mean_measurement([m for ms in seeds for m in ms if m.name == name]) for name in names

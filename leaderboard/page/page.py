@@ -36,31 +36,31 @@ from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_COLUMNS = 3
-"""Metrics of fidelity in the table; with more, speed and size would be off the page."""
+"""Largest number of fidelity metrics in the table; with more, speed and size have no room."""
 IN_RECORDS = ("latent-mse", "ssim")
-"""Which of them stand in the cell's record alone when there are more."""
+"""Metrics that move to the record of a cell when there are more."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoardView:
-    """Everything the template needs about one board.
+    """Everything that the template needs about one board.
 
     Attributes:
-        number: position on the page, from 1; makes identifiers.
+        number: position on the page, from 1; HTML identifiers contain it.
         board: what is compared.
         title: heading.
-        ranking: judge and standings.
-        lines: table lines.
-        fidelity: columns of the fidelity board.
-        quality: columns of the quality board.
-        uncomputed: measurements of quality that no line has a number for.
-        places: places on the quality board, by metric and line.
-        advice: what to ship.
-        speed: the plot against speed-up.
-        size: the plot against bytes.
-        gallery: images, if any.
-        scale: axis of the small score intervals.
-        higher: the judge's metric is better when higher.
+        ranking: the fidelity ranking, None where the board has no rows.
+        lines: lines of the tables.
+        fidelity: one measurement for each metric column of the fidelity board.
+        quality: one measurement for each metric column of the quality board.
+        uncomputed: quality measurements that no line has a value for.
+        places: by metric and name of the line, the place on the quality board.
+        advice: the recommendation.
+        speed: plot of fidelity against speed-up.
+        size: plot of fidelity against bytes.
+        gallery: images, if there are any.
+        scale: axis of the small score intervals in the table.
+        higher: whether a larger value of the judge's metric is better.
     """
 
     number: int
@@ -81,7 +81,7 @@ class BoardView:
 
     @property
     def reference(self) -> Row | None:
-        """A row that describes the workload: full precision's if it finished."""
+        """A row that describes the workload: full precision's, if it finished."""
         rows = [row for line in self.lines if line.ok for row in line.rows]
         return rows[0] if rows else None
 
@@ -98,9 +98,9 @@ def render(
 
     Args:
         folder: such as ``results/quick``.
-        grid_title: of the page.
+        grid_title: title of the page.
         planned: every planned cell; those without a row are shown as missing.
-        command: that reproduces the folder.
+        command: command line that reproduces the folder.
         ranking: of the folder's rows, where the caller has it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def page_html(
     command: str,
     problems: Sequence[str] = (),
 ) -> str:
-    """The page as text."""
+    """The page as HTML."""
     views = board_views(folder, rows, ranking, planned)
     lines = [line for view in views for line in view.lines]
     context: dict[str, Any] = {
@@ -158,11 +158,12 @@ def page_html(
 def board_views(
     folder: Path, rows: Sequence[Row], ranking: Ranking, planned: Sequence[Cell]
 ) -> tuple[BoardView, ...]:
-    """One view a board, in the order of the plan, boards outside it last."""
-    owned = by_board(rows)
-    boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *owned]))
+    """One view per board in the order of the plan; boards outside the plan come last."""
+    rows_of = by_board(rows)
+    boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *rows_of]))
     tables = [
-        board_lines(board, owned.get(board, ()), planned, ranking.board(board)) for board in boards
+        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board))
+        for board in boards
     ]
     key = plot.key_of([line for lines in tables for line in lines])
     galleries = make_galleries(folder, tables)
@@ -225,15 +226,15 @@ def _known(line: Line, name: str) -> bool:
 
 
 def tally(lines: Sequence[Line]) -> dict[str, int]:
-    """Cells by state, such as ``{"ok": 18, "failed": 1}``."""
-    found: dict[str, int] = {}
+    """Number of cells by state, such as ``{"ok": 18, "failed": 1}``."""
+    counts: dict[str, int] = {}
     for line in lines:
         states = [row.status.value for row in line.rows]
         states += ["missing"] * (len(line.cells) - len(line.rows))
         for state in states:
-            found[state] = found.get(state, 0) + 1
+            counts[state] = counts.get(state, 0) + 1
     order = ["ok", "skipped", "timeout", "oom", "failed", "missing"]
-    return {state: found[state] for state in order if state in found}
+    return {state: counts[state] for state in order if state in counts}
 
 
 def _version() -> str:
@@ -244,7 +245,7 @@ def _version() -> str:
 
 
 def _inline(name: str) -> Markup:
-    """One of our own files, as it stands."""
+    """A style sheet or script of the page, to be inserted as it is."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
@@ -261,9 +262,10 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _columns(found: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    kept = list(found)
+def _columns(measured: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """The metrics that have a column in the table."""
+    columns = list(measured)
     for name in IN_RECORDS:
-        if len(kept) > MOST_COLUMNS:
-            kept = [m for m in kept if m.name.split("/")[0] != name]
-    return tuple(kept)
+        if len(columns) > MOST_COLUMNS:
+            columns = [m for m in columns if m.name.split("/")[0] != name]
+    return tuple(columns)

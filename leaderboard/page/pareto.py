@@ -1,4 +1,4 @@
-"""Which methods are worth a look when two things matter at once."""
+"""Pareto fronts of the plots: which points are dominated by another in fidelity and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ Ends = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A value and its interval."""
+    """A value and the ends of its interval."""
 
     value: float
     low: float
@@ -18,20 +18,21 @@ class Span:
 
     @property
     def ends(self) -> Ends:
-        """The interval."""
+        """The interval as a pair."""
         return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One line in a plot of two measures.
+    """A line of a board as a point in a plot of two measures.
 
     Attributes:
-        line: what it is.
+        line: the line.
         x: horizontal measure.
         y: vertical measure.
-        dominated: another point is at least as good in both, and surely better in one.
-        by: that other point's name.
+        dominated: whether another point is at least as good in both measures, and better by more
+            than the intervals in one.
+        by: name of that other point's line.
     """
 
     line: Line
@@ -42,12 +43,19 @@ class Point:
 
 
 def overlap(one: Ends, other: Ends) -> bool:
-    """True when two intervals share a point: a tie."""
+    """True when two intervals share a point, so that their values are tied."""
     return one[0] <= other[1] and other[0] <= one[1]
 
 
 def dominates(one: Point, other: Point, *, x_higher: bool = True, y_higher: bool = False) -> bool:
-    """At least as good on both axes, and apart from the other's interval on at least one."""
+    """True when ``one`` is at least as good on both axes, with separate intervals on one of them.
+
+    Args:
+        one: the point that may dominate.
+        other: the point that may be dominated.
+        x_higher: whether a larger x is better.
+        y_higher: whether a larger y is better.
+    """
 
     def good(a: Span, b: Span, higher: bool) -> bool:
         return a.value >= b.value if higher else a.value <= b.value
@@ -60,7 +68,7 @@ def dominates(one: Point, other: Point, *, x_higher: bool = True, y_higher: bool
 def front(
     points: Sequence[Point], *, x_higher: bool = True, y_higher: bool = False
 ) -> tuple[Point, ...]:
-    """The same points, each marked whether another one dominates it."""
+    """The same points, each marked with whether another point dominates it."""
     marked = []
     for point in points:
         rivals = [
@@ -74,7 +82,7 @@ def front(
 
 
 def speed_points(lines: Sequence[Line], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
-    """Fidelity against speed-up; only latencies that may be ranked."""
+    """Points of fidelity against speed-up, of the lines whose latency may be ranked."""
     points = []
     for line in lines:
         y = span_of(line, metric)
@@ -86,9 +94,9 @@ def speed_points(lines: Sequence[Line], metric: str, *, y_higher: bool) -> tuple
 
 
 def size_points(lines: Sequence[Line], metric: str, *, y_higher: bool) -> tuple[Point, ...]:
-    """Fidelity against packed bytes as a share of full precision's.
+    """Points of fidelity against packed bytes as a share of full precision's bytes.
 
-    Bytes are exact, but less than one percent of full precision's decides nothing.
+    Bytes are exact, but differences below one percent of full precision's do not count.
     """
     points = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Geometry of the Pareto plots; the template draws what this computes."""
+"""Geometry of the Pareto plots, in pixels; the template draws it as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from quantarena.leaderboard.page.pareto import Point, Span
 WIDTH, HEIGHT = 560.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 18.0, 18.0, 52.0
 GLYPH = 6.7
-"""Width of one character of a label, roughly: enough to keep labels apart."""
+"""Approximate width of one character of a label in pixels, to keep labels apart."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "hexagon")
 COLOURS = 12
@@ -18,7 +18,7 @@ COLOURS = 12
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A grid line."""
+    """A grid line: its pixel and its label."""
 
     at: float
     label: str
@@ -33,7 +33,7 @@ class Axis:
         high: largest value shown.
         start: pixel of ``low``.
         end: pixel of ``high``.
-        log: logarithmic.
+        log: whether the scale is logarithmic.
     """
 
     low: float
@@ -43,7 +43,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Pixel of a value, held inside the axis."""
+        """Pixel of a value; values outside the axis are drawn at its end."""
         low, high, value = (
             (math.log10(self.low), math.log10(self.high), math.log10(max(value, self.low)))
             if self.log
@@ -54,28 +54,28 @@ class Axis:
 
     @property
     def ticks(self) -> tuple[Tick, ...]:
-        """Round values inside the axis."""
+        """Grid lines at round values inside the axis."""
         return tuple(Tick(self.at(v), f"{v:g}") for v in _round_values(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A drawn point.
+    """A point as it is drawn. Positions are pixels.
 
     Attributes:
-        point: what it is.
-        x: pixel.
-        y: pixel.
-        x_low: pixel of the whisker's left end.
-        x_high: right end.
-        y_low: pixel of the whisker's lower value.
-        y_high: upper value.
+        point: the point.
+        x: horizontal position.
+        y: vertical position.
+        x_low: left end of the horizontal whisker.
+        x_high: right end of the horizontal whisker.
+        y_low: position of the lower end of the vertical interval.
+        y_high: position of the upper end of the vertical interval.
         colour: number of the method's colour.
-        shape: name of the bits' shape.
-        label: text beside it, empty where there is no room or no need.
-        label_x: pixel of the text.
-        label_y: pixel of the text.
-        anchor: ``start``, ``middle`` or ``end``.
+        shape: name of the shape that stands for the bits.
+        label: text beside the point, empty where there is no room for it or no need.
+        label_x: horizontal position of the text.
+        label_y: vertical position of the text.
+        anchor: which part of the text is at ``label_x``: ``start``, ``middle`` or ``end``.
     """
 
     point: Point
@@ -95,7 +95,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot ready to draw; ``front`` is the front from left to right, in pixels."""
+    """A plot ready to draw.
+
+    Attributes:
+        x: horizontal axis.
+        y: vertical axis.
+        marks: the points.
+        front: pixels of the points that are not dominated, from left to right.
+    """
 
     x: Axis
     y: Axis
@@ -105,17 +112,17 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One colour a method, one shape a bit-width, the same in every plot of a page."""
+    """One colour per method and one shape per bit width, the same in every plot of a page."""
 
     methods: tuple[str, ...]
     bits: tuple[str, ...]
 
     def colour(self, line: Line) -> int:
-        """Number of the colour."""
+        """Number of the colour of a line's method."""
         return self.methods.index(line.method) % COLOURS
 
     def shape(self, bits: str) -> str:
-        """Name of the shape."""
+        """Name of the shape that stands for these bits."""
         return SHAPES[self.bits.index(bits) % len(SHAPES)]
 
 
@@ -129,13 +136,13 @@ def key_of(lines: Sequence[Line]) -> Key:
 def make_plot(
     points: Sequence[Point], key: Key, *, include_x: float | None = None, x_zero: bool = False
 ) -> Plot | None:
-    """Lay out a plot; None without points.
+    """The layout of a plot; None without points.
 
     Args:
         points: to draw.
         key: colours and shapes.
-        include_x: a value that the horizontal axis must hold, such as 1 for no speed-up.
-        x_zero: start the horizontal axis at zero.
+        include_x: a value that the horizontal axis must contain, such as 1 for no speed-up.
+        x_zero: whether the horizontal axis starts at zero.
     """
     if not points:
         return None
@@ -189,7 +196,7 @@ def _round_values(axis: Axis) -> list[float]:
 
 
 def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
-    """Name the front's points where a name fits without touching a point or another name."""
+    """Marks with labels: points of the front are named where the name touches nothing else."""
     taken = [(m.x - 7, m.y - 7, m.x + 7, m.y + 7) for m in marks]
     taken += [(m.x_low, m.y - 1, m.x_high, m.y + 1) for m in marks]
     taken += [(m.x - 1, m.y_high, m.x + 1, m.y_low) for m in marks]

@@ -1,4 +1,4 @@
-"""How sure a ranking is: shuffles for the estimate, a bootstrap over prompts for its spread."""
+"""Uncertainty of a ranking: a bootstrap over prompts, and the differences it can support."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,12 @@ from quantarena.leaderboard.ranking.ksort import DEFAULT_RULES, Rules, replay
 from quantarena.leaderboard.ranking.votes import Ballots, Floats, Ints
 
 LEVEL = 0.95
-"""Of every interval, and of the claim that all shown separations hold at once."""
+"""Confidence of each interval, and of the claim that all shown separations hold at once."""
 
 FEWEST_UNITS = 6
-"""Below this even unanimous prompts prove nothing: a two-sided sign test has 2^(1-5) > 0.05."""
+"""Fewest prompts that can separate two contestants.
+
+Five unanimous prompts are not enough: the p-value of a two-sided sign test is 2^(1-5) > 0.05."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,10 +25,11 @@ class Spread:
 
     Attributes:
         mu: (N,) mean over shuffles of the vote order.
-        sigma: (N,) K-Sort's own sigma, too small to be an interval; shown only as such.
-        samples: (B, N) scores of resampled prompts.
-        comparable: (N, N) True where a chain of votes joins the two.
-        units: prompts behind it.
+        sigma: (N,) K-Sort's own standard deviation. It is too small to be an interval, since
+            it takes all votes as independent.
+        samples: (B, N) scores for B resamples of the prompts.
+        comparable: (N, N) True where a chain of votes joins the two contestants.
+        units: number of prompts behind the scores.
     """
 
     mu: Floats
@@ -37,12 +40,12 @@ class Spread:
 
     @property
     def low(self) -> Floats:
-        """(N,) lower ends of the 95 % intervals."""
+        """Lower ends of the 95 % intervals, (N,)."""
         return np.asarray(np.quantile(self.samples, (1 - LEVEL) / 2, axis=0))
 
     @property
     def high(self) -> Floats:
-        """(N,) upper ends of the 95 % intervals."""
+        """Upper ends of the 95 % intervals, (N,)."""
         return np.asarray(np.quantile(self.samples, (1 + LEVEL) / 2, axis=0))
 
     def better(self, one: int, other: int) -> float:
@@ -59,7 +62,15 @@ def estimate(
     resamples: int = 300,
     rules: Rules = DEFAULT_RULES,
 ) -> Spread:
-    """Rate by K-Sort, averaged over vote orders, and resample whole prompts for the spread."""
+    """Scores of K-Sort averaged over vote orders, with resamples of whole prompts.
+
+    Args:
+        ballots: the votes.
+        seed: of the shuffles and the resamples.
+        shuffles: number of vote orders that the scores are averaged over.
+        resamples: number of bootstrap resamples.
+        rules: constants of the rating.
+    """
     rng = np.random.default_rng(seed)
     votes, units = len(ballots.members), len(ballots.units)
     orders = [rng.permutation(votes) for _ in range(shuffles)]
@@ -84,11 +95,12 @@ def estimate(
 
 
 def separations(spread: Spread) -> NDArray[np.bool_]:
-    """(N, N) True where row is above column, all claims together held at 95 %.
+    """Pairs that the votes separate, (N, N): True where the row's contestant is better.
 
-    Each difference is divided by its bootstrap deviation; the bar is the 95 % quantile of the
-    largest such ratio over all pairs of a resample (Tukey's idea with a bootstrap in place of
-    the normal), so that many contestants do not make a false claim likely.
+    All claims hold together with 95 % confidence. Each difference is divided by its bootstrap
+    deviation and must exceed the 95 % quantile of the largest such ratio over all pairs of a
+    resample. This is Tukey's range test with a bootstrap in place of the normal distribution: a
+    false claim does not become likelier with many contestants.
     """
     count = len(spread.mu)
     if count < 2 or spread.units < FEWEST_UNITS:
@@ -105,7 +117,10 @@ def separations(spread: Spread) -> NDArray[np.bool_]:
 
 
 def tie_groups(mu: Floats, above: NDArray[np.bool_]) -> Ints:
-    """(N,) group of each contestant, 1 best: neighbours not separated from their group's best."""
+    """Tie group of each contestant, (N,), 1 for the best.
+
+    A group holds neighbours in score that are not separated from the best of their group.
+    """
     group = np.zeros(len(mu), dtype=np.int64)
     current, head = 0, -1
     for number in np.argsort(-mu, kind="stable"):
@@ -116,9 +131,10 @@ def tie_groups(mu: Floats, above: NDArray[np.bool_]) -> Ints:
 
 
 def _widened(samples: Floats, units: int) -> Floats:
-    """Resamples spread out by what a bootstrap of few units misses.
+    """Resamples spread out by what a bootstrap of n units misses where n is small.
 
-    It divides by n where n - 1 is due, and its tails are the normal's where Student's are.
+    Its variance divides by n instead of n - 1, and its tails are those of the normal
+    distribution instead of Student's t.
     """
     if units < 2 or not len(samples):
         return samples

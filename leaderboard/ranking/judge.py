@@ -1,7 +1,7 @@
-"""The automatic fidelity judge: who is nearest to full precision, image by image.
+"""The automatic fidelity judge: it votes for what is nearest to full precision, image by image.
 
-Full precision is the reference and never competes. The judge is deterministic, so asking it twice
-adds nothing: no (prompt, set of contestants) is ever repeated. It sees fidelity only.
+Full precision is the reference and never competes. The judge is deterministic, so no set of
+contestants is compared twice on one prompt. It looks at fidelity only, never at quality.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,20 @@ import numpy as np
 from quantarena.leaderboard.ranking.votes import Floats, Vote
 
 FAMILIES = {"lpips": False, "ssim": True, "psnr": True}
-"""Metrics a fidelity judge may use, best first, and whether higher is better."""
+"""Metrics that the judge may use, the preferred one first, and whether higher is better."""
 
 FALLBACK_MARGIN = {"lpips": 1e-3, "ssim": 1e-3, "psnr": 0.1}
-"""Tie margins where full precision was not measured against itself."""
+"""Tie margins for boards where full precision was not measured against itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Gap below which two images are tied, and where it comes from."""
+    """Difference in the metric up to which two images are tied.
+
+    Attributes:
+        value: that difference.
+        source: how it was found, in words.
+    """
 
     value: float
     source: str
@@ -28,16 +33,17 @@ class Margin:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """Per-image scores of one board.
+    """Per-image scores of one board: N contestants by U images.
 
     Attributes:
         metric: name of the measurement.
-        higher_is_better: its direction.
-        contestants: row names of ``values``.
-        units: of each column what a bootstrap resamples: its prompt, the same name for all images
-            of a prompt; or its seed and image where there are no prompts.
+        higher_is_better: whether a larger score is nearer to full precision.
+        contestants: names of the N rows of ``values``.
+        units: name of the unit of evidence of each of the U columns, which is what a bootstrap
+            resamples: the prompt, shared by all its images; or the image and its seed where
+            there are no prompts.
         values: (N, U) scores, NaN where a contestant has no such image.
-        floor: scores of full precision in another number format against itself.
+        floor: (U,) scores of full precision with bfloat16 weights against full precision.
     """
 
     metric: str
@@ -49,20 +55,20 @@ class ScoreTable:
 
 
 def pick_metric(scores: Sequence[Mapping[str, Floats]]) -> str | None:
-    """The best metric that most contestants have, by family, then by name."""
+    """The most preferred metric that any contestant has; among its variants the most common."""
     for family in FAMILIES:
-        names = {name for found in scores for name in found if name.split("/")[0] == family}
+        names = {name for one in scores for name in one if name.split("/")[0] == family}
         if names:
-            return max(sorted(names), key=lambda name: sum(name in found for found in scores))
+            return max(sorted(names), key=lambda name: sum(name in one for one in scores))
     return None
 
 
 def tie_margin(table: ScoreTable) -> Margin:
-    """The median distance of full precision from itself in another number format.
+    """The median distance of full precision with bfloat16 weights from full precision.
 
-    A gap below it is what rounding the reference would do to a typical image. The median, not a
-    high quantile: a few images fall on either side of a decision of the sampler, and their
-    distance would tie everything.
+    A smaller difference is no larger than what rounding the reference does to a typical image. A
+    high quantile would not do: rounding moves a few images across a decision of the sampler, and
+    with their distance as the margin everything would tie.
     """
     family = table.metric.split("/")[0]
     fallback = FALLBACK_MARGIN.get(family, 0.0)
@@ -79,32 +85,39 @@ def tie_margin(table: ScoreTable) -> Margin:
 def tiers(
     scores: Mapping[str, float], margin: float, *, higher_is_better: bool = False
 ) -> tuple[tuple[str, ...], ...]:
-    """Names in tiers, best first.
+    """Names in tiers of ties, the best tier first.
 
-    A tier holds everything within ``margin`` of its best member, so a tier is never wider than
-    the margin: near neighbours do not chain into one big tie.
+    A tier holds everything within ``margin`` of its best member. It is never wider than the
+    margin, so that near neighbours do not chain into one large tie.
     """
     sign = -1.0 if higher_is_better else 1.0
     ordered = sorted(scores, key=lambda name: (sign * scores[name], name))
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
     head = 0.0
     for name in ordered:
         value = sign * scores[name]
-        if found and (value == head or value - head <= margin):
-            found[-1].append(name)
+        if groups and (value == head or value - head <= margin):
+            groups[-1].append(name)
         else:
-            found.append([name])
+            groups.append([name])
             head = value
-    return tuple(tuple(sorted(tier)) for tier in found)
+    return tuple(tuple(sorted(tier)) for tier in groups)
 
 
 def cast_votes(
     table: ScoreTable, margin: Margin, *, size: int = 4, rounds: int = 2, seed: int = 0
 ) -> tuple[Vote, ...]:
-    """Votes on seeded sets of ``size`` contestants, all of them where there are fewer.
+    """Votes on random sets of contestants, for each image of the table.
 
-    Each round deals every contestant of a prompt into a set once; the last set of a round is
-    filled up from the start of the deal. A set that the prompt already had is left out.
+    A round deals each contestant that has the image into one set. The last set of a round is
+    filled up from the start of the deal, and a set that the image already had is left out.
+
+    Args:
+        table: the scores.
+        margin: difference up to which two images are tied.
+        size: contestants per set; all of them where there are fewer.
+        rounds: number of deals per image.
+        seed: of the deals.
     """
     rng = np.random.default_rng(seed)
     names = np.array(table.contestants)
@@ -130,9 +143,9 @@ def cast_votes(
 
 
 def mean_ranks(table: ScoreTable, margin: Margin) -> Floats:
-    """(N,) mean rank over prompts from the full table, ties sharing their mean place."""
+    """Mean rank of each contestant over all images, (N,); ties share their mean place."""
     total = np.zeros(len(table.contestants))
-    seen = np.zeros(len(table.contestants))
+    images = np.zeros(len(table.contestants))
     index = {name: number for number, name in enumerate(table.contestants)}
     for column in range(len(table.units)):
         scores = {
@@ -144,6 +157,6 @@ def mean_ranks(table: ScoreTable, margin: Margin) -> Floats:
         for tier in tiers(scores, margin.value, higher_is_better=table.higher_is_better):
             for name in tier:
                 total[index[name]] += place + (len(tier) - 1) / 2
-                seen[index[name]] += 1
+                images[index[name]] += 1
             place += len(tier)
-    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)
+    return np.where(images > 0, total / np.maximum(images, 1), np.nan)

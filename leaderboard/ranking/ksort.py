@@ -6,8 +6,8 @@ One ordered pair, i beat q, with skills N(mu, s^2) and seeing noise beta:
     V   = pdf(x) / cdf(x)                            W = V (V + x)
     mu_i += s_i^2 / c V      mu_q -= s_q^2 / c V     s^2 *= 1 - s^2 / c^2 W
 
-A K-wise vote applies all its pairs at the ratings held before it. docs/ranking.md says where this
-departs from the printed formulas and why.
+A K-wise vote applies all its pairs to the ratings from before the vote. docs/ranking.md says where
+this departs from the printed formulas, and why.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ class Rules:
     """Constants of the rating.
 
     Attributes:
-        mu: mean of a newcomer.
-        sigma: standard deviation of a newcomer.
-        beta: standard deviation of what one look at a contestant adds.
+        mu: mean of the skill of a new contestant.
+        sigma: standard deviation of the skill of a new contestant.
+        beta: standard deviation of the noise that one look at a contestant adds.
         eta: weight of sigma in the conservative score ``mu - eta * sigma``.
-        floor: lowest variance as a share of the newcomer's. It is there so that a rating can
-            always move again; the product form below never needs it to stay positive.
+        floor: smallest variance, as a share of a new contestant's. With it a rating can always
+            move again; the variance stays positive without it.
     """
 
     mu: float = 25.0
@@ -44,13 +44,13 @@ DEFAULT_RULES = Rules()
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """Belief about one skill."""
+    """Estimate of one contestant's skill: the mean and the standard deviation of a Gaussian."""
 
     mu: float
     sigma: float
 
     def conservative(self, rules: Rules = DEFAULT_RULES) -> float:
-        """``mu - eta * sigma``: mixes skill with exposure, so it is shown but not ranked by."""
+        """``mu - eta * sigma``. It grows with the number of votes, so nothing is ranked by it."""
         return self.mu - rules.eta * self.sigma
 
 
@@ -70,12 +70,13 @@ def update(mu: Floats, var: Floats, outcome: Floats, rules: Rules) -> tuple[Floa
     Args:
         mu: (..., K) means before the vote.
         var: (..., K) variances before the vote.
-        outcome: (..., K, K) 1 where row beat column, 0.5 both ways for a tie, 0 for no comparison.
+        outcome: (..., K, K) 1 where the row's contestant beat the column's, 0.5 both ways for a
+            tie, 0 where the two were not compared.
         rules: the constants.
 
     Returns:
-        (..., K) means and variances after the vote. The variance shrinks by a product of pair
-        factors instead of the printed ``1 - sum``, which turns negative for upsets.
+        (..., K) means and variances after the vote. A variance shrinks by the product of the
+        factors of its pairs instead of the printed ``1 - sum``, which is negative for upsets.
     """
     c2 = 2.0 * rules.beta**2 + var[..., :, None] + var[..., None, :]
     c = np.sqrt(c2)
@@ -94,11 +95,11 @@ def replay(ballots: Ballots, orders: Ints, rules: Rules = DEFAULT_RULES) -> tupl
 
     Args:
         ballots: the votes.
-        orders: (R, T) votes in playing order, a sequence a row; -1 plays nothing.
+        orders: (R, T) numbers of votes: each row is a sequence of T votes, -1 is no vote.
         rules: the constants.
 
     Returns:
-        (R, N) means and variances at the end of each sequence.
+        (R, N) means and variances of the N contestants at the end of each sequence.
     """
     runs, count = len(orders), len(ballots.contestants)
     members = np.vstack([ballots.members, np.full_like(ballots.members[:1], count)])
@@ -119,7 +120,10 @@ def replay(ballots: Ballots, orders: Ints, rules: Rules = DEFAULT_RULES) -> tupl
 def rate(
     votes: Sequence[Vote], contestants: Sequence[str], rules: Rules = DEFAULT_RULES
 ) -> dict[str, Rating]:
-    """Ratings after these votes, played once in the given order."""
+    """Ratings after these votes, applied once in the given order.
+
+    For ratings that change while votes come in, as ``matchmaking`` needs them.
+    """
     mu = np.full(len(contestants), rules.mu)
     var = np.full(len(contestants), rules.sigma**2)
     for vote in votes:

@@ -1,4 +1,8 @@
-"""Whom to compare next. Needed where a look costs something: people and slow judges."""
+"""The choice of the next contestants to compare, for an arena where people vote.
+
+The automatic judge compares everything and has no use for it. Where each look costs something, as
+with people or slow judges, the next comparison should tell as much as possible.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,20 +22,21 @@ def next_match(
     rules: Rules = DEFAULT_RULES,
     seed: int = 0,
 ) -> tuple[str, ...]:
-    """The least-compared contestant and the opponents it should meet.
+    """The least-compared contestant q and the opponents that it should meet, at most ``size``.
 
-    Opponents are the best by ``U = -|S_i - S_q| + alpha * sqrt(ln n / n_iq)``: near in
-    conservative score S, or rarely met. The printed formula adds the distance instead, which
-    seeks the most different opponents and does not converge.
+    Opponents i have the largest ``U = -|S_i - S_q| + alpha * sqrt(ln n / n_iq)``, where S is the
+    conservative score, n the number of comparisons and n_iq those of the pair: they are near in
+    score or were rarely met. The paper's formula adds the distance instead of subtracting it,
+    which seeks the most different opponents and does not converge.
 
     Args:
-        names: contestants; their positions index ``met``.
-        ratings: the present belief.
-        met: (N, N) how often each pair was compared, symmetric.
-        size: K; all contestants where there are fewer.
+        names: the N contestants, in the order of ``met``.
+        ratings: the present rating of each contestant.
+        met: (N, N) number of comparisons of each pair, symmetric.
+        size: K, contestants per vote; all of them where there are fewer.
         alpha: weight of exploration.
         rules: constants of the rating.
-        seed: breaks ties.
+        seed: decides between equals.
     """
     count = len(names)
     if count <= 1:

@@ -1,4 +1,4 @@
-"""Rows in, ranked boards out. ``rank_results`` writes nothing; ``write_ranking`` writes JSON."""
+"""Ranks the rows of a results folder, board by board."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from quantarena.leaderboard.ranking.score_table import score_table
 from quantarena.leaderboard.ranking.votes import Vote, tabulate
 
 MOST_VOTES = 4000
-"""Votes of one board; beyond it a board asks one round a prompt instead of two."""
+"""Largest number of votes of a board with two rounds per image; larger boards have one round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,19 @@ class Standing:
         contestant: ``method@bits``.
         method: name of the method.
         bits: requested bits.
-        mu: score; contestants of a board average 25.
+        mu: score; the mean over the contestants of a board is 25.
         low: lower end of the 95 % bootstrap interval over prompts.
         high: upper end.
-        sigma: K-Sort's own deviation, known to be too small; never drawn as an interval.
-        place: first place of its tie group; contestants of one group share it.
-        best_rank: 1 + contestants that are surely better.
-        worst_rank: contestants less those that are surely worse.
-        group: tie group, 1 is the best.
-        better_than_next: probability of being above the next one down, None for the last.
-        mean_rank: mean place over all prompts from the full table, an independent check.
-        bradley_terry: log strength of a batch fit of the same votes, another check.
-        votes: votes it took part in.
-        units: prompts it has scores for, or images where there are none.
+        sigma: K-Sort's own standard deviation, known to be too small; never drawn as an interval.
+        place: first place of its tie group, shared by all contestants of the group.
+        best_rank: 1 plus the number of contestants that are better with 95 % confidence.
+        worst_rank: number of contestants minus those that are worse with 95 % confidence.
+        group: number of its tie group, 1 for the best.
+        better_than_next: probability that it is better than the next in order, None for the last.
+        mean_rank: mean place over all images, from the scores themselves; checks the score.
+        bradley_terry: log strength of a Bradley-Terry fit of the same votes; another check.
+        votes: number of votes that it took part in.
+        units: number of prompts (or of images, without prompts) that it has scores for.
     """
 
     contestant: str
@@ -82,16 +82,16 @@ class BoardRanking:
 
     Attributes:
         board: what was compared.
-        metric: what the judge looked at, None when no contestant has per-image scores.
-        margin: gap below which two images tie.
-        margin_source: where the margin comes from.
-        floor: mean of the metric for full precision in another number format, if measured.
-        size: K of the votes.
-        votes: votes cast.
-        views: images looked at in them.
-        units: prompts, or images where there are none.
-        standings: ranked contestants.
-        unranked: why other contestants have no rank.
+        metric: metric that the judge used, None when no contestant has per-image scores.
+        margin: difference up to which two images tie.
+        margin_source: how the margin was found, in words.
+        floor: mean of the metric for full precision with bfloat16 weights, if it was measured.
+        size: K, contestants per vote.
+        votes: number of votes.
+        views: number of images in all votes together.
+        units: number of prompts, or of images without prompts.
+        standings: the ranked contestants.
+        unranked: for each other contestant the reason why it has no rank.
     """
 
     board: BoardId
@@ -113,7 +113,14 @@ class BoardRanking:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """All boards of a results folder."""
+    """All boards of a results folder, and what their ranking depends on.
+
+    Attributes:
+        boards: one ranking per board, in the order of the boards.
+        seed: of the judge's sets, the shuffles and the bootstrap.
+        level: confidence of the intervals.
+        rules: constants of the rating.
+    """
 
     boards: tuple[BoardRanking, ...]
     seed: int
@@ -122,7 +129,7 @@ class Ranking:
 
     def board(self, board: BoardId) -> BoardRanking | None:
         """The ranking of that board, if it has rows."""
-        return next((found for found in self.boards if found.board == board), None)
+        return next((ranked for ranked in self.boards if ranked.board == board), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -130,12 +137,12 @@ class Ranking:
 
 
 def rank_results(folder: Path, *, seed: int = 0, size: int = 4) -> Ranking:
-    """Rank every board of a results folder; writes nothing.
+    """Rank every board of a results folder. Nothing is written.
 
     Args:
         folder: such as ``results/quick``.
         seed: of the judge's sets, the shuffles and the bootstrap.
-        size: K, contestants a vote compares.
+        size: K, contestants per vote.
     """
     boards = by_board(load_rows(folder).rows)
     return Ranking(
@@ -164,7 +171,7 @@ def rank_board(
         return BoardRanking(board, None, 0.0, "", None, size, 0, 0, 0, (), unranked)
     margin = tie_margin(table)
     floor = table.floor[np.isfinite(table.floor)]
-    # Two rounds deal most pairs often enough; one keeps a very large board inside its seconds.
+    # Two rounds compare most pairs often enough; a very large board would take too long with two.
     rounds = 2 if 2 * len(table.units) * len(table.contestants) <= MOST_VOTES * size else 1
     votes = cast_votes(table, margin, size=size, rounds=rounds, seed=seed)
     return BoardRanking(
@@ -196,10 +203,10 @@ def _standings(
     order = np.argsort(-spread.mu, kind="stable")
     prior = 1.96 * DEFAULT_RULES.sigma * np.array([-1.0, 1.0]) + DEFAULT_RULES.mu
     standings = []
-    for spot, number in enumerate(order):
+    for index, number in enumerate(order):
         method, bits = names[number].rsplit("@", 1)
         rated = bool(cast[number])
-        following = order[spot + 1] if spot + 1 < len(order) else None
+        following = order[index + 1] if index + 1 < len(order) else None
         standings.append(
             Standing(
                 contestant=names[number],

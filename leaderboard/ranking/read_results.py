@@ -1,4 +1,4 @@
-"""Read a results folder. Nothing here writes, and nothing unreadable is dropped in silence."""
+"""Reads a results folder. Nothing is written, and a file that cannot be read is reported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
         rows: in a fixed order: workload, policy, variant, method, bits, seed.
-        problems: one line for each file that is no row.
+        problems: one line for each file that is no row, with its name.
     """
 
     rows: tuple[Row, ...]
@@ -28,13 +28,13 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, order=True)
 class BoardId:
-    """What may be compared with one another.
+    """Cells that may be compared with one another: equal in everything but method, bits and seed.
 
     Attributes:
-        workload: the model and its conditions.
-        policy: which layers at which widths.
-        variant: formula as published or released code.
-        budget: hash of what a cell may spend.
+        workload: name of the model and its conditions.
+        policy: name of the policy that decides which layers get which widths.
+        variant: ``paper`` (the formulas as published) or ``release`` (as in the released code).
+        budget: hash of the budget of each cell.
     """
 
     workload: str
@@ -49,7 +49,7 @@ class BoardId:
 
     @property
     def title(self) -> str:
-        """The workload, and what differs from the default."""
+        """The workload, then the policy and the variant where they are not the default."""
         extra = [
             text
             for text, default in (
@@ -62,12 +62,12 @@ class BoardId:
 
 
 def contestant(cell: Cell) -> str:
-    """Name of what is compared: ``method@bits``, whatever the seed."""
+    """Name of a contestant of a board, ``method@bits``; it is the same for all seeds."""
     return f"{cell.method}@{cell.bits}"
 
 
 def load_rows(folder: Path) -> Loaded:
-    """Read ``folder/rows/*.json``; a folder without rows gives none."""
+    """The rows in ``folder/rows/*.json``, in a fixed order."""
     rows: dict[str, Row] = {}
     problems = []
     for path in sorted((folder / "rows").glob("*.json")):
@@ -87,15 +87,15 @@ def _order(row: Row) -> tuple[str, ...]:
 
 
 def by_board(rows: Iterable[Row]) -> dict[BoardId, tuple[Row, ...]]:
-    """Rows of each board, boards in order."""
-    found: dict[BoardId, list[Row]] = {}
+    """The rows of each board, in the order of the boards."""
+    boards: dict[BoardId, list[Row]] = {}
     for row in rows:
-        found.setdefault(BoardId.of(row.cell), []).append(row)
-    return {board: tuple(found[board]) for board in sorted(found)}
+        boards.setdefault(BoardId.of(row.cell), []).append(row)
+    return {board: tuple(boards[board]) for board in sorted(boards)}
 
 
 def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
-    """Per-image numbers of a row; empty where there are none or the file is unreadable."""
+    """Arrays of a row's scores file; empty where it has none or it cannot be read."""
     name = row.artefacts.get("scores")
     if not name or row.status is not Status.OK:
         return {}

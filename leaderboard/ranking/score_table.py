@@ -1,4 +1,4 @@
-"""Gather per-image scores of one board into the table that the judge reads."""
+"""Gathers the per-image scores of one board in the table that the judge reads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,14 @@ from quantarena.leaderboard.ranking.votes import Floats
 
 
 def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, dict[str, str]]:
-    """Per-image scores of the board's quantized cells, and why others are left out."""
+    """Per-image scores of a board's quantized cells.
+
+    Returns:
+        The table, None where no cell has scores; and for each contestant outside the table the
+        reason why it is left out.
+    """
     unranked: dict[str, str] = {}
-    found: dict[str, dict[int, dict[str, Floats]]] = {}
+    by_name: dict[str, dict[int, dict[str, Floats]]] = {}
     floors: dict[int, dict[str, Floats]] = {}
     for row in rows:
         name = contestant(row.cell)
@@ -32,16 +37,16 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
         elif not scores:
             unranked.setdefault(name, "no per-image scores")
         else:
-            found.setdefault(name, {})[row.cell.seed] = scores
-    metric = pick_metric([scores for seeds in found.values() for scores in seeds.values()])
-    for name in [name for name, seeds in found.items() if not _has(seeds, metric)]:
+            by_name.setdefault(name, {})[row.cell.seed] = scores
+    metric = pick_metric([scores for seeds in by_name.values() for scores in seeds.values()])
+    for name in [name for name, seeds in by_name.items() if not _has(seeds, metric)]:
         unranked[name] = f"no per-image {metric}" if metric else "no per-image fidelity metric"
-        del found[name]
-    if metric is None or not found:
+        del by_name[name]
+    if metric is None or not by_name:
         return None, unranked
     length: dict[int, int] = {}
     prompts: dict[int, Floats] = {}
-    for seeds in found.values():
+    for seeds in by_name.values():
         for seed, scores in seeds.items():
             length[seed] = max(length.get(seed, 0), len(scores.get(metric, ())))
             prompts.setdefault(seed, scores.get(UNITS, np.empty(0)))
@@ -50,8 +55,8 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
         for seed in sorted(length)
         for image in range(length[seed])
     )
-    names = tuple(sorted(found))
-    values = np.vstack([_joined(found[name], metric, length) for name in names])
+    names = tuple(sorted(by_name))
+    values = np.vstack([_joined(by_name[name], metric, length) for name in names])
     for name in names:
         unranked.pop(name, None)
     floor = _joined(floors, FLOOR + metric, length)
@@ -60,7 +65,7 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
 
 
 def _unit(seed: int, image: int, prompts: Floats) -> str:
-    """What an image is evidence of: its prompt, which other images and seeds may share."""
+    """Name of an image's unit of evidence: its prompt, which other images and seeds may share."""
     if image < len(prompts):
         return f"p{int(prompts[image]):04d}"
     return f"s{seed}/i{image:04d}"
@@ -75,7 +80,7 @@ def _has(seeds: Mapping[int, Mapping[str, Floats]], metric: str | None) -> bool:
 def _joined(
     seeds: Mapping[int, Mapping[str, Floats]], metric: str, length: Mapping[int, int]
 ) -> Floats:
-    """One line of numbers over all seeds, NaN where this contestant has none."""
+    """Scores of one contestant over all seeds, one after the other; NaN where it has none."""
     parts = []
     for seed in sorted(length):
         part = np.full(length[seed], np.nan)

@@ -1,4 +1,4 @@
-"""One vote: what a judge said about K images of the same prompt and seed. Never edited."""
+"""Votes: a judge's order of K images that were drawn from the same prompt and seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A K-wise comparison with ties.
+    """An order of K contestants with ties, given by one judge on one unit. It is never edited.
 
     Attributes:
-        unit: what all compared images show, such as ``p0007`` or, without prompts, ``s0/i0007``;
-            the unit of evidence, hence what a bootstrap resamples.
-        contestants: who was compared, in the order shown.
-        tiers: the same names, best tier first; names in one tier are tied.
-        judge: who voted, such as ``lpips/alex-v0.1``.
+        unit: the prompt of the compared images, such as ``p0007``, or the image and its seed
+            where there are no prompts, such as ``s0/i0007``. It is the unit of evidence, which a
+            bootstrap resamples.
+        contestants: names of the compared contestants, in the order shown.
+        tiers: the same names in tiers, the best tier first; names in one tier are tied.
+        judge: name of the judge, such as ``lpips/alex-v0.1``.
     """
 
     unit: str
@@ -39,14 +40,15 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ballots:
-    """Votes as arrays, padded to one K with a ghost that is compared with nobody.
+    """V votes as arrays. Votes on fewer than K contestants are padded.
 
     Attributes:
-        contestants: names; their positions are the numbers used below.
+        contestants: names of the N contestants; the numbers below are positions in it.
         units: names of the units.
-        members: (V, K) contestants of each vote; ``len(contestants)`` is the ghost.
-        outcome: (V, K, K) 1 where row beat column, 0.5 both ways for a tie, 0 otherwise.
-        unit: (V,) unit of each vote.
+        members: (V, K) contestants of each vote; the number N is padding.
+        outcome: (V, K, K) 1 where the row's contestant beat the column's, 0.5 both ways for a
+            tie, 0 for padding and on the diagonal.
+        unit: (V,) unit of each vote, as a position in ``units``.
     """
 
     contestants: tuple[str, ...]
@@ -57,7 +59,7 @@ class Ballots:
 
     @property
     def wins(self) -> Floats:
-        """(N, N) how often row beat column, a tie counting half for each."""
+        """How often the row's contestant beat the column's, (N, N); a tie counts half for each."""
         count = len(self.contestants) + 1
         total = np.zeros((count, count))
         np.add.at(total, (self.members[:, :, None], self.members[:, None, :]), self.outcome)
@@ -65,11 +67,11 @@ class Ballots:
 
 
 def tabulate(votes: Sequence[Vote], contestants: Sequence[str]) -> Ballots:
-    """Turn votes into arrays. Votes are sorted first, so that their order never matters."""
+    """Votes as arrays. They are sorted first, so that their order never matters."""
     index = {name: number for number, name in enumerate(contestants)}
     ordered = sorted(votes, key=lambda vote: (vote.unit, sorted(vote.contestants), vote.tiers))
     units = tuple(dict.fromkeys(vote.unit for vote in ordered))
-    place = {name: number for number, name in enumerate(units)}
+    position = {name: number for number, name in enumerate(units)}
     width = max((len(vote.contestants) for vote in ordered), default=1)
     members = np.full((len(ordered), width), len(contestants), dtype=np.int64)
     outcome = np.zeros((len(ordered), width, width))
@@ -83,5 +85,5 @@ def tabulate(votes: Sequence[Vote], contestants: Sequence[str]) -> Ballots:
         beat = (tiers[:, None] < tiers[None, :]) + 0.5 * (tiers[:, None] == tiers[None, :])
         np.fill_diagonal(beat, 0.0)
         outcome[row, :size, :size] = beat
-    unit = np.array([place[vote.unit] for vote in ordered], dtype=np.int64)
+    unit = np.array([position[vote.unit] for vote in ordered], dtype=np.int64)
     return Ballots(tuple(contestants), units, members, outcome, unit)
