@@ -58,7 +58,7 @@ def advise(lines: Sequence[Line], metric: str | None) -> Advice:
             NOTHING,
             "No measured speed-up, so stay with full precision",
             "No cell ran on packed integer kernels with its latency measured. The fidelity board "
-            "below stands; simulated or reference latency says nothing about speed.",
+            "below is valid; the latency of reference kernels says nothing about speed.",
             None,
             rule_text(metric),
         )
@@ -75,9 +75,10 @@ def rule_text(metric: str | None) -> str:
         return "Only finished cells with per-image scores can be recommended."
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
     return (
-        f"Among cells on packed kernels: keep those whose {name} interval ends within {width:g} of "
-        "the nearest one’s; of these the fastest whose speed-up interval is above 1. Speeds whose "
-        "intervals overlap are tied; then fidelity rank decides, then size."
+        f"Of the cells on packed kernels, keep those whose {name} interval ends within {width:g} "
+        "of that of the cell nearest to full precision. Of these, choose the fastest whose speed-up "
+        "interval is above 1. Speeds whose intervals overlap are tied: then the fidelity rank "
+        "decides, and then the size."
     )
 
 
@@ -114,7 +115,7 @@ def _not_faster(
     quick = _ratio(lead)
     if quick.low > 1.0:
         speed = (
-            f"What is faster ({lead.title} {lead.bits}, {quick.value:.2f}×) strays too far from "
+            f"The faster method ({lead.title} {lead.bits}, {quick.value:.2f}×) strays too far from "
             "full precision"
         )
     else:
@@ -128,7 +129,7 @@ def _not_faster(
     choice = min(small, key=lambda e: (round(e.share or 1.0, 3), _place(e), e.name))
     return Advice(
         MEMORY,
-        "Stay with full precision, unless memory binds",
+        "Stay with full precision, unless memory is short",
         f"{speed}. For memory alone, {choice.title} at {choice.bits} needs "
         f"{percent(choice.share)} of "
         f"the bytes at {_ratio(choice).value:.2f}× the speed; "

@@ -147,7 +147,9 @@ def test_only_what_strays_is_faster(boards):
 
 def test_no_packed_kernels_no_speed_claim(boards):
     plain = [
-        dataclasses.replace(e, latency=e.latency and dataclasses.replace(e.latency, backend="fake"))
+        dataclasses.replace(
+            e, latency=e.latency and dataclasses.replace(e.latency, backend="reference")
+        )
         for e in boards["synthetic-shapes"]
     ]
     advice = advise(plain, LPIPS)
