@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, a lock, and one-line errors."""
+"""Atomic writes, a lock on a folder, and one-line errors for both."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ def utc_now() -> str:
 
 @contextlib.contextmanager
 def plain_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turn an operating-system error into a ``UserError`` that says what to do."""
+    """Turns an operating-system error into a ``UserError`` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -36,7 +36,7 @@ def plain_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader, or a crash at any moment, sees the old file or the new.
+    """Write a text file in one step: readers, and a crash at any moment, see the old or the new.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -59,12 +59,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def make_shareable(file: Path) -> None:
-    """Give a file the mode of an ordinary new one: mkstemp and safetensors make theirs private."""
+    """Give a file the mode of an ordinary new file; mkstemp and safetensors make private ones."""
     file.chmod(0o666 & ~_umask())
 
 
 def ensure_folder(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be written in it.
+    """Make ``folder`` and check that a file can be written in it.
 
     Raises:
         UserError: it cannot be made or written.
@@ -77,7 +77,7 @@ def ensure_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; the kernel lets go when the process dies, however.
+    """Lock ``folder`` for this process; the system releases it however the process ends.
 
     Raises:
         UserError: another live process holds it.
@@ -95,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
                     f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
                     "or choose another folder with --results"
                 ) from None
-            # Some network file systems know no locks; a run there goes unguarded.
+            # Some network file systems have no locks; a run there is not protected.
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
         note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": utc_now()})
@@ -123,7 +123,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the file system lets us ask for that."""
+    """Make a rename survive a power cut, on file systems that can be asked to."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""The row store of one results folder: a JSON file a cell, whole or absent, never half.
+"""The row store of one results folder: one JSON file per cell, written whole or not at all.
 
-``rows/<key>.json`` is the row that counts. Whatever it replaced, or what did not deserve to
-replace it, is kept in ``rows/earlier/``; files that are no row of ours go to ``rows/aside/``.
+``rows/<key>.json`` is the current row of a cell. Rows that it replaced, and attempts that did not
+replace it, are kept in ``rows/earlier/``; files that are not intact rows go to ``rows/aside/``.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a results folder is meant to hold.
+    """The plan of a results folder.
 
     Attributes:
-        title: of the page.
-        command: that reproduces it.
+        title: title of the page.
+        command: command line that reproduces the folder.
         cells: every planned cell, in the order of the plan.
     """
 
@@ -40,11 +40,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Rows of one results folder.
+    """The rows of one results folder.
 
     Attributes:
-        folder: such as ``results/quick``.
-        warn: takes one line for every file that could not be read.
+        folder: the results folder, such as ``results/quick``.
+        warn: called with one line for each file that cannot be read.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Store:
 
     @property
     def rows_folder(self) -> Path:
-        """Where the row files are."""
+        """The folder of the row files."""
         return self.folder / "rows"
 
     def path(self, key: str) -> Path:
@@ -60,19 +60,20 @@ class Store:
         return self.rows_folder / f"{key}.json"
 
     def get(self, key: str) -> Row | None:
-        """The row that counts, or None when there is none or its file is damaged."""
+        """The current row of a cell, None when there is none or its file is damaged."""
         path = self.path(key)
         return self._read(path) if path.is_file() else None
 
     def rows(self) -> tuple[Row, ...]:
         """Every readable row, in the order of their keys; damaged files are moved aside."""
-        found = (self._read(path) for path in sorted(self.rows_folder.glob("*.json")))
-        return tuple(row for row in found if row is not None)
+        rows = (self._read(path) for path in sorted(self.rows_folder.glob("*.json")))
+        return tuple(row for row in rows if row is not None)
 
     def put(self, row: Row, *, force: bool = False) -> Row:
-        """Keep a new attempt at a cell, written before this returns.
+        """Store a new attempt at a cell. It is on disk when this returns.
 
-        The newest attempt wins, but an ok row gives way only to another ok row, or to ``force``.
+        The newest attempt becomes the current row, but an ok row is replaced only by another ok
+        row, or with ``force``.
 
         Returns:
             The row as stored, with its attempt number.
@@ -92,29 +93,29 @@ class Store:
         return row
 
     def amend(self, row: Row) -> Row:
-        """Replace the row that counts by the same attempt with more in it (its latency)."""
+        """Replace the current row by the same attempt with more in it, such as its latency."""
         row = storable(row)
         self._write(row, self.path(row.key))
         return row
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep a second run off this folder while the first one lives."""
+        """A lock that keeps a second run out of this folder while the first one lives."""
         return files.locked(self.folder)
 
     def retire(self, rows: Iterable[Row]) -> None:
-        """Move rows that belong to no plan any more into ``earlier``."""
+        """Move rows that no longer belong to a plan into ``earlier``."""
         for row in rows:
             with files.plain_errors("move", self.path(row.key)):
                 self._earlier(row).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.path(row.key), self._earlier(row))
 
     def write_planned(self, planned: Planned) -> None:
-        """Remember what was planned here, for ``rank`` and ``render`` by themselves."""
+        """Write the plan of this folder, for later calls of ``rank`` and ``render``."""
         text = json.dumps(dataclasses.asdict(planned), indent=1)
         files.write_atomic(self.folder / "plan.json", text + "\n")
 
     def read_planned(self) -> Planned | None:
-        """What was planned here, or None."""
+        """The plan of this folder, None when there is none or its file is damaged."""
         path = self.folder / "plan.json"
         try:
             return read(Planned, json.loads(path.read_text(encoding="utf-8")))
@@ -172,8 +173,8 @@ def parse_row(text: str, *, signed: bool = True) -> Row:
     """Read a row file and check that nobody edited it.
 
     Args:
-        text: of the file.
-        signed: refuse a row without a digest; otherwise only a wrong digest is refused.
+        text: content of the file.
+        signed: whether a row without a digest is refused. A wrong digest always is.
 
     Raises:
         ValueError: truncated, foreign, edited or unfit for the schema; one line says which.
@@ -191,15 +192,15 @@ def parse_row(text: str, *, signed: bool = True) -> Row:
 
 
 def digest(document: dict[str, Any]) -> str:
-    """Content hash of a row document; a change of one number changes it."""
+    """Content hash of a row document; it changes with every number in it."""
     return content_key(document, 32)
 
 
 def storable(row: Row) -> Row:
-    """The row without NaN, infinity or foreign types, which JSON does not know.
+    """The row without NaN, infinity and foreign types, none of which JSON can hold.
 
-    A measurement that is not finite becomes 'not computed' with the reason; anything else of
-    that kind makes the row a failed one.
+    A measurement that is not finite becomes 'not computed', with the reason. Anything else that
+    is not finite or no plain data makes the row a failed one.
     """
     row = replace(row, measurements=tuple(_finite_measurement(m) for m in row.measurements))
     bad = _not_finite(row.to_dict())
@@ -234,7 +235,7 @@ def _not_finite(value: Any, where: str = "") -> str | None:
     elif isinstance(value, list | tuple):
         children = enumerate(value)
     for name, child in children:
-        found = _not_finite(child, f"{where}.{name}".lstrip("."))
-        if found is not None:
-            return found
+        place = _not_finite(child, f"{where}.{name}".lstrip("."))
+        if place is not None:
+            return place
     return None

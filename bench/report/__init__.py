@@ -1,1 +1,1 @@
-"""The room bench/report."""
+"""Reports on results: comparisons, claims of papers, tables, the page, checks of the machine."""

@@ -1,4 +1,4 @@
-"""What the papers claim, held against what was measured here."""
+"""The headline claims of the papers, checked against the rows that were measured here."""
 
 import tomllib
 from collections.abc import Iterable
@@ -17,28 +17,28 @@ from quantarena.bench.schema import Row, Status
 
 
 class Verdict(StrEnum):
-    """What the rows say of a claim."""
+    """The outcome of a claim on the rows."""
 
     HOLDS = "holds"
-    """Better than the other method beyond the 95 % interval."""
+    """The method is better, and the 95 % interval of the difference excludes zero."""
     OPPOSITE = "opposite"
-    """Worse beyond the interval."""
+    """The method is worse, and the interval excludes zero."""
     UNDECIDED = "undecided"
-    """The interval includes no difference."""
+    """The interval includes zero."""
     MISSING = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """How a claim is tried offline: a comparison of rows, or an experiment.
+class OfflineTrial:
+    """How a claim is tried on the models that ship: a comparison of rows, or an experiment.
 
     Attributes:
-        bits: at which.
-        than: method to be better than; empty for an experiment.
-        metric: judged by which.
-        workloads: on which.
-        command: of the experiment; empty for a comparison.
-        page: which holds its outcome.
+        bits: the widths at which methods are compared.
+        than: the method to be better than; empty for an experiment.
+        metric: the metric of the comparison.
+        workloads: the workloads of the comparison.
+        command: command line of the experiment; empty for a comparison.
+        page: documentation page with the outcome of the experiment.
     """
 
     bits: tuple[str, ...] = ()
@@ -51,17 +51,17 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One headline claim.
+    """One headline claim of a paper.
 
     Attributes:
-        method: registered name.
-        paper: arXiv id.
-        setting: model, sampler, bits.
+        method: registered name of the method.
+        paper: arXiv id of the paper.
+        setting: the paper's model, sampler and bits.
         effect: the paper's own number.
-        source: where in the paper.
-        offline: how it is tried on the models that ship.
-        online: command on the paper's model.
-        note: what differs there.
+        source: table, figure or section of the paper.
+        offline: how the claim is tried on the models that ship.
+        online: command line that tries it on the paper's model, which has to be fetched.
+        note: what differs from the paper in that command.
     """
 
     method: str
@@ -69,26 +69,26 @@ class Claim:
     setting: str
     effect: str
     source: str
-    offline: Trial
+    offline: OfflineTrial
     online: str
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A claim on one workload at one width.
+    """The outcome of a claim on one workload at one width.
 
     Attributes:
-        claim: which.
-        workload: where; empty for an experiment.
-        bits: requested.
-        verdict: of the rows.
-        mean: of the paired differences, all seeds together; None where there are none.
-        low: lower end of the 95 % interval.
-        high: upper end.
-        n: images.
-        seeds: that both methods have.
-        other: mean of the method compared with, on the same images.
+        claim: the claim.
+        workload: name of the workload; empty for an experiment.
+        bits: requested bits.
+        verdict: the outcome.
+        mean: mean of the paired differences over all seeds; None where there are none.
+        low: lower end of the 95 % interval of the mean.
+        high: upper end of that interval.
+        n: number of images.
+        seeds: number of seeds that both methods have.
+        other: mean of the other method's metric on the same images.
     """
 
     claim: Claim
@@ -111,7 +111,7 @@ def load_claims() -> tuple[Claim, ...]:
 
 def _claim(document: dict[str, Any]) -> Claim:
     offline, online = document["offline"], document["online"]
-    trial = Trial(
+    trial = OfflineTrial(
         tuple(offline.get("bits", ())),
         offline.get("than", ""),
         offline.get("metric", ""),
@@ -134,40 +134,41 @@ def _claim(document: dict[str, Any]) -> Claim:
 
 
 def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> tuple[Finding, ...]:
-    """Hold claims against rows.
+    """The outcome of each claim on each of its workloads at each of its widths.
 
     Args:
-        claims: to be judged; experiments are passed over.
-        rows: (folder of the run, row) of the runs to look at.
+        claims: the claims; experiments have no rows and are left out.
+        rows: pairs of the folder of a run and a row of it.
     """
-    found = {}
+    finished: _Finished = {}
     for folder, row in rows:
         cell = row.cell
         if row.status is Status.OK and (cell.variant, cell.policy) == ("paper", "uniform"):
-            found[(cell.method, cell.bits, cell.shared_key)] = (folder, row)
+            finished[(cell.method, cell.bits, cell.shared_key)] = (folder, row)
     return tuple(
-        _finding(claim, workload, bits, found)
+        _finding(claim, workload, bits, finished)
         for claim in claims
         for workload in claim.offline.workloads
         for bits in claim.offline.bits
     )
 
 
-_Found = dict[tuple[str, str, str], tuple[Path, Row]]
+_Finished = dict[tuple[str, str, str], tuple[Path, Row]]
+"""By method, bits and what cells share: the folder of a run and its ok row."""
 
 
-def _finding(claim: Claim, workload: str, bits: str, found: _Found) -> Finding:
+def _finding(claim: Claim, workload: str, bits: str, finished: _Finished) -> Finding:
     gaps: list[Array] = []
     others: list[float] = []
     prompts: list[int] = []
     sample: Row | None = None
-    for (method, width, shared), (folder, row) in found.items():
-        rival = found.get((claim.offline.than, bits, shared))
+    for (method, width, shared), (folder, row) in finished.items():
+        rival = finished.get((claim.offline.than, bits, shared))
         if (method, width, row.cell.workload) != (claim.method, bits, workload) or rival is None:
             continue
         try:
             gap = paired_gaps(folder, row, *rival).get(claim.offline.metric)
-        except UserError:  # no scores: as if it had not been run
+        except UserError:  # without scores it counts as not run
             continue
         measured = rival[1].measurement(claim.offline.metric)
         if gap is not None and measured is not None and measured.value is not None:

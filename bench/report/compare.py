@@ -1,4 +1,4 @@
-"""Two cells, image by image: the same seeds make the same images, so differences are paired."""
+"""Paired comparison of two cells: their images come from the same seeds, so they form pairs."""
 
 import math
 from collections.abc import Mapping
@@ -14,27 +14,29 @@ from quantarena.bench.scores import FLOOR, REPLICATES, UNITS, is_metric, read_sc
 
 _FP = "fp"
 _POWER = 1.959964 + 0.841621
-"""Normal quantiles of a 95 % interval and of 80 % power."""
+"""Sum of the normal quantiles of a two-sided 95 % interval and of 80 % power."""
 BEYOND_REASON = 100_000
-"""Images that nobody draws to tell two methods apart: twice what the papers score."""
+"""Largest number of images that is recommended to separate two methods.
+
+It is twice as many as the papers score."""
 _NOISE = "no difference beyond the noise"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean of A minus B over the images of one metric.
+    """The difference A minus B of two cells in one metric.
 
     Attributes:
-        name: of the metric.
-        mean: of the differences.
-        low: lower end of the 95 % interval; None for one image.
-        high: upper end.
-        n: images.
-        unit: of the metric.
+        name: name of the metric.
+        mean: mean difference over the images.
+        low: lower end of the 95 % interval of the mean; None for one image.
+        high: upper end of that interval.
+        n: number of images.
+        unit: unit of the metric.
         verdict: ``A is better``, ``B is better``, or that there is no difference beyond the noise
             and how many images would show one.
-        needed: images at which a difference of this size would be seen in four of five runs; None
-            where that is beyond reason or unknown.
+        needed: number of images at which four of five runs would show a difference of this size;
+            None where it is above ``BEYOND_REASON`` or unknown.
     """
 
     name: str
@@ -56,15 +58,15 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
     gaps = paired_gaps(folder_a, a, folder_b, b)
     scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
     groups = prompts_of(folder_a, a)
-    found = [difference(name, gap, a, groups) for name, gap in gaps.items()]
-    return tuple(found + _by_set(a, scores_a, b, scores_b))
+    by_image = [difference(name, gap, a, groups) for name, gap in gaps.items()]
+    return tuple(by_image + _by_set(a, scores_a, b, scores_b))
 
 
 def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Array]:
-    """A minus B, image by image, (N,), of every metric that both cells have.
+    """The differences A minus B by image, (N,), in every metric that both cells have.
 
-    Nothing is nearer to full precision than itself; where one of the cells is that, it stands
-    there with its weights rounded to bfloat16.
+    Full precision is perfectly near to itself. Where one of the cells is full precision, its
+    scores are therefore those of full precision with weights rounded to bfloat16.
 
     Raises:
         UserError: the cells did not draw the same images, or have no scores.
@@ -81,19 +83,19 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
     if a.cell.method != b.cell.method:
         scores_a, scores_b = (_as_rounded(s, r) for s, r in ((scores_a, a), (scores_b, b)))
-    found = {}
+    gaps = {}
     for name in scores_a:
         if is_metric(name) and name in scores_b and scores_a[name].shape == scores_b[name].shape:
             gap = scores_a[name] - scores_b[name]
             if gap.ndim == 1 and gap.size and np.isfinite(gap).all():
-                found[name] = gap
-    if not found:
+                gaps[name] = gap
+    if not gaps:
         raise UserError(f"{a.key} and {b.key} have no per-image score in common")
-    return found
+    return gaps
 
 
 def prompts_of(folder: Path, row: Row) -> Groups | None:
-    """Prompt of each image as a number; None where images have none.
+    """The prompt of each image as a number; None where images have no prompts.
 
     Raises:
         UserError: the scores cannot be read.
@@ -103,12 +105,12 @@ def prompts_of(folder: Path, row: Row) -> Groups | None:
 
 
 def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) -> Difference:
-    """Mean and verdict of one metric's paired gaps.
+    """The difference of two cells in one metric.
 
     Args:
-        name: of the metric.
-        gap: (N,), one an image.
-        row: tells which way is better.
+        name: name of the metric.
+        gap: (N,) differences A minus B, one per image.
+        row: a row with the metric, whose measurement says whether higher is better.
         groups: prompt of each image, where prompts repeat.
     """
     mean, low, high = mean_interval(gap, groups=groups)
@@ -117,14 +119,14 @@ def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) ->
 
 
 def images_to_separate(mean: float, deviation: float) -> int | None:
-    """Images at which a difference would be seen in four of five runs.
+    """Number of images at which four of five runs would show a difference.
 
     ``n = ((1.96 + 0.84) deviation / mean)^2``: the 95 % interval of the mean of n paired
     differences then excludes zero with a probability of 80 %.
 
     Args:
-        mean: of the paired differences, as estimated.
-        deviation: of one of them.
+        mean: estimated mean of the paired differences.
+        deviation: standard deviation of one paired difference.
 
     Returns:
         At least 2; None where it is more than 100,000 or where the mean is 0.
@@ -138,8 +140,11 @@ def images_to_separate(mean: float, deviation: float) -> int | None:
 def _by_set(
     a: Row, scores_a: Mapping[str, Array], b: Row, scores_b: Mapping[str, Array]
 ) -> list[Difference]:
-    """Metrics of whole sets: rows of one seed share their resamples, so replicates are pairs."""
-    found = []
+    """The differences in metrics of whole sets of images.
+
+    Rows of one seed share their resamples, so their bootstrap values form pairs.
+    """
+    differences = []
     for key in scores_a:
         name = key.removeprefix(REPLICATES)
         of_a, of_b = a.measurement(name), b.measurement(name)
@@ -149,10 +154,10 @@ def _by_set(
             continue
         gap, mean = scores_a[key] - scores_b[key], of_a.value - of_b.value
         ends = recentred_interval(mean, gap)
-        # the spread of a mean falls with the root of the images: what one of them contributes
+        # The spread of a mean falls with the root of the images: this is the share of one image.
         deviation = float(gap.std(ddof=1)) * math.sqrt(of_a.n)
-        found.append(_judged(name, mean, ends, of_a.n, deviation, of_a))
-    return found
+        differences.append(_judged(name, mean, ends, of_a.n, deviation, of_a))
+    return differences
 
 
 def _judged(
@@ -180,7 +185,10 @@ def _judged(
 
 
 def _deviation(gap: Array, groups: Groups | None) -> float:
-    """Of one image; where prompts repeat, what an image adds to a mean over prompts."""
+    """Standard deviation of one image's difference.
+
+    Where prompts repeat, it is that of a prompt's mean, scaled to one image.
+    """
     if gap.size < 2:
         return math.nan
     if groups is None or len(set(groups[: gap.size])) in (1, gap.size):
@@ -192,12 +200,12 @@ def _deviation(gap: Array, groups: Groups | None) -> float:
 
 
 def _as_rounded(scores: dict[str, Array], row: Row) -> dict[str, Array]:
-    """Scores of a cell; of full precision those of its rounded self."""
+    """Scores of a cell; full precision's are those of full precision with bfloat16 weights."""
     if row.cell.method != _FP:
         return scores
-    kept = {key: values for key, values in scores.items() if key.startswith(REPLICATES)}
-    own = {k.removeprefix(FLOOR): v for k, v in scores.items() if k.startswith(FLOOR)}
-    return kept | own
+    replicates = {key: values for key, values in scores.items() if key.startswith(REPLICATES)}
+    rounded = {k.removeprefix(FLOOR): v for k, v in scores.items() if k.startswith(FLOOR)}
+    return replicates | rounded
 
 
 def _scores(folder: Path, row: Row) -> dict[str, Array]:

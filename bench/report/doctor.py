@@ -1,4 +1,4 @@
-"""What works on this machine and what does not, each in one line."""
+"""Checks of what works on this machine and what does not, one line each."""
 
 import importlib
 import shutil
@@ -16,12 +16,12 @@ LEAST_DISK, LEAST_MEMORY = 1e9, 4e9
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding.
+    """The outcome of one check.
 
     Attributes:
-        name: what was looked at.
-        state: ``ok``, ``note`` (works, with less) or ``broken``.
-        detail: what was found, and what to do when it is broken.
+        name: what was checked.
+        state: ``ok``, ``note`` (it works, with a limitation) or ``broken``.
+        detail: what is there, and what to do where it is broken.
     """
 
     name: str
@@ -30,8 +30,13 @@ class Check:
 
 
 def examine(results: Path, plugins: tuple[str, ...] = ()) -> tuple[Check, ...]:
-    """Every check; one that raises is itself a finding."""
-    looks: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
+    """The outcomes of all checks; a check that raises has the outcome ``broken``.
+
+    Args:
+        results: folder that is to hold the results.
+        plugins: files that register methods.
+    """
+    checks: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
         ("machine", _machine),
         ("libraries", _libraries),
         ("kernels", _kernels),
@@ -39,15 +44,15 @@ def examine(results: Path, plugins: tuple[str, ...] = ()) -> tuple[Check, ...]:
         ("methods", lambda: _methods(plugins)),
         ("disk", lambda: _disk(results)),
     )
-    found: list[Check] = []
-    for name, look in looks:
+    outcomes: list[Check] = []
+    for name, check in checks:
         try:
-            found += look()
+            outcomes += check()
         except QuantArenaError as error:
-            found.append(Check(name, "broken", str(error)))
-        except Exception as error:  # a doctor must not fall ill
-            found.append(Check(name, "broken", f"{type(error).__name__}: {error}"))
-    return tuple(found)
+            outcomes.append(Check(name, "broken", str(error)))
+        except Exception as error:  # the other checks still have to run
+            outcomes.append(Check(name, "broken", f"{type(error).__name__}: {error}"))
+    return tuple(outcomes)
 
 
 def _machine() -> Iterator[Check]:
@@ -77,12 +82,12 @@ def _libraries() -> Iterator[Check]:
 def _kernels() -> Iterator[Check]:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     yield Check("compiler", "ok" if compiler else "note", compiler or "none: no native kernels")
-    found = importlib.import_module("quantarena.methods.core.kernels").status()
-    if found.backend == "packed":
-        yield Check("kernels", "ok", f"{found.isa} (of {', '.join(found.available)})")
+    status = importlib.import_module("quantarena.methods.core.kernels").status()
+    if status.backend == "packed":
+        yield Check("kernels", "ok", f"{status.isa} (of {', '.join(status.available)})")
     else:
         less = "rows are labelled reference, their latency is not ranked"
-        yield Check("kernels", "note", f"torch reference, {found.reason}: {less}")
+        yield Check("kernels", "note", f"torch reference, {status.reason}: {less}")
 
 
 def _workloads() -> Iterator[Check]:

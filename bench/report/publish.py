@@ -18,10 +18,15 @@ FORMATS = ("csv", "parquet", "latex", "md")
 
 
 def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
-    """Rank, render and export, unless the page shows these very rows already.
+    """Rank, render and export, unless the page already shows these rows and this plan.
+
+    Args:
+        store: the rows.
+        planned: the plan.
+        force: render in any case.
 
     Returns:
-        The page.
+        The path of the page.
     """
     rows = store.rows()
     stamp = _stamp(rows, planned)
@@ -41,10 +46,15 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
 
 
 def export(store: Store, form: str, folder: Path) -> Path:
-    """Write the rows as a table of that form.
+    """Write the rows as a table.
+
+    Args:
+        store: the rows.
+        form: one of ``FORMATS``.
+        folder: for the table.
 
     Returns:
-        The file.
+        The path of the table.
     """
     files.ensure_folder(folder)
     rows = store.rows()
@@ -57,12 +67,12 @@ def export(store: Store, form: str, folder: Path) -> Path:
 
 
 def leaderboard(module: str) -> Any:
-    """A module of the leaderboard; it reads rows and imports no torch."""
+    """A module of the leaderboard, such as ``page.page``, imported when it is needed."""
     return importlib.import_module(f"quantarena.leaderboard.{module}")
 
 
 def _stamp(rows: Sequence[Row], planned: Planned) -> str:
-    """Of all that the page depends on: rows, plan, and the code that draws it."""
+    """Hash of everything that the page depends on: rows, plan, and the leaderboard's code."""
     folder = Path(importlib.import_module("quantarena.leaderboard").__file__ or "").parent
     code = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

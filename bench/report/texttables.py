@@ -1,4 +1,4 @@
-"""Rows as a small table for a paper or a pull request: Markdown and LaTeX."""
+"""Rows as a small table in Markdown or LaTeX, for a paper or a pull request."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A pipe table."""
+    """The rows as a pipe table."""
     head, body = cells(rows)
     lines = [head, ["---"] * len(head), *body]
     return "".join(
@@ -21,7 +21,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def latex(rows: Sequence[Row]) -> str:
-    """A ``tabular`` of the booktabs package."""
+    """The rows as a ``tabular`` in the style of the booktabs package."""
     head, body = cells(rows)
     lines = [" & ".join(map(_escape, line)) + r" \\" for line in (head, *body)]
     return "\n".join(
@@ -39,7 +39,7 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: what was asked for, what was observed, every measurement, the speed."""
+    """Head and lines of the table: the cell, its status, every measurement, speed and size."""
     names = list(dict.fromkeys(m.name for row in rows for m in row.measurements))
     head = ["workload", "method", "bits", "seed", "status", *names, "x fp", "MB", "backend"]
     body = [

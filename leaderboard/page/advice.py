@@ -76,9 +76,9 @@ def rule_text(metric: str | None) -> str:
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
     return (
         f"Of the cells on packed kernels, keep those whose {name} interval ends within {width:g} "
-        "of that of the cell nearest to full precision. Of these, choose the fastest whose speed-up "
-        "interval is above 1. Speeds whose intervals overlap are tied: then the fidelity rank "
-        "decides, and then the size."
+        "of that of the cell nearest to full precision. Of these, choose the fastest whose "
+        "speed-up interval is above 1. Speeds whose intervals overlap are tied: then the fidelity "
+        "rank decides, and then the size."
     )
 
 

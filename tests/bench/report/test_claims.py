@@ -7,7 +7,7 @@ import pytest
 from quantarena.bench.metrics.names import METRICS
 from quantarena.bench.plan.presets import PRESETS
 from quantarena.bench.report import claims
-from quantarena.bench.report.claims import Claim, Trial, Verdict, judge_claims, load_claims
+from quantarena.bench.report.claims import Claim, OfflineTrial, Verdict, judge_claims, load_claims
 from quantarena.bench.workloads.papers import PAPERS
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.registry import names
@@ -42,7 +42,7 @@ def test_the_file_says_one_way_of_trying():
 
 
 def claim(method, than, bits="w4a8"):
-    trial = Trial((bits,), than, "psnr", ("emoji-t2i", "emoji-dit"))
+    trial = OfflineTrial((bits,), than, "psnr", ("emoji-t2i", "emoji-dit"))
     return Claim(method, "-", "-", "better", "-", trial, "quantarena run paper")
 
 
