@@ -4,7 +4,8 @@
     python -m quantarena.bench.training emoji-t2i --minutes 40 --out runs
     python -m quantarena.bench.training emoji-t2i --out runs --export
 
-A run that was stopped goes on with `--resume`, also with more minutes.
+A run that was stopped goes on with `--resume`, also with more minutes. `--save-weights FILE` keeps
+it without the optimizer's moments; `--start FILE` goes on from that file in another folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from quantarena.bench.training import zoo
-from quantarena.bench.training.loop import LoopConfig, Trainer
+from quantarena.bench.training.loop import LoopConfig, Trainer, save_weights
 
 log = logging.getLogger("quantarena.training")
 
@@ -41,13 +42,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--bf16", action="store_true", help="autocast (GPU)")
+    parser.add_argument("--bf16", action="store_true", help="autocast; try it on your CPU, too")
+    parser.add_argument(
+        "--cooldown",
+        type=float,
+        default=1.0,
+        help="share of the budget in which the rate falls; 0 keeps it constant",
+    )
     parser.add_argument("--size", type=int, default=32, help="image side of the autoencoder")
     parser.add_argument("--copies", type=int, default=2, help="jittered copies of every latent")
     parser.add_argument("--cifar", type=Path, default=Path("cifar10"), help="zip or folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
-    parser.add_argument(
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    begin.add_argument(
+        "--start", type=Path, metavar="FILE", help="go on from what --save-weights wrote"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--export", action="store_true", help="write the pipeline folder, no training"
+    )
+    instead.add_argument(
+        "--save-weights", type=Path, metavar="FILE", help="write the weights in fp16, no training"
     )
     parser.add_argument("--zoo", type=Path, default=zoo.zoo_dir(), help="where the export goes")
     return parser
@@ -63,6 +78,8 @@ def _config(args: argparse.Namespace) -> LoopConfig:
         ema=args.ema or preset.ema,
         seed=args.seed,
         device=args.device,
+        warmup=preset.warmup,
+        cooldown=args.cooldown,
         bf16=args.bf16,
     )
 
@@ -79,12 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info("%s -> %s", args.model, folder)
             return 0
         folder = args.out / args.model
+        if args.save_weights:
+            save_weights(folder, args.save_weights)
+            log.info("%s -> %s", args.model, args.save_weights)
+            return 0
         if (folder / "checkpoint.pt").is_file() and not args.resume:
             raise ValueError(f"{folder} holds a checkpoint: add --resume or choose another --out")
         task = zoo.make_task(args.model, args.out, args.size, args.device, args.copies, args.cifar)
         trainer = Trainer(task, _config(args), folder)
         if args.resume:
             trainer.resume()
+        elif args.start:
+            trainer.start(args.start)
         return 0 if trainer.run() else 1
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
         log.error("error: %s", error)

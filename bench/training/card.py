@@ -44,12 +44,16 @@ _ABOUT = {
         "An unconditional pixel U-Net with DDPM's linear betas and epsilon prediction, sampled "
         "with DDIM."
     ),
+    "cifar10-uncond-large": (
+        "An unconditional pixel U-Net, 64 to 192 channels wide, with DDPM's linear betas and "
+        "epsilon prediction, sampled with DDIM."
+    ),
 }
 
 
 def parts(model: str, runs: Path) -> list[str]:
     """Returns the training runs that a model is made of."""
-    if model == "cifar10-uncond":
+    if model.startswith("cifar10"):
         return [model]
     decoder = ["vae-decoder"] if (runs / "vae-decoder" / "checkpoint.pt").is_file() else []
     return ["vae", *decoder, model]

@@ -1,4 +1,4 @@
-"""`cifar10-uncond`: a small pixel U-Net on the CIFAR-10 train images."""
+"""`cifar10-uncond`: a pixel U-Net on the CIFAR-10 train images, and a larger one in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 
-__all__ = ["CifarTask", "cifar_images"]
+__all__ = ["CifarTask", "LargeCifarTask", "cifar_images"]
 
 
 def cifar_images(source: Path, train: bool) -> Tensor:
@@ -86,3 +86,26 @@ class CifarTask:
         flip = torch.rand(batch, 1, 1, 1, device=device) < 0.5
         clean = torch.where(flip, clean.flip(3), clean)
         return self.objective(clean, lambda noisy, steps: net(noisy, steps).sample)
+
+
+class LargeCifarTask(CifarTask):
+    """Trains a U-Net of 7.2 million parameters on the same images; see `CifarTask`."""
+
+    name = "cifar10-uncond-large"
+
+    def build(self) -> nn.Module:
+        """Builds the U-Net: 64, 128 and 192 channels, attention at 8x8."""
+        return cast(
+            "nn.Module",
+            UNet2DModel(
+                sample_size=32,
+                in_channels=3,
+                out_channels=3,
+                block_out_channels=(64, 128, 192),
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+                attention_head_dim=64,
+                norm_num_groups=32,
+            ),
+        )

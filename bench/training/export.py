@@ -16,7 +16,7 @@ from diffusers import DDIMPipeline, DiffusionPipeline, DiTPipeline, StableDiffus
 from torch import Tensor
 
 from quantarena.bench.training import card, noise, report, zoo
-from quantarena.bench.training.cifar import CifarTask, cifar_images
+from quantarena.bench.training.cifar import CifarTask, LargeCifarTask, cifar_images
 from quantarena.bench.training.dit import DitTask, class_names
 from quantarena.bench.training.loop import averaged, load_checkpoint
 from quantarena.bench.training.t2i import TextToImage, TextToImageTask
@@ -184,8 +184,10 @@ def _dit(runs: Path, _: Path) -> Exported:
     )
 
 
-def _cifar(runs: Path, source: Path) -> Exported:
-    task = CifarTask(source)
+def _cifar(
+    runs: Path, source: Path, make_task: Callable[[Path], CifarTask] = CifarTask
+) -> Exported:
+    task = make_task(source)
     pipeline = DDIMPipeline(averaged(task, runs / task.name), noise.scheduler(latent=False))
     settings = {
         "name": task.name,
@@ -211,7 +213,16 @@ def _cifar(runs: Path, source: Path) -> Exported:
     )
 
 
-_EXPORTERS = {"emoji-t2i": _t2i, "emoji-dit": _dit, "cifar10-uncond": _cifar}
+def _large_cifar(runs: Path, source: Path) -> Exported:
+    return _cifar(runs, source, LargeCifarTask)
+
+
+_EXPORTERS: dict[str, Callable[[Path, Path], Exported]] = {
+    "emoji-t2i": _t2i,
+    "emoji-dit": _dit,
+    "cifar10-uncond": _cifar,
+    "cifar10-uncond-large": _large_cifar,
+}
 
 
 def _load_as_fp32(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """One resumable training loop for every model of the zoo: AdamW, EMA, cosine schedule, checkpoints.
 
 All randomness of a step comes from the global generator seeded with (seed, step), so that a run
-that was cut and resumed equals one that was not.
+that was cut and resumed equals one that was not. `save_weights` keeps a run in a small file without
+the optimizer's moments; `Trainer.start` goes on from there with a new warm-up.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -16,10 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__all__ = ["LoopConfig", "Task", "Trainer"]
+from quantarena.bench.files import make_shareable
+
+__all__ = ["LoopConfig", "Task", "Trainer", "averaged", "load_checkpoint", "save_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +39,13 @@ class LoopConfig:
         steps: Number of optimizer steps; if set, it replaces `minutes`.
         batch: Images a step.
         lr: Peak learning rate.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up, also after a start from saved weights.
         ema: Final decay of the averaged weights.
         seed: Seed of weights, batches and noise.
         device: torch device.
-        bf16: Autocast to bfloat16 (only worth it on GPUs).
+        cooldown: Share of the budget, at its end, in which the rate falls; before that it stays at
+            its peak. 1 is a cosine over the whole run.
+        bf16: Autocast to bfloat16 (worth it on GPUs, and on CPUs with bfloat16 instructions).
         checkpoint_seconds: Time between two checkpoints.
     """
 
@@ -49,8 +57,13 @@ class LoopConfig:
     ema: float = 0.999
     seed: int = 0
     device: str = "cpu"
+    cooldown: float = 1.0
     bf16: bool = False
     checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.cooldown <= 1.0:
+            raise ValueError(f"cooldown is a share of the budget, 0 to 1, not {self.cooldown:g}")
 
 
 class Task(Protocol):
@@ -67,9 +80,10 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """What has been done so far."""
+    """What has been done so far; `started` is the step at which the optimizer was new."""
 
     step: int = 0
+    started: int = 0
     seconds: float = 0.0
     device: str = "CPU"
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -133,6 +147,30 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
+    def start(self, path: Path) -> None:
+        """Loads weights that `save_weights` wrote; the optimizer begins anew.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is of another model, or not such a file.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights at {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no weights file: {error}") from error
+        if about.get("task") != self.task.name:
+            raise ValueError(f"{path} is of {about.get('task')}, not {self.task.name}")
+        own = self.net.state_dict()
+        self.net.load_state_dict({key: state[f"net.{key}"] for key in own})
+        for key, value in self.ema.items():
+            value.copy_(state[f"ema.{key}"])
+        self.progress = Progress(**json.loads(about["progress"]))
+        self.progress.started = self.progress.step
+
     def fraction(self) -> float:
         """Returns the share of the budget that is spent, 0 to 1."""
         if self.config.steps is not None:
@@ -140,9 +178,12 @@ class Trainer:
         return min(1.0, self.progress.seconds / (60.0 * self.config.minutes))
 
     def learning_rate(self) -> float:
-        """Returns the rate of the next step: linear warm-up, then a cosine to 2 % of the peak."""
-        ramp = min(1.0, (self.progress.step + 1) / max(1, self.config.warmup))
-        cosine = 0.51 + 0.49 * math.cos(math.pi * self.fraction())
+        """Returns the next step's rate: warm-up, the peak, then a cosine to 2 % of the peak."""
+        begun = self.progress.step - self.progress.started
+        ramp = min(1.0, (begun + 1) / max(1, self.config.warmup))
+        falling = self.config.cooldown
+        spent = max(0.0, self.fraction() - 1.0 + falling) / falling if falling else 0.0
+        cosine = 0.51 + 0.49 * math.cos(math.pi * spent)
         return self.config.lr * ramp * cosine
 
     def step(self) -> float:
@@ -225,6 +266,33 @@ def load_checkpoint(folder: Path) -> Mapping[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}: train first")
     state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def save_weights(folder: Path, path: Path) -> None:
+    """Writes a training folder's state without the optimizer's, floats in fp16, as safetensors.
+
+    Args:
+        folder: Where the checkpoint is.
+        path: File to write: network, averaged weights, progress.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A weight is too large for fp16.
+    """
+    checkpoint = load_checkpoint(folder)
+    state = {}
+    for part in ("net", "ema"):
+        for key, value in checkpoint[part].items():
+            small = value.half() if value.is_floating_point() else value
+            if not torch.isfinite(small).all():
+                raise ValueError(f"{part}.{key} does not fit fp16")
+            state[f"{part}.{key}"] = small.contiguous()
+    about = {"task": checkpoint["task"], "progress": json.dumps(checkpoint["progress"])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, about)
+    make_shareable(partial)
+    os.replace(partial, path)
 
 
 def averaged(task: Task, folder: Path) -> nn.Module:

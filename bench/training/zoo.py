@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from diffusers import AutoencoderKL
 
-from quantarena.bench.training.cifar import CifarTask
+from quantarena.bench.training.cifar import CifarTask, LargeCifarTask
 from quantarena.bench.training.dit import DitTask
 from quantarena.bench.training.loop import LoopConfig, Task, averaged, load_checkpoint
 from quantarena.bench.training.t2i import TextToImageTask
@@ -22,6 +22,7 @@ PRESETS = {
     "emoji-t2i": LoopConfig(batch=48, lr=1.5e-3, ema=0.998),
     "emoji-dit": LoopConfig(batch=64, lr=1e-3, ema=0.998),
     "cifar10-uncond": LoopConfig(batch=32, lr=1e-3, ema=0.998),
+    "cifar10-uncond-large": LoopConfig(batch=32, lr=4e-4, warmup=300, ema=0.9995),
 }
 MODELS = tuple(PRESETS)
 
@@ -57,6 +58,8 @@ def make_task(model: str, runs: Path, size: int, device: str, copies: int, cifar
         return VaeTask(size, device)
     if model == "cifar10-uncond":
         return CifarTask(cifar, device)
+    if model == "cifar10-uncond-large":
+        return LargeCifarTask(cifar, device)
     vae = load_vae(runs, device)
     if model == "vae-decoder":
         return DecoderTask(vae, device)

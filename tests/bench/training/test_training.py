@@ -1,4 +1,4 @@
-"""The training loop and the emoji data set."""
+"""The training loop, the emoji data set and what the model cards report."""
 
 import subprocess
 import sys
@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from quantarena.bench.training import __main__ as cli
-from quantarena.bench.training import report, t2i, vae
-from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint
+from quantarena.bench.training import cifar, report, t2i, vae
+from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint, save_weights
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 from quantarena.bench.workloads import emoji64
 
@@ -103,6 +104,70 @@ def test_the_rate_warms_up_and_falls(tmp_path):
     assert np.argmax(rates) == 9
     assert rates[0] == pytest.approx(0.1)
     assert rates[-1] < 0.03
+
+
+@pytest.mark.parametrize(("cooldown", "fall"), [(0.0, 100), (0.25, 75)])
+def test_the_rate_stays_at_its_peak_until_the_cooldown(tmp_path, cooldown, fall):
+    config = LoopConfig(steps=100, warmup=10, lr=1.0, cooldown=cooldown)
+    trainer = Trainer(LineTask(), config, tmp_path)
+    rates = []
+    for step in range(100):
+        trainer.progress.step = step
+        rates.append(trainer.learning_rate())
+    assert rates[9 : fall + 1] == pytest.approx([1.0] * len(rates[9 : fall + 1]))
+    assert all(b < a for a, b in zip(rates[fall:], rates[fall + 1 :], strict=False))
+    assert fall == 100 or rates[-1] < 0.03
+
+
+def test_a_cooldown_that_is_no_share_is_refused():
+    with pytest.raises(ValueError, match="0 to 1, not 20"):
+        LoopConfig(cooldown=20)
+
+
+def test_saved_weights_go_on_where_the_run_was(tmp_path):
+    done = _train(tmp_path / "run", 40, 30, resume=False)
+    save_weights(tmp_path / "run", tmp_path / "weights.safetensors")
+    trainer = Trainer(LineTask(), LoopConfig(steps=40, warmup=4, lr=1.0, seed=9), tmp_path / "next")
+    trainer.start(tmp_path / "weights.safetensors")
+    assert trainer.progress.step == 30
+    assert trainer.progress.seconds == done["progress"]["seconds"]
+    assert not torch.allclose(done["net"]["0.weight"], done["ema"]["0.weight"], rtol=1e-3)
+    for key, value in trainer.net.state_dict().items():
+        torch.testing.assert_close(value, done["net"][key], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(trainer.ema[key], done["ema"][key], rtol=1e-3, atol=1e-6)
+    first = trainer.learning_rate()
+    trainer.progress.step += 3
+    assert trainer.learning_rate() > 2.0 * first
+    trainer.progress.step -= 3
+    assert trainer.run()
+    assert load_checkpoint(tmp_path / "next")["progress"]["step"] == 40
+
+
+def test_saved_weights_are_small_and_of_one_model(tmp_path):
+    _train(tmp_path / "run", 2, 2, resume=False)
+    path = tmp_path / "weights.safetensors"
+    save_weights(tmp_path / "run", path)
+    tensors = load_file(path)
+    assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
+    assert len(tensors) == 2 * len(LineTask().build().state_dict())
+    other = LineTask()
+    other.name = "other"
+    with pytest.raises(ValueError, match="is of line, not other"):
+        Trainer(other, LoopConfig(), tmp_path).start(path)
+    path.write_text("no weights")
+    with pytest.raises(ValueError, match="no weights file"):
+        Trainer(LineTask(), LoopConfig(), tmp_path).start(path)
+    with pytest.raises(FileNotFoundError):
+        Trainer(LineTask(), LoopConfig(), tmp_path).start(tmp_path / "none.safetensors")
+
+
+def test_the_cifar_networks_differ_in_size():
+    counts = {}
+    for task in (cifar.CifarTask, cifar.LargeCifarTask):
+        net = task.build(object.__new__(task))
+        counts[task.name] = sum(p.numel() for p in net.parameters())
+    assert counts["cifar10-uncond"] == 1_113_955
+    assert 5e6 < counts["cifar10-uncond-large"] < 9e6
 
 
 def test_export_without_training_is_one_line(tmp_path, caplog):
