@@ -9,13 +9,12 @@ import importlib
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import UserError, one_line
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 
@@ -142,14 +141,6 @@ def attempt(
     except Exception as error:
         status, reason = Status.FAILED, one_line(error)
     return Outcome(task, status, time.monotonic() - began, row, reason, user_error)
-
-
-def one_line(error: BaseException) -> str:
-    """An unexpected error in one line, with the place where it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
 class LocalExecutor:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import machine
-from quantarena.bench.errors import UserError
-from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, attempt, one_line
+from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, attempt
 from quantarena.bench.schema import Status
 
 OBJECT_STORE_BYTES = 200 * 1024 * 1024

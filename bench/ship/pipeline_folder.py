@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.files import make_shareable
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.stages.ground import Workspace
@@ -151,8 +151,9 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
             **{slot: packed.module},
         )
     except Exception as error:  # every component raises its own kinds
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise BrokenModel(f"{folder} does not load as a diffusers pipeline: {first[0]}") from None
+        raise BrokenModel(
+            f"{folder} does not load as a diffusers pipeline: {first_line(error)}"
+        ) from None
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
@@ -174,8 +175,7 @@ def _skeleton(folder: Path, kind: str) -> nn.Module:
         with init_empty_weights(include_buffers=False):
             network = maker.from_config(config)
     except Exception as error:  # whatever a configuration of another version leads to
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise BrokenModel(f"{folder} does not describe a {kind}: {first[0]}") from None
+        raise BrokenModel(f"{folder} does not describe a {kind}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise BrokenModel(f"{folder} describes a {kind}, which is no network")
     return network

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.errors import QuantArenaError, UserError
-from quantarena.bench.run.executors import one_line
+from quantarena.bench.errors import QuantArenaError, UserError, one_line
 from quantarena.bench.ship import pipeline_folder
 from quantarena.bench.ship.pipeline_folder import ExportedPipeline
 from quantarena.bench.spec import Cell

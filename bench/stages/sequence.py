@@ -15,6 +15,7 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code_hash import class_sha256
+from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.images import save_folder
 from quantarena.bench.report.compare import REPLICATES
@@ -108,7 +109,7 @@ def run_cell(
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        row = replace(row, status=Status.OOM, reason=_line(error))
+        row = replace(row, status=Status.OOM, reason=one_line(error))
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
     except SystemExit:
@@ -116,7 +117,7 @@ def run_cell(
     except Exception as error:  # whatever a plug-in raises is this cell's own affair
         # torch's CPU allocator has no error class of its own
         status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
-        row = replace(row, status=status, reason=_line(error))
+        row = replace(row, status=status, reason=one_line(error))
     return replace(row, finished=_now())
 
 
@@ -298,12 +299,6 @@ def _peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _line(error: BaseException) -> str:
-    from quantarena.bench.run.executors import one_line
-
-    return one_line(error)
 
 
 def _now() -> str:

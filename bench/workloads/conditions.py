@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantarena.methods.core.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 
 USUAL = ("prompt", "caption", "text", "class", "label", "class_id")
 """Columns looked for, whatever their case, where none is named."""

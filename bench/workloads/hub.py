@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantarena.methods.core.errors import BrokenModel, UnknownName, UserError
+from quantarena.bench.errors import BrokenModel, UnknownName, UserError
 
 INDEX = "model_index.json"
 TIMEOUT = 10.0

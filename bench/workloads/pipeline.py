@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.workloads import hub
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.bench.workloads.samplers import with_sampler
-from quantarena.methods.core.errors import BrokenModel, UserError
 
 MANIFEST = "manifest.json"
 _WEIGHTS = (".safetensors", ".bin")
@@ -130,9 +130,8 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
             str(info.path), dtype=torch.float32, local_files_only=True, **options
         )
     except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
         raise BrokenModel(
-            f"{info.path} does not load as a diffusers pipeline: {first[0]}"
+            f"{info.path} does not load as a diffusers pipeline: {first_line(error)}"
         ) from None
     slot = find_slot(pipe, str(info.path))
     if info.sampler:

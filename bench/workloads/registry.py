@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
 from quantarena.bench.workloads import hub, papers, settings
 from quantarena.bench.workloads.settings import Settings
-from quantarena.methods.core.errors import BrokenModel, UnknownName, UserError, did_you_mean
 
 ZOO = Path(__file__).parent / "zoo"
 DATA = Path(__file__).parent / "data"

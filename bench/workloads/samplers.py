@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 
 
 def with_sampler(pipe: Any, name: str) -> Any:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.samplers import stepping
-from quantarena.methods.core.errors import BrokenModel, UserError
 
 Purpose = Literal["evaluate", "calibrate"]
 Progress = Callable[[int, int], None]

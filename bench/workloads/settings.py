@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
 from quantarena.bench.workloads.conditions import class_range, read_conditions
-from quantarena.methods.core.errors import BrokenModel, UserError, did_you_mean
 
 FILE = "workload.json"
 PATHS = ("prompts", "classes", "reference", "model")

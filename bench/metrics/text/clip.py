@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import UserError, first_line
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.metrics.weights import sha256_of
 
@@ -100,5 +100,4 @@ def _load(folder: Path) -> tuple[Any, Any, str]:
         weights = next(folder / name for name in _FILES if (folder / name).is_file())
         return _Plain(model.requires_grad_(False)), processor, sha256_of(weights)
     except Exception as error:  # transformers raises whatever its readers do
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} does not load as CLIP: {first}") from None
+        raise UserError(f"{folder} does not load as CLIP: {first_line(error)}") from None

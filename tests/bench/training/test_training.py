@@ -188,8 +188,8 @@ def test_missing_cifar_is_one_line(tmp_path, caplog):
     assert "no CIFAR-10" in caplog.text
 
 
-def test_help_names_the_models():
-    command = [sys.executable, "-m", "quantarena.bench.workloads.emoji64", "--help"]
+def test_help_names_the_tarballs():
+    command = [sys.executable, "-m", "quantarena.bench.training.emoji_data", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "FLUENT" in shown.stdout.upper()
 
