@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 
 from quantarena.bench.training import zoo
-from quantarena.bench.training.loop import LoopConfig, Trainer, save_weights
+from quantarena.bench.training.checkpoints import save_weights
+from quantarena.bench.training.export.folder import export_model
+from quantarena.bench.training.loop import LoopConfig, Trainer
 
 log = logging.getLogger("quantarena.training")
 
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         if args.export:
-            folder = zoo.export(args.model, args.out, args.zoo, args.cifar)
+            folder = export_model(args.model, args.out, args.zoo, args.cifar)
             log.info("%s -> %s", args.model, folder)
             return 0
         folder = args.out / args.model

@@ -1,33 +1,30 @@
-"""One resumable training loop for every model of the zoo: AdamW, EMA, cosine schedule, checkpoints.
+"""The training loop of every model of the zoo: AdamW, averaged weights, cosine schedule.
 
-All randomness of a step comes from the global generator seeded with (seed, step), so that a run
-that was cut and resumed equals one that was not. `save_weights` keeps a run in a small file without
-the optimizer's moments; `Trainer.start` goes on from there with a new warm-up.
+All randomness of a step comes from the global generator, seeded with (seed, step), so an
+interrupted and resumed run equals an uninterrupted one. `Trainer.start` continues from a file of
+weights alone (`checkpoints.save_weights`), with a new warm-up.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from quantarena.bench.files import make_shareable
+from quantarena.bench.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
-__all__ = ["LoopConfig", "Task", "Trainer", "averaged", "load_checkpoint", "save_weights"]
+__all__ = ["LoopConfig", "Task", "Trainer", "averaged"]
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 10.0
+"""Time between two lines about a run's progress."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class LoopConfig:
 
 
 class Task(Protocol):
-    """What the loop needs to know of a model."""
+    """A model to train, as the loop sees it."""
 
     name: str
 
@@ -80,7 +77,7 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """What has been done so far; `started` is the step at which the optimizer was new."""
+    """The state of a run; `started` is the step at which its optimizer was new."""
 
     step: int = 0
     started: int = 0
@@ -113,14 +110,8 @@ class Trainer:
             params, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01
         )
 
-    @property
-    def checkpoint(self) -> Path:
-        """Path of the checkpoint file."""
-        return self.folder / "checkpoint.pt"
-
     def save(self) -> None:
-        """Writes weights, EMA, optimizer and progress; a kill never leaves half a file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes weights, averaged weights, optimizer and progress as the checkpoint."""
         state = {
             "task": self.task.name,
             "net": self.net.state_dict(),
@@ -128,9 +119,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        save_checkpoint(state, self.folder)
 
     def resume(self) -> None:
         """Loads the checkpoint.
@@ -139,9 +128,7 @@ class Trainer:
             FileNotFoundError: There is none.
             ValueError: It belongs to another model.
         """
-        state = load_checkpoint(self.folder)
-        if state["task"] != self.task.name:
-            raise ValueError(f"{self.checkpoint} is of {state['task']}, not {self.task.name}")
+        state = load_checkpoint(self.folder, self.task.name)
         self.net.load_state_dict(state["net"])
         self.ema = {k: v.to(self.config.device) for k, v in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
@@ -152,23 +139,14 @@ class Trainer:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is of another model, or not such a file.
+            ValueError: The file is of another model, or no weights file.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights at {path}")
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no weights file: {error}") from error
-        if about.get("task") != self.task.name:
-            raise ValueError(f"{path} is of {about.get('task')}, not {self.task.name}")
-        own = self.net.state_dict()
-        self.net.load_state_dict({key: state[f"net.{key}"] for key in own})
-        for key, value in self.ema.items():
-            value.copy_(state[f"ema.{key}"])
-        self.progress = Progress(**json.loads(about["progress"]))
+        tensors, progress = load_weights(path, self.task.name)
+        names = self.net.state_dict()
+        self.net.load_state_dict({name: tensors[f"net.{name}"] for name in names})
+        for name, value in self.ema.items():
+            value.copy_(tensors[f"ema.{name}"])
+        self.progress = Progress(**progress)
         self.progress.started = self.progress.step
 
     def fraction(self) -> float:
@@ -217,9 +195,7 @@ class Trainer:
         Returns:
             Whether the budget is spent.
         """
-        probe: list[float] = []
-        last_save = last = time.monotonic()
-        bar = tqdm(total=100, desc=self.task.name, unit="%", mininterval=5.0)
+        last_save = last_line = last = time.monotonic()
         smooth = math.nan
         try:
             while self.fraction() < 1.0:
@@ -228,71 +204,32 @@ class Trainer:
                     raise FloatingPointError(f"loss is {loss} at step {self.progress.step}")
                 now = time.monotonic()
                 self.progress.seconds += now - last
-                probe.append(now - last)
                 last = now
                 smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
-                if len(probe) == 10:
-                    self._report_probe(probe)
                 if self.progress.step % 50 == 0:
                     self.progress.losses.append((self.progress.step, smooth))
-                    bar.set_postfix(step=self.progress.step, loss=f"{smooth:.4f}")
-                bar.update(100 * self.fraction() - bar.n)
+                if now - last_line > LINE_SECONDS:
+                    self._report(smooth)
+                    last_line = now
                 if now - last_save > self.config.checkpoint_seconds:
                     self.save()
                     last_save = now
         except KeyboardInterrupt:
             log.warning("%s: stopped at step %d", self.task.name, self.progress.step)
         finally:
-            bar.close()
             self.save()
         return self.fraction() >= 1.0
 
-    def _report_probe(self, probe: list[float]) -> None:
-        seconds = sorted(probe)[len(probe) // 2]
-        left = (1.0 - self.fraction()) * 60.0 * self.config.minutes
+    def _report(self, loss: float) -> None:
+        """Logs one line: share of the budget, step, speed and loss."""
         log.info(
-            "%s: %.3f s a step, %.0f images/s, about %d steps left",
+            "%s: %.0f %%, step %d, %.3f s a step, loss %.4f",
             self.task.name,
-            seconds,
-            self.config.batch / seconds,
-            self.config.steps or left / seconds,
+            100.0 * self.fraction(),
+            self.progress.step,
+            self.progress.seconds / self.progress.step,
+            loss,
         )
-
-
-def load_checkpoint(folder: Path) -> Mapping[str, Any]:
-    """Reads the checkpoint of a training folder on the CPU."""
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: train first")
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def save_weights(folder: Path, path: Path) -> None:
-    """Writes a training folder's state without the optimizer's, floats in fp16, as safetensors.
-
-    Args:
-        folder: Where the checkpoint is.
-        path: File to write: network, averaged weights, progress.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: A weight is too large for fp16.
-    """
-    checkpoint = load_checkpoint(folder)
-    state = {}
-    for part in ("net", "ema"):
-        for key, value in checkpoint[part].items():
-            small = value.half() if value.is_floating_point() else value
-            if not torch.isfinite(small).all():
-                raise ValueError(f"{part}.{key} does not fit fp16")
-            state[f"{part}.{key}"] = small.contiguous()
-    about = {"task": checkpoint["task"], "progress": json.dumps(checkpoint["progress"])}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(state, partial, about)
-    make_shareable(partial)
-    os.replace(partial, path)
 
 
 def averaged(task: Task, folder: Path) -> nn.Module:

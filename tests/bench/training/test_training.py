@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from quantarena.bench.training import __main__ as cli
-from quantarena.bench.training import cifar, report, t2i, vae
-from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint, save_weights
+from quantarena.bench.training import cifar, images, t2i, vae
+from quantarena.bench.training.checkpoints import load_checkpoint, save_weights
+from quantarena.bench.training.export.memorisation import memorisation
+from quantarena.bench.training.loop import LoopConfig, Trainer
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 from quantarena.bench.workloads import emoji64
 
@@ -243,13 +245,13 @@ class TestEmojiData:
 def test_whitening_changes_latents_and_not_images():
     torch.manual_seed(0)
     net = vae.VaeTask(32).build().eval()
-    images = vae.images_tensor("heldout", 32)[:32]
+    pictures = images.images_tensor("heldout", 32)[:32]
     with torch.no_grad():
-        before = net.decode(net.encode(images).latent_dist.mode()).sample
-        vae.whiten(net, images)
-        after = net.decode(net.encode(images).latent_dist.mode()).sample
+        before = net.decode(net.encode(pictures).latent_dist.mode()).sample
+        vae.whiten(net, pictures)
+        after = net.decode(net.encode(pictures).latent_dist.mode()).sample
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4)
-    latents = vae.encode(net, images)
+    latents = vae.encode(net, pictures)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
 
@@ -270,7 +272,7 @@ def test_the_objective_is_zero_for_the_right_noise(latent):
 def test_memorised_samples_are_found():
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    near = report.memorisation(pool[:5], pool[:20], pool[20:])
+    near = memorisation(pool[:5], pool[:20], pool[20:])
     assert near["samples_to_train"] == 0.0
     assert near["share_of_near_copies"] == 1.0
     assert near["samples_to_heldout"] > 50.0
