@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from quantarena.bench.run.executors import LocalExecutor, Setting, Task
+from quantarena.bench.run.executors import Setting, Task
+from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.process_executor import AloneExecutor
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
