@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.layer import QuantLayer, scale_input
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.quantizers.range_search import RangeSearch
@@ -30,7 +30,7 @@ from quantarena.methods.techniques.calibrate.inputs import (
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.named import SEARCHES
-from quantarena.methods.techniques.scaling.channel_scaling import scale_input, smooth
+from quantarena.methods.techniques.scaling.channel_scaling import smooth
 from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 
 PAPER_RANK, PAPER_GRID = 32, 20

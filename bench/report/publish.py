@@ -52,9 +52,12 @@ def export(store: Store, form: str, folder: Path) -> Path:
     return path
 
 
+_ROOMS = {"ranking": "ranking.ranking", "page": "page.page", "export": "page.export"}
+
+
 def leaderboard(module: str) -> Any:
     """A module of the leaderboard; it reads rows and imports no torch."""
-    return importlib.import_module(f"quantarena.leaderboard.{module}")
+    return importlib.import_module(f"quantarena.leaderboard.{_ROOMS[module]}")
 
 
 def _stamp(rows: Sequence[Row], planned: Planned) -> str:

@@ -166,7 +166,10 @@ def _bf16_weights(model: nn.Module) -> nn.Module:
 
 
 def _code() -> list[str]:
-    return [package_sha256(f"quantarena.bench.{name}") for name in ("metrics", "floors", "inside")]
+    return [
+        package_sha256(f"quantarena.bench.{name}")
+        for name in ("metrics", "stages.floors", "stages.closeness")
+    ]
 
 
 def _save(found: Mapping[str, Array], folder: Path) -> None:

@@ -25,13 +25,8 @@ from quantarena.methods.core.record.trajectory import Trajectory
 
 _EMOJI = "emoji64/heldout"
 _RECORDING = (
-    "announce",
-    "assembly",
-    "conditions",
-    "recording",
-    "spool",
-    "tensor_file",
-    "trajectory",
+    "record",
+    "nested",
 )
 """Modules of the core that decide what is in a recorded trajectory."""
 

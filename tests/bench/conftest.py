@@ -112,8 +112,10 @@ import subprocess
 import sys
 sys.path.insert(0, {here!r})
 import conftest
-from quantarena.bench import catalog, executors, pages
 from quantarena.bench.cli.main import run
+from quantarena.bench.plan import lookup
+from quantarena.bench.report import publish
+from quantarena.bench.run import executors
 executors.STAGES = "fake_stages"
 publish.leaderboard = conftest.plain_page
 lookup.workload = conftest.fake_workload

@@ -12,7 +12,7 @@ from quantarena.bench.workloads.papers import PAPERS
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.registry import names
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("claim", load_claims(), ids=lambda c: c.method)

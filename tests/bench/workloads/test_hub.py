@@ -169,7 +169,7 @@ def test_papers_are_whole(name, paper):
 
 @pytest.mark.parametrize(("name", "paper"), papers.PAPERS.items())
 def test_the_page_says_what_the_table_says(name, paper):
-    page = Path(__file__).parents[2] / "docs" / "workloads.md"
+    page = Path(__file__).parents[3] / "docs" / "workloads.md"
     lines = [line for line in page.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     sampler = paper.sampler.removesuffix("Scheduler") or "own"
     cells = [cell.strip() for cell in lines[-1].split("|")]

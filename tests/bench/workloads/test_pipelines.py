@@ -258,11 +258,11 @@ def test_a_prompt_of_five_hundred_tokens_is_cut_and_said(name, folder_of, tmp_pa
 def test_a_pipeline_that_needs_a_picture_is_refused(folder_of):
     workspace = pipeline.load(registry.resolve(str(folder_of("sd1"))))
 
-    class NeedsImage(type(ground.pipe)):
+    class NeedsImage(type(workspace.pipe)):
         def __call__(self, image, prompt=None, generator=None):
             raise AssertionError
 
-    pipe = NeedsImage(**ground.pipe.components, requires_safety_checker=False)
+    pipe = NeedsImage(**workspace.pipe.components, requires_safety_checker=False)
     info = registry.resolve(str(folder_of("sd1")))
     with pytest.raises(BrokenModel, match="NeedsImage needs 'image'"):
         draw_images(replace(workspace, pipe=pipe), info, Draw("evaluate", 1, 0, 1, 1))

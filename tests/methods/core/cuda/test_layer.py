@@ -31,7 +31,7 @@ with interpreted_without_gpu():
     from quantarena.methods.core.cuda.layer import INTERPRETED, CudaPackedLayer
     from quantarena.methods.core.cuda.place import on_cuda
     from quantarena.methods.core.cuda.tuning import Config
-    from quantarena.methods.timing import cuda
+    from quantarena.methods.timing import cuda as timing
     from quantarena.methods.timing.cases import Case
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -350,14 +350,14 @@ def timed(runs):
 
 def test_benchmark_rows_hold_what_was_timed():
     case = Case("linear", (4, 32, 8))
-    row = cuda.measure(case, (4, 8), timed, DEVICE, tune=False)
+    row = timing.measure(case, (4, 8), timed, DEVICE, tune=False)
     assert (row.seconds, row.product_seconds, row.bf16_seconds) == (2.0, 3.0, 4.0)
     assert row.ratio == 2.0
     assert row.tera_ops == pytest.approx(2e-12 * 4 * 32 * 8 / 3)
-    found = json.loads(json.dumps(cuda.document([row])))
+    found = json.loads(json.dumps(timing.document([row])))
     assert found["rows"][0]["ratio"] == 2.0
     assert found["rows"][0]["config"]["rows"] == row.config.rows
-    assert "lin 4x32x8" in cuda.line(row)
+    assert "lin 4x32x8" in timing.line(row)
 
 
 def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, make_input):
@@ -380,7 +380,7 @@ def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, 
         torch.tensor([4, 4]),
         {"scale": torch.tensor([2.0, 3.0])},
     )
-    row = cuda.measure_step(
+    row = timing.measure_step(
         "tiny",
         "w4a8",
         PackedModel(network, {"conv": leaf}, "packed", clock),
@@ -399,5 +399,5 @@ def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, 
 
 @pytest.mark.skipif(not status().reason, reason="there is a GPU to time")
 def test_benchmark_without_a_gpu_says_so(capsys):
-    assert cuda.main([]) == 2
+    assert timing.main([]) == 2
     assert "nothing to time: no CUDA device" in capsys.readouterr().err

@@ -45,9 +45,11 @@ def test_failed_compilation_tells_the_error(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     (tmp_path / "csrc").mkdir()
     for unit in build.units("any"):  # those that must build
-        (tmp_path / "csrc" / unit.source).write_text("this is not C++\n")
+        source = tmp_path / "csrc" / unit.source
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("this is not C++\n")
     outcome = build.build_into(tmp_path)
-    assert re.search(r"compiling \w+\.cpp failed: .*error", outcome)
+    assert re.search(r"compiling [\w/]+\.cpp failed: .*error", outcome)
     assert "\n" not in outcome
 
 
