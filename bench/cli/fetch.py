@@ -27,7 +27,7 @@ def fetch(
 ) -> None:
     """Download a diffusers pipeline from the Hugging Face Hub, once, for plan, run and quantize."""
     paper = lookup.paper_workloads().get(name)
-    hub = importlib.import_module("quantarena.bench.workloads.hub")
+    hub = importlib.import_module("quantarena.bench.workloads.hub_download")
     if name in lookup.workload_names():
         raise UserError(f"workload {name} comes with the package: there is nothing to download")
     model = name if paper is None else paper.model

@@ -13,11 +13,8 @@ import torch
 from torch import nn
 
 from quantarena.bench.errors import BrokenModel, first_line
-from quantarena.bench.workloads.pipeline import (
-    LoadedPipeline,
-    pipeline_sha256,
-    variant_of,
-)
+from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
+from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.methods.core.packed.checkpoint import load_packed
 from quantarena.methods.core.packed.files import DOCUMENT
 from quantarena.methods.core.packed.pack import PackedModel

@@ -10,13 +10,8 @@ from torch import Tensor
 from quantarena.bench.cache import StageCache
 from quantarena.bench.code_hash import package_sha256
 from quantarena.bench.metrics.bootstrap import Array
-from quantarena.bench.metrics.fidelity.noise_error import (
-    PROBE_IMAGES,
-    latent_mse,
-    predictions,
-    sqnr,
-    watching,
-)
+from quantarena.bench.metrics.fidelity.last_latents import latent_mse, watching
+from quantarena.bench.metrics.fidelity.noise_error import PROBE_IMAGES, predictions, sqnr
 from quantarena.bench.metrics.names import LATENT, SQNR
 from quantarena.bench.spec import content_key
 from quantarena.bench.stages import ground

@@ -12,8 +12,9 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.code_hash import package_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Groups
-from quantarena.bench.metrics.images import load_folder
-from quantarena.bench.metrics.quality.features import Features, reference_features
+from quantarena.bench.metrics.image_folder import load_folder
+from quantarena.bench.metrics.quality.features import Features
+from quantarena.bench.metrics.quality.features_file import reference_features
 from quantarena.bench.spec import Budget, Cell, content_key
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.emoji64 import heldout_images

@@ -17,7 +17,7 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.code_hash import class_sha256
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
-from quantarena.bench.metrics.images import save_folder
+from quantarena.bench.metrics.image_folder import save_folder
 from quantarena.bench.report.compare import REPLICATES
 from quantarena.bench.schema import UNITS, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
@@ -25,7 +25,7 @@ from quantarena.bench.stages import closeness, floors, ground
 from quantarena.bench.stages.ground import Workspace, open_workspace
 from quantarena.bench.stages.latency import measure
 from quantarena.bench.stages.quantize_sample import Progress, Work, quantized, sampled
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 from quantarena.bench.workloads.sampling import Drawn, condition
 from quantarena.methods.core import kernels
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
@@ -155,7 +155,7 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
     groups = ground.prompt_groups(workspace.info, len(drawn.images))
     with work.station("score"):
         real = ground.real_features(workspace, cache)
-        scores = score(
+        inputs = ScoreInputs(
             reference.images,
             drawn.images,
             real,
@@ -167,8 +167,8 @@ def _stations(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
             cache_dir=paths.cache,
             groups=groups,
             seed=cell.seed,
-            progress=progress,
         )
+        scores = score(inputs, progress=progress)
     arrays, found_scores = dict(scores.per_image) | curve, scores.measurements
     arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
     if groups is not None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from quantarena.bench.metrics.quality.features import features_of, save_features
+from quantarena.bench.metrics.quality.features import features_of
+from quantarena.bench.metrics.quality.features_file import save_features
 from quantarena.bench.training.cifar import cifar_images
 
 __all__ = ["build", "data_dir"]

@@ -3,9 +3,7 @@
 import functools
 import hashlib
 import inspect
-import json
 import logging
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantarena.bench.errors import BrokenModel, UserError, first_line
+from quantarena.bench.errors import BrokenModel, first_line
 from quantarena.bench.workloads import hub
-from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
+from quantarena.bench.workloads.pipeline_checks import require_classes, too_long
+from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
+from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.samplers import with_sampler
 
-MANIFEST = "manifest.json"
-_WEIGHTS = (".safetensors", ".bin")
-_CONFIGS = (".json", ".txt", ".model")
-_ASIDE = (MANIFEST, SETTINGS)
 USUAL_SLOTS = ("unet", "transformer")
 FILTER = "safety_checker"
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
-_CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
-"""Where configurations of networks keep how many classes they know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +49,6 @@ class LoadedPipeline:
     def put(self, denoiser: nn.Module) -> None:
         """Put another network in the slot."""
         setattr(self.pipe, self.slot, denoiser)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def pipeline_sha256(folder: Path) -> str:
-    """One hash of a pipeline folder's weights and configurations, checked against its manifest.
-
-    The sampler's and the networks' configurations are in it, since they decide the images as much
-    as the weights do. The workload's settings are not: what matters of them enters keys by itself.
-
-    Raises:
-        BrokenModel: no weight file, or one that differs from the manifest.
-    """
-    files = sorted(f for f in folder.rglob("*") if f.suffix in _WEIGHTS and f.is_file())
-    if not files:
-        raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
-    found = {str(file.relative_to(folder)): _digest(file) for file in files}
-    for name, expected in _manifest(folder).items():
-        actual = found.get(name) or (
-            _digest(folder / name) if (folder / name).is_file() else "missing"
-        )
-        if actual != expected:
-            raise BrokenModel(
-                f"{folder / name} is damaged: sha256 {actual[:12]}, the manifest says "
-                f"{expected[:12]}; install again or restore the file"
-            )
-    configs = (f for f in folder.rglob("*") if f.suffix in _CONFIGS and f.is_file())
-    found |= {str(f.relative_to(folder)): _digest(f) for f in configs if f.name not in _ASIDE}
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(folder: Path) -> dict[str, str]:
-    file = folder / MANIFEST
-    if not file.is_file():
-        return {}
-    try:
-        data = json.loads(file.read_text())
-        files = data.get("files", data)
-        return {
-            str(name): str(value["sha256"] if isinstance(value, dict) else value)
-            for name, value in files.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenModel(f"{file} cannot be read: {error}") from None
 
 
 def load(info: WorkloadInfo) -> LoadedPipeline:
@@ -183,49 +130,8 @@ def variant_of(folder: Path) -> str | None:
     """The variant, such as ``fp16``, where a component has weights in no other form."""
     found: set[str] = set()
     for part in (f for f in folder.iterdir() if f.is_dir()):
-        weights = [f.name for f in part.iterdir() if f.suffix in _WEIGHTS]
+        weights = [f.name for f in part.iterdir() if f.suffix in hub.WEIGHTS]
         marks = [_VARIANT.search(name) for name in weights]
         if marks and all(marks):
             found |= {mark[1] for mark in marks if mark}
     return min(found) if found else None
-
-
-def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
-    """A line for each tokenizer that cuts prompts of the workload off; empty if none does."""
-    if info.conditions != "prompt":
-        return ()
-    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    most = parameter.default if parameter and isinstance(parameter.default, int) else math.inf
-    notes = []
-    for name, tokenizer in pipe.components.items():
-        limit = min(getattr(tokenizer, "model_max_length", 0), most)
-        if not callable(tokenizer) or limit < 1:
-            continue
-        # a token is a character at least, so short prompts need not be counted
-        counts = [len(tokenizer(p).input_ids) for p in info.prompts if len(p) >= limit - 2]
-        cut = [count for count in counts if count > limit]
-        if cut:
-            notes.append(
-                f"{len(cut)} of {len(info.prompts)} prompts are longer than the {limit} tokens of "
-                f"{name} (up to {max(cut)}): what follows is cut off"
-            )
-    return tuple(notes)
-
-
-def require_classes(denoiser: nn.Module, info: WorkloadInfo) -> None:
-    """See that the network knows every class of the workload.
-
-    Raises:
-        UserError: one is out of range, or no number.
-    """
-    if info.conditions != "class":
-        return
-    config = getattr(denoiser, "config", {})
-    known = next((config[n] for n in _CLASS_COUNTS if config.get(n)), None)
-    for text in info.prompts:
-        if not text.strip().isdecimal():
-            raise UserError(f"{info.name}: {text!r} is no class number")
-        if known is not None and int(text) >= known:
-            raise UserError(
-                f"{info.name}: class {text} is out of range, the model has 0 to {known - 1}"
-            )

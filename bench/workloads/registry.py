@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
-from quantarena.bench.workloads import hub, papers, settings
+from quantarena.bench.workloads import hub, papers, settings, workload_name
 from quantarena.bench.workloads.settings import Settings
 
 ZOO = Path(__file__).parent / "zoo"
@@ -96,7 +96,7 @@ def resolve(name_or_path: str) -> WorkloadInfo:
         BrokenModel: a folder that is no diffusers pipeline.
         UserError: settings that do not exist or are out of range.
     """
-    base, given = settings.split(name_or_path)
+    base, given = workload_name.split(name_or_path)
     if base in names():
         return _read(ZOO / base, base, given) if given else describe(base)
     if base in papers.PAPERS:
@@ -153,7 +153,7 @@ def _read(
     found = settings.apply(found, given, name)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return WorkloadInfo(
-        name=settings.join(name, given),
+        name=workload_name.join(name, given),
         title=found.title or (hub_id or folder.name),
         path=folder,
         steps=found.steps,

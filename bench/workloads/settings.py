@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
-from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.conditions import class_range, read_conditions
 
 FILE = "workload.json"
@@ -104,70 +103,6 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
             values = read_conditions(Path(given["classes"]), "class", column)
         made = replace(made, conditions="class", prompts=values)
     return replace(made, reference=given.get("reference", made.reference))
-
-
-def split(name: str) -> tuple[str, dict[str, str]]:
-    """A workload's name and the settings behind it, paths made absolute.
-
-    >>> split("sd-v1-4?guidance=7.5&steps=50")
-    ('sd-v1-4', {'guidance': '7.5', 'steps': '50'})
-
-    Raises:
-        UserError: settings that do not exist.
-    """
-    base, mark, text = name.rpartition("?")
-    if not mark or Path(name).exists():
-        return name, {}
-    pairs = parse_qsl(text, keep_blank_values=True)
-    if not pairs or not base:
-        raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
-    return base, {key: _canonical(key, value) for key, value in pairs}
-
-
-def join(name: str, given: Mapping[str, str]) -> str:
-    """The inverse of ``split``; the same settings always make the same name."""
-    if not given:
-        return name
-    return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
-
-
-def with_options(name: str, options: tuple[str, ...]) -> str:
-    """A workload's name with what ``--set KEY=VALUE`` says; the last of one key counts.
-
-    Raises:
-        UserError: no such key, or no value.
-    """
-    base, given = split(name)
-    for option in options:
-        key, mark, value = option.partition("=")
-        if not mark or not value.strip():
-            raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
-        given[key.strip()] = _canonical(key.strip(), value.strip())
-    return join(base, given)
-
-
-def shown(name: str) -> str:
-    """A workload's name as a command repeats it elsewhere: folders and files by last name."""
-    base, given = split(name)
-    short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
-    folder = Path(base).expanduser()
-    return join(folder.resolve().name if folder.exists() else base, short)
-
-
-def _canonical(key: str, value: str) -> str:
-    """One text for one value: paths absolute, ``7.50`` as ``7.5``; what is wrong stays as it is."""
-    if key not in KEYS:
-        raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
-    if key in ("guidance", "eta", "steps", "resolution"):
-        try:
-            return f"{float(value):g}"
-        except ValueError:
-            return value
-    if key not in PATHS or (key == "classes" and class_range(value)):
-        return value
-    path = Path(value).expanduser()
-    # a reference may be the name of a set that comes with the package
-    return str(path.resolve()) if key != "reference" or path.exists() else value
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.text.alignment import FILE_NAME, SEPARATOR, Scorer, retrieval
 from quantarena.bench.metrics.weights import write_asset
 from quantarena.bench.workloads.emoji64 import load_images, records

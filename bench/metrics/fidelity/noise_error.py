@@ -5,11 +5,8 @@ it is made. The first is measured on full precision's own trajectory, so errors 
 calls; the second at the end of each sampler's own trajectory, where they have.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import MethodType
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -22,8 +19,6 @@ PROBE_IMAGES = 8
 """Images whose calls are repeated: more would cost as much as drawing them."""
 SQNR_CAP = 120.0
 """dB of an equal answer; float32 rounding alone stays below it."""
-KEPT_LATENTS = 256
-"""Images whose last latents are kept."""
 
 At = Callable[[int], AbstractContextManager[None]]
 """Sets a network's sampler call for the block."""
@@ -84,109 +79,3 @@ def sqnr(reference: Tensor, test: Tensor, halves: int = 1) -> Array:
         raise ValueError(f"predictions of sampler call {bad} are not finite")
     ratio = 10 * torch.log10(signal / noise)  # equal predictions: infinite; two zeros: NaN
     return np.asarray(ratio.nan_to_num(nan=SQNR_CAP).clamp(-SQNR_CAP, SQNR_CAP).numpy())
-
-
-def latent_mse(reference: Tensor, test: Tensor) -> Array:
-    """Mean squared difference of the samplers' last latents, image by image; lower is better.
-
-    Args:
-        reference: full precision's, (N, C, ...).
-        test: the other network's from the same noise.
-
-    Returns:
-        (N,) float64.
-
-    Raises:
-        ValueError: other shapes, or latents that are not finite.
-    """
-    if reference.shape != test.shape:
-        raise ValueError(f"latents differ in shape: {reference.shape} and {test.shape}")
-    found = (test.double() - reference.double()).pow(2).flatten(1).mean(1)
-    if not bool(found.isfinite().all()):
-        raise ValueError("latents are not finite")
-    return np.asarray(found.numpy())
-
-
-class LastLatents:
-    """What the sampler returned last, run by run; filled by ``watching``."""
-
-    def __init__(self, images: int, batch: int) -> None:
-        self._images, self._batch = images, batch
-        self._done: list[Tensor] = []
-        self._last: Tensor | None = None
-
-    def run_ends(self) -> None:
-        """A run of the sampler is over: what it returned last is its result.
-
-        Some pipelines step both guidance halves; the first halves stand for the images.
-        """
-        expected = min(self._batch, self._images - self._count)
-        last, self._last = self._last, None
-        if last is None or self._count >= KEPT_LATENTS or expected < 1:
-            return
-        if len(last) % expected == 0:
-            self._done.append(last[:expected].detach().float().cpu().clone())
-
-    @property
-    def _count(self) -> int:
-        return sum(map(len, self._done))
-
-    def step_ends(self, output: Any) -> None:
-        """One step of the sampler has returned ``output``."""
-        found = getattr(output, "prev_sample", None)
-        if found is None and isinstance(output, tuple):
-            found = output[0]
-        self._last = found if isinstance(found, Tensor) else None
-
-    @property
-    def tensor(self) -> Tensor | None:
-        """(N, C, ...) of the first images, 256 at most; None where not all of them were seen."""
-        wanted = min(self._images, KEPT_LATENTS)
-        return torch.cat(self._done)[:wanted] if self._count >= wanted else None
-
-
-@contextmanager
-def watching(scheduler: Any, images: int, batch: int) -> Iterator[LastLatents]:
-    """Note what a sampler returns at the end of each run inside the block.
-
-    Args:
-        scheduler: of diffusers. One without ``set_timesteps`` and ``step`` is not watched.
-        images: that are drawn inside the block.
-        batch: images of a run, fewer in the last.
-    """
-    seen = LastLatents(images, batch)
-    if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
-        yield seen
-        return
-    undo = [
-        _after(scheduler, "set_timesteps", lambda _: seen.run_ends()),
-        _after(scheduler, "step", seen.step_ends),
-    ]
-    try:
-        yield seen
-    finally:
-        for function in undo:
-            function()
-        seen.run_ends()
-
-
-def _after(scheduler: Any, name: str, then: Callable[[Any], None]) -> Callable[[], None]:
-    """Pass on what a method of this one object returns; returns what undoes it."""
-    inner, before = getattr(scheduler, name), vars(scheduler).get(name)
-
-    # a bound method with the same signature: pipelines read it to see what step() takes
-    @functools.wraps(getattr(type(scheduler), name))
-    def follow(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = inner(*args, **kwargs)
-        then(output)
-        return output
-
-    setattr(scheduler, name, MethodType(follow, scheduler))
-
-    def undo() -> None:
-        if before is None:
-            delattr(scheduler, name)
-        else:
-            setattr(scheduler, name, before)
-
-    return undo

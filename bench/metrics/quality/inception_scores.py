@@ -21,11 +21,11 @@ from quantarena.bench.metrics.names import (
 )
 from quantarena.bench.metrics.quality import fid
 from quantarena.bench.metrics.quality.features import images_sha256
-from quantarena.bench.metrics.quality.inception import (
+from quantarena.bench.metrics.quality.inception import responses
+from quantarena.bench.metrics.quality.inception_weights import (
     Tool,
     clean_fid_tool,
     given_folder,
-    responses,
     torchmetrics_tool,
 )
 from quantarena.bench.metrics.quality.kid import Estimate

@@ -1,0 +1,60 @@
+"""One hash over the files of a pipeline folder, checked against its manifest."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from quantarena.bench.errors import BrokenModel
+from quantarena.bench.workloads.hub import WEIGHTS
+from quantarena.bench.workloads.registry import SETTINGS
+
+MANIFEST = "manifest.json"
+_CONFIGS = (".json", ".txt", ".model")
+_ASIDE = (MANIFEST, SETTINGS)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def pipeline_sha256(folder: Path) -> str:
+    """One hash of a pipeline folder's weights and configurations, checked against its manifest.
+
+    The sampler's and the networks' configurations are in it, since they decide the images as much
+    as the weights do. The workload's settings are not: what matters of them enters keys by itself.
+
+    Raises:
+        BrokenModel: no weight file, or one that differs from the manifest.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file())
+    if not files:
+        raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
+    found = {str(file.relative_to(folder)): _digest(file) for file in files}
+    for name, expected in _manifest(folder).items():
+        actual = found.get(name) or (
+            _digest(folder / name) if (folder / name).is_file() else "missing"
+        )
+        if actual != expected:
+            raise BrokenModel(
+                f"{folder / name} is damaged: sha256 {actual[:12]}, the manifest says "
+                f"{expected[:12]}; install again or restore the file"
+            )
+    configs = (f for f in folder.rglob("*") if f.suffix in _CONFIGS and f.is_file())
+    found |= {str(f.relative_to(folder)): _digest(f) for f in configs if f.name not in _ASIDE}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        data = json.loads(file.read_text())
+        files = data.get("files", data)
+        return {
+            str(name): str(value["sha256"] if isinstance(value, dict) else value)
+            for name, value in files.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenModel(f"{file} cannot be read: {error}") from None
