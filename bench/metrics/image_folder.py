@@ -24,7 +24,7 @@ class ImageSet:
     Attributes:
         images: uint8, (N, 3, H, W), in the order of the sorted file names.
         names: file name of each.
-        warnings: what was changed on the way, one line each.
+        warnings: one line for each kind of change that was made while reading.
     """
 
     images: Tensor
@@ -40,18 +40,18 @@ def load_folder(
     square: bool = True,
     lossy: bool = False,
 ) -> ImageSet:
-    """Read a folder of equally sized pictures (not its subfolders), sorted by name.
+    """Read the images of a folder (not of its subfolders), sorted by name, all of one size.
 
     Args:
-        folder: where they lie. Hidden files are passed over.
-        minimum: fewest pictures that make sense to the caller.
-        limit: read the first so many only.
-        square: refuse pictures that are not square; no resize keeps their shapes.
-        lossy: take JPEG and WebP too, with a warning: compression moves every metric.
+        folder: the folder. Hidden files are left out.
+        minimum: least number of images.
+        limit: read only the first ``limit`` images.
+        square: refuse images that are not square.
+        lossy: read JPEG and WebP files too, with a warning: compression changes every metric.
 
     Raises:
-        UserError: no such folder, too few pictures, one that is corrupt, of another size, not
-            square, or deeper than 8 bits. The message names the file.
+        UserError: there is no such folder, there are too few images, or one is corrupt, of
+            another size, not square, or deeper than 8 bits. The message names the file.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of images")
@@ -92,21 +92,21 @@ def save_folder(images: Tensor, folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[np.ndarray, str]:
-    """One picture as uint8 (H, W, 3), and what had to be changed."""
+    """One image as uint8 (H, W, 3), and a note on what was changed in it."""
     try:
         with Image.open(path) as image:
             image.load()
             mode = image.mode
             if mode in _CLEAR or "transparency" in image.info:
                 clear = image.convert("RGBA")
-                workspace = Image.new("RGBA", clear.size, "white")
-                flat = Image.alpha_composite(workspace, clear).convert("RGB")
+                white = Image.new("RGBA", clear.size, "white")
+                flat = Image.alpha_composite(white, clear).convert("RGB")
                 return np.asarray(flat), "transparent pixels put on white"
             if mode not in _DIRECT:
                 raise UserError(f"{path} has mode {mode}, expected 8-bit RGB or gray")
             return np.asarray(image.convert("RGB")), "" if mode == "RGB" else f"{mode} made RGB"
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        # PIL reports damage by any of these, depending on which byte is wrong.
+        # PIL raises any of these for a damaged file, depending on the byte.
         raise UserError(f"{path} is not a readable image: {error}") from None
 
 

@@ -1,7 +1,7 @@
-"""What an image is here: uint8, (N, 3, H, W), on the 8-bit grid; and how a folder becomes that.
+"""The form of images in all metrics: uint8, (N, 3, H, W).
 
-Every metric reads the 8-bit grid, as a viewer of the PNG would, so that noise below one level
-neither helps nor harms a method.
+Every metric reads 8-bit images, as a viewer of the PNG would, so errors below one of the 256 levels
+neither help nor harm a method.
 """
 
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ MIN_SIDE = 8
 
 
 class BadImages(QuantArenaError, ValueError):
-    """Images on which no metric has a meaning: NaN, another type, another shape."""
+    """Images that no metric can score: NaN, another type or another shape."""
 
 
 def check_images(images: Tensor, what: str) -> None:
     """Refuse anything but uint8 (N >= 1, 3, H >= 8, W >= 8).
 
     Args:
-        images: the candidate.
-        what: how the message calls it, such as ``test``.
+        images: the images to check.
+        what: name of the images in the message, such as ``test``.
 
     Raises:
-        BadImages: a ValueError; NaN and infinite values are named as such, with their count.
+        BadImages: they are anything else. NaN and infinite values are named and counted.
     """
     if images.is_floating_point():
         _check_finite(images, what)
@@ -46,7 +46,7 @@ def check_images(images: Tensor, what: str) -> None:
 
 
 def check_pairs(fp: Tensor, test: Tensor) -> None:
-    """Refuse two sets that are not image-by-image pairs. Raises BadImages."""
+    """Check that two sets pair image by image. Raises BadImages if they do not."""
     check_images(fp, "full-precision")
     check_images(test, "test")
     if fp.shape != test.shape:
@@ -66,7 +66,7 @@ def to_uint8(images: Tensor) -> Tensor:
         uint8, the same shape.
 
     Raises:
-        BadImages: NaN or infinite values, which clipping would hide.
+        BadImages: there are NaN or infinite values, which clipping would hide.
     """
     if not images.is_floating_point():
         raise BadImages(f"to_uint8 takes floating point in [0, 1], not {images.dtype}")
@@ -75,12 +75,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_unit(images: Tensor, device: str = "cpu") -> Tensor:
-    """uint8 to float32 in [0, 1]."""
+    """Convert uint8 images to float32 in [0, 1] on a device."""
     return images.to(device=device, dtype=torch.float32) / 255
 
 
 def chunks(images: Tensor, pixels: int = 1 << 17) -> Iterator[slice]:
-    """Slices of about ``pixels`` pixels each, so that memory does not grow with N or size."""
+    """Slices of the images of about ``pixels`` pixels each, which bound the memory of a metric."""
     step = max(1, min(64, pixels // (images.shape[2] * images.shape[3])))
     for start in range(0, images.shape[0], step):
         yield slice(start, start + step)

@@ -1,1 +1,1 @@
-"""The room bench/report."""
+"""Reading results: comparisons, claims of papers, tables, and publishing the leaderboard."""
