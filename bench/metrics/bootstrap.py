@@ -58,7 +58,7 @@ def recentred_interval(
 ) -> tuple[float, float]:
     """The percentile interval of the replicates, shifted so that their mean is ``value``.
 
-    This is for estimators that are biased by resampling: a resample has fewer distinct images, which
+    This is for estimators that resampling biases: a resample has fewer distinct images, which
     enlarges a Frechet distance, so the plain percentile interval may lie above the value itself.
     """
     low, high = interval(replicates, level)

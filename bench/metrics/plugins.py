@@ -1,8 +1,8 @@
 """Metrics of plug-ins: functions that score an image and its prompt, such as preference models.
 
 A plug-in is a function with the decorator ``metric``. It lives in a file that the variable
-``QUANTARENA_METRICS`` names, in a package with an entry point of the group ``quantarena.metrics``, or
-in a plug-in file of methods (``--plugin``).
+``QUANTARENA_METRICS`` names, in a package with an entry point of the group ``quantarena.metrics``,
+or in a plug-in file of methods (``--plugin``).
 """
 
 import os

@@ -4,8 +4,8 @@
     python -m quantarena.bench.training emoji-t2i --minutes 40 --out runs
     python -m quantarena.bench.training emoji-t2i --out runs --export
 
-A run that was stopped goes on with `--resume`, also with more minutes. `--save-weights FILE` keeps
-it without the optimizer's moments; `--start FILE` goes on from that file in another folder.
+`--resume` continues an interrupted run, also with more minutes. `--save-weights FILE` writes its
+weights without the optimizer's state; `--start FILE` continues from that file in another folder.
 """
 
 from __future__ import annotations
@@ -32,41 +32,58 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", choices=zoo.MODELS)
+    parser.add_argument("model", choices=zoo.MODELS, help="model or part of one")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the checkpoints")
     parser.add_argument(
-        "--minutes", type=float, default=10.0, help="budget, resumed parts included"
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="training time, including earlier parts of a resumed run",
     )
-    parser.add_argument("--steps", type=int, help="train this many steps instead")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--ema", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of a time")
+    parser.add_argument("--batch", type=int, help="images a step [by model]")
+    parser.add_argument("--lr", type=float, help="peak learning rate [by model]")
+    parser.add_argument("--ema", type=float, help="decay of the averaged weights [by model]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and noise")
+    parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--bf16", action="store_true", help="autocast; try it on your CPU, too")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument(
         "--cooldown",
         type=float,
         default=1.0,
-        help="share of the budget in which the rate falls; 0 keeps it constant",
+        help="share of the budget in which the rate falls; 0: constant rate",
     )
-    parser.add_argument("--size", type=int, default=32, help="image side of the autoencoder")
-    parser.add_argument("--copies", type=int, default=2, help="jittered copies of every latent")
-    parser.add_argument("--cifar", type=Path, default=Path("cifar10"), help="zip or folder")
+    parser.add_argument(
+        "--size", type=int, default=32, help="side of the autoencoder's images, 32 or 64"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=2, help="jittered copies of each training image"
+    )
+    parser.add_argument(
+        "--cifar",
+        type=Path,
+        default=Path("cifar10"),
+        help="CIFAR-10: a zip of JPEGs or a torchvision folder",
+    )
     begin = parser.add_mutually_exclusive_group()
-    begin.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    begin.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     begin.add_argument(
-        "--start", type=Path, metavar="FILE", help="go on from what --save-weights wrote"
+        "--start", type=Path, metavar="FILE", help="continue from a file of --save-weights"
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--export", action="store_true", help="write the pipeline folder, no training"
+        "--export", action="store_true", help="write the pipeline folder instead of training"
     )
     instead.add_argument(
-        "--save-weights", type=Path, metavar="FILE", help="write the weights in fp16, no training"
+        "--save-weights",
+        type=Path,
+        metavar="FILE",
+        help="write the weights in fp16 instead of training",
     )
-    parser.add_argument("--zoo", type=Path, default=zoo.zoo_dir(), help="where the export goes")
+    parser.add_argument(
+        "--zoo", type=Path, default=zoo.zoo_dir(), help="folder that gets the pipeline folder"
+    )
     return parser
 
 

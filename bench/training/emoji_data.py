@@ -32,7 +32,7 @@ from quantarena.bench.workloads.emoji64 import (
     data_dir,
 )
 
-__all__ = ["build"]
+__all__ = ["build_dataset"]
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _webp(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def build(noto_tarball: Path, fluent_tarball: Path, out: Path) -> list[EmojiRecord]:
+def build_dataset(noto_tarball: Path, fluent_tarball: Path, out: Path) -> list[EmojiRecord]:
     """Builds the data set.
 
     Args:
@@ -175,7 +175,7 @@ def main() -> None:
     for tarball in (args.noto, args.fluent):
         if not tarball.is_file():
             parser.error(f"no such tarball: {tarball} (get it with `npm pack`)")
-    rows = build(args.noto, args.fluent, args.out)
+    rows = build_dataset(args.noto, args.fluent, args.out)
     log.info("%d drawings, %d held out", len(rows), sum(row.split == "heldout" for row in rows))
 
 

@@ -84,7 +84,7 @@ class VaeTask:
 
 
 class DecoderTask:
-    """Trains the decoder further; the latents, and so the other models, stay as they are.
+    """Trains the decoder alone, so that the latents and the models trained on them stay valid.
 
     Args:
         vae: The trained autoencoder, latents whitened.

@@ -43,7 +43,7 @@ STYLES = {"noto": "flat", "fluent": "3d"}
 
 @dataclass(frozen=True)
 class EmojiRecord:
-    """One drawing: a row of `captions.csv`."""
+    """One drawing, a row of `captions.csv`."""
 
     id: str
     file: str

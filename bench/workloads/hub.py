@@ -1,7 +1,7 @@
-"""Models of the Hugging Face Hub: found where they were downloaded to, and downloaded by one verb.
+"""Finds downloaded models of the Hugging Face Hub in its cache on this machine. No torch.
 
-Only ``fetch`` talks to the Hub. Everything else reads the cache of ``huggingface_hub``, so a run is
-the same with and without a network, and never waits for one. No torch.
+This module never uses the network (``hub_download`` does), so a run is the same with and without
+one, and never waits for one.
 """
 
 import json
@@ -27,7 +27,7 @@ def is_id(text: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where ``huggingface_hub`` keeps models."""
+    """The folder in which ``huggingface_hub`` keeps models."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -41,8 +41,8 @@ def snapshot(hub_id: str) -> Path | None:
         folder = root / "snapshots" / named.read_text().strip()
         if (folder / INDEX).is_file():
             return folder
-    found = [file.parent for file in root.glob(f"snapshots/*/{INDEX}")]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    folders = [file.parent for file in root.glob(f"snapshots/*/{INDEX}")]
+    return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def cached(hub_id: str, name: str = "") -> Path:
@@ -50,11 +50,11 @@ def cached(hub_id: str, name: str = "") -> Path:
 
     Args:
         hub_id: such as ``google/ddpm-cifar10-32``.
-        name: by which it was asked for, if another.
+        name: name of the workload that needs the model, if it has one.
 
     Raises:
-        UnknownName: it is not there; the line says what to download and where to put it.
-        BrokenModel: the download is not complete.
+        UnknownName: the model is not there. The message says how to get it.
+        BrokenModel: the download is incomplete.
     """
     folder = snapshot(hub_id)
     if folder is None:
@@ -73,7 +73,7 @@ def cached(hub_id: str, name: str = "") -> Path:
 
 
 def how_to_get(hub_id: str, name: str = "") -> str:
-    """What to do about a model that is not here; part of a line."""
+    """How to get a model that is not on this machine, as part of a message."""
     give = f"--workload {name} --set model=DIR" if name else "--workload DIR"
     return (
         f"download it with quantarena fetch {hub_id} (it goes to {cache_folder()}), or copy its "
@@ -82,7 +82,7 @@ def how_to_get(hub_id: str, name: str = "") -> str:
 
 
 def components(folder: Path) -> tuple[str, ...]:
-    """Sub-folders that a pipeline's index asks for.
+    """The sub-folders that a pipeline's index requires.
 
     Raises:
         BrokenModel: the index cannot be read.
@@ -94,7 +94,7 @@ def components(folder: Path) -> tuple[str, ...]:
 
 
 def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:
-    """Components in the content of a ``model_index.json`` that are not left out."""
+    """The components that the content of a ``model_index.json`` requires."""
     return tuple(
         name
         for name, value in index.items()

@@ -8,44 +8,44 @@ from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.hub import INDEX, WEIGHTS, cache_folder, is_id
 
 TIMEOUT = 10.0
-"""Seconds for the Hub's first answer; it is asked once."""
+"""Seconds to wait for the Hub's first answer."""
 _FOREIGN = (".msgpack", ".h5", ".onnx", ".onnx_data", ".ckpt", ".pb", ".xml", ".gguf", ".pt")
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)\b")
 
 
 def wanted(files: Iterable[str]) -> tuple[str, ...]:
-    """What a pipeline needs of the files of its repository: each weight once, in safetensors.
+    """The files of a repository that its pipeline needs: each weight once, in safetensors.
 
-    Checkpoints beside the component folders, other frameworks' weights and variants in half
-    precision are left out, unless there is nothing else.
+    Left out are checkpoints beside the component folders and weights of other frameworks, and,
+    unless there is nothing else, variants in half precision.
 
     >>> wanted(["model_index.json", "v1.ckpt", "unet/d.safetensors", "unet/d.bin", "unet/c.json"])
     ('model_index.json', 'unet/c.json', 'unet/d.safetensors')
     """
     by_folder: dict[str, list[str]] = {}
-    kept = []
+    needed = []
     for file in files:
         folder, _, name = file.rpartition("/")
         if name == "" or file.endswith(_FOREIGN) or "/" in folder:
             continue
         if not folder:
-            kept += [file] if file in (INDEX, "workload.json", "README.md") else []
+            needed += [file] if file in (INDEX, "workload.json", "README.md") else []
         elif name.endswith(WEIGHTS) or name.endswith(".index.json"):
             by_folder.setdefault(folder, []).append(file)
         else:
-            kept.append(file)
+            needed.append(file)
     for weights in by_folder.values():
         plain = [file for file in weights if not _VARIANT.search(file)] or weights
         safe = [file for file in plain if ".safetensors" in file]
-        kept += safe or plain
-    return tuple(sorted(kept))
+        needed += safe or plain
+    return tuple(sorted(needed))
 
 
 def fetch(hub_id: str, folder: Path | None = None) -> Path:
     """Download a pipeline into the cache of ``huggingface_hub``, or into a folder.
 
     Raises:
-        UserError: the Hub cannot be reached, or has no such model; one line.
+        UserError: the Hub cannot be reached, or has no such model.
     """
     if not is_id(hub_id):
         raise UserError(f"{hub_id!r} is no id of a model on the Hugging Face Hub, as owner/name is")
@@ -74,7 +74,9 @@ def fetch(hub_id: str, folder: Path | None = None) -> Path:
             f"the Hugging Face Hub has no model {hub_id}, or it is private: see the spelling, or "
             "log in with: hf auth login"
         ) from None
-    except Exception as error:  # sockets, proxies, offline mode, a full disk: each its own class
+    except (
+        Exception
+    ) as error:  # sockets, proxies, offline mode and a full disk raise errors of their own
         first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"cannot download {hub_id} to {where} ({type(error).__name__}: {first[:120]}): try "
@@ -85,7 +87,7 @@ def fetch(hub_id: str, folder: Path | None = None) -> Path:
 
 
 def _name_main(folder: Path) -> None:
-    """Downloads by revision leave no reference, by which other tools find the newest."""
+    """Write the reference ``main`` of a download, by which other tools find its revision."""
     if folder.parent.name != "snapshots":
         return
     reference = folder.parent.parent / "refs" / "main"

@@ -1,4 +1,4 @@
-"""Loading a workload's pipeline and checking that its files are whole."""
+"""Loads a workload's pipeline and finds the network in it that gets quantized."""
 
 import functools
 import hashlib
@@ -26,13 +26,13 @@ _VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
 
 @dataclass(frozen=True, slots=True)
 class LoadedPipeline:
-    """A pipeline in fp32 on its device, and the network inside it that gets quantized.
+    """A pipeline in fp32, and the network inside it that gets quantized.
 
     Attributes:
         pipe: the diffusers pipeline.
         slot: attribute that holds the denoiser, such as ``unet`` or ``transformer``.
-        sha256: over all weight and configuration files, and the sampler put in place.
-        notes: lines worth a reader's attention.
+        sha256: hash of all weight and configuration files and of the sampler.
+        notes: lines for the reader of a row.
     """
 
     pipe: Any
@@ -47,18 +47,18 @@ class LoadedPipeline:
         return module
 
     def put(self, denoiser: nn.Module) -> None:
-        """Put another network in the slot."""
+        """Replace the network in the slot."""
         setattr(self.pipe, self.slot, denoiser)
 
 
 def load(info: WorkloadInfo) -> LoadedPipeline:
-    """Load a workload's pipeline in fp32 for the CPU, its sampler put in place.
+    """Load a workload's pipeline in fp32 on the CPU, with the workload's sampler.
 
-    A filter that blacks out images is left out: whether it fires depends on the quantization.
+    The safety checker is left out: whether it blacks out an image depends on the quantization.
 
     Raises:
-        BrokenModel: damaged files, or no denoiser inside; one line.
-        UserError: the sampler does not fit, or a class is out of range.
+        BrokenModel: files are damaged, or there is no denoiser.
+        UserError: the sampler does not fit the model, or a class is out of range.
     """
     sha256 = pipeline_sha256(info.path)
     from diffusers import DiffusionPipeline
@@ -83,7 +83,7 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
     slot = find_slot(pipe, str(info.path))
     if info.sampler:
         pipe = with_sampler(pipe, info.sampler)
-        # another sampler draws other images, as another configuration file would
+        # Another sampler draws other images, as another configuration file does.
         sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
@@ -98,21 +98,21 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
 
 @functools.cache
 def _say(name: str, note: str) -> None:
-    """A warning on stderr, once a process though every cell loads its workload."""
+    """Log a warning once per process; every cell loads its workload again."""
     logging.getLogger(__name__).warning("warning: workload %s: %s", name, note)
 
 
 def find_slot(pipe: Any, where: str) -> str:
-    """The component that gets quantized: the network that is told the timestep.
+    """The name of the component that gets quantized: the network that takes a timestep.
 
     Raises:
-        BrokenModel: there is none, or there are several and none is called as usual.
+        BrokenModel: there is none, or there are several and none has a usual name.
     """
     parts: dict[str, Any] = pipe.components
     networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     found = [n for n, part in networks.items() if _takes_timestep(part)]
     chosen = next((name for name in USUAL_SLOTS if name in found), None)
-    if chosen is not None:  # others are control networks, unless they are more of the same kind
+    if chosen is not None:  # others are control networks, unless they have the same class
         found = [n for n in found if type(networks[n]) is type(networks[chosen])]
     if not found:
         held = ", ".join(networks) or "no network at all"
@@ -127,7 +127,7 @@ def _takes_timestep(network: nn.Module) -> bool:
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant, such as ``fp16``, where a component has weights in no other form."""
+    """The variant of the weights, such as ``fp16``, if a component has no other weights."""
     found: set[str] = set()
     for part in (f for f in folder.iterdir() if f.is_dir()):
         weights = [f.name for f in part.iterdir() if f.suffix in hub.WEIGHTS]

@@ -1,4 +1,4 @@
-"""Checks of a loaded pipeline against its workload: prompt lengths, class numbers."""
+"""Checks of a loaded pipeline against its workload: lengths of prompts, class numbers."""
 
 import inspect
 import math
@@ -10,11 +10,11 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.workloads.registry import WorkloadInfo
 
 _CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
-"""Where configurations of networks keep how many classes they know."""
+"""The entries of a network's configuration that may hold its number of classes."""
 
 
 def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
-    """A line for each tokenizer that cuts prompts of the workload off; empty if none does."""
+    """One line for each tokenizer that truncates prompts of the workload."""
     if info.conditions != "prompt":
         return ()
     parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
@@ -24,7 +24,7 @@ def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
         limit = min(getattr(tokenizer, "model_max_length", 0), most)
         if not callable(tokenizer) or limit < 1:
             continue
-        # a token is a character at least, so short prompts need not be counted
+        # A token has at least one character, so short prompts need no counting.
         counts = [len(tokenizer(p).input_ids) for p in info.prompts if len(p) >= limit - 2]
         cut = [count for count in counts if count > limit]
         if cut:
@@ -36,10 +36,10 @@ def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
 
 
 def require_classes(denoiser: nn.Module, info: WorkloadInfo) -> None:
-    """See that the network knows every class of the workload.
+    """Check that the network knows every class of the workload.
 
     Raises:
-        UserError: one is out of range, or no number.
+        UserError: a class is out of range, or no number.
     """
     if info.conditions != "class":
         return

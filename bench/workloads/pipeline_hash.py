@@ -19,13 +19,13 @@ def _digest(file: Path) -> str:
 
 
 def pipeline_sha256(folder: Path) -> str:
-    """One hash of a pipeline folder's weights and configurations, checked against its manifest.
+    """The hash of a pipeline folder's weights and configurations, checked against its manifest.
 
-    The sampler's and the networks' configurations are in it, since they decide the images as much
-    as the weights do. The workload's settings are not: what matters of them enters keys by itself.
+    The configurations of the sampler and of the networks are included, since they decide the images
+    as the weights do. The workload's settings are not: they enter keys by themselves.
 
     Raises:
-        BrokenModel: no weight file, or one that differs from the manifest.
+        BrokenModel: there is no weight file, or one differs from the manifest.
     """
     files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file())
     if not files:

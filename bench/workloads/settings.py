@@ -1,9 +1,4 @@
-"""Settings of a workload: from its ``workload.json``, from the command line, checked alike.
-
-On the command line they follow the workload's name, ``NAME?guidance=7.5&steps=50``, which
-``--set guidance=7.5`` writes for its user. So they are part of the name, and of every key made
-from it. No torch.
-"""
+"""The settings of a workload, from its ``workload.json`` and from the command line. No torch."""
 
 import json
 import math
@@ -23,19 +18,19 @@ KINDS = ("none", "class", "prompt")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What fixes the images of a pipeline beside its weights.
+    """The settings that, with the weights, decide the images of a pipeline.
 
     Attributes:
-        title: one line, or "".
-        sampler: scheduler class of diffusers; "" for the pipeline's own.
+        title: one line for readers, or "".
+        sampler: scheduler class of diffusers; "" for that of the pipeline.
         steps: sampler steps.
-        guidance: classifier-free guidance scale; 1 is off.
-        eta: DDIM's share of fresh noise, 0 to 1.
-        resolution: pixels a side; 0 for the pipeline's own.
+        guidance: scale of classifier-free guidance; 1 turns it off.
+        eta: share of fresh noise in DDIM, 0 to 1.
+        resolution: side of the images in pixels; 0 for that of the pipeline.
         conditions: ``none``, ``class`` or ``prompt``.
         prompts: prompts or class numbers, in order.
         reference: real images, see ``WorkloadInfo``.
-        licence: of weights and data.
+        licence: licence of weights and data.
     """
 
     title: str = ""
@@ -51,11 +46,11 @@ class Settings:
 
 
 def read_settings(folder: Path, base: Settings) -> Settings:
-    """``base`` with what the folder's ``workload.json`` says, if it has one.
+    """``base`` changed by the folder's ``workload.json``, if there is one.
 
     Raises:
-        BrokenModel: the file is not JSON, or a value is out of range.
-        UserError: its conditions cannot be read.
+        BrokenModel: the file is no JSON, or a value is out of range.
+        UserError: the file of its conditions cannot be read.
     """
     file = folder / FILE
     if not file.is_file():
@@ -82,10 +77,15 @@ def read_settings(folder: Path, base: Settings) -> Settings:
 
 
 def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
-    """``base`` with what the command line sets; paths in ``given`` are absolute.
+    """``base`` changed by the settings of the command line.
+
+    Args:
+        base: the settings of the workload.
+        given: setting to value; paths are absolute.
+        name: the workload's name, for messages.
 
     Raises:
-        UserError: a value is out of range, or its file cannot be read; one line.
+        UserError: a value is out of range, or its file cannot be read.
     """
     try:
         made = replace(base, **_checked({k: v for k, v in given.items() if k not in PATHS}))
@@ -106,7 +106,7 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers in their ranges. Raises ValueError with one line."""
+    """Read numbers and check their ranges. Raises ValueError with one line."""
     found: dict[str, Any] = {}
     for name, low, high in (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0)):
         if name in given:

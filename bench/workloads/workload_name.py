@@ -1,4 +1,8 @@
-"""Workload names with settings behind them: NAME?guidance=7.5&steps=50."""
+"""Workload names that include settings: ``NAME?guidance=7.5&steps=50``. No torch.
+
+``--set guidance=7.5`` adds a setting to the name. Settings are part of the name, and therefore of
+every key that is made from it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +14,13 @@ from quantarena.bench.workloads.settings import KEYS, PATHS
 
 
 def split(name: str) -> tuple[str, dict[str, str]]:
-    """A workload's name and the settings behind it, paths made absolute.
+    """Split a name into the workload and its settings, with absolute paths.
 
     >>> split("sd-v1-4?guidance=7.5&steps=50")
     ('sd-v1-4', {'guidance': '7.5', 'steps': '50'})
 
     Raises:
-        UserError: settings that do not exist.
+        UserError: a setting does not exist.
     """
     base, mark, text = name.rpartition("?")
     if not mark or Path(name).exists():
@@ -28,17 +32,17 @@ def split(name: str) -> tuple[str, dict[str, str]]:
 
 
 def join(name: str, given: Mapping[str, str]) -> str:
-    """The inverse of ``split``; the same settings always make the same name."""
+    """The inverse of ``split``. Equal settings give equal names."""
     if not given:
         return name
     return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
 
 
 def with_options(name: str, options: tuple[str, ...]) -> str:
-    """A workload's name with what ``--set KEY=VALUE`` says; the last of one key counts.
+    """Add the values of ``--set KEY=VALUE`` to a name; of equal keys the last one counts.
 
     Raises:
-        UserError: no such key, or no value.
+        UserError: there is no such key, or no value.
     """
     base, given = split(name)
     for option in options:
@@ -50,7 +54,7 @@ def with_options(name: str, options: tuple[str, ...]) -> str:
 
 
 def shown(name: str) -> str:
-    """A workload's name as a command repeats it elsewhere: folders and files by last name."""
+    """A workload's name as shown in commands: of paths, the last part only."""
     base, given = split(name)
     short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
     folder = Path(base).expanduser()
@@ -58,7 +62,7 @@ def shown(name: str) -> str:
 
 
 def _canonical(key: str, value: str) -> str:
-    """One text for one value: paths absolute, ``7.50`` as ``7.5``; what is wrong stays as it is."""
+    """The canonical text of a value: an absolute path, ``7.5`` for ``7.50``; else unchanged."""
     if key not in KEYS:
         raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
     if key in ("guidance", "eta", "steps", "resolution"):
@@ -69,5 +73,5 @@ def _canonical(key: str, value: str) -> str:
     if key not in PATHS or (key == "classes" and class_range(value)):
         return value
     path = Path(value).expanduser()
-    # a reference may be the name of a set that comes with the package
+    # A reference may be the name of a set in the package instead of a path.
     return str(path.resolve()) if key != "reference" or path.exists() else value

@@ -1,4 +1,4 @@
-"""Closeness to the full-precision image of the same seed: PSNR, SSIM, LPIPS, image by image."""
+"""The fidelity metrics: each image against the full-precision image of the same seed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -37,7 +37,7 @@ def fidelity(
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every fidelity metric that two images have.
+    """The fidelity metrics of images alone: PSNR, SSIM and LPIPS.
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W).
@@ -46,10 +46,10 @@ def fidelity(
         progress: called with the number of pairs done.
 
     Returns:
-        Name to (N,) float64. SSIM is left out where its window does not fit.
+        Name to (N,) float64. SSIM is missing if an image is smaller than its window.
 
     Raises:
-        BadImages: not pairs of uint8 images.
+        BadImages: the images are not pairs of uint8 images.
     """
     values = {PSNR: psnr(fp, test)}
     if min(fp.shape[2:]) >= SSIM_WINDOW:
@@ -66,14 +66,14 @@ def summarise(
     groups: Groups | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> tuple[Measurement, ...]:
-    """Means with 95 % bootstrap intervals over images, in the catalogue's order.
+    """Means with 95 % bootstrap intervals over images, in the order of ``names.FIDELITY``.
 
     Args:
         per_image: name to (n,) values of the first n images.
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
-        reasons: why a metric has no values.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
+        reasons: name to the reason why a metric has no values.
     """
     found = []
     for name in FIDELITY:

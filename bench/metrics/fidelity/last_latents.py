@@ -13,7 +13,7 @@ from torch import Tensor
 from quantarena.bench.metrics.bootstrap import Array
 
 KEPT_LATENTS = 256
-"""Images whose last latents are kept."""
+"""Number of images whose last latents are kept."""
 
 
 def latent_mse(reference: Tensor, test: Tensor) -> Array:
@@ -38,7 +38,7 @@ def latent_mse(reference: Tensor, test: Tensor) -> Array:
 
 
 class LastLatents:
-    """What the sampler returned last, run by run; filled by ``watching``."""
+    """The last latents of each run of a sampler; ``watching`` fills it."""
 
     def __init__(self, images: int, batch: int) -> None:
         self._images, self._batch = images, batch
@@ -46,9 +46,9 @@ class LastLatents:
         self._last: Tensor | None = None
 
     def run_ends(self) -> None:
-        """A run of the sampler is over: what it returned last is its result.
+        """Keep what the sampler returned last: a run is over.
 
-        Some pipelines step both guidance halves; the first halves stand for the images.
+        Some pipelines step both guidance halves; the first half is kept.
         """
         expected = min(self._batch, self._images - self._count)
         last, self._last = self._last, None
@@ -62,7 +62,7 @@ class LastLatents:
         return sum(map(len, self._done))
 
     def step_ends(self, output: Any) -> None:
-        """One step of the sampler has returned ``output``."""
+        """Note the output of one step of the sampler."""
         found = getattr(output, "prev_sample", None)
         if found is None and isinstance(output, tuple):
             found = output[0]
@@ -70,41 +70,42 @@ class LastLatents:
 
     @property
     def tensor(self) -> Tensor | None:
-        """(N, C, ...) of the first images, 256 at most; None where not all of them were seen."""
+        """Last latents of the first images, at most 256, (N, C, ...); None if some are missing."""
         wanted = min(self._images, KEPT_LATENTS)
         return torch.cat(self._done)[:wanted] if self._count >= wanted else None
 
 
 @contextmanager
 def watching(scheduler: Any, images: int, batch: int) -> Iterator[LastLatents]:
-    """Note what a sampler returns at the end of each run inside the block.
+    """Record what a sampler returns at the end of each run inside the block.
 
     Args:
-        scheduler: of diffusers. One without ``set_timesteps`` and ``step`` is not watched.
-        images: that are drawn inside the block.
-        batch: images of a run, fewer in the last.
+        scheduler: a scheduler of diffusers. Nothing is recorded if it lacks ``set_timesteps`` or
+            ``step``.
+        images: number of images drawn inside the block.
+        batch: images per run; the last run may have fewer.
     """
-    seen = LastLatents(images, batch)
+    latents = LastLatents(images, batch)
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
-        yield seen
+        yield latents
         return
     undo = [
-        _after(scheduler, "set_timesteps", lambda _: seen.run_ends()),
-        _after(scheduler, "step", seen.step_ends),
+        _after(scheduler, "set_timesteps", lambda _: latents.run_ends()),
+        _after(scheduler, "step", latents.step_ends),
     ]
     try:
-        yield seen
+        yield latents
     finally:
         for function in undo:
             function()
-        seen.run_ends()
+        latents.run_ends()
 
 
 def _after(scheduler: Any, name: str, then: Callable[[Any], None]) -> Callable[[], None]:
-    """Pass on what a method of this one object returns; returns what undoes it."""
+    """Call ``then`` with each result of an object's method; returns a function that undoes it."""
     inner, before = getattr(scheduler, name), vars(scheduler).get(name)
 
-    # a bound method with the same signature: pipelines read it to see what step() takes
+    # A bound method with the same signature, which pipelines inspect to see what step() takes.
     @functools.wraps(getattr(type(scheduler), name))
     def follow(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = inner(*args, **kwargs)

@@ -1,8 +1,7 @@
-"""Closeness to full precision inside the sampler: noise prediction by call, last latents.
+"""The error of a network's noise predictions, by sampler call, against full precision.
 
-Images show what is left after the decoder and rounding to 8 bits; these two see the damage where
-it is made. The first is measured on full precision's own trajectory, so errors do not add up over
-calls; the second at the end of each sampler's own trajectory, where they have.
+Images show an error only after the decoder and rounding to 8 bits; this metric measures it where
+it arises. The inputs are those of the full-precision trajectory, so errors do not accumulate.
 """
 
 from collections.abc import Callable
@@ -16,56 +15,56 @@ from quantarena.bench.metrics.bootstrap import Array
 from quantarena.methods.core.record.trajectory import Trajectory
 
 PROBE_IMAGES = 8
-"""Images whose calls are repeated: more would cost as much as drawing them."""
+"""Number of images whose calls are repeated; more would cost as much as drawing the images."""
 SQNR_CAP = 120.0
-"""dB of an equal answer; float32 rounding alone stays below it."""
+"""The dB of equal predictions; predictions that differ by float32 rounding stay below it."""
 
 At = Callable[[int], AbstractContextManager[None]]
-"""Sets a network's sampler call for the block."""
+"""A function that sets the sampler call of a network for the time of a block."""
 
 
 @torch.no_grad()
 def predictions(
     network: nn.Module, recorded: Trajectory, at: At = lambda _: nullcontext()
 ) -> Tensor:
-    """What a network predicts on each recorded input.
+    """The predictions of a network on each recorded input.
 
     Args:
-        network: takes what the trajectory holds.
-        recorded: the inputs, (S, N, C, ...).
-        at: sets the sampler call, for networks whose tables depend on it.
+        network: the network.
+        recorded: its inputs, (S, N, C, ...), for S sampler calls.
+        at: sets the sampler call, for networks with tables by call.
 
     Returns:
-        float32 (S, N, C, ...). Of networks that predict a variance behind the noise, which doubles
-        the channels, the noise alone.
+        float32 (S, N, C, ...). If a network also predicts a variance in as many further channels,
+        only the noise is returned.
     """
     rows = torch.arange(recorded.rows)
-    found = []
+    outputs = []
     for call in range(recorded.calls):
         with at(call):
             output = recorded.pick(torch.full_like(rows, call), rows).call(network)
         channels = recorded.sample.shape[2]
         if output.dim() == 4 and output.shape[1] == 2 * channels:
             output = output[:, :channels]
-        found.append(output.float().contiguous())
-    return torch.stack(found)
+        outputs.append(output.float().contiguous())
+    return torch.stack(outputs)
 
 
 def sqnr(reference: Tensor, test: Tensor, halves: int = 1) -> Array:
-    """Signal-to-quantization-noise ratio of each prediction in dB; higher is better.
+    """The signal-to-quantization-noise ratio of each prediction in dB; higher is better.
 
-    ``10 log10(sum r^2 / sum (t - r)^2)`` over channels, positions and guidance halves of an image.
+    It is ``10 log10(sum r^2 / sum (t - r)^2)`` over channels, positions and guidance halves.
 
     Args:
         reference: full precision's predictions, (S, halves x N, ...).
         test: the other network's on the same inputs.
-        halves: rows of one image, as in ``Trajectory``.
+        halves: number of rows of one image, as in ``Trajectory``.
 
     Returns:
         (S, N) float64, within +-120 dB.
 
     Raises:
-        ValueError: other shapes, or predictions that are not finite.
+        ValueError: the shapes differ, or a prediction is not finite.
     """
     if reference.shape != test.shape:
         raise ValueError(f"predictions differ in shape: {reference.shape} and {test.shape}")

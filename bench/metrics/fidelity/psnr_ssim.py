@@ -12,22 +12,22 @@ _NO_SSIM = f"a side is shorter than SSIM's window of {SSIM_WINDOW} px"
 
 
 def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair over all channels, in dB; higher is better.
+    """The peak signal-to-noise ratio of each pair over all channels, in dB; higher is better.
 
-    Capped at 100 dB, so that equal images (infinite) can be averaged. One level off in one
-    value of a 64 px image is 89 dB: the cap is out of reach below 256 px.
+    It is capped at 100 dB, so that equal images (infinite PSNR) can be averaged. An error of one
+    level in one value of a 64 px image gives 89 dB: the cap is out of reach below 256 px.
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W).
         test: images of the same seeds, the same shape.
 
     Returns:
-        (N,) float64. Their mean is a mean of dB, not the dB of a mean error.
+        (N,) float64. Their mean is a mean of dB values, not the dB of a mean error.
 
     Raises:
-        BadImages: not pairs of uint8 images.
+        BadImages: the images are not pairs of uint8 images.
     """
-    # Seconds to import: paid by those who score, not by those who list or read.
+    # Imported here because it takes seconds, which listings of metrics need not wait.
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     check_pairs(fp, test)
@@ -45,7 +45,7 @@ def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
 
 
 def ssim(fp: Tensor, test: Tensor) -> np.ndarray:
-    """Structural similarity of each pair: Gaussian window 11, sigma 1.5, mean over RGB.
+    """The structural similarity of each pair: Gaussian window 11, sigma 1.5, mean over RGB.
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W), sides of at least 11 px.
@@ -55,7 +55,7 @@ def ssim(fp: Tensor, test: Tensor) -> np.ndarray:
         (N,) float64, at most 1; higher is better. Wang et al., 2004.
 
     Raises:
-        BadImages: not pairs of uint8 images.
+        BadImages: the images are not pairs of uint8 images.
         ValueError: a side is shorter than the window.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -1,4 +1,4 @@
-"""What a feature extractor is, and extraction of many images in batches."""
+"""The interface of feature extractors, and the extraction of many images in batches."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,18 +12,18 @@ BATCH = 16
 
 
 class Extractor(Protocol):
-    """What turns images into feature vectors.
+    """A network that maps images to feature vectors.
 
     Attributes:
-        name: network and preprocessing; two extractors of one name give comparable features.
-        sha256: of the weights.
+        name: network and preprocessing. Extractors of one name give comparable features.
+        sha256: hash of the weights.
     """
 
     name: str
     sha256: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 (N, D)."""
+        """Map uint8 images (N, 3, H, W) to float32 features (N, D)."""
 
 
 def extract(
@@ -33,20 +33,20 @@ def extract(
     batch: int = BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Features of any number of images, in batches.
+    """The features of any number of images, computed in batches.
 
     Args:
         images: uint8 (N, 3, S, S).
         extractor: the network.
-        batch: images at once.
+        batch: images per batch.
         progress: called with the number of images done.
 
     Returns:
         float32 (N, D), on the CPU.
 
     Raises:
-        BadImages: as the extractor does.
-        ValueError: the network gave values that are not finite.
+        BadImages: the extractor refuses the images.
+        ValueError: a feature is not finite.
     """
     check_images(images, "feature")
     parts = []

@@ -1,4 +1,4 @@
-"""A reference set as features, with what every comparison against it needs, in one file."""
+"""Features of a set of real images, with the constants that every comparison with it needs."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,16 +21,15 @@ class Features:
 
     Attributes:
         tensor: float32 (N, D).
-        name: of the set, such as ``cifar10-test``.
-        images_sha256: of the images' bytes and shape.
+        name: name of the set, such as ``cifar10-test``.
+        images_sha256: hash of the images' bytes and shape.
         extractor: name of network and preprocessing.
-        extractor_sha256: of the network's weights.
+        extractor_sha256: hash of the network's weights.
         size: side of the images in pixels, before any resize.
-        self_similarity: mean kernel value of two different images of the set (KID's constant).
-        pca: mean, axes and variances for the Frechet distance; None where the set does not
-            vary in that many directions.
-        radii: (N,), distance of each image to its third nearest neighbour, the size of its ball
-            for precision; None for sets of three images or fewer.
+        self_similarity: mean kernel value of two different images of the set, a term of KID.
+        pca: principal axes for the Frechet distance; None if the set varies along fewer axes.
+        radii: (N,), distance of each image to its third nearest neighbour, for precision; None for
+            sets of at most three images.
     """
 
     tensor: Tensor
@@ -45,12 +44,12 @@ class Features:
 
     @property
     def label(self) -> str:
-        """Set, hash and number of images: what a measurement says it was compared with."""
+        """Set, hash and number of images, as measurements state their reference."""
         return f"{self.name} sha256:{self.images_sha256[:12]} n={self.tensor.shape[0]}"
 
 
 def images_sha256(images: Tensor) -> str:
-    """Hash of the shape and the bytes of uint8 images: order matters, file format does not."""
+    """The hash of the shape and the bytes of uint8 images, in their order."""
     digest = sha256(canonical_json(list(images.shape)).encode())
     digest.update(images.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -59,17 +58,17 @@ def images_sha256(images: Tensor) -> str:
 def features_of(
     images: Tensor, name: str, extractor: Extractor | None = None, *, half: bool = False
 ) -> Features:
-    """Compute features and all constants of a reference set.
+    """Compute the features and all constants of a reference set.
 
     Args:
         images: uint8 (N, 3, S, S), N >= 2.
-        name: of the set.
-        extractor: the network; EfficientNet-lite0 unless given.
-        half: round the features to fp16 first, so that a saved file is half as large.
+        name: name of the set.
+        extractor: the network; EfficientNet-lite0 if None.
+        half: round the features to fp16, so that a saved file is half as large.
 
     Raises:
-        UserError: one image only.
-        BadImages: not square uint8 images.
+        UserError: there is one image only.
+        BadImages: the images are not square or not uint8.
     """
     network = extractor or effnet_lite0()
     tensor = extract(images, network)
@@ -86,15 +85,15 @@ def features_of(
 
 
 def halves(features: Features, most: int, seed: int = 0) -> tuple[Tensor, Features]:
-    """A set cut into two at random: the one half as if it had been generated, the other real.
+    """Split a set at random: one half takes the place of generated images, the other is real.
 
     Args:
-        features: of at least four images.
-        most: images of the first half that are wanted.
-        seed: of the cut.
+        features: features of at least four images.
+        most: largest number of images in the first half.
+        seed: seed of the split.
 
     Returns:
-        (n, D) features, n <= ``most``, and the reference that they are scored against.
+        Features (n, D) with n <= ``most``, and the reference that they are compared with.
     """
     order = torch.randperm(len(features.tensor), generator=torch.Generator().manual_seed(seed))
     middle = len(order) // 2

@@ -1,4 +1,4 @@
-"""Reference features in a file: written whole, read and checked, computed once."""
+"""Files of reference features: writing, reading with checks, and a cache of computed ones."""
 
 import json
 import logging
@@ -37,29 +37,30 @@ def reference_features(
     name: str = "reference",
     extractor: Extractor | None = None,
 ) -> Features:
-    """Features of a reference set, computed once.
+    """The features of a reference set, from a file, from the cache, or computed now.
 
     Args:
-        source: uint8 images (N, 3, S, S), a folder of pictures, or a file of features. What had
-            to be changed in a folder's pictures is logged as a warning.
-        cache_dir: where computed features are kept, under the hash of images and extractor. A
-            damaged file there is computed again.
-        name: of the set; a folder's or a file's own name wins over the default.
-        extractor: the network; EfficientNet-lite0 unless given.
+        source: uint8 images (N, 3, S, S), a folder of images, or a file of features. Changes to
+            the images of a folder are logged as warnings.
+        cache_dir: folder that keeps computed features under the hash of images and extractor. A
+            damaged file there is replaced.
+        name: name of the set; by default that of the folder or of the file.
+        extractor: the network; EfficientNet-lite0 if None.
 
     Raises:
-        UserError: nothing there, unreadable pictures, or features of another extractor.
-        BadImages: not square uint8 images.
+        UserError: there is nothing at the path, an image cannot be read, or the file has
+            features of another extractor.
+        BadImages: the images are not square or not uint8.
     """
     network = extractor or effnet_lite0()
     if isinstance(source, Path):
         if source.is_file():
             return load_features(source, network)
         name = source.name if name == "reference" else name
-        found_set = load_folder(source, lossy=True)
-        for line in found_set.warnings:
+        image_set = load_folder(source, lossy=True)
+        for line in image_set.warnings:
             _LOG.warning(line)
-        source = found_set.images
+        source = image_set.images
     if cache_dir is None:
         return features_of(source, name, network)
     mark = sha256(f"{images_sha256(source)} {network.name} {network.sha256}".encode()).hexdigest()
@@ -69,13 +70,13 @@ def reference_features(
             return replace(load_features(path, network), name=name)
         except UserError:
             path.unlink(missing_ok=True)
-    found = features_of(source, name, network)
-    save_features(found, path)
-    return found
+    features = features_of(source, name, network)
+    save_features(features, path)
+    return features
 
 
 def save_features(features: Features, path: Path) -> None:
-    """Write one safetensors file, whole or not at all; fp16 where that loses nothing.
+    """Write features as one safetensors file, whole or not at all; in fp16 if that is exact.
 
     Raises:
         UserError: the folder cannot be written.
@@ -87,7 +88,7 @@ def save_features(features: Features, path: Path) -> None:
         tensors |= dict(zip(_PCA, features.pca, strict=True))
     if features.radii is not None:
         tensors["radii"] = features.radii
-    # One metadata entry: the order of several is not fixed, and neither would the bytes be.
+    # One metadata entry only: the order of several is not fixed, so the bytes would vary.
     meta = {
         "name": features.name,
         "images_sha256": features.images_sha256,
@@ -100,7 +101,7 @@ def save_features(features: Features, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".features-") as folder:
-            # Written beside and renamed: a reader sees no file or all of it.
+            # Written elsewhere and renamed: a reader sees no file or the whole file.
             draft = Path(folder) / path.name
             draft.write_bytes(blob)
             os.replace(draft, path)
@@ -109,14 +110,15 @@ def save_features(features: Features, path: Path) -> None:
 
 
 def load_features(path: Path, extractor: Extractor | None = None) -> Features:
-    """Read a file of features; constants that it lacks are computed.
+    """Read a file of features. Constants that it lacks are computed.
 
     Args:
         path: safetensors with ``features`` (N, D) and the description in its metadata.
-        extractor: when given, the features must be its own.
+        extractor: if given, the features must be those of this extractor.
 
     Raises:
-        UserError: cut short, no such content, not finite, or another extractor's.
+        UserError: the file is damaged, has other content, values that are not finite, or
+            features of another extractor.
     """
     try:
         with safe_open(path, framework="pt") as file:

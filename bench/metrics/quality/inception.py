@@ -1,8 +1,4 @@
-"""FID, sFID and IS on Inception features, where its weights are on this machine.
-
-No package carries those weights and nothing is downloaded here: they are looked for where
-torch-fidelity and clean-fid keep what they download, or in a folder that the environment names.
-"""
+"""Features of images by the Inception networks of torch-fidelity and of clean-fid."""
 
 import hashlib
 import os
@@ -24,37 +20,37 @@ _BATCH = 32
 
 
 def responses(images: Tensor, tool: Tool, cache_dir: Path | None = None) -> dict[str, Tensor]:
-    """What a tool's network gives for images, resized as that tool resizes.
+    """The outputs of a tool's network for images, resized as that tool resizes them.
 
     Args:
         images: uint8 (N, 3, S, S).
-        tool: which.
-        cache_dir: where results are kept under the hash of images and weights.
+        tool: the library with its weights.
+        cache_dir: folder that keeps outputs under the hash of images and weights.
 
     Returns:
-        ``pool`` (N, 2048); of torchmetrics also ``spatial`` (N, 2023), seven channels of 17 x 17,
-        and ``logits`` (N, 1008) without bias. float32.
+        ``pool`` (N, 2048), float32. Torchmetrics also gives ``spatial`` (N, 2023), seven channels
+        of 17 x 17, and ``logits`` (N, 1008) without bias.
     """
     path = None
     if cache_dir is not None:
         key = f"{images_sha256(images)} {tool.name} {tool.sha256} {tool.version}"
         path = cache_dir / f"inception-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
         if path.is_file():
-            kept: dict[str, Tensor] = load_file(path)
-            return kept
+            cached: dict[str, Tensor] = load_file(path)
+            return cached
     run = _torchmetrics(tool) if tool.name == "torchmetrics" else _clean_fid(tool)
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for start in range(0, images.shape[0], _BATCH):
             for name, values in run(images[start : start + _BATCH]).items():
                 parts.setdefault(name, []).append(values.float().cpu())
-    found = {name: torch.cat(values).contiguous() for name, values in parts.items()}
+    outputs = {name: torch.cat(values).contiguous() for name, values in parts.items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.with_suffix(f".{os.getpid()}")
-        save_file(found, work)
+        save_file(outputs, work)
         os.replace(work, path)
-    return found
+    return outputs
 
 
 def _torchmetrics(tool: Tool) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -63,14 +59,14 @@ def _torchmetrics(tool: Tool) -> Callable[[Tensor], dict[str, Tensor]]:
     names = ["2048", "logits_unbiased"]
     network: Any = NoTrainInceptionV3("inception-v3-compat", names, str(tool.file))
     spatial: list[Tensor] = []
-    # "mixed_6/conv" of the original graph: what sFID reads
+    # "mixed_6/conv" of the original graph, the features of sFID
     network.Mixed_6d.branch1x1.conv.register_forward_hook(
         lambda module, args, output: spatial.append(output[:, :SPATIAL].flatten(1))
     )
 
     def run(images: Tensor) -> dict[str, Tensor]:
         spatial.clear()
-        # its forward() keeps the first output only
+        # forward() returns the first output only
         pool, logits = network._torch_fidelity_forward(images)
         return {"pool": pool.flatten(1), "spatial": spatial[0], "logits": logits}
 

@@ -1,4 +1,8 @@
-"""Where the weights of the Inception networks are on this machine."""
+"""Finding the weights of the Inception networks on this machine.
+
+No package carries these weights, and nothing is downloaded. They are looked for where
+torch-fidelity and clean-fid keep their downloads, or in a folder that the environment names.
+"""
 
 import os
 from dataclasses import dataclass
@@ -14,19 +18,19 @@ from quantarena.bench.metrics.weights import sha256_of
 VARIABLE = "QUANTARENA_INCEPTION"
 FIDELITY_FILE = "weights-inception-2015-12-05-6726825d.pth"
 FIDELITY_SHA256 = "6726825d"
-"""First digits of its sha256, as its name says: the tool unpickles it, so they are compared."""
+"""The first digits of its sha256, from its name. They are checked because the file is unpickled."""
 CLEAN_FILE = "inception-2015-12-05.pt"
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A library with its network.
+    """A library with the weights of its network.
 
     Attributes:
         name: ``torchmetrics`` or ``clean-fid``.
-        file: of the weights.
-        sha256: of that file.
-        version: of the library and of what holds its network.
+        file: the weight file.
+        sha256: hash of that file.
+        version: versions of the library and of the package of its network.
     """
 
     name: str
@@ -37,7 +41,7 @@ class Tool:
 
 @lru_cache(maxsize=4)
 def torchmetrics_tool(given: str = "") -> Tool | str:
-    """Torchmetrics with torch-fidelity's network, or one line on what to put where.
+    """Torchmetrics with torch-fidelity's network, or one line on what is missing.
 
     Args:
         given: folder to look in first.
@@ -57,7 +61,7 @@ def torchmetrics_tool(given: str = "") -> Tool | str:
 
 @lru_cache(maxsize=4)
 def clean_fid_tool(given: str = "") -> Tool | str:
-    """clean-fid with its own network, or one line on what to put where.
+    """clean-fid with its own network, or one line on what is missing.
 
     Args:
         given: folder to look in first.
@@ -71,7 +75,7 @@ def clean_fid_tool(given: str = "") -> Tool | str:
 
 
 def given_folder() -> str:
-    """What the environment names, or nothing."""
+    """The folder that the environment names; empty if it names none."""
     return os.environ.get(VARIABLE, "")
 
 

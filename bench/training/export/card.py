@@ -1,4 +1,4 @@
-"""The text of a model card, and the numbers that stand in it."""
+"""The text of a model card."""
 
 from __future__ import annotations
 

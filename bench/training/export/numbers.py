@@ -46,10 +46,10 @@ def common_numbers(
     """Returns size, speed and memorisation of a pipeline as card rows."""
     nets = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     total = sum(p.numel() for net in nets for p in net.parameters())
-    own = sum(p.numel() for p in _denoiser(pipeline).parameters())
+    denoiser = sum(p.numel() for p in _denoiser(pipeline).parameters())
     near = memorisation(samples, train, held_out)
     return {
-        "parameters, millions": f"{total / 1e6:.2f}, of which denoiser {own / 1e6:.2f}",
+        "parameters, millions": f"{total / 1e6:.2f}, of which denoiser {denoiser / 1e6:.2f}",
         "denoiser, ms an image and step (batch 16, 1 CPU thread)": (
             f"{step_milliseconds(pipeline):.1f}"
         ),

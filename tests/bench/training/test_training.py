@@ -280,8 +280,8 @@ def test_memorised_samples_are_found():
 
 def test_a_run_keeps_its_tokenizer(tmp_path):
     captions = ["a red apple, 3d", "a green apple, flat", "a clock, flat"]
-    first = t2i.kept_tokenizer(tmp_path, captions)
-    again = t2i.kept_tokenizer(tmp_path, ["other words"])
+    first = t2i.run_tokenizer(tmp_path, captions)
+    again = t2i.run_tokenizer(tmp_path, ["other words"])
     assert again.get_vocab() == first.get_vocab()
     ids = t2i.tokenize(first, [captions[0], ""])
     assert torch.equal(ids, t2i.tokenize(again, [captions[0], ""]))
