@@ -69,7 +69,7 @@ def cores() -> int:
 
 
 def memory_limit() -> int:
-    """The bytes of memory that this process may use: of the machine, or of the container if less."""
+    """The bytes of memory that this process may use, by the machine and the container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total

@@ -23,7 +23,7 @@ def fetch(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a diffusers pipeline from the Hugging Face Hub, for use by plan, run and quantize."""
+    """Download a diffusers pipeline from the Hugging Face Hub, for plan, run and quantize."""
     paper = lookup.paper_workloads().get(name)
     hub = importlib.import_module("quantarena.bench.workloads.hub_download")
     if name in lookup.workload_names():
