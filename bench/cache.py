@@ -6,14 +6,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from quantarena.bench.errors import UserError
 
 log = logging.getLogger("quantarena")
 T = TypeVar("T")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed(Generic[T]):
+    """What a stage made, with the key that its cache entry has.
+
+    Attributes:
+        value: the result.
+        key: content hash of all that the result depends on.
+    """
+
+    value: T
+    key: str
 
 
 class StageCache:

@@ -8,6 +8,8 @@ from typing import Any
 
 from quantarena.bench.errors import UserError
 
+__sources__ = ("assets/*",)
+"""The weights that ship with the metrics: a score's key holds them."""
 ASSETS = Path(__file__).parent / "assets"
 REMEDY = "install the package again, or derive the file anew (docs/metrics.md)"
 _MANIFEST = "manifest.json"

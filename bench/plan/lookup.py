@@ -1,29 +1,26 @@
 """Names that a user can give, looked up without importing torch where that can be avoided."""
 
+import dataclasses
 import functools
 import importlib
+import os
 from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from quantarena.bench.code_hash import class_sha256, file_sha256, package_sha256
+from quantarena.bench.closure import Closure, closure, closures_key, file_closure, method_closure
+from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
 from quantarena.bench.plan import presets
 from quantarena.bench.plan.plan import Facts
 from quantarena.bench.spec import Grid, content_key
 
 UNKNOWN_RESOLUTION = 32
-SMALL_FILE = 1_000_000
-NUMBER_MAKERS = (
-    "quantarena.methods.core",
-    "quantarena.methods.api",
-    "quantarena.bench.metrics",
-    "quantarena.bench.workloads",
-    "quantarena.bench.stages.ground",
-    "quantarena.bench.stages.sequence",
-    "quantarena.bench.stages.latency",
-)
-"""Code whose change makes finished rows stale."""
+METRICS = "QUANTARENA_METRICS"
+METRIC_PLUGINS = "quantarena.bench.metrics.plugins"
+STAGES = "quantarena.bench.stages.sequence"
+"""The module whose closure holds every stage of a cell."""
 
 
 def plugin_paths(given: Iterable[str]) -> tuple[str, ...]:
@@ -112,14 +109,12 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
 
     @functools.cache
     def stamp(method_name: str, workload_name: str) -> str:
-        return content_key(
-            [
-                [package_sha256(name) for name in NUMBER_MAKERS],
-                _method_code(method_name, plugins, prefer_plugin),
-                _folder_stamp(Path(infos[workload_name].path)),
-                infos[workload_name].prompts,
-            ]
-        )
+        code = [closure(STAGES), _method_closure(method_name, plugins, prefer_plugin)]
+        return content_key([closures_key(code), _metrics(plugins), content(workload_name)])
+
+    @functools.cache
+    def content(workload_name: str) -> str:
+        return content_of(infos[workload_name])
 
     def resolution(name: str) -> int:
         return int(infos[name].resolution) or UNKNOWN_RESOLUTION
@@ -131,23 +126,36 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
     )
 
 
-def _method_code(name: str, plugins: Sequence[str], prefer_plugin: bool) -> str:
-    """Hash of the file of a method; a built-in is found without importing it."""
-    package = Path(__file__).parent.parent / "methods"
-    built_in = package / f"{name}.py"
-    if built_in.is_file() and not (prefer_plugin and plugins):
-        return file_sha256(built_in)
-    return class_sha256(method(name, plugins, prefer_plugin=prefer_plugin).method)
+def content_of(info: Any) -> str:
+    """Content hash of a workload: weights, every setting, prompts and real images.
 
-
-def _folder_stamp(folder: Path) -> str:
-    """Hash of a pipeline folder's small files and of the sizes of all; it reads no weights.
-
-    The zoo's manifest is a small file and holds the weights' own hashes.
+    Raises:
+        UserError: a file cannot be read.
     """
-    parts = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        content = file_sha256(path) if size < SMALL_FILE else ""
-        parts.append([str(path.relative_to(folder)), size, content])
-    return content_key(parts)
+    settings = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    for name in ("name", "title", "path", "licence", "megabytes", "hub"):
+        settings.pop(name)
+    real = info.reference_path if info.reference else None
+    pictures = ""
+    if real is not None and real.exists():
+        pictures = tree_sha256(real) if real.is_dir() else file_sha256(real)
+    return content_key([tree_sha256(Path(info.path)), settings, pictures])
+
+
+def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> Closure:
+    """The code of a method; that of a built-in is found without importing it."""
+    built_in = Path(__file__).parents[2] / "methods" / f"{name}.py"
+    if built_in.is_file() and not (prefer_plugin and plugins):
+        return closure(f"quantarena.methods.{name}")
+    return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
+
+
+def _metrics(plugins: Sequence[str]) -> list[str]:
+    """The code of all metric plug-ins, which score every cell: files and installed packages."""
+    named = [Path(p).expanduser() for p in os.environ.get(METRICS, "").split(os.pathsep) if p]
+    given = [file_closure(file.resolve()) for file in named if file.is_file()]
+    beside = (file_closure(Path(file)) for file in plugins)
+    given += [code for code in beside if METRIC_PLUGINS in code]
+    installed = entry_points(group="quantarena.metrics")
+    given += [closure(point.module) for point in installed]
+    return sorted(code.key for code in given)

@@ -11,13 +11,12 @@ from quantarena.bench.errors import QuantArenaError, UserError, one_line
 from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
 from quantarena.bench.spec import Cell
-from quantarena.bench.stages import ground
-from quantarena.bench.stages.ground import Workspace
-from quantarena.bench.stages.quantize_sample import Progress, Work, quantized
+from quantarena.bench.stages.quantize import Progress, Quantized, quantized
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry
 from quantarena.methods.api import Method
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.packed.pack import PackedModel, observe, pack, parity
 from quantarena.methods.registry import entry
 
@@ -63,12 +62,9 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         method.check(cell.widths, cell.variant)
     except Unsupported as error:
         raise UserError(str(error)) from None
-    cache, workspace = StageCache(order.cache), ground.open_workspace(cell)
-    work = Work()
-    model, packed, calibration, gap = _quantize_and_pack(
-        workspace, method, cell, cache, work, progress
-    )
-    observed = observe(model, packed, workspace.loaded.denoiser)
+    cache, workspace = StageCache(order.cache), open_workspace(cell)
+    quantization, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
+    observed = observe(quantization.model, packed, workspace.loaded.denoiser)
     info = method.info
     meta = {
         "base_model": _base(workspace.info),
@@ -82,9 +78,9 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "policy": cell.policy,
         "seed": cell.seed,
         "samples": cell.budget.calibration_samples,
-        "warnings": list(work.warnings),
+        "warnings": list(quantization.warnings),
         "iterations": cell.budget.iterations,
-        "calibration": {k: v for k, v in calibration.items() if k != "notes"},
+        "calibration": {k: v for k, v in quantization.calibration.items() if k != "notes"},
         "parity": gap,
         "observed": {name: getattr(observed, name) for name in observed.__slots__},
         "command": order.command,
@@ -98,30 +94,27 @@ def _quantize_and_pack(
     method: Method,
     cell: Cell,
     cache: StageCache,
-    work: Work,
     progress: Progress,
-) -> tuple[QuantizedModel, PackedModel, dict[str, Any], float]:
-    """The quantized model, the packed model, notes on calibration, and the parity error."""
-    recorded = ground.trajectory(
-        workspace, cache, lambda done, total: progress("record", done, total)
-    )
+) -> tuple[Quantized, PackedModel, float]:
+    """The quantized model with its calibration, the packed model, and the parity error."""
+    recorded = trajectory(workspace, cache, lambda done, total: progress("record", done, total))
     try:
-        model, calibration = quantized(workspace, recorded, cell, method, cache, work, progress)
+        quantization = quantized(workspace, recorded, cell, method, cache, progress).value
     except Unsupported as error:
         raise UserError(str(error)) from None
     except QuantArenaError:
         raise
     except Exception as error:  # a plug-in may raise anything
         raise QuantArenaError(f"{cell.method} failed: {one_line(error)}") from error
-    if not model.layers:
+    if not quantization.model.layers:
         raise UserError(f"{cell.method} at {cell.bits} quantizes nothing: there is nothing to pack")
     progress("pack", 0, 1)
-    packed = pack(model)
+    packed = pack(quantization.model)
     rows = torch.arange(PARITY_ROWS)
     calls = torch.linspace(0, recorded.calls - 1, PARITY_ROWS).round().long()
-    report = parity(model, packed, recorded.pick(calls, rows % recorded.rows))
+    report = parity(quantization.model, packed, recorded.pick(calls, rows % recorded.rows))
     progress("pack", 1, 1)
-    return model, packed, calibration, report.max_rel
+    return quantization, packed, report.max_rel
 
 
 def _base(info: registry.WorkloadInfo) -> str:

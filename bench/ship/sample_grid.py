@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.ship.pipeline_folder import ExportedPipeline
-from quantarena.bench.stages.quantize_sample import Progress
+from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import Draw, draw_images
 

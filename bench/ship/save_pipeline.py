@@ -12,7 +12,7 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.files import make_shareable
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
-from quantarena.bench.stages.ground import Workspace
+from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.pipeline_hash import MANIFEST
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.methods.core.packed.checkpoint import save_packed

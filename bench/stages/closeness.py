@@ -1,109 +1,13 @@
-"""Closeness to full precision inside the sampler: what cells share, and a cell's own part."""
+"""Closeness to full precision inside the sampler: noise errors by call, and the last latents."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantarena.bench.cache import StageCache
-from quantarena.bench.code_hash import package_sha256
 from quantarena.bench.metrics.bootstrap import Array
-from quantarena.bench.metrics.fidelity.last_latents import latent_mse, watching
-from quantarena.bench.metrics.fidelity.noise_error import PROBE_IMAGES, predictions, sqnr
+from quantarena.bench.metrics.fidelity.last_latents import latent_mse
+from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
 from quantarena.bench.metrics.names import LATENT, SQNR
-from quantarena.bench.spec import content_key
-from quantarena.bench.stages import ground
-from quantarena.bench.stages.ground import Workspace, silent
-from quantarena.bench.workloads.sampling import Drawn, Progress
+from quantarena.bench.stages.probe import Probe
 from quantarena.methods.core.packed.pack import PackedModel
-from quantarena.methods.core.record.trajectory import Trajectory
-
-
-def last_latents(
-    workspace: Workspace, cache: StageCache, key: Callable[[], str], draw: Callable[[], Drawn]
-) -> tuple[Drawn, Tensor | None]:
-    """Images, and what the sampler returned last for the first of them.
-
-    Args:
-        workspace: its sampler is watched.
-        cache: where ``draw`` keeps its images, and this function the latents.
-        key: of the images, once they are drawn.
-        draw: gives the images, from the cache where they are there.
-
-    Returns:
-        The images; latents float32 (n, C, ...), None where the sampler cannot be watched.
-    """
-    asked = workspace.draw()
-    scheduler = workspace.loaded.pipe.scheduler
-    with watching(scheduler, asked.count, asked.batch) as seen:
-        drawn = draw()
-    found = seen.tensor
-
-    def make(folder: Path) -> None:
-        latents = found
-        if latents is None:  # images of a run that was stopped before it kept these
-            cache.drop("images", key())
-            with watching(scheduler, asked.count, asked.batch) as again:
-                draw()
-            latents = again.tensor
-        kept = {} if latents is None else {"latents": latents.contiguous()}
-        save_file(kept, folder / "latents.safetensors")
-
-    def read(folder: Path) -> Tensor | None:
-        kept: dict[str, Tensor] = load_file(folder / "latents.safetensors")
-        return kept.get("latents")
-
-    return drawn, cache.load("latents", key(), make, read)
-
-
-def fp_latents(
-    workspace: Workspace, cache: StageCache, progress: Progress = silent
-) -> tuple[Drawn, Tensor | None]:
-    """``fp_images``, and the last latents of the first of them."""
-    return last_latents(
-        workspace,
-        cache,
-        lambda: workspace.key(workspace.draw()),
-        lambda: ground.fp_images(workspace, cache, progress),
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """Full precision's calls on the first evaluation images, and its answers.
-
-    Attributes:
-        recorded: the calls.
-        predictions: as ``metrics.steps.predictions`` gives them.
-    """
-
-    recorded: Trajectory
-    predictions: Tensor
-
-
-def probe(workspace: Workspace, cache: StageCache, progress: Progress = silent) -> Probe:
-    """What the noise predictions of all cells are compared with.
-
-    Evaluation noise: no method has seen it. The noise of an image does not depend on how many are
-    drawn, so these are the first calls of the images that are scored.
-    """
-    draw = workspace.draw()
-    draw = replace(draw, count=min(PROBE_IMAGES, draw.count))
-
-    def make(folder: Path) -> None:
-        ground.record(workspace, draw, folder, progress)
-        answers = predictions(workspace.loaded.denoiser, ground.recorded_in(folder))
-        save_file({"predictions": answers}, folder / "predictions.safetensors")
-
-    def read(folder: Path) -> Probe:
-        answers = load_file(folder / "predictions.safetensors")["predictions"]
-        return Probe(ground.recorded_in(folder), answers)
-
-    code = package_sha256("quantarena.bench.metrics.fidelity.noise_error")
-    key = content_key([ground.trajectory_key(workspace, draw=draw), code])
-    return cache.load("probe", key, make, read)
 
 
 def closeness(

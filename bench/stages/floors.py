@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.code_hash import package_sha256
+from quantarena.bench.closure import closure
 from quantarena.bench.metrics.bootstrap import Array, Groups
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
 from quantarena.bench.metrics.fidelity.last_latents import watching
@@ -24,8 +24,11 @@ from quantarena.bench.metrics.quality.features import Features, halves
 from quantarena.bench.metrics.quality.set_distance import quality
 from quantarena.bench.schema import Measurement
 from quantarena.bench.spec import content_key
-from quantarena.bench.stages import closeness, ground
-from quantarena.bench.stages.ground import Workspace, silent
+from quantarena.bench.stages.closeness import latent_distance
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.latents import fp_latents
+from quantarena.bench.stages.probe import probe
+from quantarena.bench.stages.workspace import Workspace, silent
 from quantarena.bench.workloads.sampling import Progress, draw_images
 
 BOARD = "floor"
@@ -50,8 +53,8 @@ def rounded(
     draw = workspace.draw()
 
     def make(folder: Path) -> None:
-        reference, last = closeness.fp_latents(workspace, cache)
-        seen = closeness.probe(workspace, cache)
+        reference, last = fp_latents(workspace, cache)
+        seen = probe(workspace, cache)
         original = workspace.loaded.denoiser
         other = _bf16_weights(original)
         workspace.loaded.put(other)
@@ -63,10 +66,10 @@ def rounded(
         found = fidelity(reference.images, drawn.images)
         answers = predictions(other, seen.recorded)
         found[SQNR] = sqnr(seen.predictions, answers, seen.recorded.halves).mean(0)
-        found |= closeness.latent_distance(last, latents.tensor)
+        found |= latent_distance(last, latents.tensor)
         _save(found, folder)
 
-    return _cached(cache, "floor", content_key([workspace.key(draw), _code()]), make)
+    return _cached(cache, "floor", content_key([workspace.key(draw), closure(__name__).key]), make)
 
 
 def other_seed(
@@ -83,11 +86,11 @@ def other_seed(
     draw = replace(draw, seed=workspace.seed + 1, count=min(SEED_IMAGES, draw.count))
 
     def make(folder: Path) -> None:
-        reference = ground.fp_images(workspace, cache).images[: draw.count]
+        reference = fp_images(workspace, cache).images[: draw.count]
         drawn = draw_images(workspace.loaded, workspace.info, draw, progress)
         _save(fidelity(reference, drawn.images), folder)
 
-    key = content_key([workspace.key(workspace.draw()), workspace.key(draw), _code()])
+    key = content_key([workspace.key(workspace.draw()), workspace.key(draw), closure(__name__).key])
     return _cached(cache, "seedfloor", key, make)
 
 
@@ -164,13 +167,6 @@ def _bf16_weights(model: nn.Module) -> nn.Module:
     for parameter in other.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).float()
     return other
-
-
-def _code() -> list[str]:
-    return [
-        package_sha256(f"quantarena.bench.{name}")
-        for name in ("metrics", "stages.floors", "stages.closeness")
-    ]
 
 
 def _save(found: Mapping[str, Array], folder: Path) -> None:

@@ -1,19 +1,16 @@
 """Latency of one denoiser step: warm, alone, interleaved with full precision."""
 
 import copy
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from quantarena.bench.schema import Latency
+from quantarena.bench.stages.memory import peak_growth
 from quantarena.methods.core.packed.pack import channels_last
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
@@ -56,33 +53,6 @@ def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[f
     medians = np.median(ratios[draws], axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     return float(np.median(ratios)), float(low), float(high)
-
-
-def peak_growth(run: Callable[[], object]) -> int:
-    """Peak resident memory during ``run`` above what was resident before, in bytes.
-
-    Freed pages go back to the system first, else an allocator that kept them would hide the need.
-    Linux with glibc only (it resets the process's high-water mark); 0 where it cannot be read.
-    """
-    before: int | None = None
-    with suppress(OSError, KeyError, AttributeError):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-    run()  # outside of the guards: what it raises is not ours
-    if before is None:
-        return 0
-    try:
-        return max(0, _status("VmHWM") - before)
-    except (OSError, KeyError):
-        return 0
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(fields[name].split()[0]) * 1024
 
 
 @torch.no_grad()

@@ -56,25 +56,29 @@ class CifarTask:
     """
 
     name = "cifar10-uncond"
+    channels = (32, 64, 64)
+    """Channels by resolution: 32, 16 and 8 px, the last one with attention."""
+    head_channels = 16
+    norm_groups = 16
 
     def __init__(self, source: Path, device: str = "cpu") -> None:
         self.images = cifar_images(source, train=True).to(device)
         self.objective = NoiseObjective(scheduler(latent=False), device)
 
     def build(self) -> nn.Module:
-        """Builds the U-Net: 32, 64 and 64 channels, attention at 8x8."""
+        """Builds the U-Net."""
         return cast(
             "nn.Module",
             UNet2DModel(
                 sample_size=32,
                 in_channels=3,
                 out_channels=3,
-                block_out_channels=(32, 64, 64),
+                block_out_channels=self.channels,
                 layers_per_block=1,
                 down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
                 up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-                attention_head_dim=16,
-                norm_num_groups=16,
+                attention_head_dim=self.head_channels,
+                norm_num_groups=self.norm_groups,
             ),
         )
 
@@ -92,20 +96,6 @@ class LargeCifarTask(CifarTask):
     """Trains a U-Net of 7.2 million parameters on the same images; see `CifarTask`."""
 
     name = "cifar10-uncond-large"
-
-    def build(self) -> nn.Module:
-        """Builds the U-Net: 64, 128 and 192 channels, attention at 8x8."""
-        return cast(
-            "nn.Module",
-            UNet2DModel(
-                sample_size=32,
-                in_channels=3,
-                out_channels=3,
-                block_out_channels=(64, 128, 192),
-                layers_per_block=1,
-                down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-                up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-                attention_head_dim=64,
-                norm_num_groups=32,
-            ),
-        )
+    channels = (64, 128, 192)
+    head_channels = 64
+    norm_groups = 32

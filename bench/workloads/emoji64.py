@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 
+__sources__ = ("data/emoji64/*",)
+"""The drawings and captions themselves: a score's key holds them."""
 CATEGORIES = (
     "Animals & Nature",
     "Food & Drink",

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from quantarena.bench.content import file_sha256
 from quantarena.bench.errors import BrokenModel
 from quantarena.bench.workloads.hub import WEIGHTS
 from quantarena.bench.workloads.registry import SETTINGS
@@ -11,11 +12,6 @@ from quantarena.bench.workloads.registry import SETTINGS
 MANIFEST = "manifest.json"
 _CONFIGS = (".json", ".txt", ".model")
 _ASIDE = (MANIFEST, SETTINGS)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pipeline_sha256(folder: Path) -> str:
@@ -30,10 +26,10 @@ def pipeline_sha256(folder: Path) -> str:
     files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file())
     if not files:
         raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
-    found = {str(file.relative_to(folder)): _digest(file) for file in files}
+    found = {str(file.relative_to(folder)): file_sha256(file) for file in files}
     for name, expected in _manifest(folder).items():
         actual = found.get(name) or (
-            _digest(folder / name) if (folder / name).is_file() else "missing"
+            file_sha256(folder / name) if (folder / name).is_file() else "missing"
         )
         if actual != expected:
             raise BrokenModel(
@@ -41,7 +37,7 @@ def pipeline_sha256(folder: Path) -> str:
                 f"{expected[:12]}; install again or restore the file"
             )
     configs = (f for f in folder.rglob("*") if f.suffix in _CONFIGS and f.is_file())
-    found |= {str(f.relative_to(folder)): _digest(f) for f in configs if f.name not in _ASIDE}
+    found |= {str(f.relative_to(folder)): file_sha256(f) for f in configs if f.name not in _ASIDE}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

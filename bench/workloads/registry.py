@@ -67,6 +67,12 @@ class WorkloadInfo:
         """
         return self.hub.rpartition("/")[2] or self.path.resolve().name
 
+    @property
+    def reference_path(self) -> Path:
+        """File or folder of the real images, where ``reference`` is no set of the package."""
+        local = self.path / self.reference
+        return local if local.exists() else Path(self.reference).expanduser()
+
 
 def names() -> tuple[str, ...]:
     """The names of the models of the zoo."""

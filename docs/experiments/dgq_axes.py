@@ -18,7 +18,8 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.core.trace.network import AttentionKind
@@ -57,9 +58,9 @@ def main() -> None:
     torch.set_num_threads(1)
     budget = Budget(images=32, calibration_samples=128, iterations=0)
     cell = Cell(given.workload, "dgq", given.bits, given.seed, "paper", "published", budget)
-    workspace = ground.open_workspace(cell)
+    workspace = open_workspace(cell)
     with tempfile.TemporaryDirectory() as folder:
-        recorded = ground.trajectory(workspace, StageCache(given.cache or Path(folder)))
+        recorded = trajectory(workspace, StageCache(given.cache or Path(folder)))
         points = heldout(workspace)
         with torch.no_grad():
             target = points.call(workspace.loaded.denoiser)

@@ -21,9 +21,10 @@ import torch
 from quantarena.bench.cache import StageCache
 from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
-from quantarena.bench.stages.ground import Workspace
+from quantarena.bench.stages.fp_images import fp_images
 from quantarena.bench.stages.latency import peak_growth
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.api import Effort, Method, MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
@@ -85,7 +86,7 @@ def judge(
     loaded, network, packed = workspace.loaded, workspace.loaded.denoiser, pack(model)
     target = points.call(network)
     gap = float((model.run(points) - target).square().mean() / target.square().mean())
-    reference = ground.fp_images(workspace, cache).images
+    reference = fp_images(workspace, cache).images
     loaded.put(packed.module)
     try:
         with announcing(loaded.pipe.scheduler, packed.clock):
@@ -119,10 +120,10 @@ def main() -> None:
     cell = Cell(
         given.workload, given.method, given.bits, given.seed, given.variant, given.policy, budget
     )
-    workspace = ground.open_workspace(cell)
+    workspace = open_workspace(cell)
     with tempfile.TemporaryDirectory() as folder:
         cache = StageCache(given.cache or Path(folder))
-        recorded, points = ground.trajectory(workspace, cache), heldout(workspace)
+        recorded, points = trajectory(workspace, cache), heldout(workspace)
         for text in given.set or [""]:
             method = entry(given.method).method()
             for name, value in options(text).items():

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.core.affine import QuantParams
@@ -57,7 +58,7 @@ ROWS = 8  # inputs a step for the noise SNR
 class Study:
     """A workload, its full-precision results, and calibration points."""
 
-    workspace: ground.Workspace
+    workspace: Workspace
     graph: Graph
     original: nn.Module
     calibration: CalibrationSet
@@ -109,7 +110,7 @@ def last_latents(pipe: Any) -> Iterator[list[Tensor]]:
         pipe.vae.decode = decode
 
 
-def sample(workspace: ground.Workspace) -> tuple[Tensor, Tensor]:
+def sample(workspace: Workspace) -> tuple[Tensor, Tensor]:
     """Images (N, 3, H, W) and last latents (N, C, h, w) of the network now in the pipeline."""
     with last_latents(workspace.loaded.pipe) as latents:
         drawn = draw_images(workspace.loaded, workspace.info, workspace.draw())
@@ -119,10 +120,10 @@ def sample(workspace: ground.Workspace) -> tuple[Tensor, Tensor]:
 def prepare(workload: str, images: int, points: int) -> Study:
     """Sample and record at full precision."""
     budget = Budget(images=images, batch=16, calibration_images=8, calibration_samples=points)
-    workspace = ground.open_workspace(Cell(workload, "fp", "fp", budget=budget))
+    workspace = open_workspace(Cell(workload, "fp", "fp", budget=budget))
     original = workspace.loaded.denoiser
     with tempfile.TemporaryDirectory() as folder:
-        recorded = ground.trajectory(workspace, StageCache(Path(folder)))
+        recorded = trajectory(workspace, StageCache(Path(folder)))
     with recording(original) as done:
         reference, latents = sample(workspace)
     run = done()
@@ -220,7 +221,7 @@ def measure(study: Study, setting: Setting) -> tuple[float, float, float, float]
         restore_gain(study, model.module)
     study.workspace.loaded.put(model.module)
     try:
-        images, latents = sample(study.ground)
+        images, latents = sample(study.workspace)
     finally:
         study.workspace.loaded.put(study.original)
     noise = torch.cat([batch.call(model.module) for batch in study.inputs.batches(64)])

@@ -18,7 +18,8 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import UNIFORM
@@ -61,9 +62,9 @@ def workspace(count: int) -> tuple[QuantizedModel, tuple[Block, ...], Calibratio
     """The model at w4 with ranges by MSE, its blocks and points at all 20 steps."""
     images = max(4, count // 16)
     budget = Budget(images=4, batch=64, steps=20, calibration_images=images)
-    opened = ground.open_workspace(Cell("emoji-t2i", "fp", "fp", budget=budget))
+    opened = open_workspace(Cell("emoji-t2i", "fp", "fp", budget=budget))
     with tempfile.TemporaryDirectory() as folder:
-        recorded = ground.trajectory(opened, StageCache(Path(folder)))
+        recorded = trajectory(opened, StageCache(Path(folder)))
     points = UniformStride(count).draw(recorded, 0)
     first, network = points.rows(slice(0, 2)), opened.loaded.denoiser
     graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)

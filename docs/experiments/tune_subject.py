@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
-from quantarena.bench.stages.ground import Workspace
+from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.training.dit import class_names
 from quantarena.bench.training.noise import NoiseObjective
 from quantarena.bench.training.vae import encode
@@ -157,7 +156,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     budget = Budget(images=given.images, batch=given.images)
-    opened = ground.open_workspace(Cell("emoji-dit", "fp", "fp", given.seed, budget=budget))
+    opened = open_workspace(Cell("emoji-dit", "fp", "fp", given.seed, budget=budget))
     chosen = subject(opened, given.subject, given.count)
     workspace = replace(opened, info=replace(opened.info, prompts=(str(chosen.label),)))
     original = workspace.loaded.denoiser

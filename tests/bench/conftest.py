@@ -61,21 +61,24 @@ def real_page():
 
 def fake_workload(name_or_path):
     from quantarena.bench.errors import UnknownName, did_you_mean
+    from quantarena.bench.workloads.registry import WorkloadInfo
 
     if name_or_path != "emoji-t2i":
         hint = did_you_mean(name_or_path, ["emoji-t2i"])
         raise UnknownName(f"unknown workload {name_or_path!r}: {hint}")
-    return SimpleNamespace(
+    return WorkloadInfo(
         name="emoji-t2i",
         title="a fake",
         path=FAKES,
-        resolution=32,
         steps=20,
         guidance=1.0,
+        eta=0.0,
+        resolution=32,
         conditions="none",
         prompts=(),
-        megabytes=1.0,
+        reference="",
         licence="none",
+        megabytes=1.0,
     )
 
 
@@ -96,6 +99,7 @@ def bench(tmp_path, capsys, monkeypatch, request):
     from quantarena.bench.report import publish
     from quantarena.bench.run import executors
 
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "index"))
     monkeypatch.syspath_prepend(str(FAKES))
     # Workers are other processes: they find the fakes by the environment.
     monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)

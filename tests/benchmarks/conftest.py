@@ -10,8 +10,10 @@ import torch
 from quantarena.bench.cache import StageCache
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground, sequence
+from quantarena.bench.stages import sequence
 from quantarena.bench.stages.latency import measure
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry as workloads
 from quantarena.methods.api import Effort, MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
@@ -38,7 +40,7 @@ class Bench:
     """A workload whose trajectory is recorded, and how a method runs on it."""
 
     workload: str
-    workspace: ground.Workspace
+    workspace: Workspace
     recorded: Any
 
     def context(self, cell: Cell) -> MethodContext:
@@ -69,7 +71,7 @@ class Bench:
     def time_step(self, benchmark: Any, cell: Cell, model: QuantizedModel) -> None:
         """Latency of one packed step, and its ratio to full precision measured in turns."""
         packed, original = pack(model), self.workspace.loaded.denoiser
-        points = sequence._batch(self.recorded, cell.budget.batch)
+        points = sequence.sampler_batch(self.recorded, cell.budget.batch)
         with torch.no_grad(), packed.clock.at(int(points.step[0])):
             benchmark.pedantic(points.call, (packed.module,), rounds=20, warmup_rounds=3)
             latency = measure(
@@ -108,8 +110,8 @@ def bench(request, tmp_path_factory) -> Bench:
     torch.set_num_threads(1)
     present = ZOO in workloads.names()
     workload = ZOO if present else str(request.getfixturevalue("pixel_folder"))
-    workspace = ground.open_workspace(Cell(workload, "fp", "fp", budget=BUDGET))
-    recorded = ground.trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
+    workspace = open_workspace(Cell(workload, "fp", "fp", budget=BUDGET))
+    recorded = trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
     return Bench(ZOO if present else "tiny", workspace, recorded)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads import registry as workloads
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.model import wrap
@@ -33,8 +34,8 @@ def searched(tmp_path_factory):
     if ZOO not in workloads.names():
         pytest.skip(f"needs the workload {ZOO}")
     torch.set_num_threads(1)
-    workspace = ground.open_workspace(Cell(ZOO, "fp", "fp", budget=Budget(calibration_images=8)))
-    recorded = ground.trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
+    workspace = open_workspace(Cell(ZOO, "fp", "fp", budget=Budget(calibration_images=8)))
+    recorded = trajectory(workspace, StageCache(tmp_path_factory.mktemp("cache")))
     first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
     original = workspace.loaded.denoiser
     graph = trace(original, first.sample, timestep=first.timestep, **first.conditions)

@@ -124,10 +124,10 @@ def test_two_classes_of_one_name_in_one_file(write):
 
 
 def test_two_files_of_one_name_keep_apart(write):
-    from quantarena.bench.code_hash import class_sha256
+    from quantarena.bench.closure import method_closure
 
     one = write(MINE.format(name="one", title="One"), "a/mine.py")
     two = write(MINE.format(name="two", title="Two"), "b/mine.py")
     first, second = registry.entry("one", [one]).method, registry.entry("two", [two]).method
-    assert class_sha256(first) != class_sha256(second)
+    assert method_closure(first).key != method_closure(second).key
     assert (first.info.title, second.info.title) == ("One", "Two")

@@ -91,7 +91,9 @@ def effnet_lite0(device: str = "cpu") -> EffNetLite0:
         BrokenWeights: the weight file is not the published one.
     """
     path = verified(weights_path(), SHA256, f"install it again: {_INSTALL} --force-reinstall")
-    net: nn.Module = import_module(_CODE).EfficientNet.from_name("efficientnet-lite0")
+    net: nn.Module = import_module("efficientnet_lite_pytorch").EfficientNet.from_name(
+        "efficientnet-lite0"
+    )
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     module = EffNetLite0(net).to(device).to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)

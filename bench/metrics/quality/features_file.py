@@ -5,13 +5,13 @@ import logging
 import os
 import tempfile
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantarena.bench.closure import closure
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.image_folder import load_folder
 from quantarena.bench.metrics.quality.effnet import effnet_lite0
@@ -23,7 +23,7 @@ from quantarena.bench.metrics.quality.features import (
     images_sha256,
 )
 from quantarena.bench.metrics.quality.frechet import Pca
-from quantarena.bench.spec import canonical_json
+from quantarena.bench.spec import canonical_json, content_key
 
 _LOG = logging.getLogger(__name__)
 _META = "quantarena"
@@ -63,8 +63,8 @@ def reference_features(
         source = image_set.images
     if cache_dir is None:
         return features_of(source, name, network)
-    mark = sha256(f"{images_sha256(source)} {network.name} {network.sha256}".encode()).hexdigest()
-    path = cache_dir / f"features-{mark[:24]}.safetensors"
+    inputs = [images_sha256(source), network.name, network.sha256, closure(__name__).key]
+    path = cache_dir / f"features-{content_key(inputs, 24)}.safetensors"
     if path.is_file():
         try:
             return replace(load_features(path, network), name=name)

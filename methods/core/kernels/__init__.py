@@ -1,6 +1,5 @@
-"""Packed low-bit kernels: formats, integer oracle and the native library."""
+"""Packed low-bit kernels: formats, the integer oracle and the native library."""
 
-from quantarena.methods.core.kernels.formats import IntegerLayer, pack_codes, unpack_codes
 from quantarena.methods.core.kernels.native import Status, status
 
-__all__ = ["IntegerLayer", "Status", "pack_codes", "status", "unpack_codes"]
+__all__ = ["Status", "status"]

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+__sources__ = ("csrc/*", "csrc/units/*", "csrc/attention/*")
+"""Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"
 """Written beside the sources when no library could be built: one line that says why."""

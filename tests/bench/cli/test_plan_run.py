@@ -162,12 +162,15 @@ def test_rows_of_an_older_budget_leave_the_page(bench, monkeypatch):
 
 
 def test_changed_code_makes_its_rows_stale(bench, monkeypatch):
+    from quantarena.bench.closure import Closure
     from quantarena.bench.plan import lookup
 
     bench("run", "smoke")
-    known = lookup._method_code
+    known, changed = lookup._method_closure, Closure({"quantarena.methods.rtn": "new"}, {})
     monkeypatch.setattr(
-        lookup, "_method_code", lambda name, *rest: "new" if name == "rtn" else known(name, *rest)
+        lookup,
+        "_method_closure",
+        lambda name, *rest: changed if name == "rtn" else known(name, *rest),
     )
     _, _, err = bench("run", "smoke")
     assert "2 of them again because code or model changed" in err

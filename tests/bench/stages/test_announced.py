@@ -6,11 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quantarena.bench.cache import StageCache
+from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground, quantize_sample, sequence
+from quantarena.bench.stages import sequence
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.quantize import Quantized
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.sample import sampled
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.packed.pack import PackedModel
 
@@ -22,7 +27,7 @@ BUDGET = Budget(
 @pytest.fixture(scope="module", params=["pixel_folder", "class_folder"])
 def workspace(request):
     folder = request.getfixturevalue(request.param)
-    return ground.open_workspace(Cell(str(folder), "rtn", "w4a8", budget=BUDGET))
+    return open_workspace(Cell(str(folder), "rtn", "w4a8", budget=BUDGET))
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +47,11 @@ def banked(workspace, recorded):
 
 
 def draw(workspace, packed, cache, tag):
-    work = quantize_sample.Work(stage_keys={"quantize": f"{tag} {workspace.info.path}"})
-    cell = Cell(str(workspace.info.path), "rtn", "w4a8", budget=workspace.budget)
-    return quantize_sample.sampled(workspace, packed, cell, cache, work, lambda *tick: None)
+    return sampled(workspace, packed, f"{tag} {workspace.info.path}", cache).value[0]
 
 
 def test_recording_knows_sampler_halves_and_conditions(workspace, cache):
-    recorded = ground.trajectory(workspace, cache)
+    recorded = trajectory(workspace, cache)
     guided = workspace.info.guidance > 1
     assert (recorded.calls, recorded.images, recorded.halves) == (3, 3, 1 + guided)
     assert recorded.schedule.sampler == "DDIMScheduler"
@@ -62,15 +65,15 @@ def test_recording_knows_sampler_halves_and_conditions(workspace, cache):
 
 
 def test_sampling_tells_the_network_which_call_it_is_at(workspace, cache):
-    packed, used = banked(workspace, ground.trajectory(workspace, cache))
+    packed, used = banked(workspace, trajectory(workspace, cache))
     drawn = draw(workspace, packed, cache, "same")
     assert used == [0, 1, 2, 0, 1, 2]  # two batches
-    assert torch.equal(drawn.images, ground.fp_images(workspace, cache).images)
+    assert torch.equal(drawn.images, fp_images(workspace, cache).images)
     assert not packed.clock.is_set
 
 
 def test_other_steps_than_calibrated_are_one_line(workspace, cache):
-    packed, used = banked(workspace, ground.trajectory(workspace, cache))
+    packed, used = banked(workspace, trajectory(workspace, cache))
     longer = replace(workspace, budget=replace(BUDGET, steps=5))
     with pytest.raises(UserError, match=r"for 3 calls of DDIM.* has 5 calls of DDIM"):
         draw(longer, packed, cache, "longer")
@@ -79,8 +82,9 @@ def test_other_steps_than_calibrated_are_one_line(workspace, cache):
 
 
 def test_timing_says_one_call_for_the_whole_batch(workspace, cache, monkeypatch, tmp_path):
-    packed, used = banked(workspace, ground.trajectory(workspace, cache))
-    monkeypatch.setattr(sequence, "quantized", lambda *args: (None, {}))
+    packed, used = banked(workspace, trajectory(workspace, cache))
+    made = Keyed(Quantized(None, {}, 0.0), "key")
+    monkeypatch.setattr(sequence, "quantized", lambda *args: made)
     monkeypatch.setattr(sequence, "pack", lambda model: packed)
     cell = Cell(str(workspace.info.path), "rtn", "w4a8", budget=BUDGET)
     timed = sequence.time_cell(

@@ -14,14 +14,16 @@ from quantarena.bench.metrics.quality.kid import self_similarity
 from quantarena.bench.metrics.quality.precision_recall import radii
 from quantarena.bench.schema import Measurement
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import floors, ground
+from quantarena.bench.stages import floors
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.workspace import open_workspace
 
 BUDGET = Budget(images=3, batch=2, steps=2, calibration_images=2, calibration_samples=4)
 
 
 @pytest.fixture(scope="module")
 def workspace(pixel_folder):
-    return ground.open_workspace(Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET))
+    return open_workspace(Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET))
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,10 @@ def test_another_seed_is_another_image(workspace, cache):
     assert other[LPIPS].min() > own[LPIPS].max()
     assert other[PSNR].max() < own[PSNR].min()
     # the images it compares with are those that the next seed's cells draw
-    next_seed = ground.fp_images(replace(workspace, seed=1), cache).images
+    next_seed = fp_images(replace(workspace, seed=1), cache).images
     from quantarena.bench.metrics.fidelity.psnr_ssim import psnr
 
-    want = psnr(ground.fp_images(workspace, cache).images, next_seed)
+    want = psnr(fp_images(workspace, cache).images, next_seed)
     np.testing.assert_allclose(other[PSNR], want, atol=0.5)
 
 

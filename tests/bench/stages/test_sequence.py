@@ -9,7 +9,9 @@ import pytest
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground, quantize_sample, sequence
+from quantarena.bench.stages import fp_images as fp_images_module
+from quantarena.bench.stages import latency, latents, sample, sequence
+from quantarena.bench.stages.fp_images import fp_images
 from quantarena.methods.rtn import RoundToNearest
 
 BUDGET = Budget(
@@ -110,8 +112,8 @@ def test_second_run_quantizes_and_samples_nothing(row, cell, paths, monkeypatch)
         raise AssertionError("done once already")
 
     monkeypatch.setattr(RoundToNearest, "quantize", refuse)
-    monkeypatch.setattr(quantize_sample, "draw_images", refuse)
-    monkeypatch.setattr(ground, "draw_images", refuse)
+    monkeypatch.setattr(sample, "draw_images", refuse)
+    monkeypatch.setattr(fp_images_module, "draw_images", refuse)
     again = sequence.run_cell(cell, paths, progress=quiet)
     assert again.status is Status.OK, again.reason
     assert again.measurements == row.measurements
@@ -242,12 +244,12 @@ def test_damaged_weights_are_a_failed_row(cell, paths, pixel_folder, tmp_path):
 
 
 def test_images_of_other_noise_are_no_pairs(row, cell, paths, monkeypatch):
-    original = ground.fp_images
+    original = fp_images
 
     def tampered(*args, **kwargs):
         return replace(original(*args, **kwargs), noise_sha256="0" * 64)
 
-    monkeypatch.setattr(ground, "fp_images", tampered)
+    monkeypatch.setattr(latents, "fp_images", tampered)
     found = sequence.run_cell(cell, paths, progress=quiet)
     assert found.status is Status.FAILED
     assert "images are no pairs" in found.reason
@@ -266,26 +268,28 @@ def test_interrupts_come_out(row, cell, paths, plugin):
 def test_time_cell_fills_latency(row, paths, monkeypatch):
     ticks = []
     timed = sequence.time_cell(row, paths, progress=lambda *tick: ticks.append(tick))
-    latency = timed.latency
-    assert latency.ratio_low <= latency.ratio <= latency.ratio_high
-    assert latency.step_ms > 0
-    assert latency.rounds == 20
-    assert latency.backend == row.backend
-    assert latency.image_ms == pytest.approx(latency.step_ms * 3 / 4)
+    timing = timed.latency
+    assert timing.ratio_low <= timing.ratio <= timing.ratio_high
+    assert timing.step_ms > 0
+    assert timing.rounds == 20
+    assert timing.backend == row.backend
+    assert timing.image_ms == pytest.approx(timing.step_ms * 3 / 4)
     assert ticks
     assert replace(timed, latency=None) == row
 
 
-def test_cells_of_a_workload_share_full_precisions_fastest_setting(row, paths, monkeypatch):
-    monkeypatch.setattr(sequence, "_fp_setting", {})
+def test_cells_of_a_workload_share_full_precisions_fastest_setting(
+    row, paths, monkeypatch, tmp_path
+):
     searched = []
 
     def search(*args):
         searched.append(args)
         return "fp32 channels_last"
 
-    monkeypatch.setattr("quantarena.bench.stages.latency.fastest_full_precision", search)
-    found = [sequence.time_cell(row, paths, progress=quiet).latency.fp_setting for _ in range(2)]
+    monkeypatch.setattr(latency, "fastest_full_precision", search)
+    fresh = sequence.Paths(paths.results, tmp_path / "cache")
+    found = [sequence.time_cell(row, fresh, progress=quiet).latency.fp_setting for _ in range(2)]
     assert found == ["fp32 channels_last"] * 2
     assert len(searched) == 1
 
@@ -298,7 +302,7 @@ def test_failed_rows_are_not_timed(row, paths):
 @pytest.mark.parametrize("halves", [1, 2])
 def test_timed_batch_has_each_image_with_its_guidance_halves(transformer, halves):
     recorded = replace(transformer.trajectory, halves=halves)
-    batch = sequence._batch(recorded, 3)
+    batch = sequence.sampler_batch(recorded, 3)
     assert batch.image.tolist() == halves * [0, 1, 2]
     assert batch.half.tolist() == [half for half in range(halves) for _ in range(3)]
     assert set(batch.step.tolist()) == {recorded.calls // 2}

@@ -17,7 +17,9 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.sampling import Draw, draw_images
 from quantarena.methods.core.trace.network import trace
@@ -62,7 +64,7 @@ def ground_of(folder_of):
     def get(name):
         if name not in made:
             cell = Cell(str(folder_of(name)), "rtn", "w8a8", budget=BUDGET)
-            made[name] = ground.open_workspace(cell)
+            made[name] = open_workspace(cell)
         return made[name]
 
     return get
@@ -76,7 +78,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_and_traced(name, ground_of, cache):
     workspace = ground_of(name)
-    recorded = ground.trajectory(workspace, cache)
+    recorded = trajectory(workspace, cache)
     assert recorded.calls == (3 if name in PLMS else 2)
     assert recorded.halves == (1 if name in UNGUIDED else 2)
     assert recorded.images == 2
@@ -130,7 +132,7 @@ def test_quantized_shipped_and_drawn(name, folder_of, ground_of, cache, tmp_path
     assert run(["sample", str(packed), "-n", "2", "-o", str(picture), "--json", "-q"]) == 0
     drawn = json.loads(capsys.readouterr().out)
     workspace = ground_of(name)
-    reference = ground.fp_images(workspace, cache)
+    reference = fp_images(workspace, cache)
     assert drawn["noise_sha256"] == reference.noise_sha256, "images are pairs with FP's"
     with Image.open(picture) as grid:
         pixels = torch.from_numpy(np.array(grid)).permute(2, 0, 1).int()

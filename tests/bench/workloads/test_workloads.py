@@ -10,7 +10,8 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Cell, Grid
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.real_images import real_features
+from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads import pipeline, pipeline_hash, registry, workload_name
 from quantarena.bench.workloads.conditions import read_conditions
 from quantarena.bench.workloads.sampling import Draw, condition, draw_images, image_seed
@@ -362,5 +363,5 @@ def test_a_folder_of_real_images_by_option(copy, tmp_path, monkeypatch):
     assert registry.resolve(name).reference == str(tmp_path / "real")
     cell = Cell(workload_name.with_options(str(copy), ("reference=nowhere",)), "rtn", "w8a8")
     with pytest.raises(UserError, match="nowhere") as caught:
-        ground.real_features(ground.open_workspace(cell), StageCache(tmp_path / "cache"))
+        real_features(open_workspace(cell), StageCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)

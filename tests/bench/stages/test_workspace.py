@@ -5,14 +5,17 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import ground
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.real_images import real_features
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import open_workspace
 
 BUDGET = Budget(images=2, batch=2, steps=2, calibration_images=3, calibration_samples=4)
 
 
 @pytest.fixture(scope="module")
 def workspace(pixel_folder):
-    return ground.open_workspace(Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET))
+    return open_workspace(Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET))
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +24,17 @@ def cache(tmp_path_factory):
 
 
 def test_trajectory_is_recorded_once_and_comes_back(workspace, cache):
-    first = ground.trajectory(workspace, cache)
+    first = trajectory(workspace, cache)
     assert (first.calls, first.rows) == (2, 3)
-    again = ground.trajectory(workspace, cache)
+    again = trajectory(workspace, cache)
     assert torch.equal(first.sample, again.sample)
     assert len([p for p in cache.root.iterdir() if p.name.startswith("trajectory")]) == 1
 
 
 def test_calibration_and_evaluation_never_share_noise(workspace, cache):
-    recorded = ground.trajectory(workspace, cache)
-    drawn = ground.fp_images(workspace, cache)
-    other = ground.fp_images(replace(workspace, budget=replace(BUDGET, images=3, batch=3)), cache)
+    recorded = trajectory(workspace, cache)
+    drawn = fp_images(workspace, cache)
+    other = fp_images(replace(workspace, budget=replace(BUDGET, images=3, batch=3)), cache)
     assert drawn.noise_sha256 != other.noise_sha256
     assert workspace.draw().purpose == "evaluate"
     assert workspace.draw(calibration=True).purpose == "calibrate"
@@ -39,7 +42,7 @@ def test_calibration_and_evaluation_never_share_noise(workspace, cache):
 
 
 def test_images_come_back_bit_by_bit(workspace, cache):
-    first, again = (ground.fp_images(workspace, cache) for _ in range(2))
+    first, again = (fp_images(workspace, cache) for _ in range(2))
     assert torch.equal(first.images, again.images)
     assert first.noise_sha256 == again.noise_sha256
 
@@ -64,4 +67,4 @@ def test_keys_see_guidance_conditions_seed_and_weights(workspace):
 
 
 def test_workload_without_reference_has_no_features(workspace, cache):
-    assert ground.real_features(workspace, cache) is None
+    assert real_features(workspace, cache) is None

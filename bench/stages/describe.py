@@ -1,0 +1,52 @@
+"""What a row says of its method and of its workload."""
+
+from typing import Any
+
+from quantarena.bench.closure import method_closure
+from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.workloads.sampling import Drawn, condition
+from quantarena.methods.core.kernels.native import status
+from quantarena.methods.registry import Entry
+
+SHOWN_PROMPTS = 64
+"""Conditions that a row repeats, for captions of its gallery."""
+
+
+def describe_method(found: Entry) -> dict[str, Any]:
+    """The method's name, source and code, and the kernels that run it."""
+    info = found.method.info
+    return {
+        "title": info.title,
+        "venue": info.venue,
+        "paper": info.paper,
+        "summary": info.summary,
+        "version": info.version,
+        "deviations": list(info.deviations),
+        "origin": found.origin,
+        "code_sha256": method_closure(found.method).key,
+        "kernels": str(status()),
+    }
+
+
+def describe_workload(workspace: Workspace, drawn: Drawn) -> dict[str, Any]:
+    """The pipeline, its sampler's settings and its first conditions."""
+    info, pipe = workspace.info, workspace.loaded.pipe
+    return {
+        "title": info.title,
+        "model_sha256": workspace.loaded.sha256,
+        "pipeline": type(pipe).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": workspace.steps,
+        "guidance": info.guidance,
+        "eta": info.eta,
+        "resolution": int(drawn.images.shape[-1]),
+        "images": int(drawn.images.shape[0]),
+        "batch": workspace.budget.batch,
+        "conditions": info.conditions,
+        "prompts": [condition(info, "evaluate", i) for i in range(SHOWN_PROMPTS)]
+        if info.prompts
+        else [],
+        "reference": info.reference,
+        "licence": info.licence,
+        "noise_sha256": drawn.noise_sha256,
+    }

@@ -1,0 +1,162 @@
+"""The stage ``quantize``: a method's model, from the cache or made now."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantarena.bench.cache import Keyed, StageCache
+from quantarena.bench.closure import closure, closures_key, method_closure
+from quantarena.bench.spec import Cell, content_key
+from quantarena.bench.stages.memory import peak_growth
+from quantarena.bench.stages.record import trajectory_key
+from quantarena.bench.stages.workspace import Workspace
+from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.policy import UNIFORM, Policy, policy
+from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.core.trace.network import trace
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+_FOLDER_FILES = ("state.safetensors", "notes.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A method's model and what making it took.
+
+    Attributes:
+        model: frozen, every range set.
+        calibration: what the row says of calibration, cost and the method's notes.
+        seconds: wall seconds that the method took when the model was made.
+        warnings: lines for the row.
+    """
+
+    model: QuantizedModel
+    calibration: dict[str, Any]
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def quantized(
+    workspace: Workspace,
+    recorded: Trajectory,
+    cell: Cell,
+    method: Method,
+    cache: StageCache,
+    progress: Progress,
+) -> Keyed[Quantized]:
+    """The method's model: from the cache, or made now.
+
+    Args:
+        workspace: the cell's workload.
+        recorded: the sampler's calls on the calibration images.
+        cell: the request.
+        method: the adapter.
+        cache: of stages.
+        progress: called with ``quantize``, done and total.
+
+    Raises:
+        Unsupported: the method cannot do what is asked.
+        QuantArenaError: the method broke its contract.
+    """
+    effort, warnings = _effort(cell, recorded)
+    wanted = UNIFORM if cell.widths.is_fp else policy(cell.policy, cell.method, method.published)
+    context = _context(workspace, recorded, cell, wanted, effort, progress)
+    key = _key(workspace, cell, wanted, effort, method)
+    fresh: list[QuantizedModel] = []
+
+    def make(folder: Path) -> None:
+        started = time.process_time()
+        peak = peak_growth(lambda: fresh.append(method.run(context)))
+        cost = {"core_seconds": round(time.process_time() - started, 2), "peak_bytes": peak}
+        _save(fresh[0], context, cost, folder)
+
+    def read(folder: Path) -> Quantized:
+        state, notes = (folder / name for name in _FOLDER_FILES)
+        document = json.loads(notes.read_text())
+        if fresh:
+            model = fresh[0]
+        else:
+            model = context.wrap(splits=document["splits"])
+            model.load_state(load_file(state))
+        calibration = document["calibration"] | document["cost"] | {"notes": document["notes"]}
+        seconds = float(document["notes"].get("quantize_seconds", 0.0))
+        return Quantized(model, calibration, seconds, warnings)
+
+    return Keyed(cache.load("quantize", key, make, read), key)
+
+
+def _effort(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]]:
+    """What the method may spend; a sampler of few steps records fewer points than are asked for."""
+    asked, there = cell.budget.calibration_samples, recorded.calls * recorded.rows
+    lines = (f"calibrated on all {there} points recorded; {asked} were asked",)
+    return Effort(min(asked, there), cell.budget.iterations), lines if there < asked else ()
+
+
+def _context(
+    workspace: Workspace,
+    recorded: Trajectory,
+    cell: Cell,
+    wanted: Policy,
+    effort: Effort,
+    progress: Progress,
+) -> MethodContext:
+    denoiser = workspace.loaded.denoiser
+    with torch.no_grad():
+        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
+        graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
+    return MethodContext(
+        denoiser,
+        graph,
+        recorded,
+        cell.widths,
+        wanted,
+        cell.variant,
+        cell.seed,
+        effort,
+        lambda done, total: progress("quantize", done, total),
+    )
+
+
+def _key(workspace: Workspace, cell: Cell, wanted: Policy, effort: Effort, method: Method) -> str:
+    """Content hash of the model: points, request, the policy's table, and the code of both sides.
+
+    The request is every field of the cell but those that enter by their content: its workload, its
+    budget and the name of its policy.
+    """
+    content = ("workload", "budget", "policy")
+    request = {
+        field.name: getattr(cell, field.name)
+        for field in dataclasses.fields(cell)
+        if field.name not in content
+    }
+    recorded = trajectory_key(workspace, workspace.draw(calibration=True))
+    code = closures_key([closure(__name__), method_closure(type(method))])
+    return content_key([recorded, request, wanted, effort, method.info.version, code])
+
+
+def _save(
+    model: QuantizedModel, context: MethodContext, cost: dict[str, Any], folder: Path
+) -> None:
+    state, notes = (folder / name for name in _FOLDER_FILES)
+    save_file(model.state(), state)
+    splits = {
+        name: [part.stop - part.start for part in layer.part_list()]
+        for name, layer in model.layers.items()
+        if len(layer.part_list()) > 1
+    }
+    document = {
+        "notes": model.notes,
+        "calibration": context.calibration,
+        "cost": cost,
+        "splits": splits,
+    }
+    notes.write_text(json.dumps(document))

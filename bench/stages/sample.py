@@ -1,0 +1,61 @@
+"""The stage ``sample``: a cell's images, drawn by the packed network inside its own pipeline."""
+
+import json
+import time
+from pathlib import Path
+
+from quantarena.bench.cache import Keyed, StageCache
+from quantarena.bench.closure import closure
+from quantarena.bench.spec import content_key
+from quantarena.bench.stages.fp_images import fp_images, fp_images_key, load_drawn, save_drawn
+from quantarena.bench.stages.workspace import Workspace, silent
+from quantarena.bench.workloads.sampling import Drawn, Progress, draw_images
+from quantarena.methods.core.packed.pack import PackedModel
+from quantarena.methods.core.record.announce import announcing
+
+
+def images_key(workspace: Workspace, packed: PackedModel, model_key: str) -> str:
+    """Content hash of a cell's images.
+
+    Args:
+        workspace: the cell's workload.
+        packed: the cell's network.
+        model_key: key of the quantized model that was packed.
+    """
+    if packed.backend == "fp32":
+        return fp_images_key(workspace)
+    content = [model_key, workspace.key(workspace.draw()), packed.backend]
+    return content_key([*content, closure(__name__).key])
+
+
+def sampled(
+    workspace: Workspace,
+    packed: PackedModel,
+    model_key: str,
+    cache: StageCache,
+    progress: Progress = silent,
+) -> Keyed[tuple[Drawn, float]]:
+    """The cell's images, and the wall seconds that drawing them took.
+
+    A network in which nothing is quantized has drawn them already: they are full precision's.
+    """
+    key = images_key(workspace, packed, model_key)
+    if packed.backend == "fp32":
+        return Keyed((fp_images(workspace, cache), 0.0), key)
+
+    def make(folder: Path) -> None:
+        original = workspace.loaded.denoiser
+        workspace.loaded.put(packed.module)
+        started = time.perf_counter()
+        try:
+            with announcing(workspace.loaded.pipe.scheduler, packed.clock):
+                drawn = draw_images(workspace.loaded, workspace.info, workspace.draw(), progress)
+        finally:
+            workspace.loaded.put(original)
+        save_drawn(drawn, folder)
+        (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
+
+    def read(folder: Path) -> tuple[Drawn, float]:
+        return load_drawn(folder), float(json.loads((folder / "seconds.json").read_text()))
+
+    return Keyed(cache.load("images", key, make, read), key)

@@ -1,0 +1,111 @@
+"""The stage ``score``: a cell's images against full precision's and against real ones."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from quantarena.bench.cache import StageCache
+from quantarena.bench.metrics.image_folder import save_folder
+from quantarena.bench.report.compare import REPLICATES
+from quantarena.bench.schema import UNITS, Measurement
+from quantarena.bench.spec import Cell
+from quantarena.bench.stages import floors
+from quantarena.bench.stages.closeness import closeness
+from quantarena.bench.stages.probe import probe
+from quantarena.bench.stages.quantize import Progress
+from quantarena.bench.stages.real_images import real_features, real_images
+from quantarena.bench.stages.score import ScoreInputs, score
+from quantarena.bench.stages.workspace import Workspace, evaluation_prompts, prompt_groups
+from quantarena.bench.workloads.sampling import Drawn
+from quantarena.methods.core.packed.pack import PackedModel
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawings:
+    """A cell's network and images beside full precision's.
+
+    Attributes:
+        packed: the cell's network.
+        reference: full precision's images.
+        reference_latents: what its sampler returned last; None where it cannot be watched.
+        drawn: the cell's images.
+        latents: what the cell's sampler returned last, likewise.
+    """
+
+    packed: PackedModel
+    reference: Drawn
+    reference_latents: Tensor | None
+    drawn: Drawn
+    latents: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellScores:
+    """All numbers of a cell's images.
+
+    Attributes:
+        measurements: one for each metric.
+        arrays: what the scores file holds, by name.
+        warnings: lines for the row.
+    """
+
+    measurements: tuple[Measurement, ...]
+    arrays: dict[str, Array]
+    warnings: tuple[str, ...]
+
+
+def score_cell(
+    cell: Cell, workspace: Workspace, drawings: Drawings, cache: StageCache, progress: Progress
+) -> CellScores:
+    """Score a cell's images; full precision's row carries the floors as well."""
+    drawn = drawings.drawn
+    beside, curve = closeness(
+        drawings.packed, probe(workspace, cache), drawings.reference_latents, drawings.latents
+    )
+    groups = prompt_groups(workspace.info, len(drawn.images))
+    real = real_features(workspace, cache)
+    inputs = ScoreInputs(
+        drawings.reference.images,
+        drawn.images,
+        real,
+        beside=beside,
+        prompts=evaluation_prompts(workspace.info, len(drawn.images)),
+        real_images=partial(real_images, workspace) if workspace.info.reference else None,
+        cache_dir=cache.root,
+        groups=groups,
+        seed=cell.seed,
+    )
+    scores = score(inputs, progress=progress)
+    arrays: dict[str, Array] = dict(scores.per_image) | curve
+    arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
+    if groups is not None:
+        arrays[UNITS] = np.array(groups, np.float64)
+    measurements, warnings = scores.measurements, tuple(scores.warnings)
+    rounded = floors.rounded(workspace, cache)
+    if cell.method == "fp":
+        known = {floors.ROUNDED: rounded, floors.OTHER_SEED: floors.other_seed(workspace, cache)}
+        arrays |= floors.arrays(known)
+        measurements += floors.measurements(
+            known, real, len(drawn.images), seed=cell.seed, groups=groups
+        )
+    elif line := floors.tied(scores.measurements, rounded):
+        warnings = (line, *warnings)
+    return CellScores(measurements, arrays, warnings)
+
+
+def keep(cell: Cell, drawn: Drawn, arrays: dict[str, Array], results: Path) -> dict[str, str]:
+    """Write pictures and scores of a cell; returns their places below ``results``."""
+    images, scores = f"images/{cell.key}", f"scores/{cell.key}.npz"
+    save_folder(drawn.images, results / images)
+    (results / "scores").mkdir(parents=True, exist_ok=True)
+    draft = results / "scores" / f".{cell.key}.npz"
+    plain: dict[str, Any] = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
+    np.savez_compressed(draft, **plain)
+    draft.replace(results / scores)
+    return {"images": images, "scores": scores}

@@ -1,0 +1,84 @@
+"""A loaded workload and the settings at which one cell uses it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from quantarena.bench.spec import Budget, Cell, content_key
+from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.pipeline import LoadedPipeline
+from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.bench.workloads.sampling import Draw, condition
+
+_NOT_IN_IMAGES = ("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps")
+"""Fields of a workload that do not change what it draws; its steps are part of each draw."""
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A loaded workload and the settings at which a cell uses it.
+
+    Attributes:
+        info: the workload.
+        loaded: its pipeline.
+        seed: of the cell.
+        budget: of the cell.
+    """
+
+    info: WorkloadInfo
+    loaded: LoadedPipeline
+    seed: int
+    budget: Budget
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps: the budget's, or the workload's own."""
+        return self.budget.steps or self.info.steps
+
+    def draw(self, *, calibration: bool = False) -> Draw:
+        """Which images the cell draws."""
+        count = self.budget.calibration_images if calibration else self.budget.images
+        purpose = "calibrate" if calibration else "evaluate"
+        return Draw(purpose, count, self.seed, self.steps, self.budget.batch)  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the workload that its images depend on, beside its weights."""
+        fields = (field.name for field in dataclasses.fields(self.info))
+        chosen = {name: getattr(self.info, name) for name in fields if name not in _NOT_IN_IMAGES}
+        return chosen | {"noise": self.info.noise_name}
+
+    def key(self, draw: Draw) -> str:
+        """Content hash of a draw at full precision: weights, settings and draw.
+
+        The code that draws is not part of it: every stage adds the closure of its own module.
+        """
+        return content_key([self.loaded.sha256, self.settings(), draw])
+
+
+def open_workspace(cell: Cell) -> Workspace:
+    """Load the cell's workload.
+
+    Raises:
+        UnknownName, BrokenModel: one line each.
+    """
+    info = registry.resolve(cell.workload)
+    return Workspace(info, pipeline.load(info), cell.seed, cell.budget)
+
+
+def evaluation_prompts(info: WorkloadInfo, images: int) -> tuple[str, ...]:
+    """The prompt of each image; empty for workloads that draw from classes or from noise alone."""
+    if info.conditions != "prompt":
+        return ()
+    return tuple(condition(info, "evaluate", index) for index in range(images))
+
+
+def prompt_groups(info: WorkloadInfo, images: int) -> tuple[int, ...] | None:
+    """The prompt or class of each image as a number; None for workloads without."""
+    if not info.prompts:
+        return None
+    known = {text: number for number, text in enumerate(dict.fromkeys(info.prompts))}
+    return tuple(known[condition(info, "evaluate", index)] for index in range(images))

@@ -1,0 +1,1 @@
+"""What methods build from: range searches, calibration, scaling, learning and distillation."""

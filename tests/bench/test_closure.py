@@ -1,0 +1,166 @@
+"""Keys from what is really used: every file in a closure counts, and no other."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantarena.bench import closure as closures
+from quantarena.bench.closure import closure, file_closure
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("bench", "methods", "leaderboard")
+STAGES = ("record", "fp_images", "quantize", "sample", "probe", "floors", "sequence", "latency")
+ROOTS = (
+    *(f"quantarena.bench.stages.{name}" for name in STAGES),
+    *(f"quantarena.methods.{name}" for name in ("rtn", "dgq", "repquant", "serial_to_parallel")),
+)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A copy of the library that closures are read from."""
+    skipped = shutil.ignore_patterns("__pycache__", "zoo", "data", "assets", "*.so")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=skipped)
+    monkeypatch.setattr(closures, "_ROOT", tmp_path)
+    monkeypatch.setattr(
+        closures, "_ROOTS", {f"quantarena.{room}": tmp_path / room for room in ROOMS}
+    )
+    closures.forget()
+    yield tmp_path
+    closures.forget()
+
+
+def dotted(file, root):
+    parts = list(file.relative_to(root).with_suffix("").parts)
+    if parts[:2] == ["bench", "_root"]:
+        parts = parts[2:]
+    if parts and parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(["quantarena", *parts])
+
+
+def keys():
+    return {root: closure(root).key for root in ROOTS}
+
+
+@pytest.mark.slow
+def test_an_edit_makes_exactly_those_stale_whose_closure_holds_it(tree):
+    """Every module of the library in turn gets another line of code."""
+    before = keys()
+    holders = {root: closure(root).files for root in ROOTS}
+    touched = 0
+    for file in sorted(f for room in ROOMS for f in (tree / room).rglob("*.py")):
+        name, text = dotted(file, tree), file.read_bytes()
+        file.write_bytes(text + b"\nEDITED = 1\n")
+        closures.forget(file)
+        after = keys()
+        # a facade is in no closure until it holds more than imports
+        new = {root for root in ROOTS if name in closure(root).files}
+        stale = {root for root in ROOTS if after[root] != before[root]}
+        assert stale == {root for root in ROOTS if name in holders[root]} | new, name
+        touched += bool(stale)
+        file.write_bytes(text)
+        closures.forget(file)
+    assert keys() == before
+    assert touched > 100
+
+
+def loaded_by(module):
+    """Modules of quantarena that are loaded once ``module`` is imported, in a fresh process."""
+    code = f"import sys, {module}\nprint(*(n for n in sys.modules if n.startswith('quantarena.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("root", ["quantarena.bench.stages.record", "quantarena.methods.dgq"])
+def test_nothing_that_python_loads_is_forgotten(root):
+    """Python's own import system is the judge; facades and empty packages compute nothing."""
+    missing = loaded_by(root) - set(closure(root).files)
+    for name in missing:
+        file = closures._of_quantarena(name)
+        assert closures.source(file, name).facade, name
+
+
+def test_stages_hold_what_makes_them_and_nothing_else():
+    made_by = {name: closure(f"quantarena.bench.stages.{name}") for name in STAGES}
+    assert "quantarena.methods.published" in closure("quantarena.methods.dgq")
+    assert "methods/core/kernels/csrc/library.cpp" in made_by["sample"]
+    assert "quantarena.bench.stages.quantize" in made_by["sequence"]
+    for name, found in made_by.items():
+        assert not [f for f in found.files if ".timing." in f or ".cli." in f], name
+        assert not [f for f in found.files if "csrc/fuzz" in f], name
+        assert found.libraries["torch"]
+    assert not [f for f in made_by["record"].files if ".metrics." in f or ".packed." in f]
+    assert not [f for f in made_by["quantize"].files if ".metrics." in f]
+    techniques = [f for f in made_by["quantize"].files if ".techniques." in f]
+    assert techniques == []
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """A plug-in whose helper imports a helper of its own."""
+    (tmp_path / "deeper").mkdir()
+    files = {
+        "mine.py": "import sys\nfrom helper import FACTOR\nimport torch\n",
+        "helper.py": "def late():\n    from deeper.inner import X\nFACTOR = 1\n",
+        "deeper/__init__.py": "",
+        "deeper/inner.py": "from . import beside\nX = 1\n",
+        "deeper/beside.py": "Y = 1\n",
+        "stranger.py": "Z = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    yield tmp_path
+    closures.forget()
+
+
+@pytest.mark.parametrize("name", ["mine.py", "helper.py", "deeper/inner.py", "deeper/beside.py"])
+def test_every_file_that_a_plug_in_imports_counts(plugin, name):
+    before = file_closure(plugin / "mine.py").key
+    (plugin / name).write_text((plugin / name).read_text() + "MORE = 2\n")
+    closures.forget()
+    assert file_closure(plugin / "mine.py").key != before
+
+
+def test_what_a_plug_in_does_not_import_does_not_count(plugin):
+    before = file_closure(plugin / "mine.py")
+    (plugin / "stranger.py").write_text("Z = 2\n")
+    closures.forget()
+    assert file_closure(plugin / "mine.py").key == before.key
+    assert set(before.libraries) == {"torch"}
+
+
+def test_names_of_a_facade_are_followed_to_where_they_are_defined(tmp_path):
+    (tmp_path / "door.py").write_text('"""Names."""\nfrom one import a\nfrom two import b as c\n')
+    (tmp_path / "one.py").write_text("a = 1\n")
+    (tmp_path / "two.py").write_text("b = 1\n")
+    (tmp_path / "user.py").write_text("from door import c\n")
+    (tmp_path / "whole.py").write_text("import door\n")
+    assert set(file_closure(tmp_path / "user.py").files) == {"user", "two"}
+    assert set(file_closure(tmp_path / "whole.py").files) == {"whole", "one", "two"}
+
+
+def test_imports_for_type_checkers_alone_do_not_count(tmp_path):
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import one\nelse:\n    "
+    text += "import two\n"
+    for name, content in {"user": text, "one": "a = 1\n", "two": "b = 1\n"}.items():
+        (tmp_path / f"{name}.py").write_text(content)
+    assert set(file_closure(tmp_path / "user.py").files) == {"user", "two"}
+
+
+def test_no_module_is_found_by_a_name_that_is_put_together():
+    """An import by a computed name would be invisible: there is one, of methods by their name."""
+    odd = set()
+    for file in (f for room in ("bench", "methods") for f in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            function = getattr(node, "func", None)
+            called = getattr(function, "attr", getattr(function, "id", ""))
+            if called == "import_module" and not isinstance(node.args[0], ast.Constant):
+                odd.add(dotted(file, ROOT))
+    stages = closure("quantarena.bench.stages.sequence").files
+    assert sorted(odd & set(stages)) == ["quantarena.methods.registry"]
