@@ -95,7 +95,7 @@ PAPERS: dict[str, Paper] = {
         32,
         143,
         "Q-Diffusion 2302.04304",
-        "the code of the paper spaces steps quadratically; here they are uniform",
+        "its code spaces the steps quadratically, here they are uniform",
     ),
     "ddpm-bedroom": _pixels(
         "LSUN Bedroom, 256 px, DDIM 200",
@@ -198,7 +198,7 @@ PAPERS: dict[str, Paper] = {
         13_900,
         "Stability AI non-commercial",
         "DGQ 2501.04304",
-        "the paper draws three images a prompt; MixDQ 2405.17873 takes --steps 1",
+        "it draws three images a prompt; MixDQ 2405.17873 takes --steps 1",
     ),
     "pixart-sigma": Paper(
         "PixArt-Sigma, 1024 px",
@@ -230,7 +230,7 @@ PAPERS: dict[str, Paper] = {
         3_030,
         "CC-BY-NC-4.0",
         "PTQ4DiT 2405.16005",
-        "the paper samples with the noise of DDPM: --set sampler=DDPM",
+        "it samples with DDPM's noise: --set sampler=DDPM",
         classes=1000,
     ),
 }
