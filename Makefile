@@ -9,7 +9,7 @@ help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 install:  ## make .venv and install the package with everything that developing needs
-	@./run_all.sh --install '[dev,metrics,train]'
+	@./run_all.sh --install '[dev,metrics]'
 
 lint: install type  ## ruff check, ruff format, mypy
 	$(PY) -m ruff check .

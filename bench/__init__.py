@@ -1,1 +1,1 @@
-"""The harness: cells, stages, store, runner, command line."""
+"""The harness: it plans and runs cells, keeps their results, and exports quantized models."""

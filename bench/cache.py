@@ -1,4 +1,4 @@
-"""A folder of stage results under content hashes. Entries appear whole or not at all."""
+"""The stage cache: a folder of stage results, each under the hash of its inputs."""
 
 import errno
 import logging
@@ -31,26 +31,26 @@ class Keyed(Generic[T]):
 
 
 class StageCache:
-    """Entries are folders ``STAGE-KEY``.
+    """A cache whose entries are folders named ``STAGE-KEY``, whole or absent.
 
     Args:
-        root: made when missing.
+        root: folder of the cache, made if missing.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, stage: str, key: str) -> Path:
-        """Where an entry is, or would be."""
+        """The folder of an entry, whether it exists or not."""
         return self.root / f"{stage}-{key}"
 
     def get(self, stage: str, key: str, make: Callable[[Path], None]) -> Path:
-        """The entry, made by ``make`` in an empty folder when it is not there yet.
+        """The folder of an entry. If there is none, ``make`` writes it into an empty folder.
 
         Two processes may make one entry at the same time; the first to finish wins.
 
         Raises:
-            UserError: the folder cannot be written or the disk is full.
+            UserError: the cache cannot be written, or the disk is full.
         """
         final = self.path(stage, key)
         if final.is_dir():
@@ -65,10 +65,12 @@ class StageCache:
             try:
                 os.replace(work, final)
             except OSError:
-                if not final.is_dir():  # else another process was first, and its entry is as good
+                if not final.is_dir():  # else another process was first, with an equal entry
                     raise
         except OSError as error:
-            if error.errno not in _DISK:  # a method's own missing file is not the cache's fault
+            if (
+                error.errno not in _DISK
+            ):  # not an error of the cache, such as a method's missing file
                 raise
             raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from error
         finally:
@@ -78,10 +80,11 @@ class StageCache:
     def load(
         self, stage: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T]
     ) -> T:
-        """What ``read`` finds in the entry; an entry that cannot be read is made again, once.
+        """The value that ``read`` finds in an entry. An unreadable entry is made again, once.
 
         Raises:
-            UserError: as ``get``; besides, whatever ``make`` and the second ``read`` raise.
+            UserError: the cache cannot be written, or the disk is full. Errors of ``make`` and of
+                the second ``read`` are passed on.
         """
         folder = self.get(stage, key, make)
         try:
@@ -92,5 +95,5 @@ class StageCache:
         return read(self.get(stage, key, make))
 
     def drop(self, stage: str, key: str) -> None:
-        """Forget an entry, for one that turned out to be damaged."""
+        """Delete an entry."""
         shutil.rmtree(self.path(stage, key), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Atomic writes, a lock on a folder, and one-line errors for both."""
+"""Atomic writes, a lock on a folder, and one-line errors of the file system."""
 
 import contextlib
 import errno
@@ -22,7 +22,12 @@ def utc_now() -> str:
 
 @contextlib.contextmanager
 def plain_errors(doing: str, path: Path) -> Iterator[None]:
-    """Turns an operating-system error into a ``UserError`` that says what to do."""
+    """Turn an error of the operating system into a ``UserError`` that says what to do.
+
+    Args:
+        doing: what was tried, such as ``write``.
+        path: file or folder.
+    """
     try:
         yield
     except OSError as error:
@@ -36,7 +41,7 @@ def plain_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file in one step: readers, and a crash at any moment, see the old or the new.
+    """Write a text file. A reader, also after a crash, sees either the old file or the new one.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -59,15 +64,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def make_shareable(file: Path) -> None:
-    """Give a file the mode of an ordinary new file; mkstemp and safetensors make private ones."""
+    """Give a file the mode of a new file; those of mkstemp and safetensors are private."""
     file.chmod(0o666 & ~_umask())
 
 
 def ensure_folder(folder: Path) -> None:
-    """Make ``folder`` and check that a file can be written in it.
+    """Make a folder and check that a file can be written in it.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: the folder cannot be made or written.
     """
     with plain_errors("write in", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +82,10 @@ def ensure_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for this process; the system releases it however the process ends.
+    """Lock a folder for this process. The kernel unlocks it when the process ends, in any way.
 
     Raises:
-        UserError: another live process holds it.
+        UserError: another process holds the lock.
     """
     ensure_folder(folder)
     path = folder / ".lock"
@@ -95,7 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
                     f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
                     "or choose another folder with --results"
                 ) from None
-            # Some network file systems have no locks; a run there is not protected.
+            # Some network file systems have no locks; a run there goes on without one.
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
         note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": utc_now()})
@@ -116,14 +121,14 @@ def _holder(path: Path) -> str:
 
 
 def _umask() -> int:
-    # There is no way to read the mask without setting it.
+    # The mask can only be read by setting it.
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, on file systems that can be asked to."""
+    """Make a rename survive a power failure, if the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, memory, versions, commit. No torch import."""
+"""The machine that a number was measured on: processor, memory, versions, commit. No torch."""
 
 import functools
 import os
@@ -48,19 +48,19 @@ def _fingerprint() -> dict[str, Any]:
 
 
 def fingerprint() -> dict[str, Any]:
-    """Everything above in plain JSON types; a fresh copy each time, measured once."""
-    found = dict(_fingerprint())
-    found["versions"] = dict(found["versions"])
-    return found
+    """The facts about this machine in plain JSON types, collected once; each call gives a copy."""
+    facts = dict(_fingerprint())
+    facts["versions"] = dict(facts["versions"])
+    return facts
 
 
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """True when times of one say something about times of the other."""
+    """Whether times measured on two machines are comparable."""
     return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "gpu"))
 
 
 def cores() -> int:
-    """Cores that this process may use: affinity and the container's quota included."""
+    """The number of cores that this process may use, by affinity and the container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _cgroup("cpu.max").split()
     if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
@@ -69,32 +69,32 @@ def cores() -> int:
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may use: the machine's, or the container's if lower."""
+    """The bytes of memory that this process may use, by the machine and the container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for memory so far, here and in the container."""
+    """How many processes the kernel has killed for lack of memory, on the machine or container."""
     texts = (_cgroup("memory.events"), _read(Path("/proc/vmstat")))
     pairs = (line.split() for text in texts for line in text.splitlines())
     return sum(int(p[1]) for p in pairs if len(p) == 2 and p[0] == "oom_kill" and p[1].isdigit())
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that numbers depend on."""
-    found: dict[str, str] = {}
+    """The installed versions of the libraries that numbers depend on."""
+    installed: dict[str, str] = {}
     for name in ("quantarena", *PACKAGES):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the source tree and whether it was changed since; None for a plain install."""
+    """The commit of the source tree and whether files differ from it; None if there is no tree."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -106,7 +106,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def gpu() -> dict[str, Any] | None:
-    """Name, memory and driver of the first NVIDIA GPU, or None."""
+    """The name, memory and driver of the first NVIDIA GPU, or None."""
     line = _output(
         "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
     ).partition("\n")[0]
@@ -115,7 +115,7 @@ def gpu() -> dict[str, Any] | None:
 
 
 def _output(*command: str) -> str:
-    """Standard output of a small tool; empty when it is absent, fails or hangs."""
+    """The standard output of a command; empty if it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return ""
     try:
@@ -126,7 +126,7 @@ def _output(*command: str) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Fields of the first processor in ``/proc/cpuinfo``."""
+    """The fields of the first processor in ``/proc/cpuinfo``."""
     fields: dict[str, str] = {}
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")

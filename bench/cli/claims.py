@@ -1,4 +1,4 @@
-"""The verb ``claims``."""
+"""The verb ``claims``: claims of papers against measured rows."""
 
 import dataclasses
 from typing import Annotated
@@ -21,14 +21,14 @@ from quantarena.bench.report.claims import Claim, Finding, Verdict, judge_claims
 
 def claims(
     run: RunArgument = DEFAULT,
-    method: Annotated[str | None, typer.Option(help="Claims of this method only.")] = None,
+    method: Annotated[str | None, typer.Option(help="Show the claims of this method only.")] = None,
     results: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """What the papers claim, held against what a run has measured."""
+    """Compare the claims of papers with the measurements of a run."""
     store = opened(results, run)
     chosen = [claim for claim in load_claims() if method in (None, claim.method)]
-    found = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
+    findings = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
     columns = ("method", "than", "bits", "workload", "claimed", "verdict", "measured here")
     cells = [
         (
@@ -40,24 +40,25 @@ def claims(
             f.verdict.value,
             _measured(f, run),
         )
-        for f in found
+        for f in findings
     ]
     lines = [_experiment(claim) for claim in chosen if claim.offline.command]
     value = {
-        "findings": [dataclasses.asdict(f) for f in found],
+        "findings": [dataclasses.asdict(f) for f in findings],
         "experiments": [dataclasses.asdict(c) for c in chosen if c.offline.command],
     }
     emit(value, [table(f"claims on {run}", columns, cells), *lines], as_json=as_json)
 
 
-def _measured(found: Finding, run: str) -> str:
-    if found.verdict is Verdict.MISSING or found.mean is None or found.other is None:
-        asked = f"{found.claim.method},{found.claim.offline.than}"
-        return f"quantarena run {run} --method {asked} --bits {found.bits}"
-    share = f", {100 * found.mean / found.other:+.0f} %" if found.other else ""
-    interval = "" if found.low is None else f" [{found.low:+.3g}, {found.high:+.3g}]"
-    seeds = f"{found.n} images, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    return f"{found.claim.offline.metric} {found.mean:+.3g}{interval}{share}; {seeds}"
+def _measured(finding: Finding, run: str) -> str:
+    """The measured effect of a claim, or the command that measures it."""
+    if finding.verdict is Verdict.MISSING or finding.mean is None or finding.other is None:
+        asked = f"{finding.claim.method},{finding.claim.offline.than}"
+        return f"quantarena run {run} --method {asked} --bits {finding.bits}"
+    share = f", {100 * finding.mean / finding.other:+.0f} %" if finding.other else ""
+    interval = "" if finding.low is None else f" [{finding.low:+.3g}, {finding.high:+.3g}]"
+    seeds = f"{finding.n} images, {finding.seeds} seed{'s' if finding.seeds > 1 else ''}"
+    return f"{finding.claim.offline.metric} {finding.mean:+.3g}{interval}{share}; {seeds}"
 
 
 def _experiment(claim: Claim) -> str:

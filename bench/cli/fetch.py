@@ -1,4 +1,4 @@
-"""The verb ``fetch``: the only one that downloads anything."""
+"""The verb ``fetch``, the only one that downloads anything."""
 
 import contextlib
 import importlib
@@ -15,19 +15,17 @@ from quantarena.bench.plan import lookup
 
 def fetch(
     name: Annotated[
-        str, typer.Argument(help="A paper's workload, or the id of a model on the Hub.")
+        str, typer.Argument(help="Name of a paper's workload, or id of a model on the Hub.")
     ],
     to: Annotated[
         Path | None,
-        typer.Option(
-            "--to", help="Folder to write; the cache of the Hub if absent.", metavar="DIR"
-        ),
+        typer.Option("--to", help="Folder to write to. [the cache of the Hub]", metavar="DIR"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Download a diffusers pipeline from the Hugging Face Hub, once, for plan, run and quantize."""
+    """Download a diffusers pipeline from the Hugging Face Hub, for plan, run and quantize."""
     paper = lookup.paper_workloads().get(name)
-    hub = importlib.import_module("quantarena.bench.workloads.hub")
+    hub = importlib.import_module("quantarena.bench.workloads.hub_download")
     if name in lookup.workload_names():
         raise UserError(f"workload {name} comes with the package: there is nothing to download")
     model = name if paper is None else paper.model

@@ -1,7 +1,7 @@
-"""``quantarena VERB``: the command line. Verbs import what they need when they run.
+"""The command line ``quantarena VERB``. A verb imports its libraries when it runs.
 
-Exit codes: 0 ok, 1 some cells failed (the page is still written), 2 a mistake in what was asked,
-130 interrupted. Results go to stdout, as text or with ``--json`` as one JSON document; progress
+Exit codes: 0 ok, 1 some cells failed (the page is still written), 2 a mistake in the command,
+130 interrupted. Results go to stdout, as text or, with ``--json``, as one JSON document. Progress
 and messages go to stderr.
 """
 
@@ -17,7 +17,7 @@ from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.errors import UserError
 
-# Typer carries its own click since 0.26 and uses the installed one before; ask it which.
+# Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
 OK, SOME_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -43,7 +43,7 @@ for _name, _verb in _VERBS.items():
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; no traceback for a user's mistake."""
+    """Run a command line and return its exit code. A user's mistake prints one line."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(
@@ -58,14 +58,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; nothing is wrong.
+        # The reader of our output (head, less) has ended.
         sys.stderr.close()
         return OK
     return code if isinstance(code, int) else OK
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """The entry point of the console script."""
     sys.exit(run())
 
 
@@ -75,7 +75,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> Any:
-    """SIGTERM ends a run as Ctrl-C does: workers stopped, finished cells kept."""
+    """End a run on SIGTERM as on Ctrl-C: stop the workers, keep finished cells."""
     raise KeyboardInterrupt
 
 

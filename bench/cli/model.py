@@ -66,10 +66,10 @@ def quantize(
     files.ensure_folder(cache)
     shown = _Progress(Reporter(quiet=quiet))
     with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
-        produce = importlib.import_module("quantarena.bench.ship.produce")
-        order = produce.Order(cell, output, cache, plugins, _command(cell, plugins), force)
+        ship = importlib.import_module("quantarena.bench.ship.quantize_model")
+        order = ship.Order(cell, output, cache, plugins, _command(cell, plugins), force)
         try:
-            document: dict[str, Any] = produce.quantize_model(order, shown)
+            document: dict[str, Any] = ship.quantize_model(order, shown)
         except UserError:
             raise
         except QuantArenaError as error:
@@ -109,8 +109,8 @@ def sample(
         exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
             folder
         )
-        produce = importlib.import_module("quantarena.bench.ship.produce")
-        found: dict[str, Any] = produce.draw_grid(
+        ship = importlib.import_module("quantarena.bench.ship.sample_grid")
+        found: dict[str, Any] = ship.draw_grid(
             exported,
             folder,
             output,

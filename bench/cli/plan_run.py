@@ -46,7 +46,8 @@ from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan
 from quantarena.bench.report import publish
 from quantarena.bench.run import executors
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.run.runner import Options, Run, counts, counts_line
+from quantarena.bench.run.rows import counts, counts_line
+from quantarena.bench.run.runner import Options, Run
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store

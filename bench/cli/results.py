@@ -1,4 +1,4 @@
-"""The verbs that read results: ``rank``, ``render``, ``compare``, ``show``, ``export``."""
+"""The verbs that read results: ``rank``, ``render``, ``compare``, ``show`` and ``export``."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -26,13 +26,13 @@ from quantarena.bench.report.compare import Difference, compare_rows
 from quantarena.bench.schema import Row
 from quantarena.bench.store import Planned, Store
 
-InOption = Annotated[str | None, typer.Option("--in", help="Look in this run only.", metavar="RUN")]
+InOption = Annotated[str | None, typer.Option("--in", help="Search this run only.", metavar="RUN")]
 
 
 def rank(
     run: RunArgument = DEFAULT, results: ResultsOption = RESULTS, as_json: JsonOption = False
 ) -> None:
-    """Rank what a run has measured, with tie groups."""
+    """Rank the methods of a run, with tie groups."""
     store = opened(results, run)
     value = publish.leaderboard("ranking.ranking").write_ranking(store.folder).to_dict()
     emit(value, _ranking_tables(value), as_json=as_json)
@@ -41,27 +41,34 @@ def rank(
 def render(
     run: RunArgument = DEFAULT, results: ResultsOption = RESULTS, as_json: JsonOption = False
 ) -> None:
-    """Write the page and the tables of a run again."""
+    """Write the leaderboard page and the tables of a run again."""
     store = opened(results, run)
     page = publish.refresh(store, _planned(store), force=True)
     emit({"page": str(page)}, str(page), as_json=as_json)
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A key or its beginning, or method@bits.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
+    a: Annotated[
+        str, typer.Argument(help="Key of a cell or its beginning, or [workload/]method@bits.")
+    ],
+    b: Annotated[str, typer.Argument(help="The cell to compare with, in the same form.")],
     in_run: InOption = None,
     results: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Paired difference of two cells' per-image scores, with its 95 % interval."""
+    """Show the paired differences of two cells' scores, with 95 % intervals."""
     stores = _stores(results, in_run)
     (store_a, row_a), (store_b, row_b) = find_row(stores, a), find_row(stores, b)
-    found = compare_rows(store_a.folder, row_a, store_b.folder, row_b)
+    differences = compare_rows(store_a.folder, row_a, store_b.folder, row_b)
     title = f"{_short(row_a)} ({row_a.key}) minus {_short(row_b)} ({row_b.key})"
-    value = {"a": row_a.key, "b": row_b.key, "differences": [dataclasses.asdict(d) for d in found]}
+    value = {
+        "a": row_a.key,
+        "b": row_b.key,
+        "differences": [dataclasses.asdict(d) for d in differences],
+    }
     cells = [
-        (d.name, _pm(d), d.n, d.needed if d.needed is not None else "-", d.verdict) for d in found
+        (d.name, _pm(d), d.n, d.needed if d.needed is not None else "-", d.verdict)
+        for d in differences
     ]
     columns = ("metric", "difference [95 % interval]", "images", "would separate", "verdict")
     shown = table(title, columns, cells)
@@ -69,12 +76,14 @@ def compare(
 
 
 def show(
-    key: Annotated[str, typer.Argument(help="A key or its beginning, or method@bits.")],
+    key: Annotated[
+        str, typer.Argument(help="Key of a cell or its beginning, or [workload/]method@bits.")
+    ],
     in_run: InOption = None,
     results: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Everything that is known of one cell."""
+    """Show everything that is stored of one cell."""
     store, row = find_row(_stores(results, in_run), key)
     document = {"file": str(store.path(row.key)), **row.to_dict()}
     emit(document, _describe(document), as_json=as_json)
@@ -84,12 +93,12 @@ def export(
     form: Annotated[str, typer.Argument(help=f"One of {', '.join(publish.FORMATS)}.")],
     run: RunArgument = DEFAULT,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder; the run's own if absent.")
+        Path | None, typer.Option("-o", "--output", help="Folder to write to. [that of the run]")
     ] = None,
     results: ResultsOption = RESULTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the rows of a run as a table."""
+    """Write the rows of a run as a table file."""
     if form not in publish.FORMATS:
         raise UserError(f"unknown format {form!r}: {did_you_mean(form, publish.FORMATS)}")
     store = opened(results, run)
@@ -107,12 +116,12 @@ VERBS: dict[str, Verb] = {
 
 
 def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
-    """The one row that ``name`` means: a key or its beginning, or ``[workload/]method@bits``.
+    """Find the row with a name: a key or its beginning, or ``[workload/]method@bits``.
 
     Raises:
-        UserError: no such row, or several.
+        UserError: there is no such row, or there are several.
     """
-    found: list[tuple[Store, Row]] = []
+    matches: list[tuple[Store, Row]] = []
     known: list[str] = []
     for store in stores:
         for row in store.rows():
@@ -120,15 +129,15 @@ def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
             known += [short, row.key]
             by_key = len(name) >= 4 and row.key.startswith(name.lower())
             if by_key or name in (short, f"{row.cell.workload}/{short}"):
-                found.append((store, row))
-    if not found:
+                matches.append((store, row))
+    if not matches:
         raise UserError(f"no row {name!r}: {did_you_mean(name, known)}")
-    if len(found) > 1:
-        options = ", ".join(f"{row.key} in {store.folder.name}" for store, row in found[:6])
+    if len(matches) > 1:
+        options = ", ".join(f"{row.key} in {store.folder.name}" for store, row in matches[:6])
         raise UserError(
-            f"{name!r} means {len(found)} rows ({options}): give a key, or one run with --in"
+            f"{name!r} means {len(matches)} rows ({options}): give a key, or one run with --in"
         )
-    return found[0]
+    return matches[0]
 
 
 def _stores(results: Path, in_run: str | None) -> tuple[Store, ...]:
@@ -139,7 +148,7 @@ def _stores(results: Path, in_run: str | None) -> tuple[Store, ...]:
 
 
 def _planned(store: Store) -> Planned:
-    """The plan of a folder; one that has lost its plan shows the rows it has."""
+    """The plan of a results folder; if the plan is lost, one made from its rows."""
     cells = tuple(row.cell for row in store.rows())
     return store.read_planned() or Planned(store.folder.name, "quantarena run", cells)
 
@@ -155,11 +164,11 @@ def _pm(d: Difference) -> str:
 
 
 def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
-    """A table for each board, and what could not be ranked."""
-    for found in value["boards"]:
-        judged = f"{found['board']['workload']}, judged by {found['metric'] or 'nothing'}"
+    """One table for each board, and one line for each method without a rank."""
+    for board in value["boards"]:
+        judged = f"{board['board']['workload']}, judged by {board['metric'] or 'nothing'}"
         yield table(
-            f"{judged}, {found['votes']} votes of {found['size']}",
+            f"{judged}, {board['votes']} votes of {board['size']}",
             ("place", "method", "score [95 % interval]", "tie group"),
             [
                 (
@@ -168,15 +177,15 @@ def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
                     f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
                     s["group"],
                 )
-                for s in found["standings"]
+                for s in board["standings"]
             ],
         )
-        for name, reason in found["unranked"].items():
+        for name, reason in board["unranked"].items():
             yield f"not ranked: {name} ({reason})"
 
 
 def _describe(value: Any, depth: int = 0) -> list[str]:
-    """A document as indented lines; what is empty is left out."""
+    """A document as indented lines, without empty values."""
     pad, lines = "  " * depth, []
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, item in items:

@@ -1,1 +1,1 @@
-"""Measurements of images: to full precision (same seed) and to real images."""
+"""The metrics: images against full-precision images, real images or prompts."""

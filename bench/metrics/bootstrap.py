@@ -1,8 +1,7 @@
-"""Intervals: resample the images, seeded and vectorised. No torch.
+"""Bootstrap intervals over images, seeded and vectorised. No torch.
 
-Counts are drawn once for a seed and a number of images, so every metric and every cell sees the
-same resamples: differences between two methods are paired without further care. Images of one
-prompt are drawn together.
+For a given seed and number of images the resamples are the same for every metric and every cell, so
+differences between two methods are paired differences. Images of one prompt are drawn together.
 """
 
 from functools import lru_cache
@@ -16,29 +15,29 @@ LEVEL = 0.95
 
 
 Groups = tuple[int, ...]
-"""The prompt, class or other unit of each image; images of one unit are not independent."""
+"""The unit of each image, such as its prompt or class. Images of one unit are not independent."""
 
 
 @lru_cache(maxsize=4)
 def resample_counts(
     n: int, resamples: int = RESAMPLES, seed: int = 0, groups: Groups | None = None
 ) -> Array:
-    """How often each of ``n`` images is drawn in each resample.
+    """How many times each of ``n`` images is drawn in each resample.
 
     Args:
-        n: images.
-        resamples: how many.
-        seed: of the draws.
-        groups: unit of each image, at least ``n`` of them; whole units are drawn where some
-            repeat. Units that all differ, and one unit alone, change nothing.
+        n: number of images.
+        resamples: number of resamples.
+        seed: seed of the draws.
+        groups: unit of each image, at least ``n`` of them. If units repeat, whole units are
+            drawn. If all units differ, or there is one only, images are drawn.
 
     Returns:
-        (resamples, n); each row sums to ``n``, or to about that where units differ in size.
-        Read-only, because it is shared.
+        (resamples, n), read-only because it is shared. Each row sums to ``n``, or to about ``n``
+        if units differ in size.
     """
     members = np.arange(n) if groups is None else np.unique(groups[:n], return_inverse=True)[1]
     units = int(members.max()) + 1
-    if units in (1, n):  # in the images' own order, as without units
+    if units in (1, n):  # draw images, in their own order
         members, units = np.arange(n), n
     rng = np.random.default_rng([seed, units])
     drawn = rng.multinomial(units, np.full(units, 1.0 / units), size=resamples)
@@ -48,7 +47,7 @@ def resample_counts(
 
 
 def interval(replicates: Array, level: float = LEVEL) -> tuple[float, float]:
-    """The central ``level`` of the replicates (percentile interval)."""
+    """The percentile interval of the replicates that holds the share ``level`` of them."""
     tail = (1 - level) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
@@ -57,10 +56,10 @@ def interval(replicates: Array, level: float = LEVEL) -> tuple[float, float]:
 def recentred_interval(
     value: float, replicates: Array, level: float = LEVEL
 ) -> tuple[float, float]:
-    """The spread of the replicates, moved so that their mean is ``value``.
+    """The percentile interval of the replicates, shifted so that their mean is ``value``.
 
-    For estimators that a resample biases once more (a resample has fewer distinct images, which
-    widens a Frechet distance): the plain percentile interval may lie above the value itself.
+    This is for estimators that resampling biases: a resample has fewer distinct images, which
+    enlarges a Frechet distance, so the plain percentile interval may lie above the value itself.
     """
     low, high = interval(replicates, level)
     shift = value - float(replicates.mean())
@@ -74,19 +73,19 @@ def mean_interval(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> tuple[float, float | None, float | None]:
-    """Mean of per-image values and its 95 % interval.
+    """The mean of per-image values and its 95 % interval.
 
     Args:
-        values: (N,), one an image. Give the difference of two methods for a paired interval.
-        seed: of the resamples.
-        resamples: how many.
-        groups: unit of each image, where some belong together.
+        values: (N,), one per image. Differences of two methods give a paired interval.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: unit of each image, if images belong together.
 
     Returns:
-        mean, low, high; low and high are None for one image, whose spread nobody knows.
+        mean, low and high. Low and high are None for one image, which has no spread.
 
     Raises:
-        ValueError: no values, or some that are not finite.
+        ValueError: there are no values, or some are not finite.
     """
     exact = np.asarray(values, dtype=np.float64)
     if exact.ndim != 1 or exact.size == 0:

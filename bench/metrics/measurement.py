@@ -1,4 +1,4 @@
-"""From per-image values, or a reason why there are none, to a measurement."""
+"""Makes a measurement from per-image values, or from the reason why there are none."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ def unmeasured(info: MetricInfo, reason: str | None = None, reference: str = "")
 
     Args:
         info: the metric.
-        reason: why there is none; None where a value is put in afterwards.
-        reference: what it would be compared with.
+        reason: why there is no value; None if the caller fills in a value.
+        reference: what the images are compared with.
     """
     return Measurement(
         name=info.name,
@@ -39,20 +39,20 @@ def mean_of(
     sha256: str | None = None,
     reference: str = "",
 ) -> Measurement:
-    """Mean of per-image values with its 95 % bootstrap interval.
+    """The mean of per-image values with its 95 % bootstrap interval.
 
     Args:
         info: the metric.
-        values: (n,), of the first n images.
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
-        impl: what computed it.
-        sha256: of the network's weights, if any.
-        reference: what it was compared with.
+        values: (n,), values of the first n images.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
+        impl: library and settings that computed the values.
+        sha256: hash of the network's weights, if the metric has a network.
+        reference: what the images were compared with.
 
     Raises:
-        ValueError: no values, or some that are not finite.
+        ValueError: there are no values, or some are not finite.
     """
     mean, low, high = mean_interval(values, seed=seed, resamples=resamples, groups=groups)
     return replace(

@@ -1,4 +1,4 @@
-"""The metrics by name: what a listing prints and what every measurement carries. No torch."""
+"""The names of all metrics, and the facts about each: title, unit, direction, board. No torch."""
 
 from dataclasses import dataclass
 
@@ -26,15 +26,15 @@ EFFNET = "in a dependency"
 
 @dataclass(frozen=True, slots=True)
 class MetricInfo:
-    """One metric.
+    """The facts about one metric.
 
     Attributes:
-        name: with implementation and extractor.
-        title: one line for people.
-        unit: of the value; empty for a plain number.
-        higher_is_better: direction of quality.
+        name: name with implementation and extractor.
+        title: one line for readers.
+        unit: unit of the value; empty for a plain number.
+        higher_is_better: whether larger values are better.
         board: ``fidelity`` or ``quality``.
-        needs: fewest images on which it is computed.
+        needs: least number of images on which it is computed.
         weights: where the weights of its network come from.
     """
 
@@ -83,4 +83,4 @@ QUALITY = tuple(row[0] for row in _QUALITY)
 TEXT = tuple(row[0] for row in _TEXT)
 INCEPTION = tuple(row[0] for row in _INCEPTION)
 IMAGE_PAIRS = (PSNR, SSIM, LPIPS)
-"""Fidelity metrics of two images alone."""
+"""The fidelity metrics that need two images and nothing else."""

@@ -1,8 +1,8 @@
-"""Metrics of others: preference models and whatever scores an image and its prompt.
+"""Metrics of plug-ins: functions that score an image and its prompt, such as preference models.
 
-A plug-in is a function with a decorator. It is found in a file that ``QUANTARENA_METRICS`` names,
-in a package with an entry point of the group ``quantarena.metrics``, or in a file given as
-``--plugin`` for the methods that it holds beside.
+A plug-in is a function with the decorator ``metric``. It lives in a file that the variable
+``QUANTARENA_METRICS`` names, in a package with an entry point of the group ``quantarena.metrics``,
+or in a plug-in file of methods (``--plugin``).
 """
 
 import os
@@ -24,18 +24,18 @@ from quantarena.methods.registry import plugin_module
 GROUP = "quantarena.metrics"
 VARIABLE = "QUANTARENA_METRICS"
 Function = Callable[[Tensor, tuple[str, ...]], object]
-"""Takes uint8 images (N, 3, H, W) and N prompts (none: empty); gives N numbers."""
+"""A function of uint8 images (N, 3, H, W) and N prompts, or no prompts, that returns N numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricPlugin:
-    """A registered function.
+    """A registered metric.
 
     Attributes:
         info: name, title, unit and direction.
-        function: gives a number an image.
-        origin: version that it stated, or its module.
-        needs_prompts: whether it is left out for workloads without prompts.
+        function: computes one number per image.
+        origin: the version that was stated, or the module of the function.
+        needs_prompts: whether workloads without prompts leave it out.
     """
 
     info: MetricInfo
@@ -57,18 +57,18 @@ def metric(
     version: str = "",
     needs_prompts: bool = True,
 ) -> Callable[[Function], Function]:
-    """Function decorator: score every cell's images by this too, on the quality board.
+    """Function decorator that registers a metric: it scores every cell, on the quality board.
 
     Args:
-        name: with implementation and weights, such as ``imagereward/v1.0``.
-        higher_is_better: direction of quality.
-        unit: of the numbers.
-        title: one line.
-        version: of what computes them, printed with each number.
-        needs_prompts: leave it out where a workload has none.
+        name: name with implementation and weights, such as ``imagereward/v1.0``.
+        higher_is_better: whether larger values are better.
+        unit: unit of the values.
+        title: one line for readers.
+        version: version of the implementation, which each measurement states.
+        needs_prompts: leave the metric out for workloads without prompts.
 
     Raises:
-        UserError: the name is one that comes with quantarena.
+        UserError: the name belongs to a metric of quantarena.
     """
     if name in METRICS or name.split("/")[0] in {"fid", "kid", "psnr", "ssim", "lpips"}:
         raise UserError(f"metric name {name!r} belongs to quantarena: take another")
@@ -83,7 +83,7 @@ def metric(
 
 
 def load_plugins() -> tuple[MetricPlugin, ...]:
-    """Every plug-in there is, loaded once.
+    """All plug-ins, each loaded once.
 
     Raises:
         UserError: a file or package fails to import.
@@ -103,16 +103,16 @@ def plugin_metrics(
     seed: int = 0,
     groups: Groups | None = None,
 ) -> tuple[tuple[Measurement, ...], dict[str, np.ndarray]]:
-    """Every plug-in's measurement; one that fails says why and stops nothing.
+    """Measure images by every plug-in. One that fails gives a measurement with the reason.
 
     Args:
         images: uint8 (N, 3, H, W).
-        prompts: N texts, or none.
-        seed: of the resamples.
-        groups: prompt of each image, where prompts repeat.
+        prompts: N prompts, or none.
+        seed: seed of the resamples.
+        groups: prompt of each image, if prompts repeat.
 
     Returns:
-        Measurements, and (N,) values of those that have one.
+        The measurements, and (N,) values for each metric that was computed.
     """
     measured, values = [], {}
     for plugin in load_plugins():
@@ -125,7 +125,7 @@ def plugin_metrics(
             if found.shape != (len(images),):
                 raise ValueError(f"gave shape {found.shape} for {len(images)} images")
             one = mean_of(info, found, seed=seed, groups=groups, impl=plugin.origin)
-        except Exception as error:  # a plug-in may raise whatever it likes
+        except Exception as error:  # a plug-in may raise anything
             first = (str(error).strip().splitlines() or [""])[0]
             measured.append(unmeasured(info, f"{type(error).__name__}: {first}"))
             continue

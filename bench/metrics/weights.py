@@ -1,4 +1,4 @@
-"""Weights that are proved whole before they are used: sha256 first, parsing second."""
+"""Committed weight files: their hash is checked before they are read."""
 
 import hashlib
 import json
@@ -16,22 +16,22 @@ _MANIFEST = "manifest.json"
 
 
 class BrokenWeights(UserError):
-    """A weight file that is missing, cut short, or not the one that was published."""
+    """A weight file that is missing, truncated, or not the published one."""
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, 64 hex digits. Raises OSError as ``open`` does."""
+    """The sha256 of a file, 64 hex digits. Raises OSError if it cannot be read."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def verified(path: Path, sha256: str, remedy: str) -> Path:
-    """``path`` itself, once its bytes are known to be the published ones.
+    """Check that a file has the published bytes, and return its path.
 
     Args:
         path: the file.
-        sha256: 64 hex digits that it must have.
-        remedy: what to do when it does not, for the message.
+        sha256: its expected hash, 64 hex digits.
+        remedy: what the user can do, for the error message.
 
     Raises:
         BrokenWeights: the file is missing, unreadable, or has other bytes.
@@ -51,7 +51,7 @@ def verified(path: Path, sha256: str, remedy: str) -> Path:
 
 
 def stated_sha256(name: str, folder: Path = ASSETS) -> str:
-    """The sha256 that the manifest beside a file states. Raises BrokenWeights when it cannot."""
+    """The sha256 of a file according to the manifest beside it. Raises BrokenWeights."""
     path = folder / _MANIFEST
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))[name]["sha256"])
@@ -60,13 +60,13 @@ def stated_sha256(name: str, folder: Path = ASSETS) -> str:
 
 
 def write_asset(folder: Path, name: str, blob: bytes, facts: Mapping[str, Any]) -> Path:
-    """Write a file and its entry in the manifest; other entries stay. Returns the file's path.
+    """Write a file and its entry in the manifest, whose other entries stay; return its path.
 
     Args:
-        folder: made when missing.
-        name: of the file.
+        folder: target folder, made if missing.
+        name: name of the file.
         blob: its bytes.
-        facts: what else the manifest says of it.
+        facts: further facts for the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, manifest = folder / name, folder / _MANIFEST

@@ -1,1 +1,1 @@
-"""The room bench/plan."""
+"""What a run would do, before it does anything: its cells, their state, time and disk space."""

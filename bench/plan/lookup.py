@@ -94,13 +94,13 @@ def canonical_workload(name_or_path: str, options: tuple[str, ...] = ()) -> str:
     Raises:
         UserError: no such workload, or no such setting.
     """
-    settings = importlib.import_module("quantarena.bench.workloads.settings")
-    return str(workload(settings.with_options(name_or_path, options)).name)
+    workload_name = importlib.import_module("quantarena.bench.workloads.workload_name")
+    return str(workload(workload_name.with_options(name_or_path, options)).name)
 
 
 def shown_workload(name: str) -> str:
     """A cell's workload as a command repeats it elsewhere: paths by their last name."""
-    return str(importlib.import_module("quantarena.bench.workloads.settings").shown(name))
+    return str(importlib.import_module("quantarena.bench.workloads.workload_name").shown(name))
 
 
 def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = False) -> Facts:

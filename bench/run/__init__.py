@@ -1,1 +1,1 @@
-"""The room bench/run."""
+"""Running a plan: tasks handed to executors, rows written as they come, progress on stderr."""

@@ -1,6 +1,7 @@
-"""One child process that has the machine to itself: latency is timed there after a fan-out.
+"""The executor that runs tasks in one child process, which has the machine to itself.
 
-Timing runs native code on a quiet machine; in a child, a crash or a hang costs one number.
+Latency is measured there after the cells have run in parallel. Timing runs native code: in a child
+process a crash or a hang costs one number only.
 """
 
 import contextlib
@@ -12,14 +13,15 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, attempt
+from quantarena.bench.run.attempt import attempt
+from quantarena.bench.run.executors import Listener, Outcome, Setting, Task
 from quantarena.bench.schema import Status
 
 _POLL_SECONDS = 0.25
 
 
 class AloneExecutor:
-    """Runs tasks one at a time in a child process, which is replaced when it dies or hangs."""
+    """Runs one task at a time in a child process, which is replaced when it dies or hangs."""
 
     slots = 1
 
@@ -34,7 +36,7 @@ class AloneExecutor:
         self._began = 0.0
 
     def start(self, task: Task) -> None:
-        """Send the task to the child, starting one when there is none."""
+        """Send the task to the child process, which is started if there is none."""
         assert self._task is None, "one task at a time"
         if self._pipe is None:
             self._pipe, theirs = self._context.Pipe()
@@ -48,7 +50,7 @@ class AloneExecutor:
             self._pipe.send(task)
 
     def wait(self) -> Outcome:
-        """The task's outcome; progress on the way."""
+        """Wait for the task's outcome; report progress meanwhile."""
         task, pipe = self._task, self._pipe
         assert task is not None, "nothing to wait for"
         assert pipe is not None
@@ -71,7 +73,7 @@ class AloneExecutor:
                 self._listener(task, *message)
 
     def close(self) -> None:
-        """Kill the child."""
+        """Kill the child process."""
         if self._child is not None:
             self._child.kill()
             self._child.join()
@@ -81,7 +83,7 @@ class AloneExecutor:
 
 
 def _serve(pipe: Connection, setting: Setting) -> None:
-    """Answer tasks until the parent is gone."""
+    """Do tasks in the child process until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a method prints must not end up in the driver's output, which may be JSON.
     os.dup2(2, 1)

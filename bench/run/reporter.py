@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere; on stderr."""
+"""Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,7 +14,12 @@ _HEARTBEAT_SECONDS = 30.0
 
 
 class Reporter:
-    """Progress of one run. Every method returns at once and none raises."""
+    """Shows the progress of one run. No method waits or raises.
+
+    Args:
+        stream: where to write; stderr if None.
+        quiet: show warnings only.
+    """
 
     def __init__(self, stream: Any = None, *, quiet: bool = False) -> None:
         # soft_wrap leaves long lines (paths, reasons) whole, for grep and for copying.
@@ -28,16 +33,16 @@ class Reporter:
         self._beat = time.monotonic()
 
     def say(self, line: str) -> None:
-        """A line for the reader."""
+        """Print a line, unless quiet."""
         if not self._quiet:
             self._console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
-        """A line that must be seen even when quiet."""
+        """Print a warning, even when quiet."""
         self._console.print(f"warning: {line}", markup=False, style="yellow")
 
     def open(self, total: int) -> None:
-        """Begin a bar over that many tasks."""
+        """Start the progress bar of ``total`` tasks."""
         if self._quiet or not self._console.is_terminal:
             return
         self._bar = Progress(
@@ -52,13 +57,13 @@ class Reporter:
         self._bar.start()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
         self._bar, self._rows, self._stages = None, {}, {}
 
     def running(self, task: Task, stage: str, done: int, total: int) -> None:
-        """A task is at that point of a stage."""
+        """Show that a task has done ``done`` of ``total`` in a stage."""
         self._stages[task] = f"{stage} {done}/{total}" if total > 1 else stage
         if self._bar is not None:
             if task not in self._rows:
@@ -72,7 +77,7 @@ class Reporter:
             self._beat = time.monotonic()
 
     def ended(self, task: Task, done: int, total: int, line: str) -> None:
-        """A task is over; ``line`` says how."""
+        """Show that a task has ended; ``line`` says how."""
         self._stages.pop(task, None)
         row = self._rows.pop(task, None)
         if self._bar is not None:
@@ -84,7 +89,7 @@ class Reporter:
         self._beat = time.monotonic()
 
     def left(self, seconds: float) -> None:
-        """The present estimate of what is left."""
+        """Show the present estimate of the seconds left."""
         self._left = seconds
         if self._bar is not None and self._all is not None:
             self._bar.update(self._all, note=f"about {minutes(seconds)} left", refresh=False)

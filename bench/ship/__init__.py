@@ -1,1 +1,1 @@
-"""The room bench/ship."""
+"""Exporting a quantized model as a pipeline folder, and drawing images with it."""

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: front matter for hubs, then what a reader wants to know."""
+"""The README.md of an exported model: front matter for model hubs, then facts for readers."""
 
 import json
 import re
@@ -11,12 +11,12 @@ _LICENCES = ("apache-2.0", "mit", "openrail++", "openrail", "cc-by-4.0", "cc0-1.
 
 
 def card(document: Mapping[str, Any], info: WorkloadInfo, pipeline: str) -> str:
-    """Markdown with YAML front matter.
+    """The model card: Markdown with YAML front matter.
 
     Args:
         document: content of ``packed.json``.
         info: the workload that was quantized.
-        pipeline: class of the pipeline.
+        pipeline: name of the pipeline's class.
     """
     meta, sizes = document["meta"], document["bytes"]
     observed = meta.get("observed", {})
@@ -50,8 +50,8 @@ def card(document: Mapping[str, Any], info: WorkloadInfo, pipeline: str) -> str:
         "",
         f"# {base}, {rows['method']} at {bits}",
         "",
-        "The denoiser of this pipeline is quantized and packed: weights lie on disk and in memory",
-        "at the bits below, and run on integer kernels. All other parts are the base model's own.",
+        "The denoiser of this pipeline is quantized and packed: its weights take the bits below on",
+        "disk and in memory, and it runs on integer kernels. All other parts are the base model's.",
         "",
         "```python",
         "from quantarena import load_pipeline",
@@ -86,7 +86,7 @@ def _shares(coverage: Mapping[str, float]) -> str:
 
 
 def _licence(text: str) -> str:
-    """The identifier that hubs know, or ``other``."""
+    """The licence's identifier on model hubs, or ``other``."""
     lowered = text.lower()
     found = [n for n in _LICENCES if re.search(rf"(?<![\w-]){re.escape(n)}(?![\w-])", lowered)]
     return found[0] if found else "other"

@@ -1,1 +1,1 @@
-"""The room bench/stages."""
+"""The work on one cell: record, quantize, pack, sample, score and time, each stage cached."""

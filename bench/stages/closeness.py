@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from quantarena.bench.metrics.bootstrap import Array
-from quantarena.bench.metrics.fidelity.noise_error import latent_mse, predictions, sqnr
+from quantarena.bench.metrics.fidelity.last_latents import latent_mse
+from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
 from quantarena.bench.metrics.names import LATENT, SQNR
 from quantarena.bench.scores import CURVE
 from quantarena.bench.stages.probe import Probe

@@ -17,7 +17,8 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure
 from quantarena.bench.metrics.bootstrap import Array, Groups
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
-from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr, watching
+from quantarena.bench.metrics.fidelity.last_latents import watching
+from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
 from quantarena.bench.metrics.names import LPIPS, SQNR
 from quantarena.bench.metrics.quality.features import Features, halves
 from quantarena.bench.metrics.quality.set_distance import quality

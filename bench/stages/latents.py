@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure
-from quantarena.bench.metrics.fidelity.noise_error import watching
+from quantarena.bench.metrics.fidelity.last_latents import watching
 from quantarena.bench.spec import content_key
 from quantarena.bench.stages.fp_images import fp_images, fp_images_key
 from quantarena.bench.stages.workspace import Workspace, silent

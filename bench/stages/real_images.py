@@ -4,8 +4,9 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.images import load_folder
-from quantarena.bench.metrics.quality.features import Features, reference_features
+from quantarena.bench.metrics.image_folder import load_folder
+from quantarena.bench.metrics.quality.features import Features
+from quantarena.bench.metrics.quality.features_file import reference_features
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.emoji64 import heldout_images
 

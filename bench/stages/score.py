@@ -1,4 +1,4 @@
-"""One call scores one set of images: what the stage code uses."""
+"""The stage ``score``: every metric of one set of images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
 from quantarena.bench.metrics.images import check_pairs
 from quantarena.bench.metrics.plugins import plugin_metrics
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.quality.features import Features
 from quantarena.bench.metrics.quality.inception_scores import Real, paper_metrics, without_images
 from quantarena.bench.metrics.quality.set_distance import not_computed, quality
@@ -26,12 +27,12 @@ class Scores:
     """The numbers of one set of images.
 
     Attributes:
-        measurements: every metric of the catalogue, those without a value included.
-        per_image: metric to (N,) float64, in the order of the images; those that were given
-            beside may hold the first images only.
-        replicates: quality metric to (B,) bootstrap values, where it was computed; those of
-            two rows with equal N and seed are paired, so their difference has an interval too.
-        warnings: lines worth a reader's attention.
+        measurements: one for each metric, also for those without a value.
+        per_image: metric to (N,) float64, in the order of the images; values from
+            ``ScoreInputs.beside`` may be those of the first images only.
+        replicates: quality metric to (B,) bootstrap values, where it was computed. Those of two
+            rows with equal N and seed are paired, so their difference has an interval too.
+        warnings: lines for the reader of the row.
     """
 
     measurements: tuple[Measurement, ...]
@@ -40,96 +41,157 @@ class Scores:
     warnings: tuple[str, ...] = ()
 
 
-def score(
-    fp: Tensor,
-    test: Tensor,
-    reference: Features | None,
-    *,
-    beside: Mapping[str, np.ndarray | str] | None = None,
-    prompts: Sequence[str] = (),
-    real_images: Real | None = None,
-    cache_dir: Path | None = None,
-    groups: Groups | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    device: str = "cpu",
-) -> Scores:
-    """Every metric of one set of images.
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreInputs:
+    """One set of images, and what it is compared with.
 
-    The full-precision row is scored by the same call with ``test`` = ``fp``. Its fidelity is
-    then perfect (the PSNR cap, SSIM 1, LPIPS 0, intervals without width) and says only that the
-    pairing is right; its quality is what the other rows are read against.
-
-    Args:
+    Attributes:
         fp: full-precision images, uint8 (N, 3, H, W).
         test: images of the same seeds, the same shape.
-        reference: real images as features; None leaves the quality metrics without a value.
-        beside: fidelity metrics that need more than the images, name to (n,) values of the first
-            n images, or the reason why there are none.
-        prompts: N texts that the images were drawn from; none where they were not.
+        reference: features of real images; without them the quality metrics have no value.
+        beside: fidelity metrics that need more than the images: name to (n,) values of the first n
+            images, or the reason why there are none.
+        prompts: the N prompts that the images were drawn from; empty for other workloads.
         real_images: reads the real images, for the metrics on Inception features.
-        cache_dir: where Inception's features are kept.
-        groups: prompt of each image. Where prompts repeat they are what is resampled.
-        seed: of the bootstrap. Keep it equal over the rows of a table: they then share their
+        cache_dir: folder that keeps Inception features.
+        groups: prompt of each image. Where prompts repeat, whole prompts are resampled.
+        seed: seed of the bootstrap. Rows of a table must have the same seed: then they share their
             resamples.
-        progress: called with a station's name, images done, images in all.
+    """
+
+    fp: Tensor
+    test: Tensor
+    reference: Features | None
+    beside: Mapping[str, np.ndarray | str] = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+    real_images: Real | None = None
+    cache_dir: Path | None = None
+    groups: Groups | None = None
+    seed: int = 0
+
+
+def score(inputs: ScoreInputs, *, progress: Progress | None = None, device: str = "cpu") -> Scores:
+    """Compute every metric of one set of images.
+
+    The full-precision row is scored by the same call, with its images as ``fp`` and ``test``. Its
+    fidelity is then perfect (the PSNR cap, SSIM 1, LPIPS 0, intervals of no width) and only shows
+    that the pairs are right; its quality is what other rows are compared with.
+
+    Args:
+        inputs: the images and what they are compared with.
+        progress: called with (metric or stage, images done, all images).
         device: where the networks run.
 
     Raises:
-        BadImages: not pairs of uint8 images; NaN is named.
+        BadImages: the images are not pairs of uint8 images; NaN is named.
         UserError: weights are damaged or a package is missing.
-        ValueError: the features are not those of this extractor.
+        ValueError: the features are those of another extractor.
     """
-    check_pairs(fp, test)
-    n = fp.shape[0]
-    warnings: list[str] = []
-    if n > 1 and bool((test == test[:1]).all()):
-        warnings.append("all test images are equal: the sampler collapsed")
+    check_pairs(inputs.fp, inputs.test)
+    count = len(inputs.test)
 
-    def report(station: str) -> Callable[[int], None] | None:
-        return (lambda done: progress(station, done, n)) if progress else None
+    def report(stage: str) -> Callable[[int], None] | None:
+        return (lambda done: progress(stage, done, count)) if progress else None
 
-    per_image = fidelity(fp, test, device=device, progress=report("lpips"))
-    more = beside or {}
-    per_image |= {name: values for name, values in more.items() if not isinstance(values, str)}
-    reasons = {name: values for name, values in more.items() if isinstance(values, str)}
-    found = summarise(per_image, seed=seed, groups=groups, reasons=reasons)
-    replicates: dict[str, np.ndarray] = {}
-    features = None
-    if (reference is not None or prompts) and test.shape[2] == test.shape[3]:
-        features = extract(test, effnet_lite0(device), progress=report("features"))
-    if reference is None:
-        found += not_computed("the workload has no reference images")
-    elif features is None:
-        reason = f"images of {test.shape[3]}x{test.shape[2]}: the extractor takes square ones"
-        found += not_computed(reason, reference.label)
-    else:
-        warnings += _fitting(reference, test, device)
-        real = quality(features, reference, seed=seed, groups=groups)
-        found += real.measurements
-        replicates = real.replicates
-    if prompts:
-        texts, values = text_metrics(test, features, prompts, seed=seed, groups=groups)
-        found += texts
-        per_image |= values
-    else:
-        found += without_prompts()
-    plugged, values = plugin_metrics(test, prompts, seed=seed, groups=groups)
-    found += plugged
-    per_image |= values
-    if real_images is None:
-        found += without_images("the workload has no reference images")
-    else:
-        papers, more_replicates = paper_metrics(
-            test, real_images, cache_dir=cache_dir, seed=seed, groups=groups
+    pairs = _pair_scores(inputs, device, report("lpips"))
+    features = _square_features(inputs, device, report("features"))
+    return _joined(
+        (
+            pairs,
+            _set_scores(inputs, features, device),
+            _text_scores(inputs, features),
+            _plugin_scores(inputs),
+            _inception_scores(inputs),
         )
-        found += papers
-        replicates |= more_replicates
-    return Scores(found, per_image, replicates, tuple(warnings))
+    )
+
+
+def _pair_scores(
+    inputs: ScoreInputs, device: str, progress: Callable[[int], None] | None
+) -> Scores:
+    """The fidelity metrics: image by image against full precision."""
+    values = fidelity(inputs.fp, inputs.test, device=device, progress=progress)
+    values |= {name: v for name, v in inputs.beside.items() if not isinstance(v, str)}
+    reasons = {name: v for name, v in inputs.beside.items() if isinstance(v, str)}
+    measured = summarise(values, seed=inputs.seed, groups=inputs.groups, reasons=reasons)
+    equal = len(inputs.test) > 1 and bool((inputs.test == inputs.test[:1]).all())
+    warnings = ("all test images are equal: the sampler collapsed",) if equal else ()
+    return Scores(measured, values, warnings=warnings)
+
+
+def _square_features(
+    inputs: ScoreInputs, device: str, progress: Callable[[int], None] | None
+) -> Tensor | None:
+    """Features of the test images, (N, D); None if no metric needs them or can have them."""
+    square = inputs.test.shape[2] == inputs.test.shape[3]
+    if not square or (inputs.reference is None and not inputs.prompts):
+        return None
+    return extract(inputs.test, effnet_lite0(device), progress=progress)
+
+
+def _set_scores(inputs: ScoreInputs, features: Tensor | None, device: str) -> Scores:
+    """The quality metrics: the whole set against real images."""
+    reference = inputs.reference
+    if reference is None:
+        return Scores(not_computed("the workload has no reference images"), {})
+    if features is None:
+        height, width = inputs.test.shape[2:]
+        reason = f"images of {width}x{height}: the extractor takes square ones"
+        return Scores(not_computed(reason, reference.label), {})
+    warnings = tuple(_fitting(reference, inputs.test, device))
+    quality_scores = quality(features, reference, seed=inputs.seed, groups=inputs.groups)
+    return Scores(quality_scores.measurements, {}, quality_scores.replicates, warnings)
+
+
+def _text_scores(inputs: ScoreInputs, features: Tensor | None) -> Scores:
+    """The text metrics: each image against its prompt."""
+    if not inputs.prompts:
+        return Scores(without_prompts(), {})
+    measured, values = text_metrics(
+        inputs.test, features, inputs.prompts, seed=inputs.seed, groups=inputs.groups
+    )
+    return Scores(measured, values)
+
+
+def _plugin_scores(inputs: ScoreInputs) -> Scores:
+    """The metrics of plug-ins."""
+    measured, values = plugin_metrics(
+        inputs.test, inputs.prompts, seed=inputs.seed, groups=inputs.groups
+    )
+    return Scores(measured, values)
+
+
+def _inception_scores(inputs: ScoreInputs) -> Scores:
+    """The papers' metrics on Inception features."""
+    if inputs.real_images is None:
+        return Scores(without_images("the workload has no reference images"), {})
+    measured, replicates = paper_metrics(
+        inputs.test,
+        inputs.real_images,
+        cache_dir=inputs.cache_dir,
+        seed=inputs.seed,
+        groups=inputs.groups,
+    )
+    return Scores(measured, {}, replicates)
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """All scores of one set of images as one."""
+    per_image: dict[str, np.ndarray] = {}
+    replicates: dict[str, np.ndarray] = {}
+    for part in parts:
+        per_image |= part.per_image
+        replicates |= part.replicates
+    return Scores(
+        tuple(one for part in parts for one in part.measurements),
+        per_image,
+        replicates,
+        tuple(line for part in parts for line in part.warnings),
+    )
 
 
 def _fitting(reference: Features, test: Tensor, device: str) -> list[str]:
-    """What a reader of the distances should know. Raises ValueError for another network's."""
+    """Warnings for readers of the distances. Raises ValueError for another network's features."""
     extractor = effnet_lite0(device)
     if (reference.extractor, reference.extractor_sha256) != (extractor.name, extractor.sha256):
         raise ValueError(f"reference features are of {reference.extractor}, not of this network")

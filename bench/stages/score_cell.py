@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.metrics.images import save_folder
+from quantarena.bench.metrics.image_folder import save_folder
 from quantarena.bench.schema import Measurement
 from quantarena.bench.scores import REPLICATES, UNITS
 from quantarena.bench.spec import Cell
@@ -18,7 +18,7 @@ from quantarena.bench.stages.closeness import closeness
 from quantarena.bench.stages.probe import probe
 from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.real_images import real_features, real_images
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 from quantarena.bench.stages.workspace import Workspace, evaluation_prompts, prompt_groups
 from quantarena.bench.workloads.sampling import Drawn
 from quantarena.methods.core.packed.pack import PackedModel
@@ -70,7 +70,7 @@ def score_cell(
     )
     groups = prompt_groups(workspace.info, len(drawn.images))
     real = real_features(workspace, cache)
-    scores = score(
+    inputs = ScoreInputs(
         drawings.reference.images,
         drawn.images,
         real,
@@ -80,8 +80,8 @@ def score_cell(
         cache_dir=cache.root,
         groups=groups,
         seed=cell.seed,
-        progress=progress,
     )
+    scores = score(inputs, progress=progress)
     arrays: dict[str, Array] = dict(scores.per_image) | curve
     arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
     if groups is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.schema import Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
@@ -122,7 +123,7 @@ def run_cell(
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        row = replace(row, status=Status.OOM, reason=_line(error))
+        row = replace(row, status=Status.OOM, reason=one_line(error))
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
     except SystemExit:
@@ -130,7 +131,7 @@ def run_cell(
     except Exception as error:  # whatever a plug-in raises is this cell's own affair
         # torch's CPU allocator has no error class of its own
         status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
-        row = replace(row, status=status, reason=_line(error))
+        row = replace(row, status=status, reason=one_line(error))
     return replace(row, finished=_now())
 
 
@@ -233,12 +234,6 @@ def _parity(
 
 def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
-
-
-def _line(error: BaseException) -> str:
-    from quantarena.bench.run.executors import one_line
-
-    return one_line(error)
 
 
 def _now() -> str:

@@ -1,1 +1,1 @@
-"""Scripts that build the data sets and train the small models of the zoo."""
+"""Scripts that train the small models of the zoo and build their data sets."""

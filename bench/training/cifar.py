@@ -1,4 +1,4 @@
-"""`cifar10-uncond`: a small pixel U-Net on the CIFAR-10 train images."""
+"""`cifar10-uncond`: a pixel U-Net on the CIFAR-10 train images, and a larger one in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 
-__all__ = ["CifarTask", "cifar_images"]
+__all__ = ["CifarTask", "LargeCifarTask", "cifar_images"]
 
 
 def cifar_images(source: Path, train: bool) -> Tensor:
@@ -56,25 +56,29 @@ class CifarTask:
     """
 
     name = "cifar10-uncond"
+    channels = (32, 64, 64)
+    """Channels by resolution: 32, 16 and 8 px, the last one with attention."""
+    head_channels = 16
+    norm_groups = 16
 
     def __init__(self, source: Path, device: str = "cpu") -> None:
         self.images = cifar_images(source, train=True).to(device)
         self.objective = NoiseObjective(scheduler(latent=False), device)
 
     def build(self) -> nn.Module:
-        """Builds the U-Net: 32, 64 and 64 channels, attention at 8x8."""
+        """Builds the U-Net."""
         return cast(
             "nn.Module",
             UNet2DModel(
                 sample_size=32,
                 in_channels=3,
                 out_channels=3,
-                block_out_channels=(32, 64, 64),
+                block_out_channels=self.channels,
                 layers_per_block=1,
                 down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
                 up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-                attention_head_dim=16,
-                norm_num_groups=16,
+                attention_head_dim=self.head_channels,
+                norm_num_groups=self.norm_groups,
             ),
         )
 
@@ -86,3 +90,12 @@ class CifarTask:
         flip = torch.rand(batch, 1, 1, 1, device=device) < 0.5
         clean = torch.where(flip, clean.flip(3), clean)
         return self.objective(clean, lambda noisy, steps: net(noisy, steps).sample)
+
+
+class LargeCifarTask(CifarTask):
+    """Trains a U-Net of 7.2 million parameters on the same images; see `CifarTask`."""
+
+    name = "cifar10-uncond-large"
+    channels = (64, 128, 192)
+    head_channels = 64
+    norm_groups = 32

@@ -1,6 +1,8 @@
-"""Features of CIFAR-10 test images: a reference set without its images, which may not be shared.
+"""Computes features of CIFAR-10 test images: a reference set without the images themselves.
 
-python -m quantarena.bench.training.cifar_features cifar10_jpeg.zip
+The licence of the images is unknown, so only their features are part of the package.
+
+    python -m quantarena.bench.training.cifar_features cifar10_jpeg.zip
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from quantarena.bench.metrics.quality.features import features_of, save_features
+from quantarena.bench.metrics.quality.features import features_of
+from quantarena.bench.metrics.quality.features_file import save_features
 from quantarena.bench.training.cifar import cifar_images
 
-__all__ = ["build", "data_dir"]
+__all__ = ["data_dir", "write_features"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ def data_dir() -> Path:
     return Path(__file__).resolve().parents[1] / "workloads" / "data" / "cifar10"
 
 
-def build(source: Path, out: Path) -> Path:
+def write_features(source: Path, out: Path) -> Path:
     """Writes the features of a seeded choice of test images, and a manifest with their sha256.
 
     Args:
@@ -66,7 +69,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args.source.exists():
         parser.error(f"no CIFAR-10 at {args.source}")
-    log.info("%s", build(args.source, args.out))
+    log.info("%s", write_features(args.source, args.out))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
-"""One resumable training loop for every model of the zoo: AdamW, EMA, cosine schedule, checkpoints.
+"""The training loop of every model of the zoo: AdamW, averaged weights, cosine schedule.
 
-All randomness of a step comes from the global generator seeded with (seed, step), so that a run
-that was cut and resumed equals one that was not.
+All randomness of a step comes from the global generator, seeded with (seed, step), so an
+interrupted and resumed run equals an uninterrupted one. `Trainer.start` continues from a file of
+weights alone (`checkpoints.save_weights`), with a new warm-up.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-__all__ = ["LoopConfig", "Task", "Trainer"]
+from quantarena.bench.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+
+__all__ = ["LoopConfig", "Task", "Trainer", "averaged"]
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 10.0
+"""Time between two lines about a run's progress."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class LoopConfig:
         steps: Number of optimizer steps; if set, it replaces `minutes`.
         batch: Images a step.
         lr: Peak learning rate.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up, also after a start from saved weights.
         ema: Final decay of the averaged weights.
         seed: Seed of weights, batches and noise.
         device: torch device.
-        bf16: Autocast to bfloat16 (only worth it on GPUs).
+        cooldown: Share of the budget, at its end, in which the rate falls; before that it stays at
+            its peak. 1 is a cosine over the whole run.
+        bf16: Autocast to bfloat16 (worth it on GPUs, and on CPUs with bfloat16 instructions).
         checkpoint_seconds: Time between two checkpoints.
     """
 
@@ -49,12 +54,17 @@ class LoopConfig:
     ema: float = 0.999
     seed: int = 0
     device: str = "cpu"
+    cooldown: float = 1.0
     bf16: bool = False
     checkpoint_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.cooldown <= 1.0:
+            raise ValueError(f"cooldown is a share of the budget, 0 to 1, not {self.cooldown:g}")
+
 
 class Task(Protocol):
-    """What the loop needs to know of a model."""
+    """A model to train, as the loop sees it."""
 
     name: str
 
@@ -67,9 +77,10 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """What has been done so far."""
+    """The state of a run; `started` is the step at which its optimizer was new."""
 
     step: int = 0
+    started: int = 0
     seconds: float = 0.0
     device: str = "CPU"
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -99,14 +110,8 @@ class Trainer:
             params, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01
         )
 
-    @property
-    def checkpoint(self) -> Path:
-        """Path of the checkpoint file."""
-        return self.folder / "checkpoint.pt"
-
     def save(self) -> None:
-        """Writes weights, EMA, optimizer and progress; a kill never leaves half a file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes weights, averaged weights, optimizer and progress as the checkpoint."""
         state = {
             "task": self.task.name,
             "net": self.net.state_dict(),
@@ -114,9 +119,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": vars(self.progress),
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        save_checkpoint(state, self.folder)
 
     def resume(self) -> None:
         """Loads the checkpoint.
@@ -125,13 +128,26 @@ class Trainer:
             FileNotFoundError: There is none.
             ValueError: It belongs to another model.
         """
-        state = load_checkpoint(self.folder)
-        if state["task"] != self.task.name:
-            raise ValueError(f"{self.checkpoint} is of {state['task']}, not {self.task.name}")
+        state = load_checkpoint(self.folder, self.task.name)
         self.net.load_state_dict(state["net"])
         self.ema = {k: v.to(self.config.device) for k, v in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
+
+    def start(self, path: Path) -> None:
+        """Loads weights that `save_weights` wrote; the optimizer begins anew.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is of another model, or no weights file.
+        """
+        tensors, progress = load_weights(path, self.task.name)
+        names = self.net.state_dict()
+        self.net.load_state_dict({name: tensors[f"net.{name}"] for name in names})
+        for name, value in self.ema.items():
+            value.copy_(tensors[f"ema.{name}"])
+        self.progress = Progress(**progress)
+        self.progress.started = self.progress.step
 
     def fraction(self) -> float:
         """Returns the share of the budget that is spent, 0 to 1."""
@@ -140,9 +156,12 @@ class Trainer:
         return min(1.0, self.progress.seconds / (60.0 * self.config.minutes))
 
     def learning_rate(self) -> float:
-        """Returns the rate of the next step: linear warm-up, then a cosine to 2 % of the peak."""
-        ramp = min(1.0, (self.progress.step + 1) / max(1, self.config.warmup))
-        cosine = 0.51 + 0.49 * math.cos(math.pi * self.fraction())
+        """Returns the next step's rate: warm-up, the peak, then a cosine to 2 % of the peak."""
+        begun = self.progress.step - self.progress.started
+        ramp = min(1.0, (begun + 1) / max(1, self.config.warmup))
+        falling = self.config.cooldown
+        spent = max(0.0, self.fraction() - 1.0 + falling) / falling if falling else 0.0
+        cosine = 0.51 + 0.49 * math.cos(math.pi * spent)
         return self.config.lr * ramp * cosine
 
     def step(self) -> float:
@@ -176,9 +195,7 @@ class Trainer:
         Returns:
             Whether the budget is spent.
         """
-        probe: list[float] = []
-        last_save = last = time.monotonic()
-        bar = tqdm(total=100, desc=self.task.name, unit="%", mininterval=5.0)
+        last_save = last_line = last = time.monotonic()
         smooth = math.nan
         try:
             while self.fraction() < 1.0:
@@ -187,44 +204,32 @@ class Trainer:
                     raise FloatingPointError(f"loss is {loss} at step {self.progress.step}")
                 now = time.monotonic()
                 self.progress.seconds += now - last
-                probe.append(now - last)
                 last = now
                 smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
-                if len(probe) == 10:
-                    self._report_probe(probe)
                 if self.progress.step % 50 == 0:
                     self.progress.losses.append((self.progress.step, smooth))
-                    bar.set_postfix(step=self.progress.step, loss=f"{smooth:.4f}")
-                bar.update(100 * self.fraction() - bar.n)
+                if now - last_line > LINE_SECONDS:
+                    self._report(smooth)
+                    last_line = now
                 if now - last_save > self.config.checkpoint_seconds:
                     self.save()
                     last_save = now
         except KeyboardInterrupt:
             log.warning("%s: stopped at step %d", self.task.name, self.progress.step)
         finally:
-            bar.close()
             self.save()
         return self.fraction() >= 1.0
 
-    def _report_probe(self, probe: list[float]) -> None:
-        seconds = sorted(probe)[len(probe) // 2]
-        left = (1.0 - self.fraction()) * 60.0 * self.config.minutes
+    def _report(self, loss: float) -> None:
+        """Logs one line: share of the budget, step, speed and loss."""
         log.info(
-            "%s: %.3f s a step, %.0f images/s, about %d steps left",
+            "%s: %.0f %%, step %d, %.3f s a step, loss %.4f",
             self.task.name,
-            seconds,
-            self.config.batch / seconds,
-            self.config.steps or left / seconds,
+            100.0 * self.fraction(),
+            self.progress.step,
+            self.progress.seconds / self.progress.step,
+            loss,
         )
-
-
-def load_checkpoint(folder: Path) -> Mapping[str, Any]:
-    """Reads the checkpoint of a training folder on the CPU."""
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: train first")
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
 
 
 def averaged(task: Task, folder: Path) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from quantarena.bench.training.vae import jitter
+from quantarena.bench.training.images import jitter
 
 __all__ = ["NoiseObjective", "augmented", "scheduler"]
 

@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from quantarena.bench.training.images import images_tensor
 from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
-from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode, images_tensor
+from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode
 from quantarena.bench.workloads import emoji64
 
-__all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer", "kept_tokenizer"]
+__all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer", "run_tokenizer"]
 
 MAX_TOKENS = 16
 TEXT_WIDTH = 128
@@ -28,7 +29,7 @@ def build_tokenizer(captions: list[str], vocab: int = 2048) -> CLIPTokenizer:
     return cast("CLIPTokenizer", tokenizer)
 
 
-def kept_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
+def run_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
     """Returns the tokenizer of a training run, which is trained and saved at the run's start.
 
     The trainer breaks ties by hash order: another process gives some tokens other ids, so a run
@@ -48,7 +49,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 class TextToImage(nn.Module):
-    """The two networks that train together.
+    """A text encoder and a U-Net, which are trained together.
 
     Args:
         vocab: Number of tokens.
@@ -108,7 +109,7 @@ class TextToImageTask:
     ) -> None:
         rows = emoji64.records("train")
         captions = [row.caption for row in rows]
-        self.tokenizer = kept_tokenizer(tokenizer, captions)
+        self.tokenizer = run_tokenizer(tokenizer, captions)
         self.ids = tokenize(self.tokenizer, captions).to(device)
         self.empty = tokenize(self.tokenizer, [""]).to(device)
         images = images_tensor("train", int(vae.config.sample_size), device)

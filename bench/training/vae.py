@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,33 +11,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from quantarena.bench.workloads import emoji64
+from quantarena.bench.training.checkpoints import load_checkpoint
+from quantarena.bench.training.images import images_tensor, jitter
+from quantarena.bench.training.loop import averaged
 
-__all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "images_tensor", "whiten"]
+__all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "whiten"]
 
 LATENT_SIDE = 8
 LATENT_CHANNELS = 4
 _WIDTHS = {32: (32, 64, 64), 64: (32, 64, 96, 96)}
-
-
-def images_tensor(split: str | None, size: int, device: str = "cpu") -> Tensor:
-    """Returns the emoji of a split as a tensor in [-1, 1], shape (N, 3, size, size)."""
-    pixels = emoji64.load_images(emoji64.records(split), size)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return (images.to(device).float() / 127.5) - 1.0
-
-
-def jitter(images: Tensor, scale: float = 0.1, shift: float = 0.08) -> Tensor:
-    """Flips, scales and shifts every image at random over its white ground."""
-    count, device = images.shape[0], images.device
-    zoom = 1.0 + scale * (2.0 * torch.rand(count, device=device) - 1.0)
-    flip = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0)
-    move = shift * (2.0 * torch.rand(count, 2, device=device) - 1.0)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom * flip, zoom, move
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    dark = F.grid_sample(1.0 - images, grid, mode="bilinear", align_corners=False)
-    return 1.0 - dark
 
 
 def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +84,7 @@ class VaeTask:
 
 
 class DecoderTask:
-    """Trains the decoder further; the latents, and so the other models, stay as they are.
+    """Trains the decoder alone, so that the latents and the models trained on them stay valid.
 
     Args:
         vae: The trained autoencoder, latents whitened.
@@ -158,3 +141,23 @@ def whiten(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
     post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight *= std.view(1, -1, 1, 1)
     return vae
+
+
+def load_vae(runs: Path, device: str = "cpu") -> AutoencoderKL:
+    """Returns the trained autoencoder with whitened latents.
+
+    Args:
+        runs: Folder of the training runs; its `vae` part holds the checkpoint, `vae-decoder` that
+            of a decoder that was trained further, if any.
+        device: torch device.
+
+    Raises:
+        FileNotFoundError: The autoencoder has not been trained there.
+    """
+    state = load_checkpoint(runs / "vae")["ema"]
+    size = 64 if any(key.startswith("encoder.down_blocks.3.") for key in state) else 32
+    vae = cast("AutoencoderKL", averaged(VaeTask(size), runs / "vae"))
+    vae = whiten(vae, images_tensor("train", size))
+    if (runs / "vae-decoder" / "checkpoint.pt").is_file():
+        vae.load_state_dict(load_checkpoint(runs / "vae-decoder")["ema"])
+    return vae.to(device)

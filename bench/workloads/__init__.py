@@ -1,1 +1,1 @@
-"""Workloads: a diffusers pipeline with its sampler, conditions and real reference images."""
+"""The workloads: diffusers pipelines with sampler, prompts or classes, and real images."""

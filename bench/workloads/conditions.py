@@ -1,4 +1,4 @@
-"""Prompts and class numbers from files: text, CSV, TSV, JSON. No torch."""
+"""Reads prompts and class numbers from text, CSV, TSV and JSON files. No torch."""
 
 import csv
 import io
@@ -8,27 +8,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantarena.methods.core.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 
-USUAL = ("prompt", "caption", "text", "class", "label", "class_id")
-"""Columns looked for, whatever their case, where none is named."""
+DEFAULT_COLUMNS = ("prompt", "caption", "text", "class", "label", "class_id")
+"""The columns that are looked for, in any case, if the user names none."""
 _RANGE = re.compile(r"(\d{1,9})-(\d{1,9})")
 MOST_CLASSES = 1_000_000
 
 
 def read_conditions(file: Path, kind: str, column: str = "") -> tuple[str, ...]:
-    """The conditions in a file, in its order.
+    """Read the conditions in a file, in its order.
 
-    ``.csv`` and ``.tsv`` have a header; ``.json`` holds a list of values or of objects, or an
-    object with such a list in it (``annotations`` of COCO); other files have one condition a line.
+    ``.csv`` and ``.tsv`` files have a header. A ``.json`` file holds a list of values or objects,
+    or an object with such a list in it (``annotations`` of COCO). Other files have one condition a
+    line.
 
     Args:
-        file: to read.
+        file: the file.
         kind: ``prompt`` or ``class``.
-        column: of a table; "" for the first of ``USUAL`` that is there.
+        column: column of a table; "" for the first of ``DEFAULT_COLUMNS`` that is there.
 
     Raises:
-        UserError: it cannot be read, holds nothing, has no such column, or a class is no number.
+        UserError: the file cannot be read or is empty, has no such column, or a class is no
+            number.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -45,21 +47,21 @@ def read_conditions(file: Path, kind: str, column: str = "") -> tuple[str, ...]:
         values = _json(file, text, column)
     else:
         values = text.splitlines()
-    found = tuple(value.strip() for value in values if value.strip())
-    if not found:
+    conditions = tuple(value.strip() for value in values if value.strip())
+    if not conditions:
         raise UserError(f"conditions file {file} holds no {kind}: write one a line")
     if kind == "class":
-        for value in found:
+        for value in conditions:
             if not value.isdecimal():
                 raise UserError(f"conditions file {file}: {value!r} is no class number")
-    return found
+    return conditions
 
 
 def class_range(text: str) -> tuple[str, ...]:
-    """``0-999`` as its class numbers, both ends included; empty for anything else.
+    """The class numbers of a range such as ``0-999``, both ends included; () for other texts.
 
     Raises:
-        UserError: the range is empty or absurd.
+        UserError: the range is empty or has more than a million classes.
     """
     match = _RANGE.fullmatch(text)
     if match is None:
@@ -85,9 +87,9 @@ def _column(file: Path, names: Sequence[str], column: str) -> str:
         if column in names:
             return column
         raise UserError(f"{file} has no column {column!r}: {did_you_mean(column, names)}")
-    for usual in USUAL:
+    for default in DEFAULT_COLUMNS:
         for name in names:
-            if name.strip().lower() == usual:
+            if name.strip().lower() == default:
                 return name
     raise UserError(
         f"{file} has the columns {', '.join(names) or '(none)'}: say which one with column=NAME"
@@ -112,7 +114,7 @@ def _json(file: Path, text: str, column: str) -> list[str]:
 
 
 def _lists(data: Any) -> list[list[Any]]:
-    """Lists in an object, those of COCO's annotations among its images and licences."""
+    """The lists among an object's values; one of them holds COCO's annotations."""
     values: Iterable[Any] = data.values() if isinstance(data, dict) else ()
     return [value for value in values if isinstance(value, list) and value]
 
@@ -121,7 +123,7 @@ def _is_column(rows: list[Any], column: str) -> bool:
     if not rows or not isinstance(rows[0], dict):
         return False
     names = {str(name).lower() for name in rows[0]}
-    return column in rows[0] if column else bool(names & set(USUAL))
+    return column in rows[0] if column else bool(names & set(DEFAULT_COLUMNS))
 
 
 def _plain(file: Path, rows: list[Any]) -> list[Any]:

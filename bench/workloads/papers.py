@@ -1,7 +1,7 @@
-"""The settings under which papers report, as data: ``--workload NAME`` once the model is here.
+"""The settings of published papers as data: ``--workload NAME`` once the model is downloaded.
 
-Where the paper used a checkpoint that is not distributed as a diffusers pipeline, the nearest one
-that is stands here and ``note`` says so.
+If a paper's checkpoint is not distributed as a diffusers pipeline, its setting names the nearest
+one that is, and ``note`` says so.
 """
 
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ PARTI = "PartiPrompts (PartiPrompts.tsv of github.com/google-research/parti)"
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """One setting.
+    """The setting of one paper.
 
     Attributes:
-        title: one line.
+        title: one line for readers.
         model: id on the Hugging Face Hub.
-        sampler: scheduler class of diffusers; "" for the model's own.
+        sampler: scheduler class of diffusers; "" for that of the model.
         steps: sampler steps.
-        eta: DDIM's share of fresh noise.
-        guidance: classifier-free guidance scale; 1 or 0 is off.
-        resolution: pixels a side.
+        eta: share of fresh noise in DDIM.
+        guidance: scale of classifier-free guidance; 0 and 1 turn it off.
+        resolution: side of the images in pixels.
         conditions: ``none``, ``class`` or ``prompt``.
-        captions: which prompts, for ``prompt``.
-        images: to be scored; the paper's number where it states one.
-        megabytes: of the download, roughly.
-        licence: of the weights.
-        source: whose setting it is, with its arXiv number.
-        note: what differs from it.
-        classes: number of classes, for ``class``.
+        captions: the set of prompts, if conditions are prompts.
+        images: number of images to score; the paper's number if it states one.
+        megabytes: approximate size of the download.
+        licence: licence of the weights.
+        source: the paper, with its arXiv number.
+        note: what differs from the paper.
+        classes: number of classes, if conditions are classes.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Paper:
     classes: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """What a workload takes from it."""
+        """The workload settings that the paper fixes."""
         return {
             "title": self.title,
             "sampler": self.sampler,
@@ -67,7 +67,7 @@ class Paper:
 def _pixels(
     title: str, model: str, steps: int, eta: float, resolution: int, mb: int, source: str, note: str
 ) -> Paper:
-    """Unconditional, sampled with DDIM, scored on 50,000 images."""
+    """The setting of an unconditional model, sampled with DDIM, scored on 50,000 images."""
     return Paper(
         title,
         model,

@@ -1,7 +1,8 @@
-"""Which workloads there are: the zoo, the papers' settings, and any diffusers pipeline. No torch.
+"""Finds a workload by its name. No torch.
 
-A workload is named by the zoo, by ``papers``, by the id of a model on the Hugging Face Hub that has
-been downloaded, or by a pipeline folder; settings may follow the name (``settings``).
+The name is that of a model of the zoo, a paper's setting (``papers``), the id of a downloaded model
+of the Hugging Face Hub, or the path of a pipeline folder. Settings may follow the name
+(``workload_name``).
 """
 
 import dataclasses
@@ -9,9 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantarena.bench.workloads import hub, papers, settings
+from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
+from quantarena.bench.workloads import hub, papers, settings, workload_name
 from quantarena.bench.workloads.settings import Settings
-from quantarena.methods.core.errors import BrokenModel, UnknownName, UserError, did_you_mean
 
 ZOO = Path(__file__).parent / "zoo"
 DATA = Path(__file__).parent / "data"
@@ -22,23 +23,23 @@ _SINGLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 @dataclass(frozen=True, slots=True)
 class WorkloadInfo:
-    """A diffusers pipeline with everything that fixes what it draws.
+    """A diffusers pipeline with all settings that decide its images.
 
     Attributes:
-        name: what goes into a cell: of the zoo or the papers, a hub id, or an absolute path, with
-            the settings that were given.
-        title: one line.
-        path: pipeline folder.
+        name: the name in a cell: a name of the zoo or the papers, a hub id or an absolute path,
+            followed by the given settings.
+        title: one line for readers.
+        path: the pipeline folder.
         steps: sampler steps.
-        guidance: classifier-free guidance scale; 1 is off.
-        eta: DDIM's share of fresh noise.
-        resolution: pixels a side.
+        guidance: scale of classifier-free guidance; 1 turns it off.
+        eta: share of fresh noise in DDIM.
+        resolution: side of the images in pixels.
         conditions: ``none``, ``class`` or ``prompt``.
         prompts: evaluation conditions, in order; empty for ``none``.
         reference: real images: ``SET/SPLIT`` of the data folder, a features file, a folder, or "".
-        licence: of weights and data.
-        megabytes: of the folder on disk.
-        sampler: scheduler class of diffusers in place of the pipeline's own, or "".
+        licence: licence of weights and data.
+        megabytes: size of the folder on disk.
+        sampler: scheduler class of diffusers that replaces the pipeline's, or "".
         hub: id on the Hugging Face Hub, or "".
     """
 
@@ -59,9 +60,10 @@ class WorkloadInfo:
 
     @property
     def noise_name(self) -> str:
-        """What the noise is named after: the model, however its path was spelled.
+        """The name from which the seeds of noise are made: that of the model.
 
-        Settings do not change it, so images of one model with other settings are pairs.
+        It does not depend on settings or on the spelling of the path, so images of one model with
+        two settings are pairs.
         """
         return self.hub.rpartition("/")[2] or self.path.resolve().name
 
@@ -73,7 +75,7 @@ class WorkloadInfo:
 
 
 def names() -> tuple[str, ...]:
-    """Workloads of the zoo."""
+    """The names of the models of the zoo."""
     if not ZOO.is_dir():
         return ()
     folders = (f for f in ZOO.iterdir() if not f.name.startswith("."))
@@ -84,7 +86,7 @@ def describe(name: str) -> WorkloadInfo:
     """A workload of the zoo.
 
     Raises:
-        UnknownName: there is none of that name; the message suggests near names.
+        UnknownName: there is none of that name. The message suggests similar names.
     """
     known = names()
     if name not in known:
@@ -98,11 +100,11 @@ def resolve(name_or_path: str) -> WorkloadInfo:
     """A workload of the zoo or of the papers, a downloaded hub model, or any pipeline folder.
 
     Raises:
-        UnknownName: none of these; the line says what to download and where it goes.
-        BrokenModel: a folder that is no diffusers pipeline.
-        UserError: settings that do not exist or are out of range.
+        UnknownName: it is none of these. The message says what to download and where to put it.
+        BrokenModel: the folder is no diffusers pipeline.
+        UserError: a setting does not exist or is out of range.
     """
-    base, given = settings.split(name_or_path)
+    base, given = workload_name.split(name_or_path)
     if base in names():
         return _read(ZOO / base, base, given) if given else describe(base)
     if base in papers.PAPERS:
@@ -153,25 +155,25 @@ def _read(
     if "model" in given and base is None:
         raise UserError(f"workload {name} is a model already: model=DIR is for papers' settings")
     _require_pipeline(folder)
-    found = settings.read_settings(folder, Settings())
+    values = settings.read_settings(folder, Settings())
     if base is not None:
-        found = dataclasses.replace(found, **base.settings())
-    found = settings.apply(found, given, name)
+        values = dataclasses.replace(values, **base.settings())
+    values = settings.apply(values, given, name)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return WorkloadInfo(
-        name=settings.join(name, given),
-        title=found.title or (hub_id or folder.name),
+        name=workload_name.join(name, given),
+        title=values.title or (hub_id or folder.name),
         path=folder,
-        steps=found.steps,
-        guidance=found.guidance,
-        eta=found.eta,
-        resolution=found.resolution,
-        conditions=found.conditions,
-        prompts=found.prompts,
-        reference=found.reference,
-        licence=found.licence,
+        steps=values.steps,
+        guidance=values.guidance,
+        eta=values.eta,
+        resolution=values.resolution,
+        conditions=values.conditions,
+        prompts=values.prompts,
+        reference=values.reference,
+        licence=values.licence,
         megabytes=size / 1e6,
-        sampler=found.sampler,
+        sampler=values.sampler,
         hub=hub_id,
     )
 

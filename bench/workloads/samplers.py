@@ -1,4 +1,4 @@
-"""A pipeline's sampler: exchanged for another, and given what the pipeline does not pass on."""
+"""Replaces a pipeline's sampler, and passes it the arguments that the pipeline leaves out."""
 
 import functools
 import inspect
@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 
 
 def with_sampler(pipe: Any, name: str) -> Any:
     """The pipeline with a scheduler of another class over the same noise schedule.
 
-    It is built anew, since some pipelines correct their scheduler's settings when they are made.
+    The pipeline is built again, since some pipelines correct their scheduler's settings when built.
 
     Args:
         pipe: a diffusers pipeline.
-        name: class of diffusers, with or without ``Scheduler`` at its end.
+        name: scheduler class of diffusers, with or without ``Scheduler`` at its end.
 
     Raises:
-        UserError: diffusers has no such scheduler, or it cannot continue this one's schedule.
+        UserError: diffusers has no such scheduler, or it does not fit this noise schedule.
     """
     import diffusers
 
@@ -41,18 +41,18 @@ def with_sampler(pipe: Any, name: str) -> Any:
 
 @contextmanager
 def stepping(scheduler: Any, eta: float, generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Inside the block every step gets ``eta`` and one generator an image.
+    """Give every step inside the block ``eta`` and one generator per image.
 
-    Several pipelines pass neither on, and fresh noise would then come from a generator that all
-    images share: an image would depend on its batch. What a pipeline does pass stays.
+    Several pipelines pass neither to the scheduler. Fresh noise would then come from one generator
+    for all images, and an image would depend on its batch. Arguments of the pipeline are kept.
 
     Args:
-        scheduler: of the pipeline.
-        eta: DDIM's share of fresh noise.
-        generators: one an image; guidance halves of an image share its generator.
+        scheduler: the pipeline's scheduler.
+        eta: share of fresh noise in DDIM.
+        generators: one per image; the guidance halves of an image share its generator.
 
     Raises:
-        UserError: ``eta`` is not 0 and the sampler takes none.
+        UserError: ``eta`` is not 0, and the sampler does not take it.
     """
     signature = inspect.signature(scheduler.step)
     if eta and "eta" not in signature.parameters:
@@ -79,7 +79,7 @@ def stepping(scheduler: Any, eta: float, generators: Sequence[torch.Generator]) 
 
 
 def _for_rows(sample: Any, generators: Sequence[torch.Generator]) -> list[torch.Generator] | None:
-    """A generator for each row of a step; None where rows are not whole sets of images."""
+    """One generator for each row of a step; None if the rows are not whole sets of images."""
     rows = len(sample) if isinstance(sample, Tensor) and sample.dim() else 0
     if not rows or rows % len(generators):
         return None

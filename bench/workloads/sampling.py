@@ -1,7 +1,7 @@
-"""Drawing images: one generator an image, CPU noise, the pipeline's own sampler.
+"""Draws images by a pipeline, with one random generator per image.
 
-The noise of image ``i`` depends on the workload, the seed, what it is for and ``i``, and on nothing
-else: not on batch size, worker or order. So images of different methods are pairs.
+The noise of image ``i`` depends only on the model, the seed, the purpose and ``i``; it does not
+depend on batch size, worker or order. So images of different methods are pairs.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.samplers import stepping
-from quantarena.methods.core.errors import BrokenModel, UserError
 
 Purpose = Literal["evaluate", "calibrate"]
 Progress = Callable[[int, int], None]
@@ -25,14 +25,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Which images to draw.
+    """A set of images to draw.
 
     Attributes:
-        purpose: evaluation and calibration never share noise.
-        count: images.
-        seed: of the cell.
+        purpose: evaluation or calibration, which never share noise.
+        count: number of images.
+        seed: seed of the cell.
         steps: sampler steps.
-        batch: images together.
+        batch: images per run of the pipeline.
     """
 
     purpose: Purpose
@@ -44,11 +44,11 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Images and the fingerprint of the noise they started from.
+    """Images, and a hash of the noise that they started from.
 
     Attributes:
         images: uint8, (N, 3, H, W).
-        noise_sha256: over the network's first input of every batch.
+        noise_sha256: hash of the network's first input in every batch.
     """
 
     images: Tensor
@@ -56,16 +56,16 @@ class Drawn:
 
 
 def image_seed(workload: str, draw: Draw, index: int) -> int:
-    """63-bit seed of one image's generator."""
+    """The 63-bit seed of one image's generator."""
     text = f"{workload}/{draw.seed}/{draw.purpose}/{index}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def condition(info: WorkloadInfo, purpose: Purpose, index: int) -> str:
-    """Prompt or class of one image; calibration walks the list from its end.
+    """The prompt or class of one image. Calibration takes them from the end of the list.
 
     Raises:
-        BrokenModel: the pipeline asks for conditions and the workload names none.
+        BrokenModel: the pipeline needs conditions, and the workload has none.
     """
     if not info.prompts:
         raise BrokenModel(
@@ -80,7 +80,7 @@ def condition(info: WorkloadInfo, purpose: Purpose, index: int) -> str:
 def pipeline_arguments(
     info: WorkloadInfo, pipe: Any, draw: Draw, indices: Sequence[int]
 ) -> dict[str, Any]:
-    """Keyword arguments of one pipeline call, from what its signature takes."""
+    """The keyword arguments of one pipeline call, chosen by the pipeline's signature."""
     parameters = inspect.signature(pipe.__call__).parameters
     size = {"height": info.resolution, "width": info.resolution} if info.resolution else {}
     offered: dict[str, Any] = {
@@ -90,8 +90,8 @@ def pipeline_arguments(
         "eta": info.eta,
         "guidance_scale": info.guidance,
         **size,
-        "use_resolution_binning": False,  # the size is what the workload says
-        "clean_caption": False,  # depends on what else is installed
+        "use_resolution_binning": False,  # keep the size of the workload
+        "clean_caption": False,  # it needs packages that may be missing
     }
     if "prompt" in parameters:
         offered["prompt"] = [condition(info, draw.purpose, i) for i in indices]
@@ -111,7 +111,7 @@ def pipeline_arguments(
 
 
 def generators_of(info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> list[torch.Generator]:
-    """One generator an image, on the CPU."""
+    """One generator per image, on the CPU."""
     return [
         torch.Generator("cpu").manual_seed(image_seed(info.noise_name, draw, i)) for i in indices
     ]
@@ -128,11 +128,11 @@ def _class(info: WorkloadInfo, purpose: Purpose, index: int) -> int:
 def draw_images(
     loaded: LoadedPipeline, info: WorkloadInfo, draw: Draw, progress: Progress | None = None
 ) -> Drawn:
-    """Sample the images.
+    """Draw the images by the pipeline.
 
     Raises:
         BrokenModel: the network produced NaN or infinity, or the pipeline refuses its arguments.
-        UserError: settings that the sampler cannot take.
+        UserError: the sampler does not take the settings.
     """
     digest = hashlib.sha256()
     first = [True]
@@ -163,7 +163,7 @@ def draw_images(
 
 
 def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> Any:
-    """Floats in [0, 1], (N, H, W, channels)."""
+    """The images of one batch, floats in [0, 1], (N, H, W, channels)."""
     arguments = pipeline_arguments(info, pipe, draw, indices)
     try:
         with stepping(pipe.scheduler, info.eta, arguments["generator"]):
@@ -181,7 +181,7 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
 
 
 def _to_uint8(images: np.ndarray[Any, Any]) -> Tensor:
-    """(N, H, W, 1 or 3) floats in [0, 1] to uint8 (N, 3, H, W)."""
+    """Convert floats in [0, 1], (N, H, W, 1 or 3), to uint8 images (N, 3, H, W)."""
     if not np.isfinite(images).all():
         raise BrokenModel("the network produced NaN or infinity: no image to score")
     grid = np.clip(np.rint(images * 255.0), 0, 255).astype(np.uint8)

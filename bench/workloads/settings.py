@@ -1,9 +1,4 @@
-"""Settings of a workload: from its ``workload.json``, from the command line, checked alike.
-
-On the command line they follow the workload's name, ``NAME?guidance=7.5&steps=50``, which
-``--set guidance=7.5`` writes for its user. So they are part of the name, and of every key made
-from it. No torch.
-"""
+"""The settings of a workload, from its ``workload.json`` and from the command line. No torch."""
 
 import json
 import math
@@ -11,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.conditions import class_range, read_conditions
-from quantarena.methods.core.errors import BrokenModel, UserError, did_you_mean
 
 FILE = "workload.json"
 PATHS = ("prompts", "classes", "reference", "model")
@@ -24,19 +18,19 @@ KINDS = ("none", "class", "prompt")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What fixes the images of a pipeline beside its weights.
+    """The settings that, with the weights, decide the images of a pipeline.
 
     Attributes:
-        title: one line, or "".
-        sampler: scheduler class of diffusers; "" for the pipeline's own.
+        title: one line for readers, or "".
+        sampler: scheduler class of diffusers; "" for that of the pipeline.
         steps: sampler steps.
-        guidance: classifier-free guidance scale; 1 is off.
-        eta: DDIM's share of fresh noise, 0 to 1.
-        resolution: pixels a side; 0 for the pipeline's own.
+        guidance: scale of classifier-free guidance; 1 turns it off.
+        eta: share of fresh noise in DDIM, 0 to 1.
+        resolution: side of the images in pixels; 0 for that of the pipeline.
         conditions: ``none``, ``class`` or ``prompt``.
         prompts: prompts or class numbers, in order.
         reference: real images, see ``WorkloadInfo``.
-        licence: of weights and data.
+        licence: licence of weights and data.
     """
 
     title: str = ""
@@ -52,11 +46,11 @@ class Settings:
 
 
 def read_settings(folder: Path, base: Settings) -> Settings:
-    """``base`` with what the folder's ``workload.json`` says, if it has one.
+    """``base`` changed by the folder's ``workload.json``, if there is one.
 
     Raises:
-        BrokenModel: the file is not JSON, or a value is out of range.
-        UserError: its conditions cannot be read.
+        BrokenModel: the file is no JSON, or a value is out of range.
+        UserError: the file of its conditions cannot be read.
     """
     file = folder / FILE
     if not file.is_file():
@@ -83,10 +77,15 @@ def read_settings(folder: Path, base: Settings) -> Settings:
 
 
 def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
-    """``base`` with what the command line sets; paths in ``given`` are absolute.
+    """``base`` changed by the settings of the command line.
+
+    Args:
+        base: the settings of the workload.
+        given: setting to value; paths are absolute.
+        name: the workload's name, for messages.
 
     Raises:
-        UserError: a value is out of range, or its file cannot be read; one line.
+        UserError: a value is out of range, or its file cannot be read.
     """
     try:
         made = replace(base, **_checked({k: v for k, v in given.items() if k not in PATHS}))
@@ -106,72 +105,8 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
     return replace(made, reference=given.get("reference", made.reference))
 
 
-def split(name: str) -> tuple[str, dict[str, str]]:
-    """A workload's name and the settings behind it, paths made absolute.
-
-    >>> split("sd-v1-4?guidance=7.5&steps=50")
-    ('sd-v1-4', {'guidance': '7.5', 'steps': '50'})
-
-    Raises:
-        UserError: settings that do not exist.
-    """
-    base, mark, text = name.rpartition("?")
-    if not mark or Path(name).exists():
-        return name, {}
-    pairs = parse_qsl(text, keep_blank_values=True)
-    if not pairs or not base:
-        raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
-    return base, {key: _canonical(key, value) for key, value in pairs}
-
-
-def join(name: str, given: Mapping[str, str]) -> str:
-    """The inverse of ``split``; the same settings always make the same name."""
-    if not given:
-        return name
-    return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
-
-
-def with_options(name: str, options: tuple[str, ...]) -> str:
-    """A workload's name with what ``--set KEY=VALUE`` says; the last of one key counts.
-
-    Raises:
-        UserError: no such key, or no value.
-    """
-    base, given = split(name)
-    for option in options:
-        key, mark, value = option.partition("=")
-        if not mark or not value.strip():
-            raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
-        given[key.strip()] = _canonical(key.strip(), value.strip())
-    return join(base, given)
-
-
-def shown(name: str) -> str:
-    """A workload's name as a command repeats it elsewhere: folders and files by last name."""
-    base, given = split(name)
-    short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
-    folder = Path(base).expanduser()
-    return join(folder.resolve().name if folder.exists() else base, short)
-
-
-def _canonical(key: str, value: str) -> str:
-    """One text for one value: paths absolute, ``7.50`` as ``7.5``; what is wrong stays as it is."""
-    if key not in KEYS:
-        raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
-    if key in ("guidance", "eta", "steps", "resolution"):
-        try:
-            return f"{float(value):g}"
-        except ValueError:
-            return value
-    if key not in PATHS or (key == "classes" and class_range(value)):
-        return value
-    path = Path(value).expanduser()
-    # a reference may be the name of a set that comes with the package
-    return str(path.resolve()) if key != "reference" or path.exists() else value
-
-
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers in their ranges. Raises ValueError with one line."""
+    """Read numbers and check their ranges. Raises ValueError with one line."""
     found: dict[str, Any] = {}
     for name, low, high in (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0)):
         if name in given:

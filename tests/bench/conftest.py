@@ -1,6 +1,7 @@
 """A world with fake stages and one fake workload: a command line that runs in milliseconds."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def bench(tmp_path, capsys, monkeypatch, request):
     monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "index"))
     monkeypatch.syspath_prepend(str(FAKES))
     # Workers are other processes: they find the fakes by the environment.
-    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
     monkeypatch.setattr(executors, "STAGES", "fake_stages")
     monkeypatch.setattr(lookup, "workload", fake_workload)
     monkeypatch.setattr(lookup, "workload_names", lambda: ("emoji-t2i",))

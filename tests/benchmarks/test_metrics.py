@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from quantarena.bench.metrics.fidelity.fidelity import psnr, ssim
 from quantarena.bench.metrics.fidelity.lpips import lpips
+from quantarena.bench.metrics.fidelity.psnr_ssim import psnr, ssim
 from quantarena.bench.metrics.names import METRICS
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.quality.features import features_of
 from quantarena.bench.metrics.quality.frechet import frechet
 from quantarena.bench.metrics.quality.kid import kid
 from quantarena.bench.metrics.quality.precision_recall import precision, recall
 from quantarena.bench.metrics.text.alignment import alignment, scorer
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 
 N, SIDE = 128, 64
 
@@ -35,7 +36,7 @@ def inputs():
 
 
 def test_score(benchmark, inputs):
-    scores = benchmark.pedantic(score, inputs, warmup_rounds=1, rounds=3)
+    scores = benchmark.pedantic(score, (ScoreInputs(*inputs),), warmup_rounds=1, rounds=3)
     assert len(scores.measurements) == len(METRICS)
     benchmark.extra_info.update(images=N, side=SIDE, reference=len(inputs[2].tensor))
 

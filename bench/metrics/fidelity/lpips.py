@@ -1,7 +1,7 @@
 """LPIPS with AlexNet, version 0.1: distance of deep features, fitted to human judgement.
 
 Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
-The weights are those of the ``lpips`` package; ``derive_lpips`` says how they came here.
+The weights are those of the ``lpips`` package; ``metrics.derive.lpips`` made the committed file.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _PARTS = ("weight", "bias")
 
 
 class LpipsAlex(nn.Module):
-    """The metric as a module; ``forward`` takes float images in [0, 1]."""
+    """The LPIPS network; ``forward`` takes float images in [0, 1]."""
 
     shift: Tensor
     scale: Tensor
@@ -52,7 +52,7 @@ class LpipsAlex(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Five maps of unit length along the channels, for images in [0, 1]."""
+        """Five feature maps of unit length along the channels, for images in [0, 1]."""
         x = (2 * images - 1 - self.shift) / self.scale
         maps = []
         for index, conv in enumerate(self.convs):
@@ -63,9 +63,9 @@ class LpipsAlex(nn.Module):
         return maps
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance of each pair: (N, 3, H, W) twice, float in [0, 1]; returns (N,)."""
+        """The distance of each pair, (N,), of two sets of float images (N, 3, H, W) in [0, 1]."""
         total = torch.zeros(first.shape[0], device=first.device)
-        # One pass over both halves: the same kernels see both, so equal images differ by 0.
+        # One pass over both sets: the same kernels run on both, so equal images have distance 0.
         for head, maps in zip(self.heads, self.features(torch.cat([first, second])), strict=True):
             a, b = maps.chunk(2)
             total += torch.einsum("nchw,c->nhw", (a - b).pow(2), head).mean((1, 2))
@@ -73,13 +73,13 @@ class LpipsAlex(nn.Module):
 
 
 def read_weights(folder: Path = ASSETS) -> dict[str, Tensor]:
-    """The committed tensors, checked against the manifest beside them.
+    """Read the committed weights, checked against their manifest.
 
     Returns:
         ``conv{1..5}.weight`` (O, I, H, W), ``conv{1..5}.bias`` (O,), ``head{1..5}`` (C,); fp32.
 
     Raises:
-        BrokenWeights: file or manifest is missing, cut short or changed.
+        BrokenWeights: the file or the manifest is missing, truncated or changed.
     """
     path = verified(folder / WEIGHTS, weights_sha256(folder), REMEDY)
     tensors: dict[str, Tensor] = load(path.read_bytes())
@@ -87,13 +87,13 @@ def read_weights(folder: Path = ASSETS) -> dict[str, Tensor]:
 
 
 def weights_sha256(folder: Path = ASSETS) -> str:
-    """The sha256 that the manifest states. Raises BrokenWeights when it cannot be read."""
+    """The sha256 of the weights by their manifest. Raises BrokenWeights if it cannot be read."""
     return stated_sha256(WEIGHTS, folder)
 
 
 @lru_cache(maxsize=2)
 def lpips_alex(device: str = "cpu") -> LpipsAlex:
-    """The metric with its weights, ready to use. Raises BrokenWeights."""
+    """The network with its weights, in evaluation mode. Raises BrokenWeights."""
     tensors = read_weights()
     net = LpipsAlex()
     names = {f"convs.{i}.{part}": f"conv{i + 1}.{part}" for i in range(5) for part in _PARTS}
@@ -105,9 +105,9 @@ def lpips_alex(device: str = "cpu") -> LpipsAlex:
 
 
 def enlarge(images: Tensor, side: int = MIN_SIDE) -> Tensor:
-    """Bilinear, so that the shorter side is at least ``side``; larger images pass unchanged.
+    """Enlarge images (bilinear) whose shorter side is below ``side``; return others as they are.
 
-    AlexNet's first layers shrink 32 px to a 1x1 map, on which there is no structure to compare.
+    AlexNet's first layers shrink 32 px to a 1x1 map, which has no structure to compare.
     """
     short = min(images.shape[2:])
     if short >= side:
@@ -123,21 +123,21 @@ def lpips(
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """LPIPS of each pair; 0 is equal, lower is better.
+    """The LPIPS distance of each pair; 0 for equal images, lower is better.
 
-    Images with a side under 64 px are enlarged to 64 first (bilinear).
+    Images with a side under 64 px are first enlarged to 64 px (bilinear).
 
     Args:
         fp: full-precision images, uint8 (N, 3, H, W).
         test: images of the same seeds, the same shape.
-        device: where to compute.
+        device: where the network runs.
         progress: called with the number of pairs done.
 
     Returns:
         (N,) float64.
 
     Raises:
-        BadImages: not pairs of uint8 images.
+        BadImages: the images are not pairs of uint8 images.
         BrokenWeights: the committed weights are damaged.
     """
     check_pairs(fp, test)

@@ -1,15 +1,11 @@
-"""Closeness to full precision inside the sampler: noise prediction by call, last latents.
+"""The error of a network's noise predictions, by sampler call, against full precision.
 
-Images show what is left after the decoder and rounding to 8 bits; these two see the damage where
-it is made. The first is measured on full precision's own trajectory, so errors do not add up over
-calls; the second at the end of each sampler's own trajectory, where they have.
+Images show an error only after the decoder and rounding to 8 bits; this metric measures it where
+it arises. The inputs are those of the full-precision trajectory, so errors do not accumulate.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import MethodType
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -19,58 +15,56 @@ from quantarena.bench.metrics.bootstrap import Array
 from quantarena.methods.core.record.trajectory import Trajectory
 
 PROBE_IMAGES = 8
-"""Images whose calls are repeated: more would cost as much as drawing them."""
+"""Number of images whose calls are repeated; more would cost as much as drawing the images."""
 SQNR_CAP = 120.0
-"""dB of an equal answer; float32 rounding alone stays below it."""
-KEPT_LATENTS = 256
-"""Images whose last latents are kept."""
+"""The dB of equal predictions; predictions that differ by float32 rounding stay below it."""
 
 At = Callable[[int], AbstractContextManager[None]]
-"""Sets a network's sampler call for the block."""
+"""A function that sets the sampler call of a network for the time of a block."""
 
 
 @torch.no_grad()
 def predictions(
     network: nn.Module, recorded: Trajectory, at: At = lambda _: nullcontext()
 ) -> Tensor:
-    """What a network predicts on each recorded input.
+    """The predictions of a network on each recorded input.
 
     Args:
-        network: takes what the trajectory holds.
-        recorded: the inputs, (S, N, C, ...).
-        at: sets the sampler call, for networks whose tables depend on it.
+        network: the network.
+        recorded: its inputs, (S, N, C, ...), for S sampler calls.
+        at: sets the sampler call, for networks with tables by call.
 
     Returns:
-        float32 (S, N, C, ...). Of networks that predict a variance behind the noise, which doubles
-        the channels, the noise alone.
+        float32 (S, N, C, ...). If a network also predicts a variance in as many further channels,
+        only the noise is returned.
     """
     rows = torch.arange(recorded.rows)
-    found = []
+    outputs = []
     for call in range(recorded.calls):
         with at(call):
             output = recorded.pick(torch.full_like(rows, call), rows).call(network)
         channels = recorded.sample.shape[2]
         if output.dim() == 4 and output.shape[1] == 2 * channels:
             output = output[:, :channels]
-        found.append(output.float().contiguous())
-    return torch.stack(found)
+        outputs.append(output.float().contiguous())
+    return torch.stack(outputs)
 
 
 def sqnr(reference: Tensor, test: Tensor, halves: int = 1) -> Array:
-    """Signal-to-quantization-noise ratio of each prediction in dB; higher is better.
+    """The signal-to-quantization-noise ratio of each prediction in dB; higher is better.
 
-    ``10 log10(sum r^2 / sum (t - r)^2)`` over channels, positions and guidance halves of an image.
+    It is ``10 log10(sum r^2 / sum (t - r)^2)`` over channels, positions and guidance halves.
 
     Args:
         reference: full precision's predictions, (S, halves x N, ...).
         test: the other network's on the same inputs.
-        halves: rows of one image, as in ``Trajectory``.
+        halves: number of rows of one image, as in ``Trajectory``.
 
     Returns:
         (S, N) float64, within +-120 dB.
 
     Raises:
-        ValueError: other shapes, or predictions that are not finite.
+        ValueError: the shapes differ, or a prediction is not finite.
     """
     if reference.shape != test.shape:
         raise ValueError(f"predictions differ in shape: {reference.shape} and {test.shape}")
@@ -84,109 +78,3 @@ def sqnr(reference: Tensor, test: Tensor, halves: int = 1) -> Array:
         raise ValueError(f"predictions of sampler call {bad} are not finite")
     ratio = 10 * torch.log10(signal / noise)  # equal predictions: infinite; two zeros: NaN
     return np.asarray(ratio.nan_to_num(nan=SQNR_CAP).clamp(-SQNR_CAP, SQNR_CAP).numpy())
-
-
-def latent_mse(reference: Tensor, test: Tensor) -> Array:
-    """Mean squared difference of the samplers' last latents, image by image; lower is better.
-
-    Args:
-        reference: full precision's, (N, C, ...).
-        test: the other network's from the same noise.
-
-    Returns:
-        (N,) float64.
-
-    Raises:
-        ValueError: other shapes, or latents that are not finite.
-    """
-    if reference.shape != test.shape:
-        raise ValueError(f"latents differ in shape: {reference.shape} and {test.shape}")
-    found = (test.double() - reference.double()).pow(2).flatten(1).mean(1)
-    if not bool(found.isfinite().all()):
-        raise ValueError("latents are not finite")
-    return np.asarray(found.numpy())
-
-
-class LastLatents:
-    """What the sampler returned last, run by run; filled by ``watching``."""
-
-    def __init__(self, images: int, batch: int) -> None:
-        self._images, self._batch = images, batch
-        self._done: list[Tensor] = []
-        self._last: Tensor | None = None
-
-    def run_ends(self) -> None:
-        """A run of the sampler is over: what it returned last is its result.
-
-        Some pipelines step both guidance halves; the first halves stand for the images.
-        """
-        expected = min(self._batch, self._images - self._count)
-        last, self._last = self._last, None
-        if last is None or self._count >= KEPT_LATENTS or expected < 1:
-            return
-        if len(last) % expected == 0:
-            self._done.append(last[:expected].detach().float().cpu().clone())
-
-    @property
-    def _count(self) -> int:
-        return sum(map(len, self._done))
-
-    def step_ends(self, output: Any) -> None:
-        """One step of the sampler has returned ``output``."""
-        found = getattr(output, "prev_sample", None)
-        if found is None and isinstance(output, tuple):
-            found = output[0]
-        self._last = found if isinstance(found, Tensor) else None
-
-    @property
-    def tensor(self) -> Tensor | None:
-        """(N, C, ...) of the first images, 256 at most; None where not all of them were seen."""
-        wanted = min(self._images, KEPT_LATENTS)
-        return torch.cat(self._done)[:wanted] if self._count >= wanted else None
-
-
-@contextmanager
-def watching(scheduler: Any, images: int, batch: int) -> Iterator[LastLatents]:
-    """Note what a sampler returns at the end of each run inside the block.
-
-    Args:
-        scheduler: of diffusers. One without ``set_timesteps`` and ``step`` is not watched.
-        images: that are drawn inside the block.
-        batch: images of a run, fewer in the last.
-    """
-    seen = LastLatents(images, batch)
-    if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
-        yield seen
-        return
-    undo = [
-        _after(scheduler, "set_timesteps", lambda _: seen.run_ends()),
-        _after(scheduler, "step", seen.step_ends),
-    ]
-    try:
-        yield seen
-    finally:
-        for function in undo:
-            function()
-        seen.run_ends()
-
-
-def _after(scheduler: Any, name: str, then: Callable[[Any], None]) -> Callable[[], None]:
-    """Pass on what a method of this one object returns; returns what undoes it."""
-    inner, before = getattr(scheduler, name), vars(scheduler).get(name)
-
-    # a bound method with the same signature: pipelines read it to see what step() takes
-    @functools.wraps(getattr(type(scheduler), name))
-    def follow(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = inner(*args, **kwargs)
-        then(output)
-        return output
-
-    setattr(scheduler, name, MethodType(follow, scheduler))
-
-    def undo() -> None:
-        if before is None:
-            delattr(scheduler, name)
-        else:
-            setattr(scheduler, name, before)
-
-    return undo

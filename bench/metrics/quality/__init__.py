@@ -1,1 +1,1 @@
-"""The room bench/metrics/quality."""
+"""Quality metrics: how close a set of generated images comes to real images."""

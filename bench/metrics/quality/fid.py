@@ -1,4 +1,4 @@
-"""Frechet distance and Inception score from features by the tools' own code, with intervals."""
+"""FID and Inception score of given features by the published tools, with bootstrap replicates."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from quantarena.bench.metrics.bootstrap import Array, Groups, resample_counts
 from quantarena.bench.metrics.quality.kid import Estimate
 
 RESAMPLES = 50
-"""One costs seconds at 2,048 features; a spread is all that is read from them."""
+"""Number of resamples: few, since one takes seconds at 2,048 features."""
 SPLITS = 10
 
 
 class _Given(nn.Module):
-    """Stands where a tool has its network: the features are there already."""
+    """Takes the place of a tool's network and returns the given features."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Given(nn.Module):
 
 
 def torchmetrics_fid(test: Tensor, reference: Tensor) -> float:
-    """Squared Frechet distance of (N, D) and (M, D) features by torchmetrics."""
+    """The squared Frechet distance of (N, D) and (M, D) features, computed by torchmetrics."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=_Given(test.shape[1])).set_dtype(torch.float64)
@@ -34,18 +34,20 @@ def torchmetrics_fid(test: Tensor, reference: Tensor) -> float:
 
 
 def clean_fid(test: Tensor, reference: Tensor) -> float:
-    """Squared Frechet distance of (N, D) and (M, D) features by clean-fid."""
+    """The squared Frechet distance of (N, D) and (M, D) features, computed by clean-fid."""
     from cleanfid.fid import fid_from_feats
 
     return float(fid_from_feats(test.double().numpy(), reference.double().numpy()))
 
 
 def inception_score(logits: Tensor, seed: int = 0) -> float:
-    """Exp of the mean divergence of each image's classes from all images', by torchmetrics.
+    """The Inception score, computed by torchmetrics: exp of a mean KL divergence.
+
+    The divergence is that of an image's class probabilities from their mean over a split.
 
     Args:
         logits: (N, classes).
-        seed: of the order in which images fall into ten splits.
+        seed: seed of the order in which images are put into ten splits.
     """
     from torchmetrics.image.inception import InceptionScore
 
@@ -64,23 +66,23 @@ def frechet_replicates(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> Array:
-    """Squared Frechet distances of resampled test features.
+    """The squared Frechet distances of resampled test features.
 
-    ``tr (A B)^1/2`` of two covariances is the sum of the roots of the eigenvalues of
+    The term ``tr (A B)^1/2`` of two covariances is the sum of the roots of the eigenvalues of
     ``A^1/2 B A^1/2``, which is symmetric.
 
     Args:
         test: (N, D).
         reference: (M, D).
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
     """
     x, y = test.double(), reference.double()
     mean, covariance = y.mean(0), torch.cov(y.T)
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    found = []
+    distances = []
     for counts in resample_counts(len(x), resamples, seed, groups):
         weight = torch.tensor(counts)
         total = weight.sum()
@@ -89,14 +91,14 @@ def frechet_replicates(
         spread = offsets.T @ offsets / (total - 1)
         cross = torch.linalg.eigvalsh(root @ spread @ root).clamp(min=0).sqrt().sum()
         gap = (centre - mean).pow(2).sum()
-        found.append(float(gap + spread.trace() + covariance.trace() - 2 * cross))
-    return np.array(found)
+        distances.append(float(gap + spread.trace() + covariance.trace() - 2 * cross))
+    return np.array(distances)
 
 
 def centred(value: float, replicates: Array) -> Estimate:
-    """A tool's value with our replicates, moved to be centred on it.
+    """A tool's value with our replicates, shifted so that their mean is the value.
 
-    Resampling adds the small-N bias a second time.
+    Resampling adds the bias of small N a second time; the shift removes it.
     """
     return Estimate(value, replicates - replicates.mean() + value)
 
@@ -108,18 +110,20 @@ def score_replicates(
     resamples: int = 200,
     groups: Groups | None = None,
 ) -> Array:
-    """Inception scores of resampled images, without splits.
+    """The Inception scores of resampled images, without splits.
 
     Args:
         logits: (N, classes).
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
     """
     log_p = logits.double().log_softmax(1)
     p = log_p.exp()
-    own = (p * log_p).sum(1)
+    negative_entropy = (p * log_p).sum(1)
     counts = torch.tensor(resample_counts(len(p), resamples, seed, groups))
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ p
-    return np.asarray((share @ own - torch.special.xlogy(mean, mean).sum(1)).exp().numpy())
+    return np.asarray(
+        (share @ negative_entropy - torch.special.xlogy(mean, mean).sum(1)).exp().numpy()
+    )

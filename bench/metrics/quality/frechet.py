@@ -1,7 +1,7 @@
-"""Frechet distance on the 32 main axes of the reference: fewer numbers than images.
+"""Frechet distance along the 32 principal axes of the reference, for sets of few images.
 
-A covariance of 1,280 features cannot be estimated from 128 images, one of 32 can. Differences
-outside those axes are not seen: read it beside KID, never instead.
+The covariance of 1,280 features cannot be estimated from 128 images; that of 32 features can. The
+distance does not see differences outside these axes, so it should be read together with KID.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ _STRIP = 250
 
 
 class Pca(NamedTuple):
-    """The reference in its own axes; float64.
+    """Principal axes of the reference features; float64.
 
     Attributes:
         mean: (D,).
         axes: (k, D), unit rows, widest first.
-        variances: (k,), along those axes, with N - 1.
+        variances: (k,), variances along the axes (divided by N - 1).
     """
 
     mean: Tensor
@@ -32,7 +32,7 @@ class Pca(NamedTuple):
 
 
 def fit_pca(features: Tensor, axes: int = AXES) -> Pca | None:
-    """Mean, main axes and variances of (N, D) features; None where fewer axes vary."""
+    """The principal axes of (N, D) features, or None if the features vary along fewer axes."""
     n, dim = features.shape
     if min(n - 1, dim) < axes:
         return None
@@ -44,16 +44,16 @@ def fit_pca(features: Tensor, axes: int = AXES) -> Pca | None:
     if not bool(variances[-1] > 1e-10 * variances[0]) or float(variances[0]) <= 0:
         return None
     rows = vectors.T.flip(0)[:axes]
-    # An axis has no sign of its own: make its largest part positive, so that files agree.
+    # The sign of an axis is arbitrary: the largest component is made positive in every file.
     signs = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     return Pca(mean, (rows * signs).contiguous(), variances.contiguous())
 
 
 def distance(mean: Tensor, covariance: Tensor, variances: Tensor) -> Tensor:
-    """Squared Frechet distance of Gaussians to one with mean 0 and diagonal covariance.
+    """The squared Frechet distance of Gaussians to one of mean 0 and diagonal covariance.
 
-    ``|m|^2 + tr C + tr V - 2 tr (V^1/2 C V^1/2)^1/2``, which is symmetric and so needs no
-    complex square root.
+    It is ``|m|^2 + tr C + tr V - 2 tr (V^1/2 C V^1/2)^1/2``. The matrix under the root is
+    symmetric, so no complex square root is needed.
 
     Args:
         mean: (..., k).
@@ -61,14 +61,14 @@ def distance(mean: Tensor, covariance: Tensor, variances: Tensor) -> Tensor:
         variances: (k,), the diagonal V.
 
     Returns:
-        (...), at least 0 but for rounding.
+        (...), at least 0 up to rounding.
     """
     root = variances.sqrt()
     eigenvalues = torch.linalg.eigvalsh(root[:, None] * covariance * root)
     cross = eigenvalues.clamp(min=0).sqrt().sum(-1)
     trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-    found: Tensor = mean.pow(2).sum(-1) + trace + variances.sum() - 2 * cross
-    return found
+    squared: Tensor = mean.pow(2).sum(-1) + trace + variances.sum() - 2 * cross
+    return squared
 
 
 def frechet(
@@ -79,19 +79,19 @@ def frechet(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> Estimate:
-    """Squared Frechet distance to the reference, in its main axes.
+    """The squared Frechet distance to the reference, along its principal axes.
 
-    It is too large by an amount that grows as N falls: compare at equal N only.
+    Its bias is positive and grows as N falls: compare values at equal N only.
 
     Args:
         test: features of the generated images, (N, D), N >= 2.
-        pca: the reference.
-        seed: of the resamples (over test images; the reference is kept).
-        resamples: how many; 0 for the value alone.
-        groups: prompt of each test image, where prompts repeat.
+        pca: principal axes of the reference.
+        seed: seed of the resamples, which are over test images; the reference is kept.
+        resamples: number of resamples; 0 for the value alone.
+        groups: prompt of each test image, if prompts repeat.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: there are fewer than two images.
     """
     n = test.shape[0]
     if n < 2:
@@ -112,6 +112,6 @@ def frechet(
     if not resamples:
         return Estimate(value, np.empty(0))
     counts = torch.tensor(resample_counts(n, resamples, seed, groups))
-    # In strips: 2,000 matrices at once would be more memory than the rest of the scoring.
+    # In strips: 2,000 matrices at once would take more memory than the rest of the scoring.
     strips = (counts[start : start + _STRIP] for start in range(0, resamples, _STRIP))
     return Estimate(value, np.concatenate([estimate(strip).numpy() for strip in strips]))

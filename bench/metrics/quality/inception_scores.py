@@ -1,4 +1,4 @@
-"""The metrics of papers on Inception features: FID, sFID, IS; 5,000 images at least."""
+"""The metrics of papers on Inception features: FID, sFID and IS, from 5,000 images on."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,22 +21,22 @@ from quantarena.bench.metrics.names import (
 )
 from quantarena.bench.metrics.quality import fid
 from quantarena.bench.metrics.quality.features import images_sha256
-from quantarena.bench.metrics.quality.inception import (
+from quantarena.bench.metrics.quality.inception import responses
+from quantarena.bench.metrics.quality.inception_weights import (
     Tool,
     clean_fid_tool,
     given_folder,
-    responses,
     torchmetrics_tool,
 )
 from quantarena.bench.metrics.quality.kid import Estimate
 from quantarena.bench.schema import Measurement
 
 Real = Callable[[], Tensor]
-"""Reads the real images, uint8 (M, 3, S, S). Raises UserError where there are none."""
+"""A function that reads the real images, uint8 (M, 3, S, S). Raises UserError if it cannot."""
 
 
 def without_images(reason: str) -> tuple[Measurement, ...]:
-    """Every metric of this module as a measurement without a value."""
+    """Measurements without a value, one for each metric of this module."""
     return tuple(unmeasured(METRICS[name], reason) for name in INCEPTION)
 
 
@@ -48,17 +48,17 @@ def paper_metrics(
     seed: int = 0,
     groups: Groups | None = None,
 ) -> tuple[tuple[Measurement, ...], dict[str, Array]]:
-    """FID by two tools, sFID and IS; a reason where images or weights are missing.
+    """FID by two tools, sFID and IS, or the reason why images or weights are missing.
 
     Args:
         test: generated images, uint8 (N, 3, S, S).
-        real: reads the real ones; asked only when there are enough generated ones.
-        cache_dir: where the real images' features are kept.
-        seed: of the resamples.
-        groups: prompt of each image, where prompts repeat.
+        real: reads the real images; called only if there are enough generated images.
+        cache_dir: folder that keeps features.
+        seed: seed of the resamples.
+        groups: prompt of each image, if prompts repeat.
 
     Returns:
-        Measurements, and bootstrap values by metric.
+        The measurements, and bootstrap values by metric.
     """
     least = METRICS[FID].needs
     if len(test) < least:
@@ -79,17 +79,17 @@ def paper_metrics(
         if isinstance(tool, str):
             measured.append(unmeasured(METRICS[name], tool))
             continue
-        found = _estimate(name, test, images, tool, cache_dir, seed, groups)
-        if isinstance(found, str):
-            measured.append(unmeasured(METRICS[name], found))
+        estimate = _estimate(name, test, images, tool, cache_dir, seed, groups)
+        if isinstance(estimate, str):
+            measured.append(unmeasured(METRICS[name], estimate))
             continue
-        low, high = interval(found.replicates)
+        low, high = interval(estimate.replicates)
         reference = "" if isinstance(images, str) or name == INCEPTION_SCORE else _label(images)
         one = unmeasured(METRICS[name], None, reference)
         measured.append(
             replace(
                 one,
-                value=found.value,
+                value=estimate.value,
                 low=low,
                 high=high,
                 n=len(test),
@@ -97,7 +97,7 @@ def paper_metrics(
                 extractor_sha256=tool.sha256,
             )
         )
-        replicates[name] = found.replicates
+        replicates[name] = estimate.replicates
     return tuple(measured), replicates
 
 

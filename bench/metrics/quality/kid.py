@@ -1,8 +1,8 @@
 """Kernel distance (KID): the unbiased squared maximum mean discrepancy of image features.
 
-Binkowski et al., Demystifying MMD GANs, ICLR 2018: kernel ``(x.y / D + 1)^3``. The usual tools
-average the estimate over random subsets; here every pair is used once, which is the mean that
-those subsets wander around: same expectation, no random part.
+Binkowski et al., Demystifying MMD GANs, ICLR 2018: kernel ``(x.y / D + 1)^3``. Common tools
+average the estimate over random subsets. Here every pair is used once, which is the expectation of
+that average, without its random part.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Estimate:
 
 
 def kernel(first: Tensor, second: Tensor) -> Tensor:
-    """The cubic kernel of (N, D) and (M, D) features, float64 (N, M)."""
-    # Seconds to import: paid by those who score, not by those who list or read.
+    """The cubic kernel of each pair of (N, D) and (M, D) features, float64 (N, M)."""
+    # Imported here because it takes seconds, which listings of metrics need not wait.
     from torchmetrics.image.kid import poly_kernel
 
     values: Tensor = poly_kernel(first.double(), second.double())
@@ -37,7 +37,7 @@ def kernel(first: Tensor, second: Tensor) -> Tensor:
 def self_similarity(features: Tensor) -> float:
     """Mean kernel value over all pairs of different images of one set, N >= 2.
 
-    Computed in strips, so that 50,000 images do not ask for a matrix of 20 GB.
+    It is computed in strips of rows: a matrix of 50,000 images would take 20 GB.
     """
     n = features.shape[0]
     exact = features.double()
@@ -59,28 +59,28 @@ def kid(
 ) -> Estimate:
     """Unbiased kernel distance between two sets of features, in units of 1e-3.
 
-    The bootstrap resamples the test images and keeps the reference. A pair of one image with
-    its own copy is left out of each resample, else every replicate would be too large.
+    The bootstrap resamples the test images and keeps the reference. Pairs of an image with a copy
+    of itself are left out of each resample; they would make every replicate too large.
 
     Args:
         test: features of the generated images, (N, D), N >= 2.
         reference: features of the real images, (M, D), M >= 2.
-        reference_similarity: ``self_similarity(reference)``, when it is known.
-        seed: of the resamples.
-        resamples: how many; 0 for the value alone.
-        groups: prompt of each test image, where prompts repeat.
+        reference_similarity: ``self_similarity(reference)``, if it is known.
+        seed: seed of the resamples.
+        resamples: number of resamples; 0 for the value alone.
+        groups: prompt of each test image, if prompts repeat.
 
     Returns:
-        The value times 1000 and its replicates; may be negative where the truth is near 0.
+        The value times 1000 and its replicates. Near a true distance of 0 it may be negative.
 
     Raises:
-        ValueError: fewer than two images on a side.
+        ValueError: a set has fewer than two images.
     """
     n = test.shape[0]
     if min(n, reference.shape[0]) < 2:
         raise ValueError("a kernel distance needs at least two images on each side")
-    known = reference_similarity
-    constant = self_similarity(reference) if known is None else known
+    if reference_similarity is None:
+        reference_similarity = self_similarity(reference)
     within = kernel(test, test)
     across = _mean_kernel(test, reference)
     diagonal = within.diagonal()
@@ -90,8 +90,8 @@ def kid(
         pairs = ((counts @ within) * counts).sum(1) - counts**2 @ diagonal
         drawn = counts.sum(1)
         number = drawn**2 - (counts**2).sum(1)
-        found = SCALE * (pairs / number + constant - 2 * counts @ across / drawn)
-        return np.asarray(found.numpy())
+        estimates = SCALE * (pairs / number + reference_similarity - 2 * counts @ across / drawn)
+        return np.asarray(estimates.numpy())
 
     value = float(estimate(torch.ones(1, n, dtype=torch.float64))[0])
     if not resamples:
@@ -100,7 +100,7 @@ def kid(
 
 
 def _mean_kernel(test: Tensor, reference: Tensor) -> Tensor:
-    """Mean kernel of each test image to the reference, (N,)."""
+    """The mean kernel of each test image with the reference images, (N,)."""
     exact = test.double()
     total = torch.zeros(test.shape[0], dtype=torch.float64)
     for start in range(0, reference.shape[0], _ROWS):

@@ -1,4 +1,4 @@
-"""Precision and recall: which part of either set lies among the other's images.
+"""Precision and recall: the share of one set that lies inside the manifold of the other.
 
 Kynkaanniemi et al., Improved Precision and Recall Metric for Assessing Generative Models, NeurIPS
 2019. A set's manifold is the union of balls around its features, each as large as the distance to
@@ -19,28 +19,28 @@ _ROWS = 1024
 
 
 def radii(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """Distance of each feature vector to its k-th nearest other one.
+    """The distance of each feature vector to its k-th nearest neighbour in the same set.
 
     Args:
         features: (N, D), N > k.
-        k: which neighbour.
+        k: number of the neighbour, 1 for the nearest.
 
     Returns:
         float64 (N,).
 
     Raises:
-        ValueError: too few images.
+        ValueError: there are too few images.
     """
     n = features.shape[0]
     if n <= k:
         raise ValueError(f"the {k} nearest neighbours need more than {k} images, there are {n}")
-    found = []
+    distances = []
     for start in range(0, n, _ROWS):
         strip = _distances(features[start : start + _ROWS], features)
         rows = torch.arange(strip.shape[0])
-        strip[rows, start + rows] = torch.inf  # oneself is no neighbour
-        found.append(strip.kthvalue(k, dim=1).values)
-    return torch.cat(found)
+        strip[rows, start + rows] = torch.inf  # an image is no neighbour of itself
+        distances.append(strip.kthvalue(k, dim=1).values)
+    return torch.cat(distances)
 
 
 def precision(
@@ -52,21 +52,21 @@ def precision(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> Estimate:
-    """Share of generated images inside the real manifold, in [0, 1]; higher is better.
+    """The share of generated images inside the real manifold, in [0, 1]; higher is better.
 
     Args:
         test: features of the generated images, (N, D).
         reference: features of the real images, (M, D).
         reference_radii: ``radii(reference)``.
-        seed: of the resamples, over the generated images.
-        resamples: how many.
-        groups: prompt of each generated image, where prompts repeat.
+        seed: seed of the resamples, which are over the generated images.
+        resamples: number of resamples.
+        groups: prompt of each generated image, if prompts repeat.
     """
-    found = [
+    covered = [
         _covered(test[start : start + _ROWS], reference, reference_radii).any(1)
         for start in range(0, test.shape[0], _ROWS)
     ]
-    hits = torch.cat(found).double().numpy()
+    hits = torch.cat(covered).double().numpy()
     counts = resample_counts(len(hits), resamples, seed, groups)
     return Estimate(float(hits.mean()), np.asarray(counts @ hits / counts.sum(1)))
 
@@ -80,21 +80,21 @@ def recall(
     groups: Groups | None = None,
     k: int = NEIGHBOURS,
 ) -> Estimate:
-    """Share of real images inside the generated manifold, in [0, 1]; higher is better.
+    """The share of real images inside the generated manifold, in [0, 1]; higher is better.
 
-    The bootstrap draws generated images and keeps the balls' sizes, so a resample, which has
-    fewer distinct images, covers less: read its spread, not its place.
+    The bootstrap draws generated images and keeps the sizes of their balls. A resample has fewer
+    distinct images and so covers less: its replicates have the right spread around a lower value.
 
     Args:
         test: features of the generated images, (N, D), N > k.
         reference: features of the real images, (M, D).
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each generated image, where prompts repeat.
-        k: neighbour that gives a ball its size.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each generated image, if prompts repeat.
+        k: number of the neighbour whose distance is the radius of a ball.
 
     Raises:
-        ValueError: too few generated images.
+        ValueError: there are too few generated images.
     """
     sizes = radii(test, k)
     counts = torch.tensor(resample_counts(test.shape[0], resamples, seed, groups))
@@ -109,10 +109,10 @@ def recall(
 
 
 def _covered(points: Tensor, centres: Tensor, sizes: Tensor) -> Tensor:
-    """(P, C): whether each point lies in each ball; its edge belongs to it."""
+    """Whether each of P points lies in each of C closed balls, (P, C)."""
     return _distances(points, centres) <= sizes
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    # exact differences would be a tensor of P x C x D; float64 keeps the short form accurate
+    # Differences would be a tensor of P x C x D. In float64 the matrix product is accurate enough.
     return torch.cdist(first.double(), second.double(), compute_mode="use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Closeness to real images: KID, a Frechet distance, precision and recall, or why not."""
+"""The quality metrics of one set of images: KID, a Frechet distance, precision and recall."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from quantarena.bench.metrics.quality.precision_recall import NEIGHBOURS, precis
 from quantarena.bench.schema import Measurement
 
 _BIASED_RESAMPLES = (FRECHET, RECALL)
-"""Metrics that a resample, having fewer distinct images, moves off their value."""
+"""Metrics that resampling biases, because a resample has fewer distinct images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,10 +32,10 @@ class Quality:
     """The quality metrics of one set of images.
 
     Attributes:
-        measurements: one a metric, in the catalogue's order.
-        replicates: metric to (resamples,) bootstrap values, where it was computed. Rows of one
-            table share their resamples: the difference of two rows' replicates is the
-            replicate of their difference.
+        measurements: one for each metric, in the order of ``names.QUALITY``.
+        replicates: metric to (resamples,) bootstrap values, if it was computed. Rows of one
+            table share their resamples, so the difference of the replicates of two rows are
+            replicates of their difference.
     """
 
     measurements: tuple[Measurement, ...]
@@ -44,7 +44,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How intervals are drawn: seed, number of resamples, prompt of each image."""
+    """Settings of the bootstrap: seed, number of resamples, prompt of each image."""
 
     seed: int
     resamples: int
@@ -52,7 +52,7 @@ class Resampling:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of an estimator."""
+        """The settings as keyword arguments of an estimator."""
         return {"seed": self.seed, "resamples": self.resamples, "groups": self.groups}
 
 
@@ -64,37 +64,37 @@ def quality(
     resamples: int = RESAMPLES,
     groups: Groups | None = None,
 ) -> Quality:
-    """Every quality metric, in the catalogue's order.
+    """Compute every quality metric, in the order of ``names.QUALITY``.
 
     Args:
         test: features of the generated images by the reference's extractor, (N, D).
         reference: the real images.
-        seed: of the resamples.
-        resamples: how many.
-        groups: prompt of each image, where prompts repeat.
+        seed: seed of the resamples.
+        resamples: number of resamples.
+        groups: prompt of each image, if prompts repeat.
 
     Returns:
-        One measurement a metric; value None with a reason where N is too small or the
-        reference does not vary.
+        One measurement for each metric. Its value is None, with a reason, if N is too small or
+        the reference does not vary enough.
     """
     measurements, replicates = [], {}
     for name in QUALITY:
-        found = _estimate(name, test, reference, Resampling(seed, resamples, groups))
-        if isinstance(found, str):
-            measurements.append(unmeasured(METRICS[name], found, reference.label))
+        estimate = _estimate(name, test, reference, Resampling(seed, resamples, groups))
+        if isinstance(estimate, str):
+            measurements.append(unmeasured(METRICS[name], estimate, reference.label))
             continue
-        replicates[name] = found.replicates
-        measurements.append(_filled(name, found, test.shape[0], reference))
+        replicates[name] = estimate.replicates
+        measurements.append(_measurement(name, estimate, test.shape[0], reference))
     return Quality(tuple(measurements), replicates)
 
 
 def not_computed(reason: str, reference: str = "") -> tuple[Measurement, ...]:
-    """Every metric of this module as a measurement without a value."""
+    """Measurements without a value, one for each metric of this module."""
     return tuple(unmeasured(METRICS[name], reason, reference) for name in QUALITY)
 
 
 def _estimate(name: str, test: Tensor, reference: Features, how: Resampling) -> Estimate | str:
-    """The estimate, or why there is none."""
+    """The estimate, or the reason why there is none."""
     needs = METRICS[name].needs
     for count, what in ((len(test), "generated"), (len(reference.tensor), "reference")):
         if count < needs:
@@ -114,7 +114,7 @@ def _frechet(test: Tensor, reference: Features, how: Resampling) -> Estimate | s
 
 
 def _precision(test: Tensor, reference: Features, how: Resampling) -> Estimate:
-    assert reference.radii is not None  # there are as many images as the metric needs
+    assert reference.radii is not None  # _estimate has checked that there are enough images
     return precision(test, reference.tensor, reference.radii, **how.arguments)
 
 
@@ -130,14 +130,14 @@ _ESTIMATORS: dict[str, Callable[[Tensor, Features, Resampling], Estimate | str]]
 }
 
 
-def _filled(name: str, found: Estimate, n: int, reference: Features) -> Measurement:
+def _measurement(name: str, estimate: Estimate, n: int, reference: Features) -> Measurement:
     if name in _BIASED_RESAMPLES:
-        low, high = recentred_interval(found.value, found.replicates)
+        low, high = recentred_interval(estimate.value, estimate.replicates)
     else:
-        low, high = interval(found.replicates)
+        low, high = interval(estimate.replicates)
     return replace(
         unmeasured(METRICS[name], None, reference.label),
-        value=found.value,
+        value=estimate.value,
         low=low,
         high=high,
         n=n,

@@ -1,1 +1,1 @@
-"""The room bench/metrics/text."""
+"""Text metrics: how well images match their prompts."""

@@ -1,8 +1,8 @@
-"""Text alignment without a network: is a picture what its caption says, of the known ones.
+"""Text alignment for the captions of emoji64, without a text encoder.
 
-Image features (EfficientNet-lite0) are taken by a linear map to the space of sentence embeddings
-(MiniLM), where the captions of emoji64 lie. It was fitted on emoji drawings: it knows those
-captions and no others. It is no CLIPScore. ``derive_alignment`` says how it was made.
+A linear map takes image features (EfficientNet-lite0) to the space of sentence embeddings (MiniLM),
+in which the captions of emoji64 are stored. The map was fitted on emoji drawings and knows only
+their captions. It is not a CLIPScore. ``metrics.derive.alignment`` made the committed file.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ _TENSORS = ("mean", "std", "weight", "centre", "captions")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scorer:
-    """The map and the captions it knows.
+    """The linear map and the captions that it knows.
 
     Attributes:
-        mean: of the image features, (D,).
-        std: their deviation, (D,).
-        weight: standardised features to centred embeddings, (D, E).
+        mean: mean of the image features, (D,).
+        std: standard deviation of the image features, (D,).
+        weight: map from standardised features to centred embeddings, (D, E).
         centre: mean embedding, (E,).
-        embeddings: of the captions, (C, E).
-        captions: C texts.
-        sha256: of the file.
+        embeddings: embeddings of the captions, (C, E).
+        captions: the C captions.
+        sha256: hash of the file.
     """
 
     mean: Tensor
@@ -50,10 +50,10 @@ class Scorer:
     sha256: str
 
     def similarity(self, features: Tensor) -> Tensor:
-        """Cosine of each image with each caption, (N, C), both centred.
+        """The cosine of each image's embedding with each caption's, (N, C), both centred.
 
         Args:
-            features: EfficientNet-lite0's, (N, D).
+            features: EfficientNet-lite0 features, (N, D).
         """
         image = ((features.float() - self.mean) / self.std) @ self.weight
         text = self.embeddings - self.centre
@@ -62,10 +62,10 @@ class Scorer:
 
 @lru_cache(maxsize=1)
 def scorer(folder: Path = ASSETS) -> Scorer:
-    """The committed scorer.
+    """Load the committed scorer.
 
     Raises:
-        BrokenWeights: the file or its manifest is missing, cut short or changed.
+        BrokenWeights: the file or its manifest is missing, truncated or changed.
     """
     sha256 = stated_sha256(FILE_NAME, folder)
     path = verified(folder / FILE_NAME, sha256, REMEDY)
@@ -79,19 +79,19 @@ def scorer(folder: Path = ASSETS) -> Scorer:
 
 
 def alignment(features: Tensor, prompts: Sequence[str], scorer: Scorer) -> dict[str, Array]:
-    """How well images show their captions.
+    """Measure how well images show their captions.
 
     Args:
-        features: EfficientNet-lite0's, (N, D).
+        features: EfficientNet-lite0 features, (N, D).
         prompts: N captions that the scorer knows.
-        scorer: the map.
+        scorer: the map and its captions.
 
     Returns:
-        Metric to (N,): the cosine with the own caption, and whether it is nearer than all of 99
-        others, drawn for each caption once and for all (chance: 0.01).
+        Metric to (N,): the cosine with the image's caption, and whether that caption is nearer than
+        all of 99 others. The 99 are fixed for each caption; a random image has probability 0.01.
 
     Raises:
-        ValueError: a caption that the scorer does not know, named.
+        ValueError: the scorer does not know a caption, which is named.
     """
     known = {text: number for number, text in enumerate(scorer.captions)}
     for text in prompts:
@@ -101,8 +101,8 @@ def alignment(features: Tensor, prompts: Sequence[str], scorer: Scorer) -> dict[
                 "this scorer knows"
             )
     cosines = scorer.similarity(features)
-    own = torch.tensor([known[text] for text in prompts])
-    nearest = cosines[torch.arange(len(own)), own]
+    target = torch.tensor([known[text] for text in prompts])
+    nearest = cosines[torch.arange(len(target)), target]
     others = torch.stack([_distractors(text, known[text], len(known)) for text in prompts])
     best = cosines.gather(1, others).max(1).values
     return {
@@ -112,26 +112,26 @@ def alignment(features: Tensor, prompts: Sequence[str], scorer: Scorer) -> dict[
 
 
 def retrieval(scorer: Scorer, features: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """How often the own caption is found among all that the scorer knows.
+    """How often an image's caption ranks first, or near the first, among all known captions.
 
     Returns:
         ``recall@1``, ``recall@5`` and ``recall@10``, and R-precision against 99 others.
     """
     known = {text: number for number, text in enumerate(scorer.captions)}
     cosines = scorer.similarity(features)
-    own = torch.tensor([known[text] for text in captions])
-    mine = cosines[torch.arange(len(own)), own]
-    rank = (cosines > mine[:, None]).sum(1)
-    found = {f"recall@{k}": float((rank < k).double().mean()) for k in (1, 5, 10)}
-    found["r-precision-99"] = float(alignment(features, captions, scorer)[R_PRECISION].mean())
-    return found
+    target = torch.tensor([known[text] for text in captions])
+    cosine = cosines[torch.arange(len(target)), target]
+    rank = (cosines > cosine[:, None]).sum(1)
+    shares = {f"recall@{k}": float((rank < k).double().mean()) for k in (1, 5, 10)}
+    shares["r-precision-99"] = float(alignment(features, captions, scorer)[R_PRECISION].mean())
+    return shares
 
 
-def _distractors(text: str, own: int, count: int) -> Tensor:
+def _distractors(text: str, target: int, count: int) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
     order = torch.randperm(count - 1, generator=torch.Generator().manual_seed(seed))
     drawn = order[:DISTRACTORS]
-    return drawn + (drawn >= own)  # every caption but the own one
+    return drawn + (drawn >= target)  # skips the caption itself
 
 
 def _short(text: str) -> str:

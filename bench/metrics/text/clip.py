@@ -1,4 +1,4 @@
-"""CLIPScore by torchmetrics, where CLIP's weights are on this machine. Nothing is downloaded."""
+"""CLIPScore, computed by torchmetrics if CLIP's weights are on this machine (no downloads)."""
 
 import os
 import warnings
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import UserError, first_line
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.metrics.weights import sha256_of
 
@@ -20,7 +20,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def find_clip() -> Path | str:
-    """Folder of CLIP ViT-L/14, or one line on what to put where."""
+    """The folder of CLIP ViT-L/14, or one line on what is missing."""
     given = os.environ.get(VARIABLE)
     if given:
         folder = Path(given).expanduser()
@@ -36,26 +36,28 @@ def find_clip() -> Path | str:
 
 
 def clip_score(images: Tensor, prompts: Sequence[str], folder: Path) -> tuple[Array, str, str]:
-    """``max(100 cos, 0)`` of each image and its prompt; higher is better.
+    """The CLIPScore ``max(100 cos, 0)`` of each image and its prompt; higher is better.
 
-    Prompts of more than 77 tokens are cut by torchmetrics.
+    Torchmetrics truncates prompts of more than 77 tokens.
 
     Args:
         images: uint8 (N, 3, H, W).
         prompts: N texts.
-        folder: of the model.
+        folder: folder of the model.
 
     Returns:
-        (N,) float64; name of the model; sha256 of its weights.
+        The scores, (N,) float64; the name of the model; the sha256 of its weights.
 
     Raises:
-        UserError: the folder holds no CLIP.
+        UserError: the folder does not load as CLIP.
     """
     from torchmetrics.functional.multimodal import clip_score as score
 
     model, processor, sha256 = _load(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a cut prompt is said with the workload
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # truncated prompts are reported with the workload
         values = [
             float(score(image, text, lambda: (model, processor)).clamp(min=0))
             for image, text in zip(images.cpu(), prompts, strict=True)
@@ -64,7 +66,7 @@ def clip_score(images: Tensor, prompts: Sequence[str], folder: Path) -> tuple[Ar
 
 
 class _Plain:
-    """The model as torchmetrics expects it: features are tensors, as before transformers 5."""
+    """The model with features as tensors, as torchmetrics expects them (transformers < 5)."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -73,21 +75,21 @@ class _Plain:
         return getattr(self._model, name)
 
     def to(self, device: Any) -> "_Plain":
-        """The same on another device."""
+        """The model on another device."""
         return _Plain(self._model.to(device))
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(N, D) of images."""
+        """Features of images, (N, D)."""
         return _tensor(self._model.get_image_features(*args, **kwargs))
 
     def get_text_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(N, D) of texts."""
+        """Features of texts, (N, D)."""
         return _tensor(self._model.get_text_features(*args, **kwargs))
 
 
 def _tensor(output: Any) -> Tensor:
-    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return found
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
 
 
 @lru_cache(maxsize=1)
@@ -99,6 +101,5 @@ def _load(folder: Path) -> tuple[Any, Any, str]:
         processor = CLIPProcessor.from_pretrained(str(folder), local_files_only=True)
         weights = next(folder / name for name in _FILES if (folder / name).is_file())
         return _Plain(model.requires_grad_(False)), processor, sha256_of(weights)
-    except Exception as error:  # transformers raises whatever its readers do
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} does not load as CLIP: {first}") from None
+    except Exception as error:  # transformers passes on the errors of its file readers
+        raise UserError(f"{folder} does not load as CLIP: {first_line(error)}") from None

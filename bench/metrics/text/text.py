@@ -1,4 +1,4 @@
-"""Whether images show their prompts: the scorer that ships, and CLIPScore where CLIP is at hand."""
+"""The text metrics: the alignment scorer of this package, and CLIPScore if CLIP is installed."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from quantarena.bench.metrics.text.alignment import DISTRACTORS, alignment, scor
 from quantarena.bench.metrics.text.clip import clip_score, find_clip
 from quantarena.bench.schema import Measurement
 
-Found = tuple[tuple[Measurement, ...], dict[str, np.ndarray]]
-"""Measurements, and (N,) values of those that were computed."""
+Measured = tuple[tuple[Measurement, ...], dict[str, np.ndarray]]
+"""Measurements, and the (N,) values of each metric that was computed."""
 
 
 def without_prompts() -> tuple[Measurement, ...]:
-    """Every text metric, for workloads that draw from no prompts."""
+    """Measurements without a value, for workloads without prompts."""
     reason = "the workload draws from no prompts"
     return tuple(unmeasured(METRICS[name], reason) for name in TEXT)
 
@@ -31,15 +31,15 @@ def text_metrics(
     *,
     seed: int = 0,
     groups: Groups | None = None,
-) -> Found:
-    """Every text metric of images and their prompts.
+) -> Measured:
+    """Compute every text metric of images and their prompts.
 
     Args:
         images: uint8 (N, 3, H, W).
-        features: EfficientNet-lite0's of them, (N, D); None where they are not square.
-        prompts: N texts.
-        seed: of the resamples.
-        groups: prompt of each image, where prompts repeat.
+        features: their EfficientNet-lite0 features, (N, D); None if they are not square.
+        prompts: N prompts.
+        seed: seed of the resamples.
+        groups: prompt of each image, if prompts repeat.
     """
     shipped, values = _shipped(features, prompts, seed, groups)
     clip, clip_values = _clip(images, prompts, seed, groups)
@@ -48,14 +48,14 @@ def text_metrics(
 
 def _shipped(
     features: Tensor | None, prompts: Sequence[str], seed: int, groups: Groups | None
-) -> Found:
+) -> Measured:
     names = (ALIGNMENT, R_PRECISION)
     if features is None:
         reason = "the extractor takes square images"
         return tuple(unmeasured(METRICS[name], reason) for name in names), {}
     known = scorer()
     try:
-        found = alignment(features, prompts, known)
+        values = alignment(features, prompts, known)
     except ValueError as error:
         return tuple(unmeasured(METRICS[name], str(error)) for name in names), {}
     impl = {
@@ -66,7 +66,7 @@ def _shipped(
     return tuple(
         mean_of(
             METRICS[name],
-            found[name],
+            values[name],
             seed=seed,
             groups=groups,
             impl=impl[name],
@@ -74,10 +74,10 @@ def _shipped(
             reference=reference,
         )
         for name in names
-    ), found
+    ), values
 
 
-def _clip(images: Tensor, prompts: Sequence[str], seed: int, groups: Groups | None) -> Found:
+def _clip(images: Tensor, prompts: Sequence[str], seed: int, groups: Groups | None) -> Measured:
     info, folder = METRICS[CLIP_SCORE], find_clip()
     if isinstance(folder, str):
         return (unmeasured(info, folder),), {}
@@ -88,7 +88,7 @@ def _clip(images: Tensor, prompts: Sequence[str], seed: int, groups: Groups | No
     except UserError as error:
         return (unmeasured(info, error.message),), {}
     impl = f"torchmetrics {version('torchmetrics')}, {model}, 77 tokens at most"
-    found = mean_of(
+    measured = mean_of(
         info, values, seed=seed, groups=groups, impl=impl, sha256=sha256, reference="prompts"
     )
-    return (found,), {CLIP_SCORE: values}
+    return (measured,), {CLIP_SCORE: values}

@@ -8,7 +8,8 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 
 
 @pytest.fixture(autouse=True)

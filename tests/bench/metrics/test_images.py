@@ -4,14 +4,8 @@ import torch
 from PIL import Image
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.images import (
-    BadImages,
-    check_images,
-    chunks,
-    load_folder,
-    save_folder,
-    to_uint8,
-)
+from quantarena.bench.metrics.image_folder import load_folder, save_folder
+from quantarena.bench.metrics.images import BadImages, check_images, chunks, to_uint8
 
 
 @pytest.fixture

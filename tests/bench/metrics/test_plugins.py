@@ -12,7 +12,7 @@ from PIL import Image
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import plugins
 from quantarena.bench.metrics.plugins import load_plugins, metric, plugin_metrics
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 
 PAGE = Path(__file__).parents[3] / "docs/metrics.md"
 
@@ -40,7 +40,7 @@ def test_the_documented_example(given, photos):
     (example,) = re.findall(r"```python\n(# brightness\.py.*?)```", PAGE.read_text(), re.DOTALL)
     assert example.count("\n") <= 12
     given(example)
-    scores = score(photos[:8], photos[:8], None, prompts=["a photo"] * 8)
+    scores = score(ScoreInputs(photos[:8], photos[:8], None, prompts=["a photo"] * 8))
     found = {m.name: m for m in scores.measurements}["brightness/mean"]
     want = photos[:8].float().mean((1, 2, 3)).numpy() / 255
     np.testing.assert_allclose(scores.per_image["brightness/mean"], want, rtol=1e-5)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantarena.bench.metrics.fidelity.fidelity import PSNR_CAP
-from quantarena.bench.metrics.images import BadImages, save_folder
+from quantarena.bench.metrics.fidelity.psnr_ssim import PSNR_CAP
+from quantarena.bench.metrics.image_folder import save_folder
+from quantarena.bench.metrics.images import BadImages
 from quantarena.bench.metrics.names import (
     FRECHET,
     IMAGE_PAIRS,
@@ -19,10 +20,11 @@ from quantarena.bench.metrics.names import (
     SSIM,
 )
 from quantarena.bench.metrics.quality.effnet import effnet_lite0
-from quantarena.bench.metrics.quality.features import Features, features_of, reference_features
+from quantarena.bench.metrics.quality.features import Features, features_of
+from quantarena.bench.metrics.quality.features_file import reference_features
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def reference(real) -> Features:
 
 @pytest.fixture(scope="module")
 def fp_scores(photos, reference):
-    return score(photos, photos, reference)
+    return score(ScoreInputs(photos, photos, reference))
 
 
 def by_name(scores):
@@ -54,7 +56,7 @@ def test_full_precision_row_is_perfect_and_has_quality(fp_scores):
 
 
 def test_every_number_has_its_interval_and_origin(photos, noisy, reference, fp_scores):
-    scores = score(photos, noisy(photos, 15), reference)
+    scores = score(ScoreInputs(photos, noisy(photos, 15), reference))
     for m in scores.measurements:
         if m.name not in (*IMAGE_PAIRS, *QUALITY):
             assert m.value is None
@@ -81,7 +83,7 @@ def test_every_number_has_its_interval_and_origin(photos, noisy, reference, fp_s
 
 def test_same_seed_same_numbers(photos, noisy, reference):
     args = photos[:20], noisy(photos[:20], 5), reference
-    first, again, other = (score(*args, seed=s) for s in (0, 0, 1))
+    first, again, other = (score(ScoreInputs(*args, seed=s)) for s in (0, 0, 1))
     assert first.measurements == again.measurements
     assert first.measurements != other.measurements
     assert [m.value for m in first.measurements] == [m.value for m in other.measurements]
@@ -98,7 +100,7 @@ LARGE = (FRECHET, PRECISION, RECALL)
 
 @pytest.mark.parametrize(("n", "missing"), [(8, (KID, *LARGE)), (16, LARGE), (64, ())])
 def test_too_few_images_leave_a_reason(photos, reference, n, missing):
-    found = by_name(score(photos[:n], photos[:n], reference))
+    found = by_name(score(ScoreInputs(photos[:n], photos[:n], reference)))
     for name in (KID, *LARGE):
         if name in missing:
             assert found[name].value is None
@@ -109,43 +111,47 @@ def test_too_few_images_leave_a_reason(photos, reference, n, missing):
 
 
 def test_small_or_dull_reference_leaves_a_reason(photos, real):
-    few = by_name(score(photos[:64], photos[:64], features_of(real[:10], "ten")))
+    few = by_name(score(ScoreInputs(photos[:64], photos[:64], features_of(real[:10], "ten"))))
     assert few[KID].reason == "needs at least 16 reference images, there are 10"
-    dull = by_name(score(photos[:64], photos[:64], features_of(real[:1].repeat(70, 1, 1, 1), "d")))
+    dull = by_name(
+        score(ScoreInputs(photos[:64], photos[:64], features_of(real[:1].repeat(70, 1, 1, 1), "d")))
+    )
     assert dull[KID].value > 0
     assert "fewer than 32 directions" in dull[FRECHET].reason
 
 
 def test_a_folder_of_three_pictures_leaves_a_reason(photos, real, tmp_path):
     save_folder(real[:3], tmp_path / "three")
-    found = by_name(score(photos[:64], photos[:64], reference_features(tmp_path / "three")))
+    found = by_name(
+        score(ScoreInputs(photos[:64], photos[:64], reference_features(tmp_path / "three")))
+    )
     for name in (KID, *LARGE):
         assert found[name].value is None
         assert "reference images, there are 3" in found[name].reason
 
 
 def test_no_reference_leaves_a_reason(photos):
-    found = by_name(score(photos[:4], photos[:4], None))
+    found = by_name(score(ScoreInputs(photos[:4], photos[:4], None)))
     assert found[KID].reason == found[FRECHET].reason == "the workload has no reference images"
     assert found[PSNR].value is not None
 
 
 def test_not_square_images_have_fidelity_only(photos, reference):
     wide = photos[:20, :, :32]
-    found = by_name(score(wide, wide, reference))
+    found = by_name(score(ScoreInputs(wide, wide, reference)))
     assert found[LPIPS].value == 0
     assert "64x32" in found[KID].reason
 
 
 def test_one_pair_has_values_without_intervals(photos):
-    found = by_name(score(photos[:1], photos[1:2], None))
+    found = by_name(score(ScoreInputs(photos[:1], photos[1:2], None)))
     assert found[PSNR].value > 0
     assert found[PSNR].low is None
 
 
 def test_constant_images_are_scored_and_noted(photos, reference):
     grey = torch.full_like(photos, 128)
-    scores = score(photos, grey, reference)
+    scores = score(ScoreInputs(photos, grey, reference))
     values = [m.value for m in scores.measurements if m.name in (*IMAGE_PAIRS, *QUALITY)]
     assert np.isfinite(np.array(values, float)).all()
     assert by_name(scores)[KID].value > 0
@@ -156,7 +162,7 @@ def test_another_size_than_the_reference_is_noted(photos, reference):
     small = photos[:16, :, ::2, ::2]
     assert (
         "reference images are 64 px, generated ones 32 px"
-        in score(small, small, reference).warnings[0]
+        in score(ScoreInputs(small, small, reference)).warnings[0]
     )
 
 
@@ -164,23 +170,25 @@ def test_nan_is_refused_by_name(photos, reference):
     broken = photos.float() / 255
     broken[3, 1, 5, 5] = float("nan")
     with pytest.raises(ValueError, match="test images hold 1 NaN values, first in image 3"):
-        score(photos, broken, reference)
+        score(ScoreInputs(photos, broken, reference))
 
 
 def test_unpaired_images_are_refused(photos, reference):
     with pytest.raises(BadImages, match="do not pair"):
-        score(photos, photos[:5], reference)
+        score(ScoreInputs(photos, photos[:5], reference))
 
 
 def test_a_reference_of_another_network_is_refused(photos, reference):
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="not of this network"):
-        score(photos[:4], photos[:4], replace(reference, extractor="inception"))
+        score(ScoreInputs(photos[:4], photos[:4], replace(reference, extractor="inception")))
 
 
-def test_progress_names_its_stations(photos, reference):
+def test_progress_names_its_stages(photos, reference):
     seen = []
-    score(photos[:20], photos[:20], reference, progress=lambda *step: seen.append(step))
+    score(
+        ScoreInputs(photos[:20], photos[:20], reference), progress=lambda *step: seen.append(step)
+    )
     assert seen[-1] == ("features", 20, 20)
     assert ("lpips", 20, 20) in seen

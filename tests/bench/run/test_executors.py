@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from quantarena.bench.run.executors import LocalExecutor, Setting, Task, one_line
+from quantarena.bench.run.executors import Setting, Task
+from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.process_executor import AloneExecutor
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
@@ -86,9 +87,3 @@ def test_an_interrupt_is_not_swallowed(setting, bench, monkeypatch):
     monkeypatch.setattr(fake_stages, "run_cell", stop)
     with pytest.raises(KeyboardInterrupt):
         go(LocalExecutor(setting, lambda *news: None), Task("cell", CELL))
-
-
-def test_an_unexpected_error_in_one_line():
-    with pytest.raises(ValueError, match="first") as caught:
-        raise ValueError("first\nsecond")
-    assert one_line(caught.value).startswith("ValueError: first second (test_executors.py:")

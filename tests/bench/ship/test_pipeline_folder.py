@@ -12,7 +12,8 @@ from PIL import Image
 
 from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UserError
-from quantarena.bench.ship.pipeline_folder import check_target, load_pipeline, open_exported
+from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
+from quantarena.bench.ship.save_pipeline import check_target
 from quantarena.methods.registry import entry
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")

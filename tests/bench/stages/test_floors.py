@@ -66,7 +66,7 @@ def test_another_seed_is_another_image(workspace, cache):
     assert other[PSNR].max() < own[PSNR].min()
     # the images it compares with are those that the next seed's cells draw
     next_seed = fp_images(replace(workspace, seed=1), cache).images
-    from quantarena.bench.metrics.fidelity.fidelity import psnr
+    from quantarena.bench.metrics.fidelity.psnr_ssim import psnr
 
     want = psnr(fp_images(workspace, cache).images, next_seed)
     np.testing.assert_allclose(other[PSNR], want, atol=0.5)

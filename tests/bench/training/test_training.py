@@ -1,4 +1,4 @@
-"""The training loop and the emoji data set."""
+"""The training loop, the emoji data set and what the model cards report."""
 
 import subprocess
 import sys
@@ -6,11 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from quantarena.bench.training import __main__ as cli
-from quantarena.bench.training import report, t2i, vae
-from quantarena.bench.training.loop import LoopConfig, Trainer, load_checkpoint
+from quantarena.bench.training import cifar, images, t2i, vae
+from quantarena.bench.training.checkpoints import load_checkpoint, save_weights
+from quantarena.bench.training.export.memorisation import memorisation
+from quantarena.bench.training.loop import LoopConfig, Trainer
 from quantarena.bench.training.noise import NoiseObjective, scheduler
 from quantarena.bench.workloads import emoji64
 
@@ -105,6 +108,70 @@ def test_the_rate_warms_up_and_falls(tmp_path):
     assert rates[-1] < 0.03
 
 
+@pytest.mark.parametrize(("cooldown", "fall"), [(0.0, 100), (0.25, 75)])
+def test_the_rate_stays_at_its_peak_until_the_cooldown(tmp_path, cooldown, fall):
+    config = LoopConfig(steps=100, warmup=10, lr=1.0, cooldown=cooldown)
+    trainer = Trainer(LineTask(), config, tmp_path)
+    rates = []
+    for step in range(100):
+        trainer.progress.step = step
+        rates.append(trainer.learning_rate())
+    assert rates[9 : fall + 1] == pytest.approx([1.0] * len(rates[9 : fall + 1]))
+    assert all(b < a for a, b in zip(rates[fall:], rates[fall + 1 :], strict=False))
+    assert fall == 100 or rates[-1] < 0.03
+
+
+def test_a_cooldown_that_is_no_share_is_refused():
+    with pytest.raises(ValueError, match="0 to 1, not 20"):
+        LoopConfig(cooldown=20)
+
+
+def test_saved_weights_go_on_where_the_run_was(tmp_path):
+    done = _train(tmp_path / "run", 40, 30, resume=False)
+    save_weights(tmp_path / "run", tmp_path / "weights.safetensors")
+    trainer = Trainer(LineTask(), LoopConfig(steps=40, warmup=4, lr=1.0, seed=9), tmp_path / "next")
+    trainer.start(tmp_path / "weights.safetensors")
+    assert trainer.progress.step == 30
+    assert trainer.progress.seconds == done["progress"]["seconds"]
+    assert not torch.allclose(done["net"]["0.weight"], done["ema"]["0.weight"], rtol=1e-3)
+    for key, value in trainer.net.state_dict().items():
+        torch.testing.assert_close(value, done["net"][key], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(trainer.ema[key], done["ema"][key], rtol=1e-3, atol=1e-6)
+    first = trainer.learning_rate()
+    trainer.progress.step += 3
+    assert trainer.learning_rate() > 2.0 * first
+    trainer.progress.step -= 3
+    assert trainer.run()
+    assert load_checkpoint(tmp_path / "next")["progress"]["step"] == 40
+
+
+def test_saved_weights_are_small_and_of_one_model(tmp_path):
+    _train(tmp_path / "run", 2, 2, resume=False)
+    path = tmp_path / "weights.safetensors"
+    save_weights(tmp_path / "run", path)
+    tensors = load_file(path)
+    assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
+    assert len(tensors) == 2 * len(LineTask().build().state_dict())
+    other = LineTask()
+    other.name = "other"
+    with pytest.raises(ValueError, match="is of line, not other"):
+        Trainer(other, LoopConfig(), tmp_path).start(path)
+    path.write_text("no weights")
+    with pytest.raises(ValueError, match="no weights file"):
+        Trainer(LineTask(), LoopConfig(), tmp_path).start(path)
+    with pytest.raises(FileNotFoundError):
+        Trainer(LineTask(), LoopConfig(), tmp_path).start(tmp_path / "none.safetensors")
+
+
+def test_the_cifar_networks_differ_in_size():
+    counts = {}
+    for task in (cifar.CifarTask, cifar.LargeCifarTask):
+        net = task.build(object.__new__(task))
+        counts[task.name] = sum(p.numel() for p in net.parameters())
+    assert counts["cifar10-uncond"] == 1_113_955
+    assert 5e6 < counts["cifar10-uncond-large"] < 9e6
+
+
 def test_export_without_training_is_one_line(tmp_path, caplog):
     assert cli.main(["emoji-t2i", "--out", str(tmp_path), "--export"]) == 2
     assert "train first" in caplog.text
@@ -123,8 +190,8 @@ def test_missing_cifar_is_one_line(tmp_path, caplog):
     assert "no CIFAR-10" in caplog.text
 
 
-def test_help_names_the_models():
-    command = [sys.executable, "-m", "quantarena.bench.workloads.emoji64", "--help"]
+def test_help_names_the_tarballs():
+    command = [sys.executable, "-m", "quantarena.bench.training.emoji_data", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "FLUENT" in shown.stdout.upper()
 
@@ -178,13 +245,13 @@ class TestEmojiData:
 def test_whitening_changes_latents_and_not_images():
     torch.manual_seed(0)
     net = vae.VaeTask(32).build().eval()
-    images = vae.images_tensor("heldout", 32)[:32]
+    pictures = images.images_tensor("heldout", 32)[:32]
     with torch.no_grad():
-        before = net.decode(net.encode(images).latent_dist.mode()).sample
-        vae.whiten(net, images)
-        after = net.decode(net.encode(images).latent_dist.mode()).sample
+        before = net.decode(net.encode(pictures).latent_dist.mode()).sample
+        vae.whiten(net, pictures)
+        after = net.decode(net.encode(pictures).latent_dist.mode()).sample
     torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4)
-    latents = vae.encode(net, images)
+    latents = vae.encode(net, pictures)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
 
@@ -205,7 +272,7 @@ def test_the_objective_is_zero_for_the_right_noise(latent):
 def test_memorised_samples_are_found():
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    near = report.memorisation(pool[:5], pool[:20], pool[20:])
+    near = memorisation(pool[:5], pool[:20], pool[20:])
     assert near["samples_to_train"] == 0.0
     assert near["share_of_near_copies"] == 1.0
     assert near["samples_to_heldout"] > 50.0
@@ -213,8 +280,8 @@ def test_memorised_samples_are_found():
 
 def test_a_run_keeps_its_tokenizer(tmp_path):
     captions = ["a red apple, 3d", "a green apple, flat", "a clock, flat"]
-    first = t2i.kept_tokenizer(tmp_path, captions)
-    again = t2i.kept_tokenizer(tmp_path, ["other words"])
+    first = t2i.run_tokenizer(tmp_path, captions)
+    again = t2i.run_tokenizer(tmp_path, ["other words"])
     assert again.get_vocab() == first.get_vocab()
     ids = t2i.tokenize(first, [captions[0], ""])
     assert torch.equal(ids, t2i.tokenize(again, [captions[0], ""]))

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError
-from quantarena.bench.workloads import hub, papers, pipeline, registry
+from quantarena.bench.workloads import hub, hub_download, papers, pipeline, registry
 from quantarena.bench.workloads.sampling import Draw, draw_images
 
 
@@ -204,17 +204,17 @@ def test_absent_model_on_the_command_line(verb, cache, capsys):
 
 def test_a_hub_that_never_answers(cache, serve, monkeypatch):
     serve(200, wait=3.0)
-    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_download, "TIMEOUT", 0.2)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"cannot download a/b to .* try again with a network"):
-        hub.fetch("a/b")
+        hub_download.fetch("a/b")
     assert time.monotonic() - began < 2
 
 
 def test_offline_mode(cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot download a/b to"):
-        hub.fetch("a/b")
+        hub_download.fetch("a/b")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_offline_mode(cache, monkeypatch):
 def test_answers_of_the_hub(status, code, line, cache, serve):
     serve(status, [("X-Error-Code", code)] if code else [])
     with pytest.raises(UserError, match=line) as caught:
-        hub.fetch("a/b")
+        hub_download.fetch("a/b")
     assert "\n" not in str(caught.value)
 
 
@@ -257,7 +257,7 @@ FILES = (
 
 
 def test_each_weight_is_downloaded_once():
-    kept = set(hub.wanted(FILES))
+    kept = set(hub_download.wanted(FILES))
     assert set(FILES) - kept == {
         "big.ckpt",
         "big.safetensors",
@@ -284,7 +284,7 @@ def test_fetch_asks_for_what_is_wanted(downloaded, monkeypatch, capsys):
     assert run(["fetch", "ddpm-cifar10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "google/ddpm-cifar10-32"
-    assert set(asked["allow_patterns"]) == set(hub.wanted(FILES))
+    assert set(asked["allow_patterns"]) == set(hub_download.wanted(FILES))
     assert str(registry.resolve(found["workload"]).path) == found["folder"]
 
 
@@ -292,7 +292,7 @@ def test_a_repository_that_is_no_pipeline(cache, monkeypatch):
     info = SimpleNamespace(sha="feed", siblings=[SimpleNamespace(rfilename="config.json")])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: info)
     with pytest.raises(BrokenModel, match="a/b is no diffusers pipeline"):
-        hub.fetch("a/b")
+        hub_download.fetch("a/b")
 
 
 @pytest.mark.parametrize("name", ["nothing", "a/b/c", "emoji-t2i", "../a"])

@@ -12,7 +12,7 @@ from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.stages.real_images import real_features
 from quantarena.bench.stages.workspace import open_workspace
-from quantarena.bench.workloads import pipeline, registry, settings
+from quantarena.bench.workloads import pipeline, pipeline_hash, registry, workload_name
 from quantarena.bench.workloads.conditions import read_conditions
 from quantarena.bench.workloads.sampling import Draw, condition, draw_images, image_seed
 from quantarena.methods.core.record.recorder import recording
@@ -129,14 +129,14 @@ def test_settings_behind_the_name(copy, tmp_path):
     again = registry.resolve(info.name)
     assert again == info, "the name says it all"
     assert info.noise_name == registry.resolve(str(copy)).noise_name, "settings make pairs"
-    assert settings.with_options(str(copy), ("steps=5", "steps=6")) == f"{copy}?steps=6"
+    assert workload_name.with_options(str(copy), ("steps=5", "steps=6")) == f"{copy}?steps=6"
 
 
 def test_one_name_for_one_request(copy, tmp_path, monkeypatch):
     (tmp_path / "p & q.txt").write_text("a cat\n")
     monkeypatch.chdir(tmp_path)
     names = {
-        registry.resolve(settings.with_options(name, options)).name
+        registry.resolve(workload_name.with_options(name, options)).name
         for name, options in (
             ("model", ("guidance=2", "prompts=p & q.txt")),
             (str(copy), ("prompts=../" + tmp_path.name + "/p & q.txt", "guidance=2.0")),
@@ -242,13 +242,13 @@ def test_unreadable_manifest(manifest):
 
 
 def test_hash_sees_weights_and_configurations_not_settings(copy):
-    first = pipeline.pipeline_sha256(copy)
+    first = pipeline_hash.pipeline_sha256(copy)
     (copy / "workload.json").write_text('{"steps": 9}')
     (copy / "README.md").write_text("words")
-    assert pipeline.pipeline_sha256(copy) == first
+    assert pipeline_hash.pipeline_sha256(copy) == first
     config = copy / "scheduler/scheduler_config.json"
     config.write_text(config.read_text().replace("linear", "scaled_linear"))
-    assert pipeline.pipeline_sha256(copy) != first
+    assert pipeline_hash.pipeline_sha256(copy) != first
 
 
 @pytest.fixture(scope="module")
@@ -350,16 +350,18 @@ def test_commands_repeat_settings_without_local_folders(copy, tmp_path):
     choice = presets.Choice(workloads=("a/b",), settings=("eta=1", "prompts=p q.txt"))
     line = presets.command("quick", choice)
     assert line == "quantarena run quick --workload a/b --set eta=1 --set 'prompts=p q.txt'"
-    assert settings.shown(f"{copy}?eta=1&prompts=/home/me/p.txt") == "model?eta=1&prompts=p.txt"
-    assert settings.shown("google/ddpm-church-256?eta=1") == "google/ddpm-church-256?eta=1"
+    assert (
+        workload_name.shown(f"{copy}?eta=1&prompts=/home/me/p.txt") == "model?eta=1&prompts=p.txt"
+    )
+    assert workload_name.shown("google/ddpm-church-256?eta=1") == "google/ddpm-church-256?eta=1"
 
 
 def test_a_folder_of_real_images_by_option(copy, tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     monkeypatch.chdir(tmp_path)
-    name = settings.with_options(str(copy), ("reference=real",))
+    name = workload_name.with_options(str(copy), ("reference=real",))
     assert registry.resolve(name).reference == str(tmp_path / "real")
-    cell = Cell(settings.with_options(str(copy), ("reference=nowhere",)), "rtn", "w8a8")
+    cell = Cell(workload_name.with_options(str(copy), ("reference=nowhere",)), "rtn", "w8a8")
     with pytest.raises(UserError, match="nowhere") as caught:
         real_features(open_workspace(cell), StageCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantarena.bench.metrics.fidelity.fidelity import PSNR_CAP, fidelity, psnr, ssim, summarise
+from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
+from quantarena.bench.metrics.fidelity.psnr_ssim import PSNR_CAP, psnr, ssim
 from quantarena.bench.metrics.images import BadImages
 from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS, PSNR, SSIM
 
@@ -93,7 +94,7 @@ def test_images_below_the_window_have_no_ssim():
 
 
 def test_values_do_not_depend_on_the_chunks(photos, noisy, monkeypatch):
-    from quantarena.bench.metrics.fidelity import fidelity as module
+    from quantarena.bench.metrics.fidelity import psnr_ssim as module
 
     other = noisy(photos, 9)
     whole = {f: f(photos, other) for f in (psnr, ssim)}

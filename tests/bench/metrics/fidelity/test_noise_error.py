@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantarena.bench.metrics.fidelity import noise_error
-from quantarena.bench.metrics.fidelity.noise_error import SQNR_CAP, latent_mse, sqnr, watching
+from quantarena.bench.metrics.fidelity import last_latents
+from quantarena.bench.metrics.fidelity.last_latents import latent_mse, watching
+from quantarena.bench.metrics.fidelity.noise_error import SQNR_CAP, predictions, sqnr
 
 
 def test_equal_predictions_are_at_the_cap():
@@ -71,7 +72,7 @@ def test_predictions_are_asked_at_their_own_calls_and_without_the_variance(pixel
         calls.append(call)
         return torch.no_grad()
 
-    found = noise_error.predictions(Twice(), recorded, at)
+    found = predictions(Twice(), recorded, at)
     assert calls == list(range(recorded.calls))
     times = recorded.timestep.view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(found, (recorded.sample * times).float())
@@ -112,7 +113,7 @@ def test_the_last_step_of_every_run_is_kept(named):
 
 
 def test_latents_of_many_images_are_cut(monkeypatch):
-    monkeypatch.setattr(noise_error, "KEPT_LATENTS", 3)
+    monkeypatch.setattr(last_latents, "KEPT_LATENTS", 3)
     sampler = Sampler(True)
     with watching(sampler, 8, 2) as seen:
         for _ in range(4):

@@ -8,7 +8,8 @@ from skimage import data
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.images import BadImages
 from quantarena.bench.metrics.quality import effnet
-from quantarena.bench.metrics.quality.effnet import DIM, effnet_lite0, extract, weights_path
+from quantarena.bench.metrics.quality.effnet import DIM, effnet_lite0, weights_path
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.weights import BrokenWeights
 
 EGYPTIAN_CAT, TABBY, TIGER_CAT, ESPRESSO = 285, 281, 282, 967

@@ -7,12 +7,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.images import BadImages, save_folder
-from quantarena.bench.metrics.quality import features as module
+from quantarena.bench.metrics.image_folder import save_folder
+from quantarena.bench.metrics.images import BadImages
+from quantarena.bench.metrics.quality import features, features_file
 from quantarena.bench.metrics.quality.effnet import effnet_lite0
-from quantarena.bench.metrics.quality.features import (
-    features_of,
-    images_sha256,
+from quantarena.bench.metrics.quality.features import features_of, images_sha256
+from quantarena.bench.metrics.quality.features_file import (
     load_features,
     reference_features,
     save_features,
@@ -128,14 +128,14 @@ def test_damaged_cache_is_computed_again(tmp_path, photos, means, damage):
 
 def test_a_file_of_features_is_a_reference(tmp_path, photos, means, monkeypatch):
     save_features(features_of(photos, "shipped", means), tmp_path / "f.safetensors")
-    monkeypatch.setattr(module, "extract", None)  # no image is looked at
+    monkeypatch.setattr(features, "extract", None)  # no image is looked at
     assert reference_features(tmp_path / "f.safetensors", extractor=means).name == "shipped"
 
 
 def test_missing_constants_are_computed(tmp_path, photos, means):
     full = features_of(photos, "crops", means)
     save_features(full, tmp_path / "full")
-    with module.safe_open(tmp_path / "full", framework="pt") as file:
+    with features_file.safe_open(tmp_path / "full", framework="pt") as file:
         meta = file.metadata()
     meta["quantarena"] = meta["quantarena"].replace('"self_similarity"', '"unknown"')
     save_file({"features": full.tensor}, tmp_path / "bare", metadata=meta)

@@ -7,10 +7,10 @@ import torch
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics import names
 from quantarena.bench.metrics.names import CLEAN_FID, FID, INCEPTION, INCEPTION_SCORE, SFID
-from quantarena.bench.metrics.quality import fid, inception, inception_scores
-from quantarena.bench.metrics.quality.inception import Tool
+from quantarena.bench.metrics.quality import fid, inception, inception_scores, inception_weights
 from quantarena.bench.metrics.quality.inception_scores import paper_metrics
-from quantarena.bench.stages.score import score
+from quantarena.bench.metrics.quality.inception_weights import Tool
+from quantarena.bench.stages.score import ScoreInputs, score
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Metric `InceptionScore`"),
@@ -28,16 +28,16 @@ def cloud(n, seed, shift=0.0, dim=12):
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
     """No weights on this machine, and nothing remembered."""
-    monkeypatch.delenv(inception.VARIABLE, raising=False)
+    monkeypatch.delenv(inception_weights.VARIABLE, raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    find = inception._find
+    find = inception_weights._find
     monkeypatch.setattr(
-        inception, "_find", lambda n, g, c: find(n, g, tmp_path if str(c) == "/tmp" else c)
+        inception_weights, "_find", lambda n, g, c: find(n, g, tmp_path if str(c) == "/tmp" else c)
     )
-    for tool in (inception.torchmetrics_tool, inception.clean_fid_tool):
+    for tool in (inception_weights.torchmetrics_tool, inception_weights.clean_fid_tool):
         tool.cache_clear()
     yield
-    for tool in (inception.torchmetrics_tool, inception.clean_fid_tool):
+    for tool in (inception_weights.torchmetrics_tool, inception_weights.clean_fid_tool):
         tool.cache_clear()
 
 
@@ -106,17 +106,17 @@ def test_missing_weights_say_what_to_put_where(photos, few):
     measured, _ = paper_metrics(photos, lambda: photos)
     lines = {m.name: m.reason for m in measured}
     for name in (FID, SFID, INCEPTION_SCORE):
-        assert inception.FIDELITY_FILE in lines[name]
+        assert inception_weights.FIDELITY_FILE in lines[name]
         assert "QUANTARENA_INCEPTION=FOLDER" in lines[name]
-    assert inception.CLEAN_FILE in lines[CLEAN_FID]
+    assert inception_weights.CLEAN_FILE in lines[CLEAN_FID]
     assert all("\n" not in line for line in lines.values())
 
 
 def test_another_file_under_that_name_is_never_unpickled(tmp_path):
     pytest.importorskip("torch_fidelity")
-    (tmp_path / inception.FIDELITY_FILE).write_bytes(b"evil")
+    (tmp_path / inception_weights.FIDELITY_FILE).write_bytes(b"evil")
     assert "is damaged: its sha256 does not start with 6726825d" in (
-        inception.torchmetrics_tool(str(tmp_path))
+        inception_weights.torchmetrics_tool(str(tmp_path))
     )
 
 
@@ -166,7 +166,7 @@ def test_a_reference_without_images_or_too_small(photos, real, few, random_respo
 
 
 def test_score_has_them_all(photos):
-    found = {m.name: m for m in score(photos[:4], photos[:4], None).measurements}
+    found = {m.name: m for m in score(ScoreInputs(photos[:4], photos[:4], None)).measurements}
     assert tuple(found) == tuple(names.METRICS)
     assert found[FID].reason == "the workload has no reference images"
 
@@ -180,9 +180,9 @@ def test_torchmetrics_network_from_a_given_file(photos, real, tmp_path, monkeypa
     monkeypatch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
     fresh = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     monkeypatch.undo()
-    torch.save(fresh.state_dict(), tmp_path / inception.FIDELITY_FILE)
-    monkeypatch.setattr(inception, "FIDELITY_SHA256", "")
-    tool = inception.torchmetrics_tool(str(tmp_path))
+    torch.save(fresh.state_dict(), tmp_path / inception_weights.FIDELITY_FILE)
+    monkeypatch.setattr(inception_weights, "FIDELITY_SHA256", "")
+    tool = inception_weights.torchmetrics_tool(str(tmp_path))
     assert isinstance(tool, Tool)
     found = inception.responses(photos[:6], tool, tmp_path / "cache")
     assert {name: tuple(x.shape) for name, x in found.items()} == {
@@ -214,8 +214,8 @@ def test_clean_fid_network_from_a_given_file(photos, tmp_path):
         def forward(self, x):
             return self.layers(x)
 
-    torch.jit.script(Network()).save(str(tmp_path / inception.CLEAN_FILE))
-    tool = inception.clean_fid_tool(str(tmp_path))
+    torch.jit.script(Network()).save(str(tmp_path / inception_weights.CLEAN_FILE))
+    tool = inception_weights.clean_fid_tool(str(tmp_path))
     found = inception.responses(photos[:3], tool)
     assert found["pool"].shape == (3, 2048)
     theirs = cleanfid.InceptionV3W(str(tmp_path), download=False)

@@ -4,7 +4,8 @@ import torch
 
 from quantarena.bench.metrics.bootstrap import interval
 from quantarena.bench.metrics.quality import kid as module
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.quality.kid import SCALE, kid, self_similarity
 
 DIM = 16

@@ -10,7 +10,8 @@ import torch
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.derive import alignment as derive_alignment
 from quantarena.bench.metrics.names import ALIGNMENT, CLIP_SCORE, R_PRECISION, TEXT
-from quantarena.bench.metrics.quality.effnet import effnet_lite0, extract
+from quantarena.bench.metrics.quality.effnet import effnet_lite0
+from quantarena.bench.metrics.quality.extractor import extract
 from quantarena.bench.metrics.text import clip
 from quantarena.bench.metrics.text.alignment import (
     DISTRACTORS,
@@ -22,7 +23,7 @@ from quantarena.bench.metrics.text.alignment import (
 )
 from quantarena.bench.metrics.text.text import text_metrics
 from quantarena.bench.metrics.weights import ASSETS, BrokenWeights, sha256_of
-from quantarena.bench.stages.score import score
+from quantarena.bench.stages.score import ScoreInputs, score
 from quantarena.bench.workloads.emoji64 import load_images, records
 
 
@@ -135,7 +136,7 @@ def test_deriving_from_another_file_is_one_line(tmp_path, capsys, content):
 
 def test_measurements_with_prompts(heldout):
     images, _, captions = heldout
-    scores = score(images, images, None, prompts=captions)
+    scores = score(ScoreInputs(images, images, None, prompts=captions))
     found = {m.name: m for m in scores.measurements}
     for name in (ALIGNMENT, R_PRECISION):
         assert found[name].low < found[name].value < found[name].high
@@ -159,10 +160,12 @@ def test_prompts_that_it_does_not_know(heldout):
 
 def test_without_prompts_and_without_square_images(heldout):
     images, _, captions = heldout
-    found = {m.name: m for m in score(images[:2], images[:2], None).measurements}
+    found = {m.name: m for m in score(ScoreInputs(images[:2], images[:2], None)).measurements}
     assert {found[name].reason for name in TEXT} == {"the workload draws from no prompts"}
     wide = images[:2, :, :16].contiguous()
-    found = {m.name: m for m in score(wide, wide, None, prompts=captions[:2]).measurements}
+    found = {
+        m.name: m for m in score(ScoreInputs(wide, wide, None, prompts=captions[:2])).measurements
+    }
     assert found[ALIGNMENT].reason == "the extractor takes square images"
 
 

@@ -1,0 +1,95 @@
+"""Does one task in the present process and turns every failure into an outcome."""
+
+import contextlib
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.run.executors import Outcome, Setting, Task
+from quantarena.bench.schema import Row, Status
+
+
+class CellTimeout(BaseException):
+    """Raised inside a task that exceeds its time. ``except Exception`` does not catch it."""
+
+
+def perform(task: Task, setting: Setting, progress: Callable[[str, int, int], None]) -> Row | None:
+    """Do a task in this process and return its row, if it has one. This imports torch."""
+    stages = importlib.import_module(setting.stages)
+    paths = stages.Paths(results=Path(setting.results), cache=Path(setting.cache))
+    plugins = setting.plugins
+    if task.kind == "prepare":
+        stages.prepare(task.cell, paths, plugins=plugins, progress=progress)
+        return None
+    if task.kind == "time":
+        return _row(stages.time_cell(task.row, paths, plugins=plugins, progress=progress))
+    return _row(
+        stages.run_cell(
+            task.cell,
+            paths,
+            plugins=plugins,
+            prefer_plugin=setting.prefer_plugin,
+            progress=progress,
+        )
+    )
+
+
+def attempt(
+    task: Task, setting: Setting, progress: Callable[[str, int, int], None], timeout: float = 0.0
+) -> Outcome:
+    """Do a task and return its outcome, whatever happens; only an interrupt is raised.
+
+    Args:
+        task: the task.
+        setting: settings of the run.
+        progress: called with (stage, done, total).
+        timeout: seconds after which the task is stopped; 0 is no limit.
+    """
+    began = time.monotonic()
+    status, row, reason, user_error = Status.OK, None, "", False
+    try:
+        with _deadline(timeout):
+            row = perform(task, setting, progress)
+    except CellTimeout:
+        status, reason = Status.TIMEOUT, f"stopped after {timeout:.0f} s"
+    except MemoryError:
+        status, reason = Status.OOM, "out of memory"
+    except UserError as error:
+        status, reason, user_error = Status.FAILED, str(error), True
+    except Exception as error:
+        status, reason = Status.FAILED, one_line(error)
+    return Outcome(task, status, time.monotonic() - began, row, reason, user_error)
+
+
+def _row(value: Any) -> Row:
+    if not isinstance(value, Row):
+        raise TypeError(f"a stage returned {type(value).__name__} instead of a row")
+    return value
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise ``CellTimeout`` inside the block after ``seconds``; 0 is no limit.
+
+    Only the main thread receives signals: in another thread there is no limit.
+    """
+    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise CellTimeout
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,65 @@
+"""Starting a private, silent Ray for one run."""
+
+import contextlib
+import logging
+import os
+import signal
+import warnings
+from typing import Any
+
+from quantarena.bench.errors import UserError, one_line
+
+OBJECT_STORE_BYTES = 200 * 1024 * 1024
+_QUIET = {
+    # Ray runs workers at niceness 15 otherwise, which starves them beside anything else.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    # Its handler would turn a SIGTERM of the driver into an abort with a stack trace.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
+
+
+def start_ray(workers: int) -> Any:
+    """Start a private Ray on this machine that prints nothing and ends with this process.
+
+    Args:
+        workers: CPUs that it offers, one a worker.
+
+    Returns:
+        The module ``ray``.
+
+    Raises:
+        UserError: Ray cannot be started on this machine.
+    """
+    os.environ.update(_QUIET)
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import ray
+
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        except Exception as error:
+            raise UserError(
+                f"Ray could not start its workers: {one_line(error)}; "
+                "run in this process instead with --executor local"
+            ) from error
+    with contextlib.suppress(ValueError):
+        # Ray installs a handler of its own; the command line has one that ends a run in order.
+        signal.signal(signal.SIGTERM, on_terminate)
+    with contextlib.suppress(AttributeError):
+        # Ray prints a paragraph on stdout for each worker that dies; its cell's row says why.
+        ray._private.worker._worker_logs_enabled = False
+    return ray

@@ -1,0 +1,75 @@
+"""Completing rows when a task has ended, and counting rows by status."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from quantarena.bench import machine
+from quantarena.bench.plan.plan import STAMP
+from quantarena.bench.run.executors import Outcome, Task
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.spec import Cell
+
+
+def complete(row: Row, seconds: float, stamp: str = "") -> Row:
+    """The row with every field that the stages left empty when they ended early.
+
+    Args:
+        row: the row of the stages, or one without numbers.
+        seconds: wall seconds of the task; those that no stage accounts for become ``other``.
+        stamp: hash of the code that the plan was made with, kept among the row's keys.
+    """
+    now = datetime.now(UTC)
+    accounted = sum(row.seconds.values())
+    return replace(
+        row,
+        machine=row.machine or machine.fingerprint(),
+        started=row.started or (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+        finished=row.finished or now.isoformat(timespec="seconds"),
+        seconds={**row.seconds, "other": round(max(0.0, seconds - accounted), 3)},
+        stage_keys={**row.stage_keys, STAMP: stamp} if stamp else row.stage_keys,
+    )
+
+
+def timed(task: Task, outcome: Outcome) -> Row:
+    """The row of a timing task with its latency, or with a warning that says why it has none."""
+    row = outcome.row if outcome.row and outcome.row.key == task.cell.key else task.row
+    assert row is not None
+    seconds = {"time": round(outcome.seconds, 3), **row.seconds}
+    if outcome.status is Status.OK:
+        return replace(row, seconds=seconds)
+    warning = f"latency was not measured: {outcome.reason}"
+    return replace(row, seconds=seconds, warnings=(*row.warnings, warning))
+
+
+def counts(cells: tuple[Cell, ...], rows: Mapping[str, Row]) -> dict[str, int]:
+    """Number of planned cells by the status of their row; ``missing`` have no row."""
+    number: dict[str, int] = {str(status): 0 for status in Status} | {"missing": 0}
+    for cell in cells:
+        row = rows.get(cell.key)
+        number[str(row.status) if row else "missing"] += 1
+    return number
+
+
+def counts_line(number: Mapping[str, int]) -> str:
+    """The counts as text: ``24 ok, 1 skipped, 0 failed``; other statuses only if they occur."""
+    always = [f"{number[name]} {name}" for name in ("ok", "skipped", "failed")]
+    rest = [f"{number[name]} {name}" for name in ("timeout", "oom", "missing") if number[name]]
+    return ", ".join(always + rest)
+
+
+def cost_note(row: Row) -> str:
+    """Core-seconds and memory of quantizing, in parentheses; empty if it took no time."""
+    busy, peak = row.calibration.get("core_seconds", 0.0), row.calibration.get("peak_bytes", 0)
+    if busy < 0.1:
+        return ""
+    return f" (quantized in {busy:.1f} core-s, {peak / 1e6:+.0f} MB)"
+
+
+def latency_note(row: Row) -> str:
+    """The latency in proportion to full precision, or why there is none."""
+    latency: Any = row.latency
+    if latency is None:
+        return "no latency" + (f" ({row.warnings[-1]})" if row.warnings else "")
+    return f"{latency.ratio:.2f} x fp ({latency.backend})"

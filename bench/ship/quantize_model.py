@@ -1,0 +1,122 @@
+"""Quantizes one model and writes it as a pipeline folder: the verb ``quantize``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantarena.bench.cache import StageCache
+from quantarena.bench.errors import QuantArenaError, UserError, one_line
+from quantarena.bench.process_state import process_state
+from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
+from quantarena.bench.spec import Cell
+from quantarena.bench.stages.quantize import Progress, Quantized, quantized
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.workspace import Workspace, open_workspace
+from quantarena.bench.workloads import registry
+from quantarena.methods.api import Method
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.packed.pack import PackedModel, observe, pack, parity
+from quantarena.methods.registry import entry
+
+PARITY_ROWS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A request to quantize a model.
+
+    Attributes:
+        cell: workload, method, bits, seed and budget.
+        folder: where the pipeline folder goes.
+        cache: folder of cached stages; those that a run has computed are used again.
+        plugins: absolute paths of plug-in files.
+        command: the command that makes the same model again.
+        replace: whether an earlier export may be overwritten.
+    """
+
+    cell: Cell
+    folder: Path
+    cache: Path
+    plugins: tuple[str, ...]
+    command: str
+    replace: bool
+
+
+@process_state()  # as in a run, so that both make the same codes
+def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
+    """Quantize and pack a model, check packed against simulated outputs, write the folder.
+
+    Returns:
+        The content of ``packed.json`` without its layers.
+
+    Raises:
+        UserError: the request cannot be met; the message says why.
+        QuantArenaError: the method broke its contract, or failed.
+    """
+    cell = order.cell
+    check_target(order.folder, replace=order.replace)
+    method = entry(cell.method, order.plugins).method()
+    try:
+        method.check(cell.widths, cell.variant)
+    except Unsupported as error:
+        raise UserError(str(error)) from None
+    cache, workspace = StageCache(order.cache), open_workspace(cell)
+    quantization, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
+    observed = observe(quantization.model, packed, workspace.loaded.denoiser)
+    info = method.info
+    meta = {
+        "base_model": _base(workspace.info),
+        "base_sha256": workspace.loaded.sha256,
+        "method": cell.method,
+        "title": info.title,
+        "paper": "" if info.paper == "-" else info.paper,
+        "method_version": info.version,
+        "bits": cell.bits,
+        "variant": cell.variant,
+        "policy": cell.policy,
+        "seed": cell.seed,
+        "samples": cell.budget.calibration_samples,
+        "warnings": list(quantization.warnings),
+        "iterations": cell.budget.iterations,
+        "calibration": {k: v for k, v in quantization.calibration.items() if k != "notes"},
+        "parity": gap,
+        "observed": {name: getattr(observed, name) for name in observed.__slots__},
+        "command": order.command,
+    }
+    document = save_pipeline(workspace, packed, order.folder, meta, replace=order.replace)
+    return {name: value for name, value in document.items() if name != "layers"}
+
+
+def _quantize_and_pack(
+    workspace: Workspace,
+    method: Method,
+    cell: Cell,
+    cache: StageCache,
+    progress: Progress,
+) -> tuple[Quantized, PackedModel, float]:
+    """The quantized model with its calibration, the packed model, and the parity error."""
+    recorded = trajectory(workspace, cache, lambda done, total: progress("record", done, total))
+    try:
+        quantization = quantized(workspace, recorded, cell, method, cache, progress).value
+    except Unsupported as error:
+        raise UserError(str(error)) from None
+    except QuantArenaError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
+        raise QuantArenaError(f"{cell.method} failed: {one_line(error)}") from error
+    if not quantization.model.layers:
+        raise UserError(f"{cell.method} at {cell.bits} quantizes nothing: there is nothing to pack")
+    progress("pack", 0, 1)
+    packed = pack(quantization.model)
+    rows = torch.arange(PARITY_ROWS)
+    calls = torch.linspace(0, recorded.calls - 1, PARITY_ROWS).round().long()
+    report = parity(quantization.model, packed, recorded.pick(calls, rows % recorded.rows))
+    progress("pack", 1, 1)
+    return quantization, packed, report.max_rel
+
+
+def _base(info: registry.WorkloadInfo) -> str:
+    """The name of the base model, never a path on somebody's disk."""
+    return info.noise_name

@@ -1,0 +1,134 @@
+"""Writes a packed network as an ordinary diffusers pipeline folder."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantarena.bench.errors import UserError
+from quantarena.bench.files import make_shareable
+from quantarena.bench.ship.model_card import card
+from quantarena.bench.ship.pipeline_folder import INDEX, read_index
+from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.workloads.pipeline_hash import MANIFEST
+from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
+from quantarena.methods.core.packed.checkpoint import save_packed
+from quantarena.methods.core.packed.files import DOCUMENT, file_sha256
+from quantarena.methods.core.packed.pack import PackedModel
+
+MOST_PROMPTS = 64
+"""Number of prompts or classes stored with an exported model, to draw from by default."""
+
+
+def save_pipeline(
+    workspace: Workspace,
+    packed: PackedModel,
+    folder: Path,
+    meta: Mapping[str, Any],
+    *,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write a pipeline folder, whole or not at all.
+
+    Args:
+        workspace: the workload that was quantized.
+        packed: its packed denoiser.
+        folder: the target, which must not exist or be empty.
+        meta: how the model was made; stored in ``packed.json`` and in the model card.
+        replace: whether an earlier export may be overwritten.
+
+    Returns:
+        The content of ``packed.json``.
+
+    Raises:
+        UserError: the folder is taken or cannot be written.
+    """
+    check_target(folder, replace=replace)
+    folder = folder.expanduser().resolve()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            work.chmod(0o755)
+            document = _fill(work, workspace, packed, meta)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            os.replace(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    return document
+
+
+def check_target(folder: Path, *, replace: bool) -> None:
+    """Check that a folder may be written, before any expensive work.
+
+    Raises:
+        UserError: it holds something else, or an earlier export and ``replace`` is False.
+    """
+    folder = folder.expanduser()
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another place with -o")
+    if not any(folder.iterdir()):
+        return
+    if not any(folder.glob(f"*/{DOCUMENT}")):
+        raise UserError(f"{folder} is not empty: choose another place with -o")
+    if not replace:
+        raise UserError(f"{folder} holds a quantized model: choose another place, or use --force")
+
+
+def _fill(
+    work: Path, workspace: Workspace, packed: PackedModel, meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the files of a pipeline folder into ``work``; returns the content of packed.json."""
+    source, slot = workspace.info.path, workspace.loaded.slot
+    index = read_index(source)
+    shutil.copyfile(source / INDEX, work / INDEX)
+    for name in index:
+        if name != slot and (source / name).is_dir():
+            shutil.copytree(source / name, work / name, ignore=_duplicates)
+    if workspace.info.sampler:  # not the one in the source folder
+        scheduler = workspace.loaded.pipe.scheduler
+        scheduler.save_pretrained(work / "scheduler")
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        (work / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (work / slot).mkdir()
+    shutil.copyfile(source / slot / "config.json", work / slot / "config.json")
+    document = save_packed(packed, work / slot, meta=meta)
+    (work / SETTINGS).write_text(
+        json.dumps(_settings(workspace.info, workspace.steps), indent=1) + "\n"
+    )
+    (work / "README.md").write_text(
+        card(document, workspace.info, type(workspace.loaded.pipe).__name__)
+    )
+    files = sorted(f for f in work.rglob("*") if f.is_file() and f.name != "README.md")
+    manifest = {str(f.relative_to(work)): {"sha256": file_sha256(f)} for f in files}
+    (work / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1) + "\n")
+    for file in files:
+        make_shareable(file)
+    return document
+
+
+def _duplicates(folder: str, names: list[str]) -> set[str]:
+    """Files that repeat the weights of a folder in another format than safetensors."""
+    if not any(name.endswith(".safetensors") for name in names):
+        return set()
+    return {name for name in names if name.endswith((".bin", ".msgpack", ".h5", ".ckpt"))}
+
+
+def _settings(info: WorkloadInfo, steps: int) -> dict[str, Any]:
+    return {
+        "title": info.title,
+        "steps": steps,
+        "guidance": info.guidance,
+        "eta": info.eta,
+        "resolution": info.resolution,
+        "licence": info.licence,
+        "conditions": {"kind": info.conditions, "values": list(info.prompts[:MOST_PROMPTS])},
+    }

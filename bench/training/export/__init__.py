@@ -1,0 +1,1 @@
+"""Writing a trained model as a pipeline folder of the zoo, with its model card."""

@@ -1,0 +1,77 @@
+"""Workload names that include settings: ``NAME?guidance=7.5&steps=50``. No torch.
+
+``--set guidance=7.5`` adds a setting to the name. Settings are part of the name, and therefore of
+every key that is made from it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.workloads.conditions import class_range
+from quantarena.bench.workloads.settings import KEYS, PATHS
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """Split a name into the workload and its settings, with absolute paths.
+
+    >>> split("sd-v1-4?guidance=7.5&steps=50")
+    ('sd-v1-4', {'guidance': '7.5', 'steps': '50'})
+
+    Raises:
+        UserError: a setting does not exist.
+    """
+    base, mark, text = name.rpartition("?")
+    if not mark or Path(name).exists():
+        return name, {}
+    pairs = parse_qsl(text, keep_blank_values=True)
+    if not pairs or not base:
+        raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
+    return base, {key: _canonical(key, value) for key, value in pairs}
+
+
+def join(name: str, given: Mapping[str, str]) -> str:
+    """The inverse of ``split``. Equal settings give equal names."""
+    if not given:
+        return name
+    return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
+
+
+def with_options(name: str, options: tuple[str, ...]) -> str:
+    """Add the values of ``--set KEY=VALUE`` to a name; of equal keys the last one counts.
+
+    Raises:
+        UserError: there is no such key, or no value.
+    """
+    base, given = split(name)
+    for option in options:
+        key, mark, value = option.partition("=")
+        if not mark or not value.strip():
+            raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
+        given[key.strip()] = _canonical(key.strip(), value.strip())
+    return join(base, given)
+
+
+def shown(name: str) -> str:
+    """A workload's name as shown in commands: of paths, the last part only."""
+    base, given = split(name)
+    short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
+    folder = Path(base).expanduser()
+    return join(folder.resolve().name if folder.exists() else base, short)
+
+
+def _canonical(key: str, value: str) -> str:
+    """The canonical text of a value: an absolute path, ``7.5`` for ``7.50``; else unchanged."""
+    if key not in KEYS:
+        raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
+    if key in ("guidance", "eta", "steps", "resolution"):
+        try:
+            return f"{float(value):g}"
+        except ValueError:
+            return value
+    if key not in PATHS or (key == "classes" and class_range(value)):
+        return value
+    path = Path(value).expanduser()
+    # A reference may be the name of a set in the package instead of a path.
+    return str(path.resolve()) if key != "reference" or path.exists() else value
