@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
     "smoke": Preset(
         Grid(
             name="smoke",
-            title="Smoke: every station once, in minutes",
+            title="Smoke: every stage once, in minutes",
             workloads=_WORKLOADS[:1],
             methods=("fp", "rtn", "q_diffusion"),
             bits=("w4a8", "w4a4"),

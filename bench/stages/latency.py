@@ -1,16 +1,23 @@
 """Latency of one denoiser step: warm, alone, interleaved with full precision."""
 
 import copy
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from quantarena.bench.cache import StageCache
+from quantarena.bench.closure import closure
+from quantarena.bench.machine import fingerprint
+from quantarena.bench.memory import peak_growth
 from quantarena.bench.schema import Latency
-from quantarena.bench.stages.memory import peak_growth
+from quantarena.bench.spec import content_key
+from quantarena.bench.stages.workspace import Workspace
 from quantarena.methods.core.packed.pack import channels_last
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
@@ -43,6 +50,29 @@ def fastest_full_precision(model: nn.Module, points: CalibrationSet, rounds: int
             if index >= WARMUP:
                 times[name].append(seconds)
     return min(times, key=lambda name: statistics.median(times[name]))
+
+
+def fastest_setting(workspace: Workspace, batch: CalibrationSet, cache: StageCache) -> str:
+    """The name of the fastest setting, from the cache or measured now.
+
+    All cells of a workload are timed against one baseline, so that their ratios can be compared.
+
+    Args:
+        workspace: the workload; its denoiser is timed.
+        batch: one batch of recorded inputs.
+        cache: of stages.
+    """
+
+    def make(folder: Path) -> None:
+        found = fastest_full_precision(workspace.loaded.denoiser, batch)
+        (folder / "setting.json").write_text(json.dumps(found))
+
+    def read(folder: Path) -> str:
+        return str(json.loads((folder / "setting.json").read_text()))
+
+    inputs = [workspace.loaded.sha256, workspace.settings(), len(batch), fingerprint()]
+    key = content_key([inputs, closure(__name__).key])
+    return cache.load("setting", key, make, read)
 
 
 def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[float, float, float]:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.closure import closure, closures_key, method_closure
+from quantarena.bench.memory import peak_growth
 from quantarena.bench.spec import Cell, content_key
-from quantarena.bench.stages.memory import peak_growth
 from quantarena.bench.stages.record import trajectory_key
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.methods.api import Effort, Method, MethodContext

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
+from quantarena.bench.memory import peak_bytes
+from quantarena.bench.process_state import process_state
 from quantarena.bench.schema import Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
 from quantarena.bench.stages.describe import describe_method, describe_workload
-from quantarena.bench.stages.fp_setting import fastest_setting
-from quantarena.bench.stages.latency import measure
+from quantarena.bench.stages.latency import fastest_setting, measure
 from quantarena.bench.stages.latents import fp_latents, last_latents
-from quantarena.bench.stages.memory import peak_bytes
 from quantarena.bench.stages.probe import probe
 from quantarena.bench.stages.quantize import Progress, quantized
 from quantarena.bench.stages.real_images import real_features
@@ -71,6 +70,7 @@ class Stopwatch:
         self.seconds[name] = time.perf_counter() - started
 
 
+@process_state()
 def prepare(
     cell: Cell, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress
 ) -> dict[str, float]:
@@ -83,7 +83,6 @@ def prepare(
         UserError: the workload is unknown or damaged.
     """
     watch, cache = Stopwatch(), StageCache(paths.cache)
-    torch.set_num_threads(1)
     workspace = open_workspace(cell)
     with watch.stage("record"):
         trajectory(workspace, cache, lambda done, total: progress("record", done, total))
@@ -101,6 +100,7 @@ def prepare(
     return watch.seconds
 
 
+@process_state()
 def run_cell(
     cell: Cell,
     paths: Paths,
@@ -115,7 +115,6 @@ def run_cell(
     """
     started = _now()
     row = Row(cell, Status.OK, machine=fingerprint(), started=started)
-    torch.set_num_threads(1)
     try:
         found = entry(cell.method, plugins, prefer_plugin=prefer_plugin)
         row = replace(row, method=describe_method(found))
@@ -183,11 +182,11 @@ def _stages(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
     )
 
 
+@process_state(TIMING_THREADS)
 def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress) -> Row:
     """The row with its latency. Call it when nothing else runs on the machine."""
     if row.status is not Status.OK:
         return row
-    torch.set_num_threads(TIMING_THREADS)
     cache, cell = StageCache(paths.cache), row.cell
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from quantarena.bench.memory import peak_growth
 from quantarena.bench.stages.latency import measure, ratio_interval
-from quantarena.bench.stages.memory import peak_growth
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
 
