@@ -1,5 +1,7 @@
 """The documentation names only files, modules and links that exist."""
 
+import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -15,6 +17,9 @@ PACKAGE = ("methods", "bench", "leaderboard")
 FILE = re.compile(r"`((?:methods|bench|leaderboard|tests|docs)/[\w./-]+\.\w+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 MODULE = re.compile(r"quantarena((?:\.\w+)+)")
+
+
+CODE = re.compile(r"```(?:python|py)\n(.*?)```", re.DOTALL)
 
 
 def name(page):
@@ -50,10 +55,64 @@ def test_modules_exist(page):
     assert [module for module in MODULE.findall(page.read_text()) if not exists(module)] == []
 
 
+def bound(file):
+    """The names that a module binds when it is imported, those that it imports included."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_imports_names_that_exist(page):
+    missing = []
+    for block in CODE.findall(page.read_text()):
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom) or "quantarena." not in f"{node.module}":
+                continue
+            path = ROOT.joinpath(*str(node.module).split(".")[1:])
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            missing += [
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if alias.name not in bound(file) and not path.joinpath(f"{alias.name}.py").exists()
+            ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_lines_are_short(page):
     lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
     assert [line for line in lines if len(line) > LONGEST] == []
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "site_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_of_the_site_from_outside_of_docs_link_to_its_pages(site):
+    placed = {*site.PAGES.values(), *site.FILES.values()}
+    targets = []
+    for source, page in site.PAGES.items():
+        at = (ROOT / "docs" / page).parent
+        targets += [at / t for t in LINK.findall(site.site_text(source)) if "://" not in t]
+    inside = {target.resolve().relative_to(ROOT / "docs").as_posix() for target in targets}
+    assert {"design.md", "contributing.md", "models/emoji-dit.md", "CITATION.cff"} <= inside
+    assert sorted(t for t in inside - placed if not (ROOT / "docs" / t).exists()) == []
+
+
+def test_site_text_is_the_readme_but_for_its_links(site):
+    readme = (ROOT / "README.md").read_text()
+    assert LINK.sub("", site.site_text("README.md")) == LINK.sub("", readme)
 
 
 def test_new_paths_in_the_changelog_exist():
