@@ -3,7 +3,7 @@ PY := .venv/bin/python
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test bench bench-kernels clean
+.PHONY: help install lint format type test bench bench-kernels docs clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,5 +37,9 @@ bench-kernels: install  ## packed layers against fp32 and other int8, with roofl
 	@mkdir -p results
 	$(PY) -m quantarena.methods.timing.kernels --json results/kernels.json
 
+docs:  ## the documentation site, in site/; a broken link is an error
+	@./run_all.sh --install '[docs]'
+	.venv/bin/mkdocs build --strict
+
 clean:  ## forget builds and caches, keep results
-	rm -rf build .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf build site .typecheck .mypy_cache .ruff_cache .pytest_cache *.egg-info

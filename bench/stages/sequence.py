@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_bytes
 from quantarena.bench.process_state import process_state

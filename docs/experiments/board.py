@@ -1,6 +1,7 @@
-"""A results folder as the tables of docs/results: values by method and bits, paired differences.
+"""Prints a results folder as the tables of docs/results, in Markdown.
 
-Run as ``python docs/experiments/board.py results/quick``; it prints Markdown.
+The tables have values by method and bits, costs, and paired differences between methods. Run as
+``python docs/experiments/board.py results/quick``.
 """
 
 import argparse
@@ -19,13 +20,13 @@ Table = list[Sequence[str]]
 
 
 def lines(table: Table) -> str:
-    """A Markdown table; its first row is the head."""
+    """Formats rows as a Markdown table; the first row is the head."""
     head, *body = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join([head, "|" + "---|" * len(table[0]), *body])
 
 
 def number(row: Row | None, name: str) -> str:
-    """Value with its interval, or a dash."""
+    """Formats a value with its interval; a dash stands for a missing value."""
     found = row.measurement(name) if row else None
     if found is None or found.value is None:
         return "-"
@@ -34,7 +35,7 @@ def number(row: Row | None, name: str) -> str:
 
 
 def by_bits(rows: Iterable[Row], name: str) -> str:
-    """One metric of seed 0: a line a method, a column a width."""
+    """Tables one metric of seed 0, with a line for each method and a column for each width."""
     rows = [row for row in rows if row.cell.seed == 0]
     widths = list(dict.fromkeys(r.cell.bits for r in rows if not r.cell.widths.is_fp))
     found = {(r.cell.method, r.cell.bits): r for r in rows}
@@ -48,7 +49,7 @@ def by_bits(rows: Iterable[Row], name: str) -> str:
 
 
 def costs(rows: Iterable[Row], bits: str) -> str:
-    """What a method costs at one width: to make, in bytes, in time."""
+    """Tables what each method costs at one width: seconds to quantize, memory, bytes, speed."""
     table: Table = [("method", "core-s to quantize", "peak MB", "bytes", "speed-up [95 %]")]
     for row in rows:
         if row.cell.bits != bits or row.cell.seed or row.observed is None:
@@ -64,7 +65,10 @@ def costs(rows: Iterable[Row], bits: str) -> str:
 def differences(
     folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[str], metric: str = LPIPS
 ) -> str:
-    """A metric of each method minus a rival's, seeds together, a prompt one unit."""
+    """Tables a metric of each method minus that of its rivals, over all seeds.
+
+    The images of one prompt are one unit of the bootstrap.
+    """
     here = {(r.cell.method, r.cell.seed): r for r in rows if r.cell.bits == bits}
     table: Table = [("method", *[f"minus {name}" for name in rivals], "images", "seeds")]
     for method in dict.fromkeys(name for name, _ in here):
@@ -89,10 +93,10 @@ def differences(
 
 
 def main() -> None:
-    """Print the page."""
+    """Prints the tables of every workload."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bits", default="w4a4", help="of the differences and costs")
+    parser.add_argument("--bits", default="w4a4", help="bits of the differences and of the costs")
     args = parser.parse_args()
     store = Store(args.folder)
     planned = store.read_planned()

@@ -1,7 +1,7 @@
-"""Which axis DGQ groups along, what one order of channels for all calls costs, the start token.
+"""Measures DGQ's choices: the axis of groups, frozen channel groups, and the start token.
 
-Fake quantization, roundings to the nearest: channels that change their group at every call have no
-packed form, so this is where they can be tried.
+The script runs fake quantization with rounding to nearest. Channels that change their group at
+every sampler call have no packed form, so only fake quantization can try them.
 
     python docs/experiments/dgq_axes.py w4a4 --cache FOLDER
 """
@@ -27,7 +27,7 @@ from quantarena.methods.dgq import Dgq
 
 
 def start_token_shares(model: QuantizedModel, points: CalibrationSet) -> dict[str, float]:
-    """Mean weight of the first key by cross-attention, in full precision."""
+    """Measures the mean weight of the first key by cross-attention, in full precision."""
     seen: dict[str, float] = {}
 
     def note(name: str) -> Any:
@@ -48,7 +48,7 @@ def start_token_shares(model: QuantizedModel, points: CalibrationSet) -> dict[st
 
 
 def main() -> None:
-    """Command line."""
+    """Parses the command line and prints the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bits")
     parser.add_argument("--workload", default="emoji-t2i")

@@ -1,12 +1,13 @@
-"""What do a method's options give and cost? One line for each setting, on one cell.
+"""Measures what a method's options give and cost: one line for each setting, on one cell.
 
-The images are those of the cell's seed; take one that no board is made from, 7 is the default. The
-one-call error is that of the noise prediction on full-precision trajectories of those images, with
-the packed network's own codes; the image distances are to full precision from the same noise.
+The images are those of the cell's seed. Choose a seed from which no board is made; 7 is the
+default. The error of one call is that of the noise prediction on full-precision trajectories of
+these images, with the codes of the packed network. Image distances are to full precision from the
+same noise.
 
     python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_step=False
 
-``--set`` gives one more line, several options of one line are joined by commas.
+Each ``--set`` makes one more line; commas join several options of one line.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from quantarena.methods.registry import entry
 
 
 def heldout(workspace: Workspace, count: int = 256) -> CalibrationSet:
-    """Points of the evaluation images' full-precision trajectories, eight of them; all if fewer."""
+    """Records points on the full-precision trajectories of eight evaluation images, or of all."""
     loaded = workspace.loaded
     few = Workspace(workspace.info, loaded, workspace.seed, Budget(images=8, batch=8))
     with recording(loaded.denoiser, loaded.pipe.scheduler) as done:
@@ -49,7 +50,7 @@ def heldout(workspace: Workspace, count: int = 256) -> CalibrationSet:
 
 
 def options(text: str) -> dict[str, Any]:
-    """``a=1,b=False`` as a dictionary."""
+    """Parses ``a=1,b=False`` to a dictionary."""
     pairs = (item.split("=") for item in text.split(",") if item)
     return {name.strip(): ast.literal_eval(value) for name, value in pairs}
 
@@ -57,7 +58,7 @@ def options(text: str) -> dict[str, Any]:
 def quantized(
     method: Method, cell: Cell, workspace: Workspace, recorded: Trajectory
 ) -> tuple[QuantizedModel, float, int]:
-    """The model, its core-seconds and the growth of resident memory at its highest."""
+    """Quantizes; returns the model, its core-seconds and the peak growth of resident memory."""
     first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
     network = workspace.loaded.denoiser
     graph = trace(network, first.sample, timestep=first.timestep, **first.conditions)
@@ -82,7 +83,7 @@ def quantized(
 def judge(
     model: QuantizedModel, workspace: Workspace, cache: StageCache, points: CalibrationSet
 ) -> str:
-    """Errors of one call and of whole images."""
+    """Measures the errors of one call and of whole images."""
     loaded, network, packed = workspace.loaded, workspace.loaded.denoiser, pack(model)
     target = points.call(network)
     gap = float((model.run(points) - target).square().mean() / target.square().mean())
@@ -99,7 +100,7 @@ def judge(
 
 
 def main() -> None:
-    """Command line."""
+    """Parses the command line and prints one line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("method")
     parser.add_argument("bits")
@@ -110,8 +111,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=Budget().calibration_samples)
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--policy", default="uniform")
-    parser.add_argument("--set", action="append", default=[], help="a=1,b=False")
-    parser.add_argument("--cache", type=Path, help="keeps recordings and images between runs")
+    parser.add_argument("--set", action="append", default=[], help="one setting: a=1,b=False")
+    parser.add_argument("--cache", type=Path, help="folder of recordings and images to reuse")
     given = parser.parse_args()
     torch.set_num_threads(1)
     budget = Budget(

@@ -1,7 +1,8 @@
-"""When does a range search by MSE lose to min-max? Numbers of docs/protocol.md, "Range searches".
+"""Compares the MSE range search with min-max: the numbers of docs/protocol.md, "Range searches".
 
-Round to nearest on the zoo's models: searches for weights and activations, exponents, kinds of
-layers, grids and widths, each against full precision on the same noise.
+The script runs round-to-nearest on the zoo's models. It varies the searches for weights and
+activations, the exponent, the kinds of layers, grids and widths, and compares each setting with
+full precision from the same noise.
 
     python docs/experiments/mse_vs_minmax.py [--workload emoji-t2i] [--images 16] [--part norms]
 
@@ -70,7 +71,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How ranges are found.
+    """The ranges of one line of a table.
 
     Attributes:
         weights: search for weights.
@@ -95,7 +96,7 @@ class Setting:
 
 @contextmanager
 def last_latents(pipe: Any) -> Iterator[list[Tensor]]:
-    """What the decoder is given inside the block."""
+    """Collects the latents that the decoder is given inside the ``with`` block."""
     kept: list[Tensor] = []
     decode = pipe.vae.decode
 
@@ -111,14 +112,14 @@ def last_latents(pipe: Any) -> Iterator[list[Tensor]]:
 
 
 def sample(workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) and last latents (N, C, h, w) of the network now in the pipeline."""
+    """Draws images (N, 3, H, W) and last latents (N, C, h, w) with the pipeline's network."""
     with last_latents(workspace.loaded.pipe) as latents:
         drawn = draw_images(workspace.loaded, workspace.info, workspace.draw())
     return drawn.images, torch.cat(latents)
 
 
 def prepare(workload: str, images: int, points: int) -> Study:
-    """Sample and record at full precision."""
+    """Samples and records at full precision."""
     budget = Budget(images=images, batch=16, calibration_images=8, calibration_samples=points)
     workspace = open_workspace(Cell(workload, "fp", "fp", budget=budget))
     original = workspace.loaded.denoiser
@@ -139,12 +140,12 @@ def prepare(workload: str, images: int, points: int) -> Study:
 
 
 def group_of(role: Role) -> str:
-    """Which line of the table a layer belongs to."""
+    """Names the line of the table to which a layer belongs."""
     return next((name for name, roles in GROUPS.items() if role in roles), OTHERS)
 
 
 def act_params(model: QuantizedModel) -> dict[tuple[str, int], QuantParams]:
-    """Activation parameters now in place, by layer and part."""
+    """Returns the present activation ranges by layer and part."""
     found = {}
     for name, layer in model.layers.items():
         for index, part in enumerate(layer.part_list()):
@@ -157,7 +158,7 @@ def act_params(model: QuantizedModel) -> dict[tuple[str, int], QuantParams]:
 
 
 def quantize(study: Study, setting: Setting) -> QuantizedModel:
-    """Round to nearest with the setting's ranges."""
+    """Rounds to nearest with the setting's ranges."""
     assignment = UNIFORM.assign(study.graph, setting.bits)
     if not setting.uniform:
         assignment = dict.fromkeys(study.graph.layers, setting.bits)
@@ -186,18 +187,18 @@ def quantize(study: Study, setting: Setting) -> QuantizedModel:
 
 
 def decibels(signal: Tensor, error: Tensor) -> float:
-    """Signal to noise ratio of energies; the mean over entries."""
+    """Computes the signal-to-noise ratio of energies in dB, as the mean over entries."""
     return float((10 * torch.log10(signal.double() / error.double().clamp(min=1e-20))).mean())
 
 
 def gains(got: Tensor, wanted: Tensor) -> Tensor:
-    """Of each row (R, N), how far ``got`` reproduces the amplitude of ``wanted``."""
+    """Computes for each row (R, N) the share of the amplitude of ``wanted`` that ``got`` has."""
     return (got * wanted).sum(1) / wanted.square().sum(1)
 
 
 @torch.no_grad()
 def restore_gain(study: Study, module: nn.Module) -> None:
-    """Divide what ``module`` returns by its gain on the calibration points."""
+    """Divides the output of ``module`` by its gain on the calibration points, from now on."""
     pairs = [
         (batch.call(module), batch.call(study.original)) for batch in study.calibration.batches(64)
     ]
@@ -215,7 +216,7 @@ def restore_gain(study: Study, module: nn.Module) -> None:
 
 @torch.no_grad()
 def measure(study: Study, setting: Setting) -> tuple[float, float, float, float]:
-    """Image PSNR, latent SNR, noise SNR and gain of one setting."""
+    """Measures image PSNR, latent SNR, noise SNR and gain of one setting."""
     model = quantize(study, setting)
     if setting.regain:
         restore_gain(study, model.module)
@@ -238,7 +239,7 @@ def measure(study: Study, setting: Setting) -> tuple[float, float, float, float]
 
 
 def mse(norm: float) -> RangeSearch:
-    """The MSE search in that norm."""
+    """Returns the MSE search with the exponent ``norm``."""
     return partial(mse_range, norm=norm)
 
 
@@ -247,7 +248,10 @@ NORMS = (1.0, 2.0, 2.4, 4.0)
 
 
 def norms() -> Table:
-    """Weights, or activations, in several norms; weights also with all layers at 4 bits."""
+    """Settings that search weights or activations with several exponents.
+
+    Those of weights come with all layers at 4 bits too.
+    """
     table = {"uniform: min-max, min-max": Setting()}
     for norm in NORMS:
         table[f"uniform: mse {norm:g}, min-max"] = Setting(mse(norm))
@@ -261,7 +265,7 @@ def norms() -> Table:
 
 
 def regain() -> Table:
-    """Weights by MSE, all layers at 4 bits, with the gain restored."""
+    """Settings that search weights by MSE with all layers at 4 bits, and restore the gain."""
     return {
         f"all at 4 bits: {name}, min-max, gain restored": Setting(
             search, uniform=False, regain=True
@@ -271,7 +275,7 @@ def regain() -> Table:
 
 
 def layers() -> Table:
-    """All layers at four bits; one kind of layer searched, the others min-max."""
+    """Settings with all layers at 4 bits that search one kind of layer only."""
     table: Table = {}
     for name in (*GROUPS, OTHERS):
         for norm in (1.0, 2.4):
@@ -282,7 +286,7 @@ def layers() -> Table:
 
 
 def grids() -> Table:
-    """Symmetric grids, under the uniform policy."""
+    """Settings with symmetric grids, under policy ``uniform``."""
     table: Table = {}
     for name, search in (("min-max", minmax_range), ("mse 2.4", mse(2.4))):
         table |= {
@@ -293,7 +297,7 @@ def grids() -> Table:
 
 
 def widths() -> Table:
-    """Fewer bits, under the uniform policy."""
+    """Settings with other bits, under policy ``uniform``."""
     table: Table = {}
     plain, found = ("min-max", minmax_range), ("mse 2.4", mse(2.4))
     for bits in (Bits(4, 4), Bits(2, 8), Bits(8, 8)):
@@ -303,7 +307,7 @@ def widths() -> Table:
 
 
 def rule() -> Table:
-    """Min-max, the MSE search, and the default rule for both sides."""
+    """Settings with one search for weights and activations: min-max, MSE, and the default."""
     searches = {"min-max": minmax_range, "mse 2.4": mse(2.4), "default": default_range}
     return {
         f"{bits}: {name}": Setting(search, search, bits=bits)
@@ -323,7 +327,7 @@ PARTS: dict[str, Callable[[], Table]] = {
 
 
 def main() -> None:
-    """Print the tables as Markdown."""
+    """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", action="append", choices=registry.names())
     parser.add_argument("--images", type=int, default=16)

@@ -1,8 +1,9 @@
-"""How soon do other schedules reach plain AdaRound's loss? See docs/protocol.md, "Reconstruction".
+"""Measures how soon other schedules reach plain AdaRound's loss (docs/protocol.md).
 
-Three blocks of emoji-t2i at w4, weights only, behind a prefix that is reconstructed already. Losses
-are the engine's: of the frozen codes, on 128 of the calibration points. Core-seconds are processor
-time of one thread, the engine's own losses and caching included. Plain takes ten minutes a block.
+The script optimises three blocks of emoji-t2i at w4, weights only, behind a prefix that is already
+reconstructed. The engine reports the losses: those of the frozen codes, on 128 of the calibration
+points. Core-seconds are processor time of one thread, and include the engine's own losses and
+caching. Plain AdaRound takes ten minutes for each block.
 
     python docs/experiments/reconstruct.py [--only fast]        # the schedules
     python docs/experiments/reconstruct.py --caching            # targets and arrival, whole model
@@ -41,7 +42,7 @@ BLOCKS = (
 
 
 def rounding(iterations: int, lr: float, strength: float) -> Schedule:
-    """AdaRound with another rate and regulariser."""
+    """Returns AdaRound's schedule with another rate and another strength of the regulariser."""
     term = RoundingTerm(strength=strength)
     return Schedule(iterations, {"rounding": Group(lr)}, rounding=term)
 
@@ -59,7 +60,7 @@ SCHEDULES = {
 
 
 def workspace(count: int) -> tuple[QuantizedModel, tuple[Block, ...], CalibrationSet]:
-    """The model at w4 with ranges by MSE, its blocks and points at all 20 steps."""
+    """Returns the model at w4 with MSE ranges, its blocks, and points at all 20 steps."""
     images = max(4, count // 16)
     budget = Budget(images=4, batch=64, steps=20, calibration_images=images)
     opened = open_workspace(Cell("emoji-t2i", "fp", "fp", budget=budget))
@@ -76,7 +77,7 @@ def workspace(count: int) -> tuple[QuantizedModel, tuple[Block, ...], Calibratio
 
 
 def compare(only: list[str]) -> None:
-    """Every schedule on every block."""
+    """Runs every schedule on every block and prints one line for each."""
     model, blocks, points = workspace(1024)
     names = [block.name for block in blocks]
     for name in sorted(BLOCKS, key=names.index):
@@ -101,7 +102,7 @@ def compare(only: list[str]) -> None:
 
 
 def caching(count: int = 256) -> None:
-    """Seconds of a reconstruction without iterations, and of an iteration of all blocks."""
+    """Prints the seconds of caching alone, and of one iteration of every block."""
     model, blocks, points = workspace(count)
 
     def run(iterations: int) -> float:
@@ -119,9 +120,9 @@ def caching(count: int = 256) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Parses the command line and runs the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="labels of schedules")
+    parser.add_argument("--only", nargs="*", default=[], help="labels of the schedules to run")
     parser.add_argument("--caching", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,15 +1,15 @@
-"""Tune a quantized model to a new subject: TuneQDM and PEQA against a full-precision fine-tune.
+"""Tunes a quantized model to a new subject: TuneQDM and PEQA against full-precision fine-tuning.
 
-The subject is one class of emoji-dit in a style that the model has never seen: channels turned
-round and colours inverted, so a dark ground. Every network is tuned on the same images, noise and
-timesteps. Fidelity is the distance of its images to those of the full-precision fine-tune, from the
-same noise; "loss" is the noise error on images of the subject that nobody was tuned on. State adds
-up what tuning has to hold beside activations: packed weights, gradients and two moments of what
-learns. The tuning pass here also holds float weights.
+The subject is one class of emoji-dit in a style that the model has never seen: channels are
+rotated and colours inverted, so the background is dark. Every network is tuned on the same images,
+noise and timesteps. Fidelity is the distance of its images to those of the full-precision
+fine-tune, from the same noise; "loss" is the noise error on images of the subject that nobody was
+tuned on. State adds up what tuning has to hold beside activations: packed weights, gradients and
+two moments of what learns. The tuning pass here also holds float weights.
 
     python docs/experiments/tune_subject.py
 
-About two core-minutes.
+The script takes about two core-minutes.
 """
 
 import argparse
@@ -48,7 +48,7 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """Latents (N, C, H, W) to tune on and to judge on, and their class."""
+    """The latents (N, C, H, W) for tuning and for judging, and their class."""
 
     train: Tensor
     held: Tensor
@@ -56,13 +56,13 @@ class Subject:
 
 
 def styled(pixels: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) to (N, 3, H, W) in [-1, 1]: channels turned round, colours inverted."""
+    """Rotates channels and inverts colours: uint8 (N, H, W, 3) to (N, 3, H, W) in [-1, 1]."""
     turned = 255 - pixels[..., [2, 0, 1]].int()
     return turned.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def subject(workspace: Workspace, name: str, count: int) -> Subject:
-    """``count`` drawings of a class in the new style, and the rest of it."""
+    """Encodes the drawings of a class in the new style: ``count`` for tuning, the rest held out."""
     rows = [row for row in emoji64.records() if row.subcategory == name]
     vae = workspace.loaded.pipe.vae
     pixels = torch.from_numpy(emoji64.load_images(rows, int(vae.config.sample_size)))
@@ -71,7 +71,7 @@ def subject(workspace: Workspace, name: str, count: int) -> Subject:
 
 
 def loss_of(predict: Callable[[CalibrationSet], Tensor], label: int, workspace: Workspace) -> Loss:
-    """Noise error of a batch of clean latents."""
+    """Returns the function that computes the noise error of a batch of clean latents."""
     objective = NoiseObjective(workspace.loaded.pipe.scheduler)
 
     def loss(clean: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def loss_of(predict: Callable[[CalibrationSet], Tensor], label: int, workspace: 
 
 
 def tune(loss: Loss, optimiser: Optimiser, clean: Tensor, updates: int, batch: int) -> None:
-    """The same batches, noise and timesteps for every network."""
+    """Tunes on the same batches, noise and timesteps for every network."""
     for update in range(updates):
         torch.manual_seed(update)
         optimiser.zero_grad()
@@ -96,13 +96,13 @@ def tune(loss: Loss, optimiser: Optimiser, clean: Tensor, updates: int, batch: i
 
 @torch.no_grad()
 def judged(loss: Loss, held: Tensor) -> float:
-    """Noise error on held-out drawings, the same noise for every network."""
+    """Measures the noise error on held-out drawings, with the same noise for every network."""
     torch.manual_seed(10**6)
     return sum(float(loss(held)) for _ in range(8)) / 8
 
 
 def quantized(workspace: Workspace, bits: str, label: int, experts: int) -> QuantizedModel:
-    """Round to nearest, codes frozen, gains by timestep."""
+    """Rounds to nearest, freezes the codes, and adds gains by timestep."""
     network = workspace.loaded.denoiser
     sample = torch.randn(2, 4, int(network.config.sample_size), int(network.config.sample_size))
     labels = torch.full((2,), label)
@@ -117,7 +117,7 @@ def quantized(workspace: Workspace, bits: str, label: int, experts: int) -> Quan
 
 
 def deploy(model: QuantizedModel, workspace: Workspace, experts: int) -> None:
-    """From timesteps to the sampler's calls."""
+    """Replaces the table by timestep with one by the sampler's calls."""
     scheduler = workspace.loaded.pipe.scheduler
     scheduler.set_timesteps(workspace.steps)
     schedule = model.clock.schedule = schedule_of(scheduler)
@@ -128,7 +128,7 @@ def deploy(model: QuantizedModel, workspace: Workspace, experts: int) -> None:
 
 
 def drawn(workspace: Workspace, network: nn.Module, clock: Any = None) -> Tensor:
-    """The evaluation images of the subject's class."""
+    """Draws the evaluation images of the subject's class."""
     loaded, before = workspace.loaded, workspace.loaded.denoiser
     loaded.put(network)
     try:
@@ -141,15 +141,15 @@ def drawn(workspace: Workspace, network: nn.Module, clock: Any = None) -> Tensor
 
 
 def main() -> None:
-    """Command line."""
+    """Parses the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subject", default="food-fruit", help="a subcategory of emoji64")
-    parser.add_argument("--count", type=int, default=16, help="drawings to tune on")
+    parser.add_argument("--subject", default="food-fruit", help="subcategory of emoji64")
+    parser.add_argument("--count", type=int, default=16, help="number of drawings for tuning")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-4, help="of full precision")
-    parser.add_argument("--gain-lr", type=float, default=5e-3, help="of gains, which start at 1")
+    parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of full precision")
+    parser.add_argument("--gain-lr", type=float, default=5e-3, help="learning rate of gains")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()

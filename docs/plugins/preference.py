@@ -18,10 +18,10 @@ from quantarena.bench.metrics.plugins import metric
 
 
 def package(module: str, name: str) -> Any:
-    """An optional package.
+    """Imports an optional package.
 
     Raises:
-        ImportError: it is not installed; says what to install.
+        ImportError: the package is not installed; the message says what to install.
     """
     try:
         return importlib.import_module(module)
@@ -31,19 +31,19 @@ def package(module: str, name: str) -> Any:
 
 @functools.cache
 def image_reward_model() -> Any:
-    """Loaded once a process."""
+    """Loads the model, once for each process."""
     return package("ImageReward", "image-reward").load("ImageReward-v1.0")
 
 
 def pictures(images: Tensor) -> list[Image.Image]:
-    """uint8 (N, 3, H, W) as pictures."""
+    """Converts uint8 images (N, 3, H, W) to pictures."""
     return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
 
 
 @metric("imagereward/v1.0", title="ImageReward, preference of people", version="image-reward")
 @torch.no_grad()
 def image_reward(images: Tensor, prompts: tuple[str, ...]) -> list[float]:
-    """Xu et al., NeurIPS 2023; about a standard normal deviate, higher is better."""
+    """Scores by Xu et al., NeurIPS 2023: about a standard normal deviate, higher is better."""
     model = image_reward_model()
     pairs = zip(prompts, pictures(images), strict=True)
     return [float(model.score(prompt, picture)) for prompt, picture in pairs]
@@ -51,7 +51,7 @@ def image_reward(images: Tensor, prompts: tuple[str, ...]) -> list[float]:
 
 @metric("hps/v2.1", title="Human preference score v2.1", version="hpsv2")
 def human_preference(images: Tensor, prompts: tuple[str, ...]) -> list[float]:
-    """Wu et al., arXiv:2306.09341; cosine of image and prompt, higher is better."""
+    """Scores by Wu et al., arXiv:2306.09341: cosine of image and prompt, higher is better."""
     score = package("hpsv2", "hpsv2").score
     pairs = zip(prompts, pictures(images), strict=True)
     return [float(score(picture, prompt, hps_version="v2.1")[0]) for prompt, picture in pairs]

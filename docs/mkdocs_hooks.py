@@ -1,0 +1,44 @@
+"""Adds to the documentation site what lies outside of docs/: some pages, and the sources.
+
+The folders ``methods``, ``bench`` and ``leaderboard`` at the root are subpackages of
+``quantarena``. mkdocstrings reads sources without importing them, so it gets a copy of them in the
+layout of that package.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+from site_pages import FILES, PAGES, ROOT, site_text
+
+_SOURCES = tempfile.TemporaryDirectory(prefix="quantarena-docs-")
+"""A folder that disappears with the process, after a failed build too."""
+
+
+@event_priority(100)  # before mkdocstrings reads its paths
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Copies the sources to where mkdocstrings finds them as ``quantarena``."""
+    package = Path(_SOURCES.name, "quantarena")
+    package.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "bench" / "_root" / "__init__.py", package)
+    for folder in ("bench", "methods", "leaderboard"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            copy = package / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    python: dict[str, Any] = config.plugins["mkdocstrings"].config.handlers["python"]
+    python["paths"] = [_SOURCES.name]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages and files of ``site_pages``."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=site_text(source)))
+    for source, target in FILES.items():
+        files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
+    return files
