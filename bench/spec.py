@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -13,6 +13,9 @@ from quantarena.methods.core.bits import Bits, parse_bits
 DEFAULT_POLICY = "uniform"
 POLICY_NAMES = (DEFAULT_POLICY, "published")  # core.policy knows what they mean; it needs torch
 DEFAULT_VARIANT = "paper"
+
+OptionPairs = tuple[tuple[str, str], ...]
+"""Options of a method as text, (name, value) sorted by name, without those at their default."""
 
 
 def canonical_json(value: Any) -> str:
@@ -36,13 +39,13 @@ class Budget:
     """What a preset spends on one cell; part of the cell, so part of its key.
 
     Attributes:
-        images: images sampled and scored.
-        batch: images sampled together (with guidance the network sees twice as many).
+        images: number of images sampled and scored.
+        batch: number of images sampled together (with guidance the network gets twice as many).
         steps: sampler steps; 0 takes the workload's own number.
-        calibration_images: full-precision trajectories recorded for calibration.
-        calibration_samples: points of those trajectories that a method may draw.
-        iterations: reconstruction iterations a block.
-        latency_rounds: timed rounds of one denoiser step.
+        calibration_images: number of full-precision trajectories recorded for calibration.
+        calibration_samples: number of points of those trajectories that a method may draw.
+        iterations: reconstruction iterations per block.
+        latency_rounds: number of timed rounds of one denoiser step.
     """
 
     images: int = 128
@@ -56,7 +59,18 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row to be: workload x method x variant x bits x policy x seed, at one budget."""
+    """What one row measures: workload x method x variant x bits x policy x seed, at one budget.
+
+    Attributes:
+        workload: name, hub id or path, with the settings that were given.
+        method: name as registered.
+        bits: requested widths, such as ``w4a8``.
+        seed: seed of noise and of everything random.
+        variant: ``paper`` or ``release``.
+        policy: ``uniform`` or ``published``.
+        budget: what the cell may spend.
+        options: options of the method that are not at their default.
+    """
 
     workload: str
     method: str
@@ -65,6 +79,7 @@ class Cell:
     variant: str = DEFAULT_VARIANT
     policy: str = DEFAULT_POLICY
     budget: Budget = Budget()
+    options: OptionPairs = ()
 
     @property
     def widths(self) -> Bits:
@@ -73,25 +88,31 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """16 hex digits that name this cell for ever."""
-        return content_key(self)
+        """16 hex digits that name this cell for ever.
+
+        Cells without options have the key that they had before cells could have options.
+        """
+        plain = _plain(self)
+        if not self.options:
+            del plain["options"]
+        return content_key(plain)
 
     @property
     def shared_key(self) -> str:
-        """Names what cells share: the recorded trajectory and the full-precision images."""
+        """The key of what cells share: the recorded trajectory and the full-precision images."""
         return content_key([self.workload, self.seed, self.budget])
 
     @property
     def label(self) -> str:
         """Short name for progress and messages."""
-        return f"{self.workload}/{self.method}/{self.bits}" + (
-            "" if self.variant == DEFAULT_VARIANT else f"/{self.variant}"
-        )
+        variant = "" if self.variant == DEFAULT_VARIANT else f"/{self.variant}"
+        return f"{self.workload}/{self.configured}/{self.bits}{variant}"
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Cell":
-        """Inverse of ``dataclasses.asdict``."""
-        return cls(**{**data, "budget": Budget(**data["budget"])})
+    @property
+    def configured(self) -> str:
+        """The method with its options, such as ``dgq[groups=4]``."""
+        pairs = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.method}[{pairs}]" if pairs else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +120,12 @@ class Grid:
     """A preset: which cells to run. ``fp`` is a method that takes only the bits ``fp``.
 
     Attributes:
-        name: of the results folder.
-        title: for people.
+        name: name of the results folder.
+        title: heading of the page.
         workloads, methods, bits, seeds, variants, policies: every combination is a cell.
-        also: further pairs of method and bits, of methods made for widths of their own.
-        budget: of every cell.
+        also: further pairs of method and bits, for methods made for widths of their own.
+        budget: what every cell may spend.
+        options: options by method; they hold for all cells of the method.
     """
 
     name: str
@@ -116,21 +138,23 @@ class Grid:
     policies: tuple[str, ...] = (DEFAULT_POLICY,)
     also: tuple[tuple[str, str], ...] = ()
     budget: Budget = Budget()
+    options: tuple[tuple[str, OptionPairs], ...] = ()
 
     def cells(self) -> tuple[Cell, ...]:
         """Every planned cell, full precision first within a workload; no duplicates."""
         found: dict[Cell, None] = {}
+        options = dict(self.options)
         for workload in self.workloads:
             for seed in self.seeds:
                 for method in sorted(self.all_methods, key=lambda name: name != "fp"):
                     for policy, variant, bits in self._ways(method):
                         cell = Cell(workload, method, bits, seed, variant, policy, self.budget)
-                        found.setdefault(cell)
+                        found.setdefault(replace(cell, options=options.get(method, ())))
         return tuple(found)
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        """Those of the grid, and those that have widths of their own only."""
+        """The methods of the grid, with those that have only widths of their own."""
         return tuple(dict.fromkeys((*self.methods, *(name for name, _ in self.also))))
 
     def _ways(self, method: str) -> Iterator[tuple[str, str, str]]:

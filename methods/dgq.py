@@ -10,23 +10,37 @@ Variant ``release`` differs in the weights: ranges by 80 shrinkings, the plain A
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.api import (
+    FP_WIDTH,
+    AtLeast,
+    CalibrationSet,
+    Capabilities,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    PerStep,
+    QuantizedModel,
+    QuantLayer,
+    RangeSearch,
+    Schedule,
+    minmax_range,
+    mse_range,
+    points_per_call,
+    reconstruct,
+    register,
+    shrink_range,
+)
 from quantarena.methods.core.quantizers.activation import ActQuantizer
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import PerStep, points_per_call
 from quantarena.methods.core.trace.network import AttentionKind
-from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
 from quantarena.methods.techniques.calibrate.axis_groups import (
     Axes,
@@ -39,34 +53,68 @@ from quantarena.methods.techniques.calibrate.axis_groups import (
 )
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.inputs import Bounds
-from quantarena.methods.techniques.learn.reconstruct import reconstruct
-from quantarena.methods.techniques.learn.schedule import Schedule
-from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
 
 PAPER_SAMPLES = 128
-"""At each call: 64 captions and both guidance halves."""
+"""Points at each call: 64 captions and both guidance halves."""
 RELEASE_BATCH = 8
+
+
+def release_schedule(iterations: int) -> Schedule:
+    """The released code's schedule: plain AdaRound."""
+    return replace(Schedule.adaround(iterations), batch=RELEASE_BATCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant of DGQ rounds weights.
+
+    Attributes:
+        search: range search of the weights.
+        schedule: schedule for a number of iterations a block.
+    """
+
+    search: RangeSearch
+    schedule: Callable[[int], Schedule]
+
+
+RECIPES = {
+    "paper": Recipe(mse_range, Schedule.fast),
+    "release": Recipe(shrink_range, release_schedule),
+}
 
 
 @register("dgq")
 class Dgq(Method):
-    """Groups of similar slices along the axis that needs them, logarithmic attention.
+    """Groups of similar slices along the axis that needs them, logarithmic attention."""
 
-    Attributes:
-        groups: G; 1 is one range for a tensor.
-        per_step: ranges, and memberships of positions, for each sampler call.
-        adaround: reconstruct weights; else round to nearest.
-        patches: a convolution whose pixels differ more than its channels has groups of output
-            pixels, over patches; else its channels have groups all the same.
-        least: points that the bounds of a call are taken from, at least; where the preset draws
-            fewer at each, those of neighbouring calls count too.
-        frozen: channels keep their group at all calls, as packed weights need; else a model runs
-            in fake quantization only, to see what freezing costs.
-        log2: logarithmic codes of the scores after softmax; else a uniform range by call.
-        start_token: keep the first key of cross-attention out of the quantizers.
-        softmax16: leave scores after softmax in floating point, whatever the policy asks.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of DGQ.
+
+        Attributes:
+            groups: number of groups G; 1 is one range for the whole tensor.
+            per_step: ranges, and memberships of positions, for each sampler call.
+            adaround: reconstruct weights; if false, round to nearest.
+            patches: give a convolution whose pixels differ more than its channels groups of output
+                pixels, over patches; if false, groups of channels.
+            least: minimum number of calibration points that the bounds of a sampler call come from;
+                if fewer were drawn, points of neighbouring calls are pooled.
+            frozen: channels keep their group at all sampler calls, as packed weights need; if
+                false, a model runs in fake quantization only, which shows what freezing costs.
+            log2: logarithmic codes for the scores after softmax; if false, a uniform range by call.
+            start_token: keep the first key of cross-attention out of the quantizers.
+            softmax16: leave scores after softmax in floating point, whatever the policy asks.
+        """
+
+        groups: Annotated[int, AtLeast(1)] = 8
+        per_step: bool = True
+        adaround: bool = True
+        patches: bool = True
+        least: Annotated[int, AtLeast(1)] = 32
+        frozen: bool = True
+        log2: bool = True
+        start_token: bool = True
+        softmax16: bool = False
 
     info = MethodInfo(
         title="DGQ",
@@ -92,7 +140,7 @@ class Dgq(Method):
             "attention products stay in floating point under the uniform policy",
         ),
     )
-    supports = Capabilities(variants=("paper", "release"))
+    supports = Capabilities(variants=tuple(RECIPES), board_bits=("w4a8", "w4a4"))
     published = published.DGQ
     switches: ClassVar[Mapping[str, Any]] = {
         "groups": 1,
@@ -100,37 +148,30 @@ class Dgq(Method):
         "adaround": False,
         "patches": False,
     }
-    groups = 8
-    per_step = True
-    adaround = True
-    patches = True
-    least = 32
-    frozen = True
-    log2 = True
-    start_token = True
-    softmax16 = False
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Reconstruct weights, then group activations."""
-        if self.softmax16:
+        policy = None
+        if self.options.softmax16:
             rule = replace(ctx.policy.attention, softmax=FP_WIDTH)
-            ctx.policy = replace(ctx.policy, attention=rule)
-        model = ctx.wrap()
+            policy = replace(ctx.policy, attention=rule)
+        model = ctx.wrap(policy=policy)
         points = ctx.draw(PerStep(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
-        if self.per_step:
+        if self.options.per_step:
             model.clock.schedule = bank_schedule(points)
-        reach = self.reach(len(points) // ctx.trajectory.calls) if self.per_step else 0
+        reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_step else 0
         notes: dict[str, Any] = {}
-        for name, axes in axes_of_inputs(model, points, per_step=self.per_step).items():
+        for name, axes in axes_of_inputs(model, points, per_step=self.options.per_step).items():
             layer = model.layers[name]
             quantizer = layer.part_list()[0].static
             if quantizer is not None:
                 notes[name] = self.group_layer(layer, quantizer, axes.pooled(reach), ctx.seed)
-        if not self.log2:
-            calibrate_attention(model, points, minmax_range, per_step=self.per_step)
-        products = axes_of_products(model, points, per_step=self.per_step)
+        if not self.options.log2:
+            calibrate_attention(model, points, minmax_range, per_step=self.options.per_step)
+        products = axes_of_products(model, points, per_step=self.options.per_step)
         for (name, operand), axes in products.items():
             quantizer = model.attention[name].static(operand)
             assert quantizer is not None
@@ -140,64 +181,62 @@ class Dgq(Method):
         return model
 
     def reach(self, points: int) -> int:
-        """Neighbouring calls on either side that make up ``least`` with ``points`` at each."""
-        return max(0, math.ceil((self.least / points - 1) / 2))
+        """How many calls on either side make up ``least`` points with ``points`` at each call."""
+        return max(0, math.ceil((self.options.least / points - 1) / 2))
 
     def round_weights(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet
     ) -> None:
-        """Weight ranges and roundings."""
-        release = ctx.variant == "release"
-        model.set_weight_ranges(shrink_range if release else mse_range)
-        if not (self.adaround and ctx.effort.iterations):
+        """Find weight ranges, then learn roundings."""
+        recipe = RECIPES[ctx.variant]
+        model.set_weight_ranges(recipe.search)
+        if not (self.options.adaround and ctx.effort.iterations):
             return
-        schedule = Schedule.fast(ctx.effort.iterations)
-        if release:
-            schedule = replace(Schedule.adaround(ctx.effort.iterations), batch=RELEASE_BATCH)
         reports = reconstruct(
             model,
             ctx.blocks(model, points),
             points,
-            schedule,
+            recipe.schedule(ctx.effort.iterations),
             acts=False,
             seed=ctx.seed,
             progress=ctx.progress,
         )
-        model.notes["reconstruction"] = [
-            {"block": r.name, "before": r.before, "after": r.after, "seconds": round(r.seconds, 3)}
-            for r in reports
-        ]
+        model.notes["reconstruction"] = [report.note() for report in reports]
 
     def prepare_attention(self, model: QuantizedModel) -> None:
-        """Logarithmic scores, and the start token out of the way."""
+        """Give scores logarithmic codes and keep the start token out of the quantizers."""
         for name, quant in model.attention.items():
-            if self.log2 and quant.bits.softmax != FP_WIDTH:
+            if self.options.log2 and quant.bits.softmax != FP_WIDTH:
                 quant.use_log()
-            if self.start_token and model.graph.attention[name].kind is AttentionKind.CROSS:
+            if self.options.start_token and model.graph.attention[name].kind is AttentionKind.CROSS:
                 quant.excluded = 1
 
     def group_layer(
         self, layer: QuantLayer, quantizer: ActQuantizer, axes: Axes, seed: int
     ) -> dict[str, Any]:
-        """Give a layer's input its groups; what was decided, for the notes."""
-        if self.groups == 1 or layer.groups != 1 or (axes.positions is None and not layer.is_conv):
+        """Give a layer's input its groups; return what was decided, for the notes."""
+        if (
+            self.options.groups == 1
+            or layer.groups != 1
+            or (axes.positions is None and not layer.is_conv)
+        ):
             set_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
             return {"axis": "tensor"}
         # of equal spreads the last axis but one: channels of patches, tokens of a linear layer
         wanted, agree = by_positions(axes, ties=not layer.is_conv)
-        chosen = wanted and (self.patches or not layer.is_conv)
+        chosen = wanted and (self.options.patches or not layer.is_conv)
         if chosen and axes.positions is not None:
             if layer.is_conv:
                 layer.use_patches()
             set_table(quantizer, -2, axes.positions, self.members(axes.positions, seed))
         else:
-            ids = self.members(axes.channels, seed, frozen=self.frozen)
+            ids = self.members(axes.channels, seed, frozen=self.options.frozen)
             set_table(quantizer, 1 if layer.is_conv else -1, axes.channels, ids)
         return {"axis": "positions" if chosen else "channels", "wanted": wanted, "agree": agree}
 
     def group_product(self, quantizer: ActQuantizer, axes: Axes, seed: int) -> dict[str, Any]:
         """Give queries, keys or values their groups; tokens or channels, as they ask."""
-        if self.groups == 1 or axes.positions is None:
+        if self.options.groups == 1 or axes.positions is None:
             set_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
             return {"axis": "tensor"}
         chosen, agree = by_positions(axes, ties=True)
@@ -206,9 +245,9 @@ class Dgq(Method):
         return {"axis": "positions" if chosen else "channels", "wanted": chosen, "agree": agree}
 
     def members(self, bounds: Bounds, seed: int, *, frozen: bool = False) -> Tensor:
-        """Group of each slice, (slices,), or by call, (S, slices)."""
+        """The group of each slice, (slices,), or of each slice at each call, (S, slices)."""
         found = groups_of_all if frozen else groups_by_call
-        return found(bounds, self.groups, seed)
+        return found(bounds, self.options.groups, seed)
 
 
 def by_positions(axes: Axes, *, ties: bool) -> tuple[bool, float]:
@@ -227,7 +266,7 @@ def by_positions(axes: Axes, *, ties: bool) -> tuple[bool, float]:
 
 
 def set_table(quantizer: ActQuantizer, axis: int | None, bounds: Bounds, ids: Tensor) -> None:
-    """Min-max ranges of groups along ``axis``, or of the whole; one call's table is none."""
+    """Set min-max ranges of groups along ``axis``, or of the whole tensor where it is None."""
     found = group_params(bounds, ids, quantizer.bits)
     single = len(found.scale) == 1
     if axis is None:

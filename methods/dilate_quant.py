@@ -9,42 +9,70 @@ with all scales and zero points of a block, inputs from the quantized prefix.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.steps import PerStep, UniformStride, points_per_call
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
-from quantarena.methods.techniques.learn.reconstruct import reconstruct
-from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
-from quantarena.methods.techniques.ranges.mse import mse_range
-from quantarena.methods.techniques.ranges.named import SEARCHES
+from quantarena.methods.api import (
+    SEARCHES,
+    AtLeast,
+    Capabilities,
+    Decay,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    PerStep,
+    QuantizedModel,
+    Schedule,
+    UniformStride,
+    calibrate_activations,
+    mse_range,
+    points_per_call,
+    reconstruct,
+    register,
+)
+from quantarena.methods.techniques.learn.schedule import scaled, small_batch
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 
 PAPER_SAMPLES = 5120
 PAPER_ITERATIONS = 5_000
 PAPER_BATCH = 32
 PAPER_QUANTIZER_LR, PAPER_WEIGHT_LR = 1e-4, 1e-2
-"""As restated; which rate is whose is not certain, so ours are of their own, see the page."""
+"""Rates as restated; it is not certain which is which, so ours differ, see the docs page."""
 
 
 @register("dilate_quant")
 class DilateQuant(Method):
-    """Weight dilation, activation ranges by sampler call, joint distillation of each block.
+    """Weight dilation, activation ranges by sampler call, joint distillation of each block."""
 
-    Attributes:
-        dilation: stretch unsaturated input channels (WD).
-        per_step: a range for each sampler call and, of attention operands, head (TPQ).
-        distillation: optimise blocks (BKD).
-        weight_search: range search of weights; ``minmax`` is what dilation leaves unchanged.
-        weight_lr: of weights in BKD, relative to the layer's mean weight scale.
-        scale_lr: of weight and activation scales, relative to each parameter's mean.
-        zero_lr: of activation zero points, in codes.
-        batch: points an iteration up to 400 of them; the paper's 32 beyond.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of DilateQuant.
+
+        Attributes:
+            dilation: stretch unsaturated input channels (WD).
+            per_step: a range for each sampler call and, of attention operands, head (TPQ).
+            distillation: optimise blocks (BKD).
+            weight_search: range search of weights; ``minmax`` is the one that dilation leaves
+                unchanged.
+            batch: points an iteration where a block has up to 400 iterations; the paper's 32 where
+                it has more.
+            weight_lr: learning rate of weights in BKD, relative to the layer's mean weight scale.
+            scale_lr: learning rate of weight and activation scales, relative to each parameter's
+                mean.
+            zero_lr: learning rate of activation zero points, in codes.
+        """
+
+        dilation: bool = True
+        per_step: bool = True
+        distillation: bool = True
+        weight_search: Literal["minmax", "mse", "shrink"] = "minmax"
+        batch: Annotated[int, AtLeast(1)] = 8
+        weight_lr: Annotated[float, AtLeast(0)] = 0.02
+        scale_lr: Annotated[float, AtLeast(0)] = 5e-3
+        zero_lr: Annotated[float, AtLeast(0)] = 0.01
 
     info = MethodInfo(
         title="DilateQuant",
@@ -76,57 +104,41 @@ class DilateQuant(Method):
         "per_step": False,
         "distillation": False,
     }
-    dilation = True
-    per_step = True
-    distillation = True
-    weight_search: Literal["minmax", "mse", "shrink"] = "minmax"
-    batch = 8
-    weight_lr = 0.02
-    scale_lr = 5e-3
-    zero_lr = 0.01
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Dilate, calibrate by step, distil block by block."""
         model = ctx.wrap()
-        if self.dilation:
+        if self.options.dilation:
             model.notes["dilation"] = dilate_layers(model)
-        count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.per_step else 0
+        count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.options.per_step else 0
         points = ctx.draw(PerStep(count) if count else UniformStride(ctx.effort.samples))
-        model.set_weight_ranges(SEARCHES[self.weight_search])
+        model.set_weight_ranges(SEARCHES[self.options.weight_search])
         calibrate_activations(
-            model, points, mse_range, per_step=self.per_step, per_head=self.per_step
+            model, points, mse_range, per_step=self.options.per_step, per_head=self.options.per_step
         )
         schedule = self.schedule(ctx.effort.iterations)
-        if self.distillation and schedule.iterations:
+        if self.options.distillation and schedule.iterations:
             blocks = ctx.blocks(model, points)
             reports = reconstruct(
                 model, blocks, points, schedule, acts=True, seed=ctx.seed, progress=ctx.progress
             )
-            model.notes["distillation"] = [
-                {
-                    "block": r.name,
-                    "before": r.before,
-                    "after": r.after,
-                    "drift": r.drift,
-                    "seconds": round(r.seconds, 3),
-                }
-                for r in reports
-            ]
+            model.notes["distillation"] = [report.note("drift") for report in reports]
         return model
 
     def schedule(self, iterations: int) -> Schedule:
-        """Of each block."""
+        """The schedule of each block where a preset allows this many AdaRound iterations."""
         count = scaled(iterations, PAPER_ITERATIONS)
-        scales = Group(self.scale_lr, Decay.COSINE, relative=True)
+        scales = Group(self.options.scale_lr, Decay.COSINE, relative=True)
         return Schedule(
             count,
             {
-                "weight": Group(self.weight_lr, Decay.COSINE, relative=True),
+                "weight": Group(self.options.weight_lr, Decay.COSINE, relative=True),
                 "weight_scale": scales,
                 "act_scale": scales,
-                "act_zero": Group(self.zero_lr, Decay.COSINE),
+                "act_zero": Group(self.options.zero_lr, Decay.COSINE),
             },
-            batch=small_batch(count, self.batch),
+            batch=small_batch(count, self.options.batch),
         )
 
 

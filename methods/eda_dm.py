@@ -8,26 +8,37 @@ from the full-precision network while half the activations skip their quantizer 
 ICLR 2022).
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.api import (
+    AtLeast,
+    CalibrationSet,
+    Capabilities,
+    Decay,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    RangeSearch,
+    Schedule,
+    StepPolicy,
+    UniformStride,
+    mse_range,
+    reconstruct,
+    register,
+)
 from quantarena.methods.core.record.features import FeatureTap, features, middle_module
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import StepPolicy, UniformStride
 from quantarena.methods.core.trace.blocks import Block
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
 from quantarena.methods.techniques.calibrate.tdac import TDAC
 from quantarena.methods.techniques.learn.losses import RoundingTerm
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
-from quantarena.methods.techniques.learn.reconstruct import BlockReport, reconstruct
-from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
-from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.learn.reconstruct import BlockReport
+from quantarena.methods.techniques.learn.schedule import scaled, small_batch
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
 PAPER_ITERATIONS = 5_000
@@ -35,25 +46,80 @@ GAMMA = 0.8
 MIX = DROP = 0.5
 DIVERSITY_WEIGHT = 1.2
 RELEASE_RADIUS = 3.0
-"""Of its CIFAR settings, like all constants here; it has others by data set."""
+"""The radius of the CIFAR settings, as all constants here; the release has others by data set."""
 FEATURE_ROWS = 8
-"""First rows of each call whose features are looked at; the release takes 8 to 1,024."""
+"""Number of rows of each call whose features are computed; the release takes 8 to 1,024."""
+
+Rates = Callable[[int, int], Mapping[str, Group]]
+"""Learning rates from the iterations of a block and the bits of the weights."""
+
+
+def paper_rates(iterations: int, weight_bits: int) -> Mapping[str, Group]:
+    """Rates that fit short runs."""
+    return {
+        "rounding": Group(min(0.05, 60 / max(1, iterations))),
+        "act_scale": Group(2e-2, Decay.COSINE, relative=True),
+    }
+
+
+def release_rates(iterations: int, weight_bits: int) -> Mapping[str, Group]:
+    """Rates of the released CIFAR settings."""
+    rounding, scale = (0.5, 5e-4) if weight_bits < 8 else (5e-2, 1e-3)
+    return {"rounding": Group(rounding, Decay.COSINE), "act_scale": Group(scale, Decay.COSINE)}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant of EDA-DM calibrates and learns.
+
+    Attributes:
+        search: range search of both weights and activations.
+        calibrate: sets activation ranges from a model, its points, a range search and a seed.
+        rates: learning rates.
+        rounding: weight of AdaRound's regulariser.
+        radius: mean squared distance at which features count as near; None takes the option's.
+    """
+
+    search: RangeSearch
+    calibrate: Calibrate
+    rates: Rates
+    rounding: float
+    radius: float | None = None
+
+
+RECIPES = {
+    "paper": Recipe(mse_range, all_at_once, paper_rates, 0.1),
+    "release": Recipe(mse_1d_range, averaged, release_rates, 0.0, RELEASE_RADIUS),
+}
 
 
 @register("eda_dm")
 class EDADM(Method):
-    """TDAC, split shortcuts and fine-grained joint reconstruction.
+    """TDAC, split shortcuts and fine-grained joint reconstruction."""
 
-    Attributes:
-        tdac: points by density and diversity; off, evenly spaced calls.
-        layer_terms: losses of the layers inside a block; off, the block's output alone (gamma 0).
-        mixing: QDrop's mixed inputs and dropped quantizers; off, the quantized prefix alone.
-        joint: roundings and activation scales learn together; off, one after the other, the first
-            with activations in floating point.
-        split_shortcuts: a pair of quantizers for each half of a skip concatenation.
-        radius: mean squared distance at which features count as near; None takes a quantile of all
-            distances, ``release`` its constant.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of EDA-DM.
+
+        Attributes:
+            tdac: choose points by density and diversity; if false, at evenly spaced calls.
+            layer_terms: add the losses of the layers inside a block; if false, only the block's
+                output counts (gamma 0).
+            mixing: mix inputs and drop quantizers as QDrop does; if false, learn on the quantized
+                prefix alone.
+            joint: learn roundings and activation scales together; if false, one after the other,
+                the first with activations in floating point.
+            split_shortcuts: a pair of quantizers for each half of a skip concatenation.
+            radius: mean squared distance at which features count as near; none takes a quantile of
+                all distances. Variant release always takes its constant.
+        """
+
+        tdac: bool = True
+        layer_terms: bool = True
+        mixing: bool = True
+        joint: bool = True
+        split_shortcuts: bool = True
+        radius: Annotated[float | None, AtLeast(0)] = None
 
     info = MethodInfo(
         title="EDA-DM",
@@ -80,7 +146,7 @@ class EDADM(Method):
             "release: its CIFAR settings (radius 3, gamma 0.8, rates), at our iterations and batch",
         ),
     )
-    supports = Capabilities(variants=("paper", "release"))
+    supports = Capabilities(variants=tuple(RECIPES))
     published = published.EDA_DM
     switches: ClassVar[Mapping[str, Any]] = {
         "tdac": False,
@@ -89,71 +155,41 @@ class EDADM(Method):
         "joint": False,
         "split_shortcuts": False,
     }
-    tdac = True
-    layer_terms = True
-    mixing = True
-    joint = True
-    split_shortcuts = True
-    radius: float | None = None
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Draw points, find ranges, reconstruct."""
-        released = ctx.variant == "release"
-        model = ctx.wrap(splits=self.split_shortcuts)
+        recipe = RECIPES[ctx.variant]
+        model = ctx.wrap(splits=self.options.split_shortcuts)
         points = ctx.draw(self.steps(ctx))
         blocks = ctx.blocks(model, points)
-        if released:
-            model.set_weight_ranges(mse_1d_range)
-            calibrate_averaged(model, points, mse_1d_range, seed=ctx.seed)
-        else:
-            model.set_weight_ranges(mse_range)
-            calibrate_activations(model, points, mse_range)
+        model.set_weight_ranges(recipe.search)
+        recipe.calibrate(model, points, recipe.search, ctx.seed)
         reports = self._reconstruct(ctx, model, blocks, points)
-        model.notes["reconstruction"] = [
-            {
-                "block": report.name,
-                "before": report.before,
-                "soft": report.soft,
-                "after": report.after,
-                "seconds": round(report.seconds, 3),
-            }
-            for report in reports
-        ]
+        model.notes["reconstruction"] = [report.note("soft") for report in reports]
         return model
 
     def steps(self, ctx: MethodContext) -> StepPolicy:
-        """Where calibration points come from."""
-        if not self.tdac:
+        """The policy that draws the calibration points."""
+        if not self.options.tdac:
             return UniformStride(ctx.effort.samples)
         tap = FeatureTap(middle_module(ctx.graph), FEATURE_ROWS)
         found = features(ctx.model, ctx.trajectory, tap)
-        radius = RELEASE_RADIUS if ctx.variant == "release" else self.radius
+        fixed = RECIPES[ctx.variant].radius
+        radius = self.options.radius if fixed is None else fixed
         return TDAC(ctx.effort.samples, found, DIVERSITY_WEIGHT, radius, repeat=True)
 
     def schedule(self, iterations: int, variant: str, weight_bits: int) -> Schedule:
-        """Joint schedule where a preset counts this many AdaRound iterations a block."""
-        count = scaled(iterations, PAPER_ITERATIONS)
-        if variant == "release":
-            rates = (0.5, 5e-4) if weight_bits < 8 else (5e-2, 1e-3)
-            groups = {
-                "rounding": Group(rates[0], Decay.COSINE),
-                "act_scale": Group(rates[1], Decay.COSINE),
-            }
-            strength = 0.0
-        else:
-            groups = {
-                "rounding": Group(min(0.05, 60 / max(1, count))),
-                "act_scale": Group(2e-2, Decay.COSINE, relative=True),
-            }
-            strength = 0.1
+        """The joint schedule where a preset allows this many AdaRound iterations a block."""
+        count, recipe = scaled(iterations, PAPER_ITERATIONS), RECIPES[variant]
         return Schedule(
             count,
-            groups,
+            recipe.rates(count, weight_bits),
             batch=small_batch(count),
-            rounding=RoundingTerm(strength=strength),
-            layers=GAMMA if self.layer_terms else 0.0,
-            mix=MIX if self.mixing else 0.0,
-            act_drop=DROP if self.mixing else 0.0,
+            rounding=RoundingTerm(strength=recipe.rounding),
+            layers=GAMMA if self.options.layer_terms else 0.0,
+            mix=MIX if self.options.mixing else 0.0,
+            act_drop=DROP if self.options.mixing else 0.0,
         )
 
     def _reconstruct(
@@ -165,7 +201,7 @@ class EDADM(Method):
     ) -> list[BlockReport]:
         schedule = self.schedule(ctx.effort.iterations, ctx.variant, ctx.bits.weight)
         stages = [(schedule, True)]
-        if not self.joint:
+        if not self.options.joint:
             alone = [{name: group} for name, group in schedule.groups.items()]
             stages = [(replace(schedule, groups=g), i > 0) for i, g in enumerate(alone)]
         reports: list[BlockReport] = []

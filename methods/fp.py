@@ -1,18 +1,26 @@
 """Full precision: the reference that every other row is measured against."""
 
-from quantarena.methods.api import FP_ONLY, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.registry import register
+from quantarena.methods.api import (
+    FP_WIDTH,
+    Capabilities,
+    Method,
+    MethodContext,
+    MethodInfo,
+    QuantizedModel,
+    register,
+)
 
 
 @register("fp")
 class FullPrecision(Method):
-    """Quantizes nothing."""
+    """The method that quantizes nothing."""
 
     info = MethodInfo(
         title="Full precision", venue="-", paper="-", summary="the original network in fp32"
     )
-    supports = FP_ONLY
+    supports = Capabilities(
+        weight_bits=(FP_WIDTH,), act_bits=(FP_WIDTH,), most_iterations=0, board_bits=()
+    )
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """The model as it is."""

@@ -10,33 +10,43 @@ averaged over consecutive steps.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.points import CalibrationSet, evenly
-from quantarena.methods.core.record.steps import WholeWalks, points_per_call
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule
-from quantarena.methods.techniques.calibrate.channel_widths import (
-    best_swap,
-    channel_errors,
-    swapped_widths,
+from quantarena.methods.api import (
+    AtLeast,
+    CalibrationSet,
+    Capabilities,
+    Decay,
+    Distillation,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    RangeSearch,
+    WholeWalks,
+    calibrate_activations,
+    distill,
+    input_bounds,
+    minmax_range,
+    mse_range,
+    points_per_call,
+    recorded_walk,
+    register,
+    smooth,
 )
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
-from quantarena.methods.techniques.distill.distill import Distillation, WindowTerm, distill
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
+from quantarena.methods.core.record.points import evenly
+from quantarena.methods.techniques.calibrate.by_call import bank_schedule
+from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
+from quantarena.methods.techniques.distill.distill import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
-from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.mse import mse_range
-from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
 PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
 """ImageNet, 20 steps; LSUN has 32,000 updates over 100 steps."""
@@ -47,21 +57,60 @@ PAPER_INITIAL = 32
 ALPHA = 0.5
 
 
-@register("mpq_dm")
-class MpqDm(Method):
-    """Widths by kurtosis, smoothing, LoRA and relation distillation along the trajectory.
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant of MPQ-DM calibrates, mixes widths and distils.
 
     Attributes:
-        mixed: give channels N-1, N and N+1 bits (OMQ); else all have N.
-        smoothing: level input channels into the weights first.
-        per_step: an activation range for each sampler call.
-        finetune: learn LoRA and scales.
-        relation: weight of TRD; 0 leaves it out.
-        window: consecutive calls whose features TRD averages.
-        batch: rows of each walk.
-        lora_lr: relative to the mean weight scale of the layer.
-        weight_scale_lr, act_scale_lr: relative to each parameter's mean.
+        copied: find one activation range on few samples and copy it to all sampler calls.
+        search: range search that widths are compared with.
+        most: largest number of tenths of the channels that may be widened.
+        related: whether the relation term acts.
     """
+
+    copied: bool
+    search: RangeSearch
+    most: int
+    related: bool
+
+
+RECIPES = {
+    "paper": Recipe(copied=False, search=mse_range, most=5, related=True),
+    "release": Recipe(copied=True, search=minmax_range, most=1, related=False),
+}
+
+
+@register("mpq_dm")
+class MpqDm(Method):
+    """Widths by kurtosis, smoothing, LoRA and relation distillation along the trajectory."""
+
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of MPQ-DM.
+
+        Attributes:
+            mixed: give channels N-1, N and N+1 bits (OMQ); if false, all have N.
+            smoothing: level input channels into the weights first.
+            per_step: an activation range for each sampler call.
+            finetune: learn LoRA and scales.
+            relation: weight of TRD; 0 leaves it out, as variant release does.
+            window: consecutive sampler calls whose features TRD averages.
+            batch: rows of each walk.
+            lora_lr: learning rate of LoRA, relative to the mean weight scale of the layer.
+            weight_scale_lr: learning rate of weight scales, relative to each parameter's mean.
+            act_scale_lr: learning rate of activation scales, relative to each parameter's mean.
+        """
+
+        mixed: bool = True
+        smoothing: bool = True
+        per_step: bool = True
+        finetune: bool = True
+        relation: Annotated[float, AtLeast(0)] = 100.0
+        window: Annotated[int, AtLeast(1)] = 2
+        batch: Annotated[int, AtLeast(1)] = 20
+        lora_lr: Annotated[float, AtLeast(0)] = 0.005
+        weight_scale_lr: Annotated[float, AtLeast(0)] = 2e-3
+        act_scale_lr: Annotated[float, AtLeast(0)] = 5e-3
 
     info = MethodInfo(
         title="MPQ-DM",
@@ -87,7 +136,7 @@ class MpqDm(Method):
             "features and so adds no gradient; its slips in LoRA's rate are not repeated",
         ),
     )
-    supports = Capabilities(variants=("paper", "release"))
+    supports = Capabilities(variants=tuple(RECIPES))
     published = published.MPQ_DM
     switches: ClassVar[Mapping[str, Any]] = {
         "mixed": False,
@@ -96,38 +145,28 @@ class MpqDm(Method):
         "finetune": False,
         "relation": 0.0,
     }
-    mixed = True
-    smoothing = True
-    per_step = True
-    finetune = True
-    relation = 100.0
-    window = 2
-    batch = 20
-    lora_lr = 0.005
-    weight_scale_lr = 2e-3
-    act_scale_lr = 5e-3
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Smooth, calibrate, decide widths, fine-tune."""
         model = ctx.wrap()
         points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
-        if self.smoothing:
+        if self.options.smoothing:
             smooth_layers(model, points)
-        release = ctx.variant == "release"
-        self.calibrate(model, points, copied=release)
-        if self.mixed:
-            search, most = (minmax_range, 1) if release else (mse_range, 5)
-            model.notes["widths"] = mix_widths(model, points, ctx.bits.weight, search, most)
+        recipe = RECIPES[ctx.variant]
+        self.calibrate(model, points, copied=recipe.copied)
+        if self.options.mixed:
+            model.notes["widths"] = mix_widths(model, points, ctx.bits.weight, recipe)
         model.set_weight_ranges(mse_range)
-        if self.finetune:
-            self.tune(model, ctx, points, 0.0 if release else self.relation)
+        if self.options.finetune:
+            self.tune(model, ctx, points, self.options.relation if recipe.related else 0.0)
         return model
 
     def calibrate(self, model: QuantizedModel, points: CalibrationSet, *, copied: bool) -> None:
-        """Activation ranges by sampler call: each from its own points, or one ``copied`` to all."""
-        if not copied or not self.per_step:
+        """Set activation ranges by sampler call: each from its points, or one copied to all."""
+        if not copied or not self.options.per_step:
             calibrate_activations(
-                model, points, mse_range, quantized_weights=False, per_step=self.per_step
+                model, points, mse_range, quantized_weights=False, per_step=self.options.per_step
             )
             return
         few = spread(points, PAPER_INITIAL)
@@ -142,32 +181,27 @@ class MpqDm(Method):
     def tune(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, relation: float
     ) -> None:
-        """Distil along the recorded walks; what happened stands in the notes."""
+        """Distil along the recorded walks; the notes say what happened."""
         module = last_block(ctx, model, points)
-        terms = (WindowTerm(module, relation_loss, self.window, relation),) if relation else ()
+        terms = (
+            (WindowTerm(module, relation_loss, self.options.window, relation),) if relation else ()
+        )
         schedule = self.schedule(ctx.effort.iterations, terms)
         if not schedule.updates:
             return
-        walk = recorded_walk(points, self.batch)
+        walk = recorded_walk(points, self.options.batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
-        edge = max(1, min(20, len(report.losses) // 2))
-        model.notes["distillation"] = {
-            "updates": report.updates,
-            "feature": module if terms else "",
-            "loss_first": sum(report.losses[:edge]) / edge,
-            "loss_last": sum(report.losses[-edge:]) / edge,
-            "rss_growth": report.rss_growth,
-        }
+        model.notes["distillation"] = {**report.note(), "feature": module if terms else ""}
 
     def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
-        """As many rows as the paper's, by the preset's share of 20,000 iterations; one window."""
+        """As many rows as the paper has, scaled by the preset's share of 20,000 iterations."""
         rows = PAPER_UPDATES * PAPER_BATCH * iterations / ADAROUND_ITERATIONS
         return Distillation(
-            max(self.window, round(rows / self.batch)) if iterations else 0,
+            max(self.options.window, round(rows / self.options.batch)) if iterations else 0,
             {
-                "lora": Group(self.lora_lr, Decay.LINEAR, relative=True),
-                "weight_scale": Group(self.weight_scale_lr, Decay.LINEAR, relative=True),
-                "act_scale": Group(self.act_scale_lr, Decay.LINEAR, relative=True),
+                "lora": Group(self.options.lora_lr, Decay.LINEAR, relative=True),
+                "weight_scale": Group(self.options.weight_scale_lr, Decay.LINEAR, relative=True),
+                "act_scale": Group(self.options.act_scale_lr, Decay.LINEAR, relative=True),
             },
             reduction="sum",
             terms=terms,
@@ -211,29 +245,22 @@ def spread(points: CalibrationSet, count: int) -> CalibrationSet:
 
 
 def mix_widths(
-    model: QuantizedModel, points: CalibrationSet, bits: int, search: RangeSearch, most: int
+    model: QuantizedModel, points: CalibrationSet, bits: int, recipe: Recipe
 ) -> dict[str, dict[str, float]]:
-    """Give the channels of every layer at the requested width their own; ranges are to be found.
+    """Give channels of every layer at the requested width their own; ranges are to be found.
 
     Returns:
         By layer, how many channels were widened, and its output error over that of equal widths.
     """
-    names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
-    errors = channel_errors(model, spread(points, PAPER_INITIAL), names, search)
-    notes: dict[str, dict[str, float]] = {}
-    for name in names:
-        layer = model.layers[name]
-        scores = kurtosis(layer.weight)
-        count, totals = best_swap(errors[name], scores, candidates(len(scores), most))
-        notes[name] = {
-            "widened": count,
-            "channels": len(scores),
-            "error": round(float(totals.min() / totals[0].clamp(min=1e-30)), 4),
-        }
-        quantizer = layer.part_list()[0].weight_quantizer
-        if count and quantizer is not None:
-            quantizer.set_bit_map(swapped_widths(scores, bits, count))
-    return notes
+    swaps = swap_widths(
+        model,
+        spread(points, PAPER_INITIAL),
+        bits,
+        recipe.search,
+        lambda layer, errors: kurtosis(layer.weight),
+        lambda channels: candidates(channels, recipe.most),
+    )
+    return {swap.name: swap.note() for swap in swaps}
 
 
 def relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -260,7 +287,7 @@ def relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def last_block(ctx: MethodContext, model: QuantizedModel, points: CalibrationSet) -> str:
-    """Path of the last block of several layers, in a U-Net the last of its decoder."""
+    """The path of the last block of several layers; in a U-Net, the last of its decoder."""
     blocks = ctx.blocks(model, points)
     several = [block.name for block in blocks if len(block.layers) > 1]
     return several[-1] if several else blocks[max(0, len(blocks) - 2)].name

@@ -5,38 +5,41 @@ Nothing is learned. Calibration points are what the full-precision sampler fed t
 NDTC), and ranges minimise ``mean |x - q(x)| ** 2.4``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import (
+from quantarena.methods.api import (
+    CalibrationSet,
+    Capabilities,
     CensoredNormalSteps,
-    CountedSteps,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    RangeSearch,
     StepPolicy,
     UniformStride,
+    minmax_range,
+    mse_range,
+    register,
 )
+from quantarena.methods.core.record.steps import CountedSteps
 from quantarena.methods.core.record.trajectory import Trajectory
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.mse import mse_range
+from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
 MEAN_FRACTION, STD_FRACTION = 0.4, 0.4
-"""Of t over T in the released script; the paper asks for a mean of at most T / 2."""
+"""Mean and deviation of t over T in the release; the paper asks for a mean of at most T / 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mislabelled:
-    """Points as the released code pairs them: sample and timestep do not belong together.
+    """Points as the released code pairs them: a sample and a timestep that do not belong together.
 
     Its loop counts steps from noise, compares that count with t, which counts from the clean image,
     and keeps the sample after the step: so t labels the sample that t + 1 steps have made. The bare
@@ -44,18 +47,18 @@ class Mislabelled:
     after the last step is never fed to a network, so the recorded one before it stands in.
 
     Attributes:
-        policy: draws t.
+        policy: policy that draws t.
     """
 
     policy: CountedSteps
 
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
-        """Points whose sample each call gives, (S,) integers."""
+        """Number of points whose sample comes from each call, (S,) integers."""
         call, _, _ = self._places(trajectory, seed)
         return call.bincount(minlength=trajectory.calls)
 
     def draw(self, trajectory: Trajectory, seed: int) -> CalibrationSet:
-        """The points; ``step`` is the call that the sample was recorded at."""
+        """Draw the points; ``step`` is the call that the sample was recorded at."""
         call, row, label = self._places(trajectory, seed)
         points = trajectory.pick(call, row)
         return replace(points, timestep=label.to(points.timestep.dtype))
@@ -67,14 +70,42 @@ class Mislabelled:
         return (label + 1).clamp(max=trajectory.calls - 1), row, label
 
 
-@register("ptq4dm")
-class PTQ4DM(Method):
-    """Normally distributed calibration steps and ranges by MSE.
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant of PTQ4DM calibrates.
 
     Attributes:
-        ndtc: draw steps from the censored normal; off, they are evenly spaced.
-        mse_ranges: search ranges by MSE; off, they are min-max.
+        search: range search of both weights and activations.
+        points: turns the policy that draws t into the policy that draws the points.
+        calibrate: sets activation ranges from a model, its points, a range search and a seed.
     """
+
+    search: RangeSearch
+    points: Callable[[CountedSteps], StepPolicy]
+    calibrate: Calibrate
+
+
+RECIPES = {
+    "paper": Recipe(mse_range, lambda policy: policy, all_at_once),
+    "release": Recipe(mse_1d_range, Mislabelled, averaged),
+}
+
+
+@register("ptq4dm")
+class PTQ4DM(Method):
+    """Normally distributed calibration steps and ranges by MSE."""
+
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of PTQ4DM.
+
+        Attributes:
+            ndtc: draw calibration steps from the censored normal; if false, they are evenly spaced.
+            mse_ranges: search ranges by MSE; if false, they are min-max.
+        """
+
+        ndtc: bool = True
+        mse_ranges: bool = True
 
     info = MethodInfo(
         title="PTQ4DM",
@@ -98,36 +129,30 @@ class PTQ4DM(Method):
             "release: the sample after the last step is recorded nowhere, the one before stands in",
         ),
     )
-    supports = Capabilities(variants=("paper", "release"))
+    supports = Capabilities(variants=tuple(RECIPES), most_iterations=0)
     published = published.PTQ4DM
     switches: ClassVar[Mapping[str, Any]] = {"ndtc": False, "mse_ranges": False}
-    ndtc = True
-    mse_ranges = True
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Draw points, then find weight and activation ranges."""
-        released = ctx.variant == "release"
-        model, search = ctx.wrap(), self.search(released)
-        points = ctx.draw(self.steps(ctx.effort.samples, released))
+        recipe = RECIPES[ctx.variant]
+        model, search = ctx.wrap(), self.search(recipe)
+        points = ctx.draw(self.steps(ctx.effort.samples, recipe))
         ctx.progress(0, 2)
         model.set_weight_ranges(search)
         ctx.progress(1, 2)
-        if released:
-            calibrate_averaged(model, points, search, seed=ctx.seed)
-        else:
-            calibrate_activations(model, points, search)
+        recipe.calibrate(model, points, search, ctx.seed)
         ctx.progress(2, 2)
         return model
 
-    def steps(self, samples: int, released: bool) -> StepPolicy:
-        """Where calibration points come from."""
+    def steps(self, samples: int, recipe: Recipe) -> StepPolicy:
+        """The policy that draws the calibration points."""
         policy: CountedSteps = UniformStride(samples)
-        if self.ndtc:
+        if self.options.ndtc:
             policy = CensoredNormalSteps(samples, MEAN_FRACTION, STD_FRACTION, repeat=True)
-        return Mislabelled(policy) if released else policy
+        return recipe.points(policy)
 
-    def search(self, released: bool) -> RangeSearch:
-        """Of weights and of activations."""
-        if not self.mse_ranges:
-            return minmax_range
-        return mse_1d_range if released else mse_range
+    def search(self, recipe: Recipe) -> RangeSearch:
+        """The range search of both weights and activations."""
+        return recipe.search if self.options.mse_ranges else minmax_range

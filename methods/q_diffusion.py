@@ -10,32 +10,94 @@ absolute learning rate for all activation scales, and a regulariser that forgets
 a split layer.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
-from quantarena.methods.techniques.learn.reconstruct import BlockReport, reconstruct
-from quantarena.methods.techniques.learn.schedule import Schedule
-from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
+from quantarena.methods.api import (
+    Capabilities,
+    Decay,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    RangeSearch,
+    Schedule,
+    UniformStride,
+    calibrate_activations,
+    mse_range,
+    reconstruct,
+    register,
+    shrink_range,
+)
 
 PAPER_ITERATIONS = 20_000
 PAPER_ACT_ITERATIONS = 5_000
 CALIBRATION_STEPS = 20
 RELEASE_ACT_RATE = 4e-4
 RELEASE_BATCH = 8
-"""Of its text-to-image script; 32 in the others."""
+"""Batch of the text-to-image script; the other scripts have 32."""
+
+Schedules = tuple[Schedule, Schedule]
+"""The schedule of the weights, then that of the activation scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant of Q-Diffusion finds and learns weights and scales.
+
+    Attributes:
+        weight_search: range search of the weights.
+        schedules: schedules for a number of weight iterations a block.
+    """
+
+    weight_search: RangeSearch
+    schedules: Callable[[int], Schedules]
+
+
+def paper_schedules(iterations: int) -> Schedules:
+    """The schedules of the paper, as far as a preset's iterations allow."""
+    return Schedule.fast(iterations), Schedule.act_scales(_act_iterations(iterations))
+
+
+def release_schedules(iterations: int) -> Schedules:
+    """The schedules of the text-to-image script: one absolute rate, one half regularised."""
+    plain, acts = Schedule.adaround(iterations), Schedule.act_scales(_act_iterations(iterations))
+    rounding = replace(plain.rounding, first_part=True)
+    groups = {"act_scale": Group(RELEASE_ACT_RATE, Decay.COSINE)}
+    return (
+        replace(plain, rounding=rounding, batch=RELEASE_BATCH),
+        replace(acts, groups=groups, batch=RELEASE_BATCH),
+    )
+
+
+def _act_iterations(iterations: int) -> int:
+    return round(iterations * PAPER_ACT_ITERATIONS / PAPER_ITERATIONS)
+
+
+RECIPES = {
+    "paper": Recipe(mse_range, paper_schedules),
+    "release": Recipe(shrink_range, release_schedules),
+}
 
 
 @register("q_diffusion")
 class QDiffusion(Method):
     """Split shortcuts and two-stage block reconstruction on uniformly spaced steps."""
+
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of Q-Diffusion.
+
+        Attributes:
+            split_shortcuts: a pair of quantizers for each half of a skip concatenation; if false,
+                one pair for both.
+        """
+
+        split_shortcuts: bool = True
 
     info = MethodInfo(
         title="Q-Diffusion",
@@ -60,19 +122,18 @@ class QDiffusion(Method):
             "symmetric search of the others applies a grid that it did not search",
         ),
     )
-    supports = Capabilities(variants=("paper", "release"))
+    supports = Capabilities(variants=tuple(RECIPES))
     published = published.Q_DIFFUSION
     switches: ClassVar[Mapping[str, Any]] = {"split_shortcuts": False}
-    split_shortcuts = True
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Calibrate, reconstruct weights, then activation scales."""
-        model = ctx.wrap(splits=self.split_shortcuts)
+        model = ctx.wrap(splits=self.options.split_shortcuts)
         points = ctx.draw(UniformStride(ctx.effort.samples, CALIBRATION_STEPS))
         blocks = ctx.blocks(model, points)
-        released = ctx.variant == "release"
-        model.set_weight_ranges(shrink_range if released else mse_range)
-        weights, acts = self.schedules(ctx.effort.iterations, released=released)
+        model.set_weight_ranges(RECIPES[ctx.variant].weight_search)
+        weights, acts = self.schedules(ctx.effort.iterations, ctx.variant)
         total = 2 * len(blocks)
         rounding = reconstruct(
             model,
@@ -93,23 +154,12 @@ class QDiffusion(Method):
             seed=ctx.seed + 1,
             progress=lambda done, _: ctx.progress(len(blocks) + done, total),
         )
-        model.notes["reconstruction"] = {"weights": _table(rounding), "acts": _table(scales)}
+        model.notes["reconstruction"] = {
+            "weights": [report.note() for report in rounding],
+            "acts": [report.note() for report in scales],
+        }
         return model
 
-    def schedules(self, iterations: int, *, released: bool = False) -> tuple[Schedule, Schedule]:
-        """Weight and activation schedules for this many weight iterations a block."""
-        act_iterations = round(iterations * PAPER_ACT_ITERATIONS / PAPER_ITERATIONS)
-        weights, acts = Schedule.fast(iterations), Schedule.act_scales(act_iterations)
-        if released:
-            plain = Schedule.adaround(iterations)
-            weights = replace(plain, rounding=replace(plain.rounding, first_part=True))
-            acts = replace(acts, groups={"act_scale": Group(RELEASE_ACT_RATE, Decay.COSINE)})
-            weights, acts = (replace(s, batch=RELEASE_BATCH) for s in (weights, acts))
-        return weights, acts
-
-
-def _table(reports: list[BlockReport]) -> list[dict[str, Any]]:
-    return [
-        {"block": r.name, "before": r.before, "after": r.after, "seconds": round(r.seconds, 3)}
-        for r in reports
-    ]
+    def schedules(self, iterations: int, variant: str = "paper") -> Schedules:
+        """The schedules of a variant for this many weight iterations a block."""
+        return RECIPES[variant].schedules(iterations)

@@ -10,30 +10,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from quantarena.methods.api import Method
+from quantarena.methods.builtin import builtins
+from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import UnknownName, UserError, did_you_mean
+from quantarena.methods.options import check_switches
 
 GROUP = "quantarena.methods"
-BUILTIN = {
-    "fp": "quantarena.methods.fp",
-    "rtn": "quantarena.methods.rtn",
-    "q_diffusion": "quantarena.methods.q_diffusion",
-    "ptq4dm": "quantarena.methods.ptq4dm",
-    "eda_dm": "quantarena.methods.eda_dm",
-    "dilate_quant": "quantarena.methods.dilate_quant",
-    "mpq_dm": "quantarena.methods.mpq_dm",
-    "dgq": "quantarena.methods.dgq",
-    "repquant": "quantarena.methods.repquant",
-    "vidit_q": "quantarena.methods.vidit_q",
-    "svdquant": "quantarena.methods.svdquant",
-    "tuneqdm": "quantarena.methods.tuneqdm",
-    "serial_to_parallel": "quantarena.methods.serial_to_parallel",
-}
 M = TypeVar("M", bound=type[Method])
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RegisteredMethod:
     """A registered method class and where it came from."""
 
     method: type[Method]
@@ -41,7 +28,7 @@ class Entry:
     """``builtin``, ``plugin FILE`` or ``package NAME VERSION``."""
 
 
-_entries: dict[str, list[Entry]] = {}
+_entries: dict[str, list[RegisteredMethod]] = {}
 _loading: list[str] = ["builtin"]
 _loaded: set[str] = set()
 
@@ -50,12 +37,15 @@ def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a method known under ``name``.
 
     Raises:
-        UserError: the name is taken by another class of the same origin.
+        UserError: the name is taken by another class of the same origin, or a switch of the class
+            is no option of it.
     """
 
     def add(method: M) -> M:
+        check_switches(name, method.Options, method.switches)
         # a plug-in may import a built-in to build on it; that does not make it the plug-in's
-        builtin = BUILTIN.get(name) == method.__module__
+        known = builtins().get(name)
+        builtin = known is not None and known.module == method.__module__
         origin = "builtin" if builtin else _loading[-1]
         for entry in _entries.get(name, []):
             other = (entry.method.__module__, entry.method.__qualname__)
@@ -66,7 +56,7 @@ def register(name: str) -> Callable[[M], M]:
                 )
         kept = [entry for entry in _entries.get(name, []) if entry.origin != origin]
         method.name = name
-        _entries[name] = [*kept, Entry(method, origin)]
+        _entries[name] = [*kept, RegisteredMethod(method, origin)]
         return method
 
     return add
@@ -178,11 +168,13 @@ def names(plugins: Sequence[str | Path] = ()) -> tuple[str, ...]:
     for plugin in plugins:
         load_plugin(plugin)
     _load_packages()
-    others = sorted(set(_entries) - set(BUILTIN))
-    return (*BUILTIN, *others)
+    others = sorted(set(_entries) - set(builtins()))
+    return (*builtins(), *others)
 
 
-def entry(name: str, plugins: Sequence[str | Path] = (), *, prefer_plugin: bool = False) -> Entry:
+def entry(
+    name: str, plugins: Sequence[str | Path] = (), *, prefer_plugin: bool = False
+) -> RegisteredMethod:
     """The method of that name; a built-in wins a clash unless plug-ins are preferred.
 
     Raises:
@@ -190,8 +182,8 @@ def entry(name: str, plugins: Sequence[str | Path] = (), *, prefer_plugin: bool 
         UserError: a plug-in cannot be loaded.
     """
     known = names(plugins)
-    if name in BUILTIN:
-        importlib.import_module(BUILTIN[name])
+    if name in builtins():
+        importlib.import_module(builtins()[name].module)
     found = _entries.get(name)
     if not found:
         raise UnknownName(f"unknown method {name!r}: {did_you_mean(name, known)}")

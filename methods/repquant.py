@@ -12,25 +12,33 @@ RepQ-ViT (ICCV 2023), whose code was read.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
+from quantarena.methods.api import (
+    SEARCHES,
+    AtLeast,
+    CalibrationSet,
+    Capabilities,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    Schedule,
+    UniformStride,
+    calibrate_activations,
+    reconstruct,
+    register,
+)
 from quantarena.methods.core.affine import QuantParams
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.calibrate.log_softmax import calibrate_log_scales
 from quantarena.methods.techniques.learn.column_rounding import reconstruct_columns
-from quantarena.methods.techniques.learn.reconstruct import reconstruct
-from quantarena.methods.techniques.learn.schedule import Schedule
-from quantarena.methods.techniques.ranges.named import SEARCHES
 from quantarena.methods.techniques.scaling.channel_clips import (
     channel_rows,
     clip_error,
@@ -44,27 +52,40 @@ from quantarena.methods.techniques.scaling.norm_sites import (
     norm_sites,
 )
 
-KEPT = 1 << 20
-"""Values of each layer's input that weights are reconstructed on."""
+SAMPLED_VALUES = 1 << 20
+"""Largest number of values of each layer's input that weights are reconstructed on."""
 CLIP_STEPS = 500
-"""Of dual clipping, at most; as many as a block has iterations where those are fewer."""
+"""Maximum optimizer steps for dual clipping (capped by the preset's iterations per block)."""
 
 
 @register("repquant")
 class RepQuant(Method):
-    """Norm outputs quantized channel by channel at the price of one range, weights reconstructed.
+    """Norm outputs coded channel by channel at the price of one range, weights reconstructed."""
 
-    Attributes:
-        fold: channel-wise ranges of norm outputs, folded; off, one range for each tensor.
-        clipping: learn the ends of the channel-wise ranges.
-        reconstruction: weights on quantized inputs, each layer in closed form (``columns``) or
-            block by block by AdaRound (``blocks``).
-        damp: of the closed form, relative to an input's mean second moment.
-        log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
-        zero_code: the softmax's last code stands for 0.
-        search: range search of everything.
-        clip_lr: rate of dual clipping.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of RepQuant.
+
+        Attributes:
+            fold: fold channel-wise ranges of norm outputs; if false, one range for each tensor.
+            clipping: learn the ends of the channel-wise ranges.
+            reconstruction: how weights are reconstructed on quantized inputs: each layer in closed
+                form (``columns``), block by block by AdaRound (``blocks``), or not at all.
+            damp: damping of the closed form, relative to an input's mean second moment.
+            log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
+            zero_code: let the softmax's last code stand for 0.
+            search: range search of weights and activations.
+            clip_lr: learning rate of dual clipping.
+        """
+
+        fold: bool = True
+        clipping: bool = True
+        reconstruction: Literal["columns", "blocks", "none"] = "columns"
+        damp: Annotated[float, AtLeast(0)] = 0.1
+        log_softmax: bool = True
+        zero_code: bool = False
+        search: Literal["minmax", "mse", "percentile_mse"] = "percentile_mse"
+        clip_lr: Annotated[float, AtLeast(0)] = 0.05
 
     info = MethodInfo(
         title="RepQuant",
@@ -90,34 +111,27 @@ class RepQuant(Method):
             "the uniform policy leaves attention products in floating point",
         ),
     )
-    supports = Capabilities()
+    supports = Capabilities(board_bits=("w4a8", "w4a4"))
     published = published.REPQUANT
     switches: ClassVar[Mapping[str, Any]] = {
         "fold": False,
         "clipping": False,
         "reconstruction": "none",
     }
-    fold = True
-    clipping = True
-    reconstruction: Literal["columns", "blocks", "none"] = "columns"
-    damp = 0.1
-    log_softmax = True
-    zero_code = False
-    search: Literal["minmax", "mse", "percentile_mse"] = "percentile_mse"
-    clip_lr = 0.05
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Fold, calibrate, reconstruct."""
         model = ctx.wrap()
         points = ctx.draw(UniformStride(ctx.effort.samples))
-        sites = self.sites(ctx, model, points) if self.fold else ()
+        sites = self.sites(ctx, model, points) if self.options.fold else ()
         folded = self.fold_sites(ctx, model, points, sites)
-        search = SEARCHES[self.search]
+        search = SEARCHES[self.options.search]
         model.set_weight_ranges(search)
-        if self.log_softmax:
+        if self.options.log_softmax:
             for products in model.attention.values():
                 if "softmax" in products.quantizers:
-                    products.use_log(per_octave=2, zero_code=self.zero_code)
+                    products.use_log(per_octave=2, zero_code=self.options.zero_code)
             calibrate_log_scales(model, points)
         calibrate_activations(model, points, search, quantized_weights=False)
         for site in sites:
@@ -125,9 +139,9 @@ class RepQuant(Method):
                 quantizer = model.layers[name].part_list()[0].static
                 assert quantizer is not None
                 quantizer.set_params(folded[site.norm])
-        if self.reconstruction == "columns":
+        if self.options.reconstruction == "columns":
             model.notes["reconstruction"] = self.reconstruct_layers(ctx, model, points)
-        elif self.reconstruction == "blocks" and ctx.effort.iterations:
+        elif self.options.reconstruction == "blocks" and ctx.effort.iterations:
             reports = reconstruct(
                 model,
                 ctx.blocks(model, points),
@@ -145,21 +159,23 @@ class RepQuant(Method):
     def reconstruct_layers(
         self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet
     ) -> dict[str, float]:
-        """Closed-form reconstruction of each layer; its output error over that of rounding."""
-        inputs = layer_inputs(model, points, ctx.effort.samples, most=KEPT)
+        """Reconstruct each layer in closed form; return its output error over that of rounding."""
+        inputs = layer_inputs(model, points, ctx.effort.samples, most=SAMPLED_VALUES)
         errors: dict[str, float] = {}
         for done, (name, layer) in enumerate(model.layers.items()):
             x = inputs.pop(name)
             if layer.groups == 1:
-                search = SEARCHES[self.search]
-                errors[name] = round(reconstruct_columns(layer, x, search, damp=self.damp), 4)
+                search = SEARCHES[self.options.search]
+                errors[name] = round(
+                    reconstruct_columns(layer, x, search, damp=self.options.damp), 4
+                )
             ctx.progress(done + 1, len(model.layers))
         return errors
 
     def sites(
         self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet
     ) -> tuple[NormSite, ...]:
-        """Where to fold: all readers' inputs have one width."""
+        """The norms to fold: those whose readers' inputs all have one width."""
         static = {n: q.bits for n, x in model.layers.items() if (q := x.part_list()[0].static)}
         found = norm_sites(ctx.model, static.keys(), points)
         return tuple(site for site in found if len({static[name] for name in site.readers}) == 1)
@@ -171,23 +187,23 @@ class RepQuant(Method):
         points: CalibrationSet,
         sites: tuple[NormSite, ...],
     ) -> dict[str, QuantParams]:
-        """Find, learn and fold channel-wise ranges; what the readers' inputs get, by norm."""
+        """Find, learn and fold channel-wise ranges; return the readers' input ranges by norm."""
         rows = channel_rows(model, points, {site.readers[0] for site in sites})
         folded: dict[str, QuantParams] = {}
         notes: dict[str, dict[str, Any]] = {}
         for site in sites:
             x, bits = rows[site.readers[0]], model.layers[site.readers[0]].bits.act
             gram = output_gram([model.layers[name].weight for name in site.readers])
-            clips = search_clips(x, bits, SEARCHES[self.search])
+            clips = search_clips(x, bits, SEARCHES[self.options.search])
             before = clip_error(x, gram, clips, bits)
-            if self.clipping:
+            if self.options.clipping:
                 clips = learn_clips(
                     x,
                     gram,
                     clips,
                     bits,
                     steps=min(CLIP_STEPS, ctx.effort.iterations),
-                    lr=self.clip_lr,
+                    lr=self.options.clip_lr,
                     seed=ctx.seed,
                 )
             params = clips.params(bits)

@@ -1,12 +1,17 @@
 """Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
 
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.api import (
+    FP_WIDTH,
+    Capabilities,
+    Method,
+    MethodContext,
+    MethodInfo,
+    QuantizedModel,
+    UniformStride,
+    calibrate_activations,
+    minmax_range,
+    register,
+)
 
 
 @register("rtn")
@@ -19,10 +24,14 @@ class RoundToNearest(Method):
         paper="-",
         summary="min-max ranges, round to nearest, nothing is optimised",
     )
-    supports = Capabilities(act_bits=(2, 3, 4, 5, 6, 7, 8, FP_WIDTH))
+    supports = Capabilities(
+        act_bits=(2, 3, 4, 5, 6, 7, 8, FP_WIDTH),
+        most_iterations=0,
+        board_bits=("w8a8", "w4a8", "w4a4", "w2a4", "w4a16"),
+    )
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
-        """Ranges from the weights and from uniformly spaced calibration points."""
+        """Find ranges from the weights and from uniformly spaced calibration points."""
         model = ctx.wrap()
         model.set_weight_ranges(minmax_range)
         points = ctx.draw(UniformStride(ctx.effort.samples))

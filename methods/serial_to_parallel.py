@@ -10,33 +10,38 @@ with full precision: the same image from the same noise and prompt.
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from torch import Tensor
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.points import CalibrationSet, evenly
-from quantarena.methods.core.record.steps import WholeWalks, points_per_call
+from quantarena.methods.api import (
+    AtLeast,
+    CalibrationSet,
+    Capabilities,
+    Decay,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    QuantLayer,
+    Unsupported,
+    WholeWalks,
+    calibrate_activations,
+    default_range,
+    mse_range,
+    points_per_call,
+    register,
+)
+from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.trace.network import Role
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.channel_widths import (
-    best_swap,
-    channel_errors,
-    swapped_widths,
-)
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.distill.student_walk import (
-    StageReport,
-    Stages,
-    learn_on_walks,
-    prepare,
-)
+from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
+from quantarena.methods.techniques.distill.student_walk import Stages, learn_on_walks, prepare
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
-from quantarena.methods.techniques.ranges.mse import mse_range
-from quantarena.methods.techniques.ranges.named import default_range
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 QUICK = 100
@@ -47,25 +52,47 @@ JUDGED = 32
 
 @register("serial_to_parallel")
 class SerialToParallel(Method):
-    """Ranges by call, tables for time layers, learning on the network's own walks.
+    """Ranges by call, tables for time layers, learning on the network's own walks."""
 
-    Attributes:
-        serial: walk on its own; else all is learned on full precision's walks ("parallel only").
-        serial_first: begin each round with the walk.
-        rounds: serial and parallel stages at 100 iterations; each begins by walking anew.
-        epochs: passes of a parallel stage over what was met; 0 is "serial only".
-        batch: rows of a parallel batch.
-        window: sampler calls of a walk to one update.
-        guided: match the guided prediction, not that of each half.
-        per_step: a range for each sampler call; else one for all.
-        tables: of time layers that the policy leaves in floating point.
-        mixed: move bits to sensitive output channels (v1's mixed precision, within a layer).
-        weight_lr: of weights, relative to the layer's mean weight scale; 0 learns scales alone.
-        weight_scale_lr: relative to the mean of the layer's scales.
-        act_scale_lr: relative to the mean of the bank.
-        feature_weight: of the inter-layer distillation (v2); 0 is none.
-        freezing: hold weights that keep turning (v2).
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of Serial-to-Parallel.
+
+        Attributes:
+            serial: learn on the student's own rollout; if false, all is learned on full precision's
+                walks ("parallel only").
+            serial_first: start each round with the student rollout.
+            rounds: serial and parallel stages at 100 iterations; each starts with a new rollout.
+            epochs: passes of a parallel stage over the stored pairs; 0 is "serial only".
+            batch: rows of a parallel batch.
+            window: sampler calls of a rollout to one update.
+            guided: match the guided prediction instead of that of each half.
+            per_step: a range for each sampler call; if false, one for all.
+            tables: replace time layers that the policy leaves in floating point by tables.
+            mixed: move bits to sensitive output channels (v1's mixed precision, within a layer).
+            weight_lr: learning rate of weights, relative to the layer's mean weight scale; 0 learns
+                scales alone.
+            weight_scale_lr: learning rate of weight scales, relative to the mean of the layer's.
+            act_scale_lr: learning rate of activation scales, relative to the mean of the bank.
+            feature_weight: weight of the inter-layer distillation (v2); 0 is none.
+            freezing: stop weights that keep turning (v2).
+        """
+
+        serial: bool = True
+        serial_first: bool = True
+        rounds: Annotated[int, AtLeast(0)] = 2
+        epochs: Annotated[int, AtLeast(0)] = 1
+        batch: Annotated[int, AtLeast(1)] = 24
+        window: Annotated[int, AtLeast(1)] = 5
+        guided: bool = False
+        per_step: bool = True
+        tables: bool = True
+        mixed: bool = False
+        weight_lr: Annotated[float, AtLeast(0)] = 0.001
+        weight_scale_lr: Annotated[float, AtLeast(0)] = 6e-3
+        act_scale_lr: Annotated[float, AtLeast(0)] = 0.03
+        feature_weight: Annotated[float, AtLeast(0)] = 0.0
+        freezing: bool = False
 
     info = MethodInfo(
         title="Serial-to-Parallel",
@@ -89,7 +116,7 @@ class SerialToParallel(Method):
             "the sampler's step in the serial stage is fitted to the recorded walks",
         ),
     )
-    supports = Capabilities()
+    supports = Capabilities(board_bits=("w4a8", "w4a4"))
     published = published.SERIAL_PARALLEL
     switches: ClassVar[Mapping[str, Any]] = {
         "serial": False,
@@ -97,34 +124,20 @@ class SerialToParallel(Method):
         "rounds": 0,
         "per_step": False,
     }
-    serial = True
-    serial_first = True
-    rounds = 2
-    epochs = 1
-    batch = 24
-    window = 5
-    guided = False
-    per_step = True
-    tables = True
-    mixed = False
-    weight_lr = 0.001
-    weight_scale_lr = 6e-3
-    act_scale_lr = 0.03
-    feature_weight = 0.0
-    freezing = False
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Tabulate, calibrate, learn on own walks."""
         model = ctx.wrap()
         points = ctx.draw(WholeWalks(whole_images(ctx)))
-        if self.tables:
+        if self.options.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
-        calibrate_activations(model, points, default_range, per_step=self.per_step)
-        if self.mixed:
+        calibrate_activations(model, points, default_range, per_step=self.options.per_step)
+        if self.options.mixed:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
-        rounds = math.ceil(self.rounds * ctx.effort.iterations / QUICK)
-        if rounds and (self.serial or self.epochs):
+        rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
+        if rounds and (self.options.serial or self.options.epochs):
             ground = prepare(ctx.model, points)
             report = learn_on_walks(
                 model,
@@ -134,7 +147,7 @@ class SerialToParallel(Method):
                 seed=ctx.seed,
                 progress=ctx.progress,
             )
-            model.notes["learning"] = noted(report) | {
+            model.notes["learning"] = report.note() | {
                 "full_precision_rows": len(points) + report.taught,
                 "step_fit": round(float(ground.step.error.max()), 6),
             }
@@ -148,24 +161,27 @@ class SerialToParallel(Method):
         def rate(value: float) -> Group:
             return Group(value, Decay.COSINE, relative=True)
 
-        groups = {"weight_scale": rate(self.weight_scale_lr), "act_scale": rate(self.act_scale_lr)}
-        if self.weight_lr:
-            groups["weight"] = rate(self.weight_lr)
+        groups = {
+            "weight_scale": rate(self.options.weight_scale_lr),
+            "act_scale": rate(self.options.act_scale_lr),
+        }
+        if self.options.weight_lr:
+            groups["weight"] = rate(self.options.weight_lr)
         features: tuple[str, ...] = ()
-        if self.feature_weight:
+        if self.options.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
         return Stages(
             groups,
             rounds,
-            self.epochs,
-            batch=self.batch,
-            window=self.window,
-            serial=self.serial,
-            serial_first=self.serial_first,
-            guided=self.guided,
+            self.options.epochs,
+            batch=self.options.batch,
+            window=self.options.window,
+            serial=self.options.serial,
+            serial_first=self.options.serial_first,
+            guided=self.options.guided,
             features=features,
-            feature_weight=self.feature_weight,
-            freezing=Freezing() if self.freezing else None,
+            feature_weight=self.options.feature_weight,
+            freezing=Freezing() if self.options.freezing else None,
         )
 
 
@@ -209,29 +225,20 @@ def mix_channels(
     Returns:
         By layer where it pays, how many were widened, and the error over that of equal widths.
     """
-    names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
-    few = points.rows(evenly(len(points), JUDGED))
-    errors = channel_errors(model, few, names, mse_range)
     notes: dict[str, dict[str, float]] = {}
-    for name in names:
-        scores, layer = errors[name][1], model.layers[name]
-        counts = sorted({len(scores) * share // 40 for share in range(21)})
-        count, totals = best_swap(errors[name], scores, counts)
-        quantizer = layer.part_list()[0].weight_quantizer
-        if count and quantizer is not None:
-            quantizer.set_bit_map(swapped_widths(scores, bits, count))
-            layer.set_weight_ranges(mse_range, symmetric=False)
-            error = float(totals.min() / totals[0])
-            notes[name] = {"widened": count, "channels": len(scores), "error": round(error, 4)}
+    few = points.rows(evenly(len(points), JUDGED))
+    for swap in swap_widths(model, few, bits, mse_range, _sensitivity, _fortieths):
+        if swap.count:
+            model.layers[swap.name].set_weight_ranges(mse_range, symmetric=False)
+            notes[swap.name] = swap.note()
     return notes
 
 
-def noted(report: StageReport) -> dict[str, Any]:
-    """What happened, for the row."""
-    return {
-        "updates": {stage: len(losses) for stage, losses in report.losses.items()},
-        "loss_first": {stage: losses[0] for stage, losses in report.losses.items()},
-        "loss_last": {stage: losses[-1] for stage, losses in report.losses.items()},
-        "frozen": round(report.frozen, 6),
-        "rss_growth": report.rss_growth,
-    }
+def _sensitivity(layer: QuantLayer, errors: Tensor) -> Tensor:
+    """The output error of each channel at the layer's own bits, (O,)."""
+    return errors[1]
+
+
+def _fortieths(channels: int) -> list[int]:
+    """Fortieths of the channels, up to half of them."""
+    return sorted({channels * share // 40 for share in range(21)})

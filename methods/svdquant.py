@@ -8,29 +8,38 @@ for every 64 input channels.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.layer import QuantLayer, scale_input
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
-from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.quantizers.weight import WeightQuantizer
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import (
-    Bounds,
+from quantarena.methods.api import (
+    SEARCHES,
+    AtLeast,
+    Capabilities,
+    DynamicActQuantizer,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    QuantLayer,
+    RangeSearch,
+    UniformStride,
+    Within,
     calibrate_activations,
     input_bounds,
+    mse_range,
+    register,
+    smooth,
 )
+from quantarena.methods.core.model.layer import scale_input
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.quantizers.weight import WeightQuantizer
+from quantarena.methods.techniques.calibrate.inputs import Bounds
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
-from quantarena.methods.techniques.ranges.mse import mse_range
-from quantarena.methods.techniques.ranges.named import SEARCHES
-from quantarena.methods.techniques.scaling.channel_scaling import smooth
 from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 
 PAPER_RANK, PAPER_GRID = 32, 20
@@ -42,20 +51,36 @@ Exponents = tuple[float, float] | None
 
 @register("svdquant")
 class SvdQuant(Method):
-    """Smoothing searched with the branch active, then the branch refined with its rest.
+    """Smoothing searched with the branch active, then the branch refined with its rest."""
 
-    Attributes:
-        rank: of the branch, at most; 0 for none.
-        share: the branch has at most this share of the layer's smaller side.
-        smoothing: search exponents; else inputs stay as they are.
-        grid: exponents a are 1/grid to (grid - 1)/grid, b is 0 or 1 - a.
-        rounds: most times that a branch is found; 1 for the plain decomposition.
-        group: input channels of a linear layer that share a scale, where they divide it.
-        dynamic: ranges of tokens are found at run time; else one range from calibration.
-        one_sided: tokens that are never far below zero, as after GELU, get unsigned codes.
-        weight_search: range search of the rest.
-        judged: points that output errors are taken on.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of SVDQuant.
+
+        Attributes:
+            rank: largest rank of the branch; 0 for no branch.
+            share: largest rank of the branch as a share of the layer's smaller side.
+            smoothing: search exponents; if false, inputs stay as they are.
+            grid: the exponents a that are tried are 1/grid to (grid - 1)/grid, b is 0 or 1 - a.
+            rounds: largest number of times that a branch is found; 1 for the plain decomposition.
+            group: input channels of a linear layer that share a scale, where they divide it; 0 for
+                one scale for all.
+            dynamic: find the ranges of tokens at run time; if false, one range from calibration.
+            one_sided: unsigned codes for tokens that are never far below zero, as after GELU.
+            weight_search: range search of the rest.
+            judged: points that output errors are taken on.
+        """
+
+        rank: Annotated[int, AtLeast(0)] = PAPER_RANK
+        share: Annotated[float, Within(0, 1)] = 1 / 8
+        smoothing: bool = True
+        grid: Annotated[int, AtLeast(1)] = 4
+        rounds: Annotated[int, AtLeast(1)] = 100
+        group: Annotated[int, AtLeast(0)] = 64
+        dynamic: bool = True
+        one_sided: bool = True
+        weight_search: Literal["minmax", "mse"] = "minmax"
+        judged: Annotated[int, AtLeast(1)] = 16
 
     info = MethodInfo(
         title="SVDQuant",
@@ -80,7 +105,7 @@ class SvdQuant(Method):
             "layers that the policy keeps wider than requested have neither branch nor smoothing",
         ),
     )
-    supports = Capabilities()
+    supports = Capabilities(most_iterations=0, board_bits=("w4a8", "w4a4"))
     published = published.SVDQUANT
     switches: ClassVar[Mapping[str, Any]] = {
         "rank": 0,
@@ -89,22 +114,16 @@ class SvdQuant(Method):
         "dynamic": False,
         "one_sided": False,
     }
-    rank = PAPER_RANK
-    share = 1 / 8
-    smoothing = True
-    grid = 4
-    rounds = 100
-    group = 64
-    dynamic = True
-    one_sided = True
-    weight_search: Literal["minmax", "mse"] = "minmax"
-    judged = 16
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
-        """Formats, then exponents and branch of each layer, then ranges."""
+        """Set formats, then exponents and branch of each layer, then find ranges."""
         model = ctx.wrap()
         points = ctx.draw(UniformStride(ctx.effort.samples))
-        bounds, inputs = input_bounds(model, points), layer_inputs(model, points, self.judged)
+        bounds, inputs = (
+            input_bounds(model, points),
+            layer_inputs(model, points, self.options.judged),
+        )
         notes: dict[str, Any] = {}
         for done, (name, layer) in enumerate(model.layers.items()):
             self.set_formats(layer, bounds[name])
@@ -113,21 +132,25 @@ class SvdQuant(Method):
                 notes[name] = self.decompose(layer, x, bounds[name].absmax)
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
-        model.set_weight_ranges(SEARCHES[self.weight_search], symmetric=True)
+        model.set_weight_ranges(SEARCHES[self.options.weight_search], symmetric=True)
         calibrate_activations(model, points, mse_range, quantized_weights=False)
         return model
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:
-        """Groups of weights and run-time ranges, where integers allow them."""
+        """Set groups of weights and run-time ranges, where integers allow them."""
         (part,) = layer.part_list()
         if layer.is_conv:
             return
-        group = self.group if self.group and layer.in_channels % self.group == 0 else 0
+        group = (
+            self.options.group
+            if self.options.group and layer.in_channels % self.options.group == 0
+            else 0
+        )
         if part.weight_quantizer is not None:
             part.weight_quantizer.group = group
-        if part.static is not None and self.dynamic:
+        if part.static is not None and self.options.dynamic:
             # symmetric codes would leave a quarter of themselves unused
-            unsigned = self.one_sided and bool(-bounds.low.min() <= bounds.high.max() / 2)
+            unsigned = self.options.one_sided and bool(-bounds.low.min() <= bounds.high.max() / 2)
             part.act_quantizer = DynamicActQuantizer(
                 part.static.bits, symmetric=not unsigned, group=group
             )
@@ -144,18 +167,18 @@ class SvdQuant(Method):
             What was chosen, and output errors relative to the output: without smoothing, with it,
             and with the branch refined.
         """
-        trial = Trial(layer, x, SEARCHES[self.weight_search], self.rank_of(layer))
+        trial = Trial(layer, x, SEARCHES[self.options.weight_search], self.rank_of(layer))
         weight = layer.weight.detach()
         first = trial.branch(None, 1)
         best: tuple[Exponents, Tensor | None, Branch] = (None, None, first)
-        for a, b in exponents(self.grid) if self.smoothing else ():
+        for a, b in exponents(self.options.grid) if self.options.smoothing else ():
             tried = smooth(absmax, weight, alpha=a, beta=b).factor
             found = trial.branch(tried, 1)
             if found.errors[0] < best[2].errors[0]:
                 best = ((a, b), tried, found)
         chosen, factor, branch = best
-        if trial.rank and self.rounds > 1:
-            branch = trial.branch(factor, self.rounds)
+        if trial.rank and self.options.rounds > 1:
+            branch = trial.branch(factor, self.options.rounds)
         if factor is not None:
             layer.scale_input(factor)
         if trial.rank:
@@ -170,7 +193,7 @@ class SvdQuant(Method):
 
     def rank_of(self, layer: QuantLayer) -> int:
         """Rank of the layer's branch."""
-        return min(self.rank, int(min(layer.weight.flatten(1).shape) * self.share))
+        return min(self.options.rank, int(min(layer.weight.flatten(1).shape) * self.options.share))
 
 
 class Trial:

@@ -7,38 +7,61 @@ it predicts along its recorded trajectory. docs/experiments/tune_subject.py tune
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.api import (
+    FP_WIDTH,
+    AtLeast,
+    Capabilities,
+    Decay,
+    Distillation,
+    Group,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    WholeWalks,
+    distill,
+    minmax_range,
+    points_per_call,
+    recorded_walk,
+    register,
+)
 from quantarena.methods.core.quantizers.call_gains import expert_of
-from quantarena.methods.core.record.steps import WholeWalks, points_per_call
-from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
-from quantarena.methods.techniques.distill.distill import Distillation, distill
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
-from quantarena.methods.techniques.learn.param_groups import Decay, Group
-from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 PAPER_UPDATES, PAPER_EXPERTS = 400, 4
 
 
 @register("tuneqdm")
 class TuneQdm(Method):
-    """Frozen integers, tuned input and output gains, experts by timestep.
+    """Frozen integers, tuned input and output gains, experts by timestep."""
 
-    Attributes:
-        experts: N, pairs of vectors; expert ``floor(t * N / horizon)`` acts at timestep t.
-        horizon: timesteps that the network was trained with.
-        inputs: tune ``d_in`` too; without it this is PEQA (Kim et al., NeurIPS 2023).
-        tune: tune at all; without it this is round-to-nearest, exactly.
-        batch: rows of each walk.
-        lr: of both vectors, relative to where they start.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of TuneQDM.
+
+        Attributes:
+            experts: number N of pairs of vectors; expert ``floor(t * N / horizon)`` acts at
+                timestep t.
+            horizon: timesteps that the network was trained with.
+            inputs: tune ``d_in`` too; if false, this is PEQA (Kim et al., NeurIPS 2023).
+            tune: tune at all; if false, this is round-to-nearest, exactly.
+            batch: rows of each walk.
+            lr: learning rate of both vectors, relative to where they start.
+        """
+
+        experts: Annotated[int, AtLeast(1)] = PAPER_EXPERTS
+        horizon: Annotated[int, AtLeast(1)] = 1000
+        inputs: bool = True
+        tune: bool = True
+        batch: Annotated[int, AtLeast(1)] = 16
+        lr: Annotated[float, AtLeast(0)] = 2e-3
 
     info = MethodInfo(
         title="TuneQDM",
@@ -61,15 +84,10 @@ class TuneQdm(Method):
             "larger rate (paper: 400 of one row, 3e-6)",
         ),
     )
-    supports = Capabilities(weight_bits=(2, 3, 4, 5, 6, 7, 8), act_bits=(FP_WIDTH,))
+    supports = Capabilities(act_bits=(FP_WIDTH,), most_iterations=400, board_bits=("w4a16",))
     published = published.TUNE_QDM
     switches: ClassVar[Mapping[str, Any]] = {"tune": False, "inputs": False, "experts": 1}
-    experts = PAPER_EXPERTS
-    horizon = 1000
-    inputs = True
-    tune = True
-    batch = 16
-    lr = 2e-3
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Round to nearest, freeze, tune the gains."""
@@ -77,28 +95,24 @@ class TuneQdm(Method):
         points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
         model.set_weight_ranges(minmax_range)
         schedule = model.clock.schedule = bank_schedule(points)
-        of_call = expert_of(torch.tensor(schedule.timesteps), self.experts, self.horizon)
+        of_call = expert_of(
+            torch.tensor(schedule.timesteps), self.options.experts, self.options.horizon
+        )
         for layer in model.layers.values():
             layer.freeze()  # codes and zero points do not change again
-            layer.set_experts(of_call, self.experts)
+            layer.set_experts(of_call, self.options.experts)
         found = self.schedule(ctx.effort.iterations)
-        if self.tune and found.updates:
-            walk = recorded_walk(points, self.batch)
+        if self.options.tune and found.updates:
+            walk = recorded_walk(points, self.options.batch)
             report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
-            edge = max(1, min(20, len(report.losses) // 2))
-            model.notes["tuning"] = {
-                "updates": report.updates,
-                "parameters": trainable(model, inputs=self.inputs),
-                "loss_first": sum(report.losses[:edge]) / edge,
-                "loss_last": sum(report.losses[-edge:]) / edge,
-                "rss_growth": report.rss_growth,
-            }
+            parameters = trainable(model, inputs=self.options.inputs)
+            model.notes["tuning"] = {**report.note(), "parameters": parameters}
         return model
 
     def schedule(self, iterations: int) -> Distillation:
-        """Of the tuning."""
-        group = Group(self.lr, Decay.LINEAR)
-        groups = {"expert_out": group} | ({"expert_in": group} if self.inputs else {})
+        """The schedule of the tuning."""
+        group = Group(self.options.lr, Decay.LINEAR)
+        groups = {"expert_out": group} | ({"expert_in": group} if self.options.inputs else {})
         return Distillation(min(iterations, PAPER_UPDATES), groups)
 
 

@@ -7,20 +7,29 @@ run time. Nothing is learned.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from quantarena.methods import published
-from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
-from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.registry import register
+from quantarena.methods.api import (
+    SEARCHES,
+    CalibrationSet,
+    Capabilities,
+    DynamicActQuantizer,
+    Method,
+    MethodContext,
+    MethodInfo,
+    MethodOptions,
+    QuantizedModel,
+    QuantLayer,
+    UniformStride,
+    Within,
+    calibrate_activations,
+    default_range,
+    register,
+    smooth,
+)
 from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.ranges.named import SEARCHES, default_range
-from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
 PAPER_MOMENTUM = 0.95
 PIXART_ALPHA, VIDEO_ALPHA = 0.3, 0.11
@@ -29,16 +38,28 @@ PIXART_ALPHA, VIDEO_ALPHA = 0.3, 0.11
 
 @register("vidit_q")
 class ViditQ(Method):
-    """Balanced channels, dynamic ranges by token, weights to nearest.
+    """Balanced channels, dynamic ranges by token, weights to nearest."""
 
-    Attributes:
-        balancing: move part of the channels' ranges into the weights.
-        dynamic: ranges of tokens are found at run time; else one range from calibration.
-        dynamic_images: convolutions too have one for each image at run time; else from calibration.
-        alpha: 1 levels the inputs, 0 the weights.
-        momentum: of the average of peaks over sampler calls.
-        weight_search: range search of weights.
-    """
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of ViDiT-Q.
+
+        Attributes:
+            balancing: move part of the channels' ranges into the weights.
+            dynamic: find the range of each token at run time; if false, one range from calibration.
+            dynamic_images: find a range for each image at run time for convolutions too; if false,
+                one range from calibration.
+            alpha: exponent of the balancing; 1 levels the inputs, 0 the weights.
+            momentum: momentum of the average of peaks over sampler calls.
+            weight_search: range search of weights.
+        """
+
+        balancing: bool = True
+        dynamic: bool = True
+        dynamic_images: bool = False
+        alpha: Annotated[float, Within(0, 1)] = PIXART_ALPHA
+        momentum: Annotated[float, Within(0, 1)] = PAPER_MOMENTUM
+        weight_search: Literal["minmax", "mse"] = "minmax"
 
     info = MethodInfo(
         title="ViDiT-Q",
@@ -64,23 +85,18 @@ class ViditQ(Method):
             "from calibration",
         ),
     )
-    supports = Capabilities()
+    supports = Capabilities(most_iterations=0, board_bits=("w4a8", "w4a4"))
     published = published.VIDIT_Q
     switches: ClassVar[Mapping[str, Any]] = {"balancing": False, "dynamic": False}
-    balancing = True
-    dynamic = True
-    dynamic_images = False
-    alpha = PIXART_ALPHA
-    momentum = PAPER_MOMENTUM
-    weight_search: Literal["minmax", "mse"] = "minmax"
+    options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
-        """Balance, then ranges."""
+        """Balance channels, then find ranges."""
         model = ctx.wrap()
         points = ctx.draw(UniformStride(ctx.effort.samples))
-        if self.balancing:
+        if self.options.balancing:
             model.notes["balancing"] = self.balance(model, points)
-        model.set_weight_ranges(SEARCHES[self.weight_search])
+        model.set_weight_ranges(SEARCHES[self.options.weight_search])
         for layer in model.layers.values():
             self.set_formats(layer)
         calibrate_activations(model, points, default_range, quantized_weights=False)
@@ -93,17 +109,21 @@ class ViditQ(Method):
             How far apart the factors of each layer are, largest over smallest.
         """
         spread: dict[str, float] = {}
-        for name, peaks in mean_peaks(model, points, momentum=self.momentum).items():
+        for name, peaks in mean_peaks(model, points, momentum=self.options.momentum).items():
             layer = model.layers[name]
             if layer.groups == 1:
-                factor = smooth(peaks, layer.weight.detach(), alpha=self.alpha).factor
+                factor = smooth(peaks, layer.weight.detach(), alpha=self.options.alpha).factor
                 layer.scale_input(factor)
                 spread[name] = round(float(factor.max() / factor.min()), 2)
         return spread
 
     def set_formats(self, layer: QuantLayer) -> None:
-        """Ranges at run time, where asked for and where they have an integer form."""
-        wanted = self.dynamic_images and layer.spatial == 2 if layer.is_conv else self.dynamic
+        """Find ranges at run time, where asked for and where they have an integer form."""
+        wanted = (
+            self.options.dynamic_images and layer.spatial == 2
+            if layer.is_conv
+            else self.options.dynamic
+        )
         for part in layer.part_list():
             if wanted and part.static is not None:
                 part.act_quantizer = DynamicActQuantizer(part.static.bits)

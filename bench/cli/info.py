@@ -17,11 +17,12 @@ from quantarena.bench.cli.common import (
     table,
 )
 from quantarena.bench.cli.options import PreferOption
+from quantarena.bench.errors import UserError
 from quantarena.bench.plan import lookup, presets
 
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """The kinds of things that can be listed."""
 
     METHODS = "methods"
     WORKLOADS = "workloads"
@@ -32,10 +33,17 @@ class Kind(StrEnum):
 def ls(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     plugin: PluginOption = None,
+    options: Annotated[
+        bool, typer.Option("--options", help="List the options of the methods.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List methods, workloads, metrics or presets."""
-    if kind is Kind.METHODS:
+    if options and kind is not Kind.METHODS:
+        raise UserError(f"--options lists options of methods, not of {kind}: ls methods --options")
+    if options:
+        rows = _options(lookup.plugin_paths(plugin or ()))
+    elif kind is Kind.METHODS:
         rows = _methods(lookup.plugin_paths(plugin or ()))
     elif kind is Kind.WORKLOADS:
         rows = [_workload(name) for name in lookup.workload_names()]
@@ -52,7 +60,7 @@ def ls(
 def doctor(
     plugin: PluginOption = None, results: ResultsOption = RESULTS, as_json: JsonOption = False
 ) -> int:
-    """Look at hardware, kernels, libraries, models, plug-ins and disk, and say what is wrong."""
+    """Examine hardware, kernels, libraries, models, plug-ins and disk, and say what is wrong."""
     from quantarena.bench.report.doctor import examine
 
     checks = examine(results, lookup.plugin_paths(plugin or ()))
@@ -67,7 +75,7 @@ def check_method(
     prefer_plugin: PreferOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Run the conformance suite on a method: what its author has to get right."""
+    """Run the conformance suite on a method: the checks that every method must pass."""
     plugins = lookup.plugin_paths(plugin or ())
     lookup.method(name, plugins)
     check = importlib.import_module("quantarena.methods.testing.conformance").check
@@ -105,6 +113,17 @@ def _methods(plugins: tuple[str, ...]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _options(plugins: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every option of every method."""
+    registry = importlib.import_module("quantarena.methods.registry")
+    read = importlib.import_module("quantarena.methods.options")
+    return [
+        {"option": f"{name}.{option.name}", **dataclasses.asdict(option)}
+        for name in registry.names(plugins)
+        for option in read.describe(lookup.method(name, plugins).method.Options)
+    ]
 
 
 def _workload(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import typer
 
 from quantarena.bench import files
 from quantarena.bench.cli.common import RESULTS, JsonOption, PluginOption, Verb, emit
-from quantarena.bench.cli.options import SettingsOption
+from quantarena.bench.cli.options import MethodOptionsOption, SettingsOption
 from quantarena.bench.errors import QuantArenaError, UserError
 from quantarena.bench.plan import lookup
 from quantarena.bench.run.reporter import Reporter
@@ -28,28 +28,30 @@ def quantize(
     workload: Annotated[
         str, typer.Argument(help="Workload, diffusers pipeline folder, or downloaded hub model.")
     ],
-    method: Annotated[str, typer.Option("--method", help="Method.")],
-    bits: Annotated[str, typer.Option("--bits", help="Such as w4a8.")],
+    method: Annotated[str, typer.Option("--method", help="Name of the method.")],
+    bits: Annotated[str, typer.Option("--bits", help="Bits, such as w4a8.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
     samples: Annotated[
-        int, typer.Option(min=1, help="Calibration points.")
+        int, typer.Option(min=1, help="Number of calibration points.")
     ] = _BUDGET.calibration_samples,
     calibration_images: Annotated[
-        int, typer.Option(min=1, help="Images whose sampling is recorded for calibration.")
+        int,
+        typer.Option(min=1, help="Number of images whose sampling is recorded for calibration."),
     ] = _BUDGET.calibration_images,
     iterations: Annotated[
-        int, typer.Option(min=0, help="Reconstruction iterations a block.")
+        int, typer.Option(min=0, help="Reconstruction iterations per block.")
     ] = _BUDGET.iterations,
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the workload's own.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
     variant: Annotated[str, typer.Option(help="Variant of the method.")] = DEFAULT_VARIANT,
+    option: MethodOptionsOption = None,
     settings: SettingsOption = None,
     plugin: PluginOption = None,
     cache: Annotated[
         Path, typer.Option(help="Folder of cached stages, shared with runs.", metavar="DIR")
     ] = CACHE,
     force: Annotated[bool, typer.Option("--force", help="Write over an earlier export.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Quantize a model and write it as a diffusers pipeline with a packed denoiser."""
@@ -62,7 +64,8 @@ def quantize(
         iterations=iterations,
     )
     name = lookup.canonical_workload(workload, tuple(settings or ()))
-    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget)
+    options = dict(lookup.method_options(option or (), (method,), plugins)).get(method, ())
+    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget, options=options)
     files.ensure_folder(cache)
     shown = _Progress(Reporter(quiet=quiet))
     with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
@@ -88,8 +91,8 @@ def quantize(
 
 
 def sample(
-    folder: Annotated[Path, typer.Argument(help="What quantize wrote.", metavar="DIR")],
-    count: Annotated[int, typer.Option("-n", "--images", min=1, help="Pictures.")] = 8,
+    folder: Annotated[Path, typer.Argument(help="Folder that quantize wrote.", metavar="DIR")],
+    count: Annotated[int, typer.Option("-n", "--images", min=1, help="Number of pictures.")] = 8,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="PNG to write.", metavar="FILE")
     ] = Path("samples.png"),
@@ -98,7 +101,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the model's own.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures with a quantized model, as one grid."""
@@ -166,6 +169,8 @@ def _command(cell: Cell, plugins: tuple[str, ...]) -> str:
         words += ["--steps", str(budget.steps)]
     if cell.variant != DEFAULT_VARIANT:
         words += ["--variant", cell.variant]
+    for option, value in cell.options:
+        words += ["--option", f"{cell.method}.{option}={value}"]
     for path in plugins:
         words += ["--plugin", Path(path).name]
     return shlex.join([*words, "-o", "DIR"])

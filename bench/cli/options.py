@@ -1,4 +1,4 @@
-"""What the options of ``plan`` and ``run`` come to: names checked, grid made."""
+"""The options of ``plan`` and ``run``, written once, and the request that they come to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,76 +6,133 @@ from typing import Annotated
 
 import typer
 
-from quantarena.bench.cli.common import listed
+from quantarena.bench.cli.common import RESULTS, PluginOption, ResultsOption, listed
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
 
 EXECUTORS = ("auto", "local", "ray")
 
-PresetArgument = Annotated[str, typer.Argument(help=f"One of {', '.join(presets.PRESETS)}.")]
-WorkloadOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--workload",
-        "--model",
-        help="Workload, diffusers pipeline folder, or id of a downloaded hub model; repeatable.",
-    ),
-]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Setting of the workloads, such as guidance=7.5, sampler=DDIM, prompts=FILE; "
+        help="Setting of the workloads, such as guidance=7.5, sampler=DDIM or prompts=FILE; "
         "repeatable.",
     ),
 ]
-MethodOption = Annotated[
-    list[str] | None, typer.Option("--method", help="Method; repeatable, commas allowed.")
-]
-BitsOption = Annotated[
-    list[str] | None, typer.Option("--bits", help="Such as w4a8; repeatable, commas allowed.")
-]
-SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed; repeatable.")]
-ImagesOption = Annotated[int | None, typer.Option("--images", help="Images a cell.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Sampler steps.")]
-IterationsOption = Annotated[
-    int | None, typer.Option("--iterations", help="Reconstruction iterations a block.")
-]
-VariantOption = Annotated[
+MethodOptionsOption = Annotated[
     list[str] | None,
-    typer.Option("--variant", help="paper, or release where the official code differs; repeatable"),
-]
-PolicyOption = Annotated[
-    list[str] | None,
-    typer.Option("--policy", help="uniform, or published for each paper's own layers; repeatable."),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Folder under --results; the preset's name if absent.")
+    typer.Option(
+        "--option",
+        metavar="METHOD.NAME=VALUE",
+        help="Option of a method, such as dgq.groups=4; repeatable. "
+        "'quantarena ls methods --options' lists them.",
+    ),
 ]
 PreferOption = Annotated[
-    bool, typer.Option("--prefer-plugin", help="A plug-in wins over a built-in of that name.")
+    bool, typer.Option("--prefer-plugin", help="Let a plug-in win over a built-in of its name.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force/--only-missing", help="Run done cells again.")]
-ExecutorOption = Annotated[str, typer.Option("--executor", help=f"{', '.join(EXECUTORS)}.")]
-WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Workers of Ray.")]
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options that ``plan`` and ``run`` have in common.
+
+    The fields of a preset's budget that can be changed have the names of ``presets.LIMITS``.
+    """
+
+    preset: Annotated[str, typer.Argument(help=f"One of {', '.join(presets.PRESETS)}.")] = (
+        presets.DEFAULT
+    )
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload",
+            "--model",
+            help="Workload, diffusers pipeline folder, or id of a downloaded hub model; "
+            "repeatable.",
+        ),
+    ] = None
+    settings: SettingsOption = None
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Method; repeatable, commas allowed.")
+    ] = None
+    option: MethodOptionsOption = None
+    bits: Annotated[
+        list[str] | None,
+        typer.Option("--bits", help="Bits such as w4a8; repeatable, commas allowed."),
+    ] = None
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed; repeatable.")] = None
+    images: Annotated[int | None, typer.Option("--images", help="Images per cell.")] = None
+    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.")] = None
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", help="Reconstruction iterations per block.")
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Folder under --results; by default the preset's name."),
+    ] = None
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            help="paper, or release for the official code's behaviour where it differs; "
+            "repeatable.",
+        ),
+    ] = None
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="uniform, or published for each paper's own layers and widths; repeatable.",
+        ),
+    ] = None
+    plugin: PluginOption = None
+    prefer_plugin: PreferOption = False
+    results: ResultsOption = RESULTS
+    force: Annotated[
+        bool, typer.Option("--force/--only-missing", help="Run finished cells again.")
+    ] = False
+    executor: Annotated[str, typer.Option("--executor", help=f"One of {', '.join(EXECUTORS)}.")] = (
+        "auto"
+    )
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of Ray workers.")
+    ] = None
+
+    @property
+    def choice(self) -> presets.Choice:
+        """The options that change a preset."""
+        return presets.Choice(
+            workloads=listed(self.workload),
+            methods=listed(self.method),
+            bits=listed(self.bits),
+            seeds=tuple(self.seed or ()),
+            name=self.name,
+            variants=listed(self.variant),
+            policies=listed(self.policy),
+            settings=tuple(self.settings or ()),
+            options=tuple(self.option or ()),
+            **{name: getattr(self, name) for name in presets.LIMITS},
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the options of ``plan`` and ``run`` come to.
+    """What is asked of ``plan`` or ``run``, every name checked.
 
     Attributes:
         grid: the cells asked for.
         executor: ``auto``, ``local`` or ``ray``.
-        workers: of Ray, or None.
+        workers: number of Ray workers, or None.
         plugins: absolute paths.
         results: root of the results folders.
-        force: whether done cells run again.
+        force: whether finished cells run again.
         prefer_plugin: whether a plug-in wins over a built-in of the same name.
-        warning: of the preset, or empty.
-        command: that asks for the same cells again.
+        warning: the preset's warning, or empty.
+        command: command line that asks for the same cells again.
     """
 
     grid: Grid
@@ -90,66 +147,35 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        """Where rows and page go."""
+        """Folder of the rows and the page."""
         return self.results / self.grid.name
 
 
-def made_choice(
-    workload: list[str] | None,
-    method: list[str] | None,
-    bits: list[str] | None,
-    seed: list[int] | None,
-    images: int | None,
-    steps: int | None,
-    iterations: int | None,
-    name: str | None,
-    variant: list[str] | None,
-    policy: list[str] | None,
-    settings: list[str] | None = None,
-) -> presets.Choice:
-    """The options that change a preset, in one value."""
-    return presets.Choice(
-        workloads=listed(workload),
-        methods=listed(method),
-        bits=listed(bits),
-        seeds=tuple(seed or ()),
-        images=images,
-        steps=steps,
-        iterations=iterations,
-        name=name,
-        variants=listed(variant),
-        policies=listed(policy),
-        settings=tuple(settings or ()),
-    )
+def made_request(given: RequestOptions) -> Request:
+    """Check every name before anything is written or started.
 
-
-def made_request(
-    preset: str,
-    choice: presets.Choice,
-    plugin: list[str] | None,
-    prefer_plugin: bool,
-    results: Path,
-    force: bool,
-    executor: str,
-    workers: int | None,
-) -> Request:
-    """Check every name before anything is written or started."""
-    base = presets.preset(preset)
-    if executor not in EXECUTORS:
-        raise UserError(f"unknown executor {executor!r}: {did_you_mean(executor, EXECUTORS)}")
-    plugins = lookup.plugin_paths(plugin or ())
+    Raises:
+        UserError: a name that does not exist, or a value out of range.
+    """
+    base, choice = presets.preset(given.preset), given.choice
+    if given.executor not in EXECUTORS:
+        hint = did_you_mean(given.executor, EXECUTORS)
+        raise UserError(f"unknown executor {given.executor!r}: {hint}")
+    plugins = lookup.plugin_paths(given.plugin or ())
     grid = presets.choose(base.grid, choice)
     lookup.check_methods(grid.all_methods, plugins)
+    options = lookup.method_options(
+        choice.options, grid.all_methods, plugins, prefer_plugin=given.prefer_plugin
+    )
     workloads = tuple(lookup.canonical_workload(name, choice.settings) for name in grid.workloads)
-    own = base.executor if executor == "auto" else executor
     return Request(
-        grid=presets.with_workloads(grid, workloads),
-        executor=own,
-        workers=workers,
+        grid=presets.resolved(grid, workloads, options),
+        executor=base.executor if given.executor == "auto" else given.executor,
+        workers=given.workers,
         plugins=plugins,
-        results=results,
-        force=force,
-        prefer_plugin=prefer_plugin,
+        results=given.results,
+        force=given.force,
+        prefer_plugin=given.prefer_plugin,
         warning=base.warning,
-        command=presets.command(preset, choice, plugins),
+        command=presets.command(given.preset, choice, plugins),
     )

@@ -11,35 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from quantarena.bench import files
-from quantarena.bench.cli.common import (
-    RESULTS,
-    JsonOption,
-    PluginOption,
-    ResultsOption,
-    Verb,
-    emit,
-)
-from quantarena.bench.cli.options import (
-    BitsOption,
-    ExecutorOption,
-    ForceOption,
-    ImagesOption,
-    IterationsOption,
-    MethodOption,
-    NameOption,
-    PolicyOption,
-    PreferOption,
-    PresetArgument,
-    Request,
-    SeedOption,
-    SettingsOption,
-    StepsOption,
-    VariantOption,
-    WorkersOption,
-    WorkloadOption,
-    made_choice,
-    made_request,
-)
+from quantarena.bench.cli.common import JsonOption, Verb, emit
+from quantarena.bench.cli.options import Request, RequestOptions, made_request
+from quantarena.bench.cli.signature import takes
 from quantarena.bench.errors import UserError
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
@@ -55,32 +29,10 @@ from quantarena.bench.store import Planned, Store
 CACHE = ".cache"
 
 
-def plan(
-    preset: PresetArgument = presets.DEFAULT,
-    workload: WorkloadOption = None,
-    settings: SettingsOption = None,
-    method: MethodOption = None,
-    bits: BitsOption = None,
-    seed: SeedOption = None,
-    images: ImagesOption = None,
-    steps: StepsOption = None,
-    iterations: IterationsOption = None,
-    name: NameOption = None,
-    variant: VariantOption = None,
-    policy: PolicyOption = None,
-    plugin: PluginOption = None,
-    prefer_plugin: PreferOption = False,
-    results: ResultsOption = RESULTS,
-    force: ForceOption = False,
-    executor: ExecutorOption = "auto",
-    workers: WorkersOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the cells, the estimated time and the disk of a run, without running anything."""
-    choice = made_choice(
-        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
-    )
-    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
+@takes(RequestOptions)
+def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
+    """Show the cells, the estimated time and the disk space of a run, without running anything."""
+    request = made_request(given)
     store = Store(request.folder, Reporter().warn)
     made = _plan(request, store.rows())
     cells = [
@@ -88,7 +40,7 @@ def plan(
         + (f"/seed{cell.seed}" if cell.seed else "")
         for cell in made.cells
     ]
-    beyond = presets.larger(preset) if choice == presets.Choice() else None
+    beyond = presets.larger(given.preset) if given.choice == presets.Choice() else None
     lines = plan_lines(made, request.folder)
     if beyond:
         known = (*store.rows(), *_history(request))
@@ -96,45 +48,29 @@ def plan(
     emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
 
 
+@takes(RequestOptions)
 def run(
-    preset: PresetArgument = presets.DEFAULT,
-    workload: WorkloadOption = None,
-    settings: SettingsOption = None,
-    method: MethodOption = None,
-    bits: BitsOption = None,
-    seed: SeedOption = None,
-    images: ImagesOption = None,
-    steps: StepsOption = None,
-    iterations: IterationsOption = None,
-    name: NameOption = None,
-    variant: VariantOption = None,
-    policy: PolicyOption = None,
-    plugin: PluginOption = None,
-    prefer_plugin: PreferOption = False,
-    results: ResultsOption = RESULTS,
-    force: ForceOption = False,
-    executor: ExecutorOption = "auto",
-    workers: WorkersOption = None,
+    given: RequestOptions,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Minutes a cell may take; 0 is no limit. [8 x its estimate]"),
+        typer.Option(
+            min=0,
+            help="Minutes that a cell may take; 0 for no limit. [default: 8 x its estimate]",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Run what is missing of a preset or of your own choice of cells, then write the page."""
+    """Run what is missing of a preset, or of your own choice of cells, then write the page."""
     reporter = Reporter(quiet=quiet)
-    choice = made_choice(
-        workload, method, bits, seed, images, steps, iterations, name, variant, policy, settings
-    )
-    request = made_request(preset, choice, plugin, prefer_plugin, results, force, executor, workers)
+    request = made_request(given)
     options = Options(
-        cache=results / CACHE,
+        cache=given.results / CACHE,
         stages=executors.STAGES,
         plugins=request.plugins,
-        prefer_plugin=prefer_plugin,
+        prefer_plugin=given.prefer_plugin,
         timeout=None if timeout is None else timeout * 60,
-        force=force,
+        force=given.force,
     )
     began = time.monotonic()
     store = Store(request.folder, reporter.warn)

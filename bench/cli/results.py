@@ -125,7 +125,7 @@ def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
     known: list[str] = []
     for store in stores:
         for row in store.rows():
-            short = f"{row.cell.method}@{row.cell.bits}"
+            short = f"{row.cell.configured}@{row.cell.bits}"
             known += [short, row.key]
             by_key = len(name) >= 4 and row.key.startswith(name.lower())
             if by_key or name in (short, f"{row.cell.workload}/{short}"):
@@ -154,7 +154,7 @@ def _planned(store: Store) -> Planned:
 
 
 def _short(row: Row) -> str:
-    return f"{row.cell.method}@{row.cell.bits}"
+    return f"{row.cell.configured}@{row.cell.bits}"
 
 
 def _pm(d: Difference) -> str:

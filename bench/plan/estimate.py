@@ -1,5 +1,5 @@
-"""How long cells will take and how much disk: from measured rows of this machine when there are
-any, else from stated defaults. Pure arithmetic, no torch.
+"""How long cells will take and how much disk they need: from measured rows of this machine when
+there are any, else from stated defaults. Pure arithmetic, no torch.
 
 A stage's time is its *work* (images x steps for sampling, iterations for quantizing, ...) times
 seconds a unit of work. Rows that were measured give that rate; the nearest ones win: same workload
@@ -15,6 +15,7 @@ from typing import Any
 from quantarena.bench.machine import same_machine
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.methods.builtin import builtins
 
 SHARED = "record"
 """Stands for ``prepare``: trajectory, full-precision images and their floor, once for many."""
@@ -47,7 +48,6 @@ _DEFAULT_RATE = {
 _START_SECONDS = {"local": 12.0, "ray": 30.0}
 _PAGE_SECONDS = 8.0
 _DEFAULT_STEPS = 20
-_NO_TRAINING = frozenset({"fp", "rtn", "ptq4dm"})
 
 
 def _steps(cell: Cell) -> int:
@@ -55,8 +55,10 @@ def _steps(cell: Cell) -> int:
 
 
 def _iterations(cell: Cell) -> float:
-    """Iterations of methods that train; the baselines only look at ranges."""
-    return 0.0 if cell.method in _NO_TRAINING else 2.0 * cell.budget.iterations
+    """Iterations that a method uses: a built-in says how many at most, a plug-in may use all."""
+    known = builtins().get(cell.method)
+    most = None if known is None else known.most_iterations
+    return 2.0 * (cell.budget.iterations if most is None else min(cell.budget.iterations, most))
 
 
 @dataclass(frozen=True, slots=True)

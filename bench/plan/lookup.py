@@ -12,9 +12,9 @@ from typing import Any
 from quantarena.bench.closure import Closure, closure, closures_key, file_closure, method_closure
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
-from quantarena.bench.plan import presets
 from quantarena.bench.plan.plan import Facts
-from quantarena.bench.spec import Grid, content_key
+from quantarena.bench.spec import Grid, OptionPairs, content_key
+from quantarena.methods.builtin import builtins
 
 UNKNOWN_RESOLUTION = 32
 METRICS = "QUANTARENA_METRICS"
@@ -44,8 +44,7 @@ def check_methods(names: Sequence[str], plugins: Sequence[str] = ()) -> None:
     Raises:
         UserError: one does not; the line says which.
     """
-    built_in = {name for p in presets.PRESETS.values() for name in p.grid.all_methods}
-    if not plugins and built_in.issuperset(names):
+    if not plugins and set(builtins()).issuperset(names):
         return
     known = importlib.import_module("quantarena.methods.registry").names(plugins)
     for name in names:
@@ -61,6 +60,48 @@ def method(name: str, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
     """
     registry = importlib.import_module("quantarena.methods.registry")
     return registry.entry(name, plugins, prefer_plugin=prefer_plugin)
+
+
+def method_options(
+    given: Sequence[str],
+    methods: Sequence[str],
+    plugins: Sequence[str] = (),
+    *,
+    prefer_plugin: bool = False,
+) -> tuple[tuple[str, OptionPairs], ...]:
+    """Read ``METHOD.NAME=VALUE`` options and check them against their methods.
+
+    Args:
+        given: as on the command line.
+        methods: the methods that will run.
+        plugins: files that register methods.
+        prefer_plugin: whether a plug-in wins over a built-in of the same name.
+
+    Returns:
+        By method, the options that are not at their default.
+
+    Raises:
+        UserError: an option without a method of this run, one that its method does not have, or a
+            value that it cannot have.
+    """
+    by_method: dict[str, list[tuple[str, str]]] = {}
+    for text in given:
+        target, equals, value = text.partition("=")
+        name, dot, option = target.strip().partition(".")
+        if not (equals and dot and name and option):
+            raise UserError(f"--option {text}: write METHOD.NAME=VALUE, such as dgq.groups=4")
+        if name not in methods:
+            hint = did_you_mean(name, methods)
+            raise UserError(f"--option {text}: method {name!r} does not run here: {hint}")
+        by_method.setdefault(name, []).append((option, value))
+    if not by_method:
+        return ()
+    read = importlib.import_module("quantarena.methods.options")
+    checked = {}
+    for name, pairs in by_method.items():
+        kind = method(name, plugins, prefer_plugin=prefer_plugin).method
+        checked[name] = read.pairs_of(read.parse(name, kind.Options, pairs))
+    return tuple((name, pairs) for name, pairs in sorted(checked.items()) if pairs)
 
 
 def workload(name_or_path: str) -> Any:
@@ -144,9 +185,9 @@ def content_of(info: Any) -> str:
 
 def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> Closure:
     """The code of a method; that of a built-in is found without importing it."""
-    built_in = Path(__file__).parents[2] / "methods" / f"{name}.py"
-    if built_in.is_file() and not (prefer_plugin and plugins):
-        return closure(f"quantarena.methods.{name}")
+    built_in = builtins().get(name)
+    if built_in is not None and not (prefer_plugin and plugins):
+        return closure(built_in.module)
     return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
 
 

@@ -2,21 +2,25 @@
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from quantarena.bench.errors import UserError, did_you_mean
-from quantarena.bench.spec import POLICY_NAMES, Budget, Grid, content_key
+from quantarena.bench.spec import POLICY_NAMES, Budget, Grid, OptionPairs, content_key
+from quantarena.methods.builtin import FP, builtins
 from quantarena.methods.core.bits import parse_bits
+from quantarena.methods.info import BOARD_BITS
 
 DEFAULT = "quick"
 _T = TypeVar("_T")
-_METHODS = ("fp", "rtn", "ptq4dm", "q_diffusion", "eda_dm", "dilate_quant", "mpq_dm")
-# made for text-to-image models and transformers, and for widths where their claims are
-_ALSO = (
-    *product(("dgq", "serial_to_parallel", "repquant", "svdquant", "vidit_q"), ("w4a8", "w4a4")),
-    *product(("rtn", "tuneqdm"), ("w4a16",)),
+# Which built-in methods are compared at which widths is data on their classes.
+_BOARDS = {name: method.board_bits for name, method in builtins().items()}
+_METHODS = (FP, *(name for name, bits in _BOARDS.items() if set(bits) >= set(BOARD_BITS)))
+_ALSO = tuple(
+    (name, width)
+    for name, bits in _BOARDS.items()
+    for width in bits
+    if name not in _METHODS or width not in BOARD_BITS
 )
 _WORKLOADS = ("emoji-t2i", "emoji-dit", "cifar10-uncond")
 
@@ -62,7 +66,7 @@ PRESETS: dict[str, Preset] = {
             title="Quick: the default comparison",
             workloads=_WORKLOADS,
             methods=_METHODS,
-            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            bits=BOARD_BITS,
             also=_ALSO,
             budget=Budget(images=64),
         )
@@ -73,7 +77,7 @@ PRESETS: dict[str, Preset] = {
             title="Full: more images, more iterations, three seeds",
             workloads=_WORKLOADS,
             methods=_METHODS,
-            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            bits=BOARD_BITS,
             also=_ALSO,
             seeds=(0, 1, 2),
             budget=Budget(
@@ -94,7 +98,7 @@ PRESETS: dict[str, Preset] = {
             title="Paper: calibration and reconstruction at the papers' own budgets",
             workloads=_WORKLOADS,
             methods=_METHODS,
-            bits=("w8a8", "w4a8", "w4a4", "w2a4"),
+            bits=BOARD_BITS,
             also=_ALSO,
             seeds=(0, 1, 2),
             budget=Budget(
@@ -113,7 +117,15 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What options ask for; empty or None leaves the preset as it is."""
+    """What the command line asks to change in a preset; empty or None leaves it as it is.
+
+    Attributes:
+        workloads, methods, bits, seeds, variants, policies: replace those of the preset.
+        images, steps, iterations: replace fields of the budget.
+        name: name of the results folder.
+        settings: settings of the workloads, ``KEY=VALUE``.
+        options: options of methods, ``METHOD.NAME=VALUE``.
+    """
 
     workloads: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
@@ -126,6 +138,11 @@ class Choice:
     variants: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+LIMITS = tuple(f.name for f in fields(Budget) if f.name in {f.name for f in fields(Choice)})
+"""The fields of the budget that the command line can change."""
 
 
 def preset(name: str) -> Preset:
@@ -190,9 +207,11 @@ def _chosen_methods(
     return _unique(("fp", *(name for name in asked if name not in alone))), also
 
 
-def with_workloads(grid: Grid, workloads: tuple[str, ...]) -> Grid:
-    """The grid on other workloads."""
-    return replace(grid, workloads=_unique(workloads))
+def resolved(
+    grid: Grid, workloads: tuple[str, ...], options: tuple[tuple[str, OptionPairs], ...]
+) -> Grid:
+    """The grid on workloads by their full names, with options of methods as they were checked."""
+    return replace(grid, workloads=_unique(workloads), options=options)
 
 
 def canonical_bits(text: str) -> str:
@@ -208,11 +227,11 @@ def canonical_bits(text: str) -> str:
 
 
 def _limits(choice: Choice) -> dict[str, int]:
-    given = {"images": choice.images, "steps": choice.steps, "iterations": choice.iterations}
+    given = {name: value for name in LIMITS if (value := getattr(choice, name)) is not None}
     for name, value in given.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: it must be at least 1")
-    return {name: value for name, value in given.items() if value is not None}
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    return given
 
 
 def _checked_name(name: str) -> str:
@@ -238,12 +257,12 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
     words = ["quantarena", "run", preset_name]
     many = {"workload": choice.workloads, "method": choice.methods, "bits": choice.bits}
     many |= {"variant": choice.variants, "policy": choice.policies}
-    many |= {"set": choice.settings}
+    many |= {"set": choice.settings, "option": choice.options}
     for option, values in {**many, "seed": choice.seeds, "plugin": tuple(plugins)}.items():
         for value in values:
             words += [f"--{option}", str(value)]
-    one = {"images": choice.images, "steps": choice.steps, "iterations": choice.iterations}
-    for option, value in {**one, "name": choice.name}.items():
+    for option in (*LIMITS, "name"):
+        value = getattr(choice, option)
         if value is not None:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option.replace('_', '-')}", str(value)]
     return shlex.join(words)

@@ -143,7 +143,8 @@ def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> t
     finished: _Finished = {}
     for folder, row in rows:
         cell = row.cell
-        if row.status is Status.OK and (cell.variant, cell.policy) == ("paper", "uniform"):
+        plain = (cell.variant, cell.policy, cell.options) == ("paper", "uniform", ())
+        if row.status is Status.OK and plain:
             finished[(cell.method, cell.bits, cell.shared_key)] = (folder, row)
     return tuple(
         _finding(claim, workload, bits, finished)

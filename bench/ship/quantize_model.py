@@ -57,7 +57,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     """
     cell = order.cell
     check_target(order.folder, replace=order.replace)
-    method = entry(cell.method, order.plugins).method()
+    method = entry(cell.method, order.plugins).method.configured(cell.options)
     try:
         method.check(cell.widths, cell.variant)
     except Unsupported as error:
@@ -76,6 +76,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "bits": cell.bits,
         "variant": cell.variant,
         "policy": cell.policy,
+        "options": dict(cell.options),
         "seed": cell.seed,
         "samples": cell.budget.calibration_samples,
         "warnings": list(quantization.warnings),

@@ -6,13 +6,13 @@ from quantarena.bench.closure import method_closure
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.sampling import Drawn, condition
 from quantarena.methods.core.kernels.native import status
-from quantarena.methods.registry import Entry
+from quantarena.methods.registry import RegisteredMethod
 
 SHOWN_PROMPTS = 64
 """Conditions that a row repeats, for captions of its gallery."""
 
 
-def describe_method(found: Entry) -> dict[str, Any]:
+def describe_method(found: RegisteredMethod) -> dict[str, Any]:
     """The method's name, source and code, and the kernels that run it."""
     info = found.method.info
     return {

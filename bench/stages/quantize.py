@@ -17,11 +17,12 @@ from quantarena.bench.memory import peak_growth
 from quantarena.bench.spec import Cell, content_key
 from quantarena.bench.stages.record import trajectory_key
 from quantarena.bench.stages.workspace import Workspace
-from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.contract import Method, MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import UNIFORM, Policy, policy
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.info import Effort
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -85,7 +86,7 @@ def quantized(
         if fresh:
             model = fresh[0]
         else:
-            model = context.wrap(splits=document["splits"])
+            model = context.restore(document["splits"], document["notes"])
             model.load_state(load_file(state))
         calibration = document["calibration"] | document["cost"] | {"notes": document["notes"]}
         seconds = float(document["notes"].get("quantize_seconds", 0.0))

@@ -37,7 +37,7 @@ from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.packed.pack import PARITY_LIMIT, PackedModel, observe, pack, parity
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
-from quantarena.methods.registry import Entry, entry
+from quantarena.methods.registry import RegisteredMethod, entry
 
 PARITY_POINTS = 4
 TIMING_THREADS = 1
@@ -135,9 +135,9 @@ def run_cell(
     return replace(row, finished=_now())
 
 
-def _stages(row: Row, found: Entry, paths: Paths, progress: Progress) -> Row:
+def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress) -> Row:
     cell, watch, cache = row.cell, Stopwatch(), StageCache(paths.cache)
-    method = found.method()
+    method = found.method.configured(cell.options)
     method.check(cell.widths, cell.variant)  # before anything expensive
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
@@ -192,7 +192,7 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
-    method = entry(cell.method, plugins, prefer_plugin=prefer).method()
+    method = entry(cell.method, plugins, prefer_plugin=prefer).method.configured(cell.options)
     packed = pack(quantized(workspace, recorded, cell, method, cache, progress).value.model)
     batch = sampler_batch(recorded, cell.budget.batch)
     with packed.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it

@@ -5,17 +5,16 @@ default. The error of one call is that of the noise prediction on full-precision
 these images, with the codes of the packed network. Image distances are to full precision from the
 same noise.
 
-    python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_step=False
+    python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_step=false
 
-Each ``--set`` makes one more line; commas join several options of one line.
+Each ``--set`` makes one more line; commas join several options of one line. The values are those of
+``quantarena run --option METHOD.NAME=VALUE``.
 """
 
 import argparse
-import ast
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,8 @@ from quantarena.bench.stages.latency import peak_growth
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads.sampling import draw_images
-from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.contract import Method, MethodContext
+from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import policy
 from quantarena.methods.core.packed.pack import pack
@@ -36,6 +36,7 @@ from quantarena.methods.core.record.recorder import recording
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 
 
@@ -49,10 +50,10 @@ def heldout(workspace: Workspace, count: int = 256) -> CalibrationSet:
     return UniformStride(min(count, recorded.calls * recorded.rows)).draw(recorded, 0)
 
 
-def options(text: str) -> dict[str, Any]:
-    """Parses ``a=1,b=False`` to a dictionary."""
-    pairs = (item.split("=") for item in text.split(",") if item)
-    return {name.strip(): ast.literal_eval(value) for name, value in pairs}
+def options(text: str) -> list[tuple[str, str]]:
+    """Parses ``a=1,b=false`` to pairs."""
+    pairs = (item.partition("=") for item in text.split(",") if item)
+    return [(name.strip(), value) for name, _, value in pairs]
 
 
 def quantized(
@@ -126,11 +127,10 @@ def main() -> None:
         cache = StageCache(given.cache or Path(folder))
         recorded, points = trajectory(workspace, cache), heldout(workspace)
         for text in given.set or [""]:
-            method = entry(given.method).method()
-            for name, value in options(text).items():
-                if not hasattr(method, name):
-                    parser.error(f"{given.method} has no option {name}")
-                setattr(method, name, value)
+            try:
+                method = entry(given.method).method.configured(options(text))
+            except UserError as error:
+                parser.error(str(error))
             model, seconds, peak = quantized(method, cell, workspace, recorded)
             line = judge(model, workspace, cache, points)
             print(

@@ -130,6 +130,11 @@ def board_lines(
     return tuple(sorted(lines, key=_order))
 
 
+def _title(cell: Cell, titles: Mapping[str, str]) -> str:
+    """The method's title, with its options in brackets."""
+    return titles.get(cell.method, cell.method) + cell.configured.removeprefix(cell.method)
+
+
 def _line(
     name: str,
     titles: Mapping[str, str],
@@ -145,7 +150,7 @@ def _line(
     return Line(
         name=name,
         method=cells[0].method,
-        title=titles.get(cells[0].method, cells[0].method),
+        title=_title(cells[0], titles),
         bits=cells[0].bits,
         board=board,
         state=state,

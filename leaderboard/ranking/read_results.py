@@ -62,8 +62,8 @@ class BoardId:
 
 
 def contestant(cell: Cell) -> str:
-    """Name of a contestant of a board, ``method@bits``; it is the same for all seeds."""
-    return f"{cell.method}@{cell.bits}"
+    """Name of a contestant of a board, ``method@bits`` with any options; the same for all seeds."""
+    return f"{cell.configured}@{cell.bits}"
 
 
 def load_rows(folder: Path) -> Loaded:

@@ -7,7 +7,7 @@ of attention and adaptive norms before it meets a real model.
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantarena.methods.api import Effort, Method, MethodContext
+from quantarena.methods.contract import Method, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 from quantarena.methods.testing.networks import Probe, probes
 
@@ -123,7 +124,7 @@ class _Suite:
             return "two runs, one result"
 
         def round_trip() -> str:
-            other = contexts[low].wrap()
+            other = contexts[low].restore({}, made[low].notes)
             other.load_state(made[low].state())
             with torch.no_grad():
                 gap = _gap(other.run(probe.heldout), outputs[low])
@@ -131,8 +132,8 @@ class _Suite:
             return "identical after loading"
 
         def switched(name: str) -> str:
-            other = type(self.method)()
-            setattr(other, name, self.method.switches[name])
+            off = replace(self.method.options, **{name: self.method.switches[name]})
+            other = type(self.method)(off)
             model = other.run(probe.context(low, self.variant, self.effort))
             with torch.no_grad():
                 gap = _gap(model.run(probe.heldout), outputs[low])

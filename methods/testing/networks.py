@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.record.recorder import recording
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.network import Graph, trace
+from quantarena.methods.info import Effort
 
 CALLS, ROWS = 4, 8
 """Sampler calls and images of each network's trajectory."""

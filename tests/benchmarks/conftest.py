@@ -15,11 +15,12 @@ from quantarena.bench.stages.latency import measure
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry as workloads
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import policy
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 
 ZOO = "emoji-t2i"
@@ -60,7 +61,7 @@ class Bench:
         )
 
     def quantize(self, cell: Cell) -> QuantizedModel:
-        return entry(cell.method).method().run(self.context(cell))
+        return entry(cell.method).method.configured(cell.options).run(self.context(cell))
 
     def time_quantize(self, benchmark: Any, cell: Cell) -> QuantizedModel:
         """Seconds to quantize, two rounds."""

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.info import Effort
 
 CALLS, ROWS, HELD = 4, 8, 4
 

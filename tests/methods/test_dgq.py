@@ -1,13 +1,13 @@
 """DGQ: where groups win and along which axis, what they cost, attention without its start token."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -15,6 +15,7 @@ from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.dgq import Dgq
+from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.testing.conformance import check
 
@@ -86,7 +87,7 @@ class LoudCorner(nn.Module):
 
 def variant(**off):
     """DGQ with some of its ideas set otherwise."""
-    return type("Changed", (Dgq,), off)
+    return lambda: Dgq(Dgq.Options(**off))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_outlier_channels_are_in_groups_of_their_own(judged):
     loud = {3, 17, 18, 30, 41}
     groups = {int(ids[k]) for k in loud}
     assert not groups & {int(ids[k]) for k in set(range(48)) - loud}
-    assert int(ids.max()) < Dgq.groups
+    assert int(ids.max()) < Dgq.Options().groups
 
 
 def test_error_falls_with_groups(judged):
@@ -146,7 +147,7 @@ def plain(probe, policy=None, **off):
     """A model at w4a4 without learned roundings."""
     context = probe.context(Bits(4, 4), "paper", Effort(16, 0))
     if policy is not None:
-        context.policy = policy
+        context = replace(context, policy=policy)
     return variant(**off)().run(context)
 
 
@@ -311,7 +312,7 @@ def test_few_points_borrow_from_neighbouring_calls():
     method = Dgq()
     assert [method.reach(n) for n in (128, 32, 31, 11, 6, 1)] == [0, 0, 1, 1, 3, 16]
     for points in (1, 3, 6, 10, 31):
-        assert points * (2 * method.reach(points) + 1) >= method.least
+        assert points * (2 * method.reach(points) + 1) >= method.options.least
 
 
 def test_release_rounds_otherwise_and_groups_alike(pixel):

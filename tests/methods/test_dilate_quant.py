@@ -1,15 +1,17 @@
 """DilateQuant: what dilation leaves as it was, banks in mixed batches, where each idea wins."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import ActQuantizer
 from quantarena.methods.dilate_quant import DilateQuant, dilate_layers
+from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -49,7 +51,7 @@ class Stepped(nn.Module):
 
 def variant(**off):
     """DilateQuant with some of its ideas set otherwise."""
-    return type("Changed", (DilateQuant,), off)
+    return lambda: DilateQuant(DilateQuant.Options(**off))
 
 
 def test_dilation_beats_rtn_from_wide_to_narrow(judged):
@@ -169,7 +171,7 @@ def test_schedule_has_the_papers_length_and_learns_everything_at_once():
 
 def test_published_policy_has_ranges_by_call_and_head(transformer):
     context = transformer.context(Bits(4, 4), "paper", Effort(16, 0))
-    context.policy = DilateQuant.published
+    context = replace(context, policy=DilateQuant.published)
     model = DilateQuant().run(context)
     assert model.attention
     for products in model.attention.values():

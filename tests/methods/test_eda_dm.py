@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Capabilities, Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import FLOAT, Policy
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.eda_dm import EDADM
+from quantarena.methods.info import Capabilities, Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.learn.param_groups import Decay
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
@@ -23,7 +24,7 @@ ENDS_FLOAT = Policy("flat", roles={Role.INPUT: FLOAT, Role.OUTPUT: FLOAT})
 
 def without(**switches):
     """The method with some ideas switched off."""
-    return type("Without", (EDADM,), switches)
+    return lambda: EDADM(EDADM.Options(**switches))
 
 
 class Drifting(nn.Module):
@@ -151,7 +152,7 @@ def watched(monkeypatch):
 @pytest.mark.parametrize("joint", [True, False])
 def test_weights_and_activations_learn_together_or_in_turn(pixel, watched, joint):
     ctx, ticks = pixel.context(Bits(4, 4), "paper", Effort(8, 4)), []
-    ctx.progress = lambda done, total: ticks.append((done, total))
+    ctx = replace(ctx, progress=lambda done, total: ticks.append((done, total)))
     model = without(joint=joint)().run(ctx)
     learned = [(list(schedule.groups), acts) for schedule, acts in watched]
     if joint:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.policy import UNIFORM, Policy
@@ -17,6 +17,7 @@ from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.fp import FullPrecision
+from quantarena.methods.info import Effort
 from quantarena.methods.q_diffusion import QDiffusion
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.learn.param_groups import Decay
@@ -42,8 +43,8 @@ class Skip(nn.Module):
         return (self.outlet(self.shortcut(torch.cat([deep, self.gap * skip], 1))),)
 
 
-class WithoutSplit(QDiffusion):
-    split_shortcuts = False
+def without_split():
+    return QDiffusion(QDiffusion.Options(split_shortcuts=False))
 
 
 FLAT = Policy("flat")
@@ -78,7 +79,7 @@ def skip():
 def test_split_beats_rtn_fivefold_on_a_planted_gap(skip):
     rtn = error(RoundToNearest, skip, Bits(8, 4))
     split = error(QDiffusion, skip, Bits(8, 4))
-    whole = error(WithoutSplit, skip, Bits(8, 4))
+    whole = error(without_split, skip, Bits(8, 4))
     assert rtn >= 5 * split
     assert whole >= 4 * split, "the gain is not the split's"
 
@@ -94,8 +95,8 @@ def test_reconstruction_beats_rtn_on_weights_and_needs_its_iterations(pixel):
 
     rtn, none, many = (
         judged(RoundToNearest, 0),
-        judged(WithoutSplit, 0),
-        judged(WithoutSplit, 60),
+        judged(without_split, 0),
+        judged(without_split, 60),
     )
     assert many <= rtn / 1.5
     assert many <= none / 1.2, "the gain is not reconstruction's"
@@ -103,7 +104,7 @@ def test_reconstruction_beats_rtn_on_weights_and_needs_its_iterations(pixel):
 
 def test_switches_change_the_result(skip):
     models = [
-        m().run(context(skip, Bits(4, 4), Effort(32, 0))[0]) for m in (QDiffusion, WithoutSplit)
+        m().run(context(skip, Bits(4, 4), Effort(32, 0))[0]) for m in (QDiffusion, without_split)
     ]
     parts = [len(m.layers["shortcut"].part_list()) for m in models]
     assert parts == [2, 1]
@@ -112,7 +113,7 @@ def test_switches_change_the_result(skip):
 def test_q_diffusion_notes_what_it_did(pixel):
     ctx = pixel.context(Bits(4, 8), "paper", Effort(16, 2))
     ticks = []
-    ctx.progress = lambda done, total: ticks.append((done, total))
+    ctx = replace(ctx, progress=lambda done, total: ticks.append((done, total)))
     model = QDiffusion().run(ctx)
     table = model.notes["reconstruction"]
     assert len(table["weights"]) == len(table["acts"]) > 5
@@ -139,8 +140,8 @@ def test_schedules_are_the_papers_at_the_papers_length():
 @pytest.mark.parametrize("variant", ["paper", "release"])
 def test_the_release_presses_only_the_first_half_of_a_split_layer(skip, variant, monkeypatch):
     class Pressed(QDiffusion):
-        def schedules(self, iterations, *, released=False):
-            weights, acts = super().schedules(iterations, released=released)
+        def schedules(self, iterations, variant="paper"):
+            weights, acts = super().schedules(iterations, variant)
             return replace(weights, rounding=replace(weights.rounding, strength=10.0)), acts
 
     undecided = []
@@ -158,7 +159,7 @@ def test_the_release_presses_only_the_first_half_of_a_split_layer(skip, variant,
 
 
 def test_the_release_learns_scales_at_one_absolute_rate():
-    weights, acts = QDiffusion().schedules(20_000, released=True)
+    weights, acts = QDiffusion().schedules(20_000, "release")
     assert weights.groups["rounding"].lr == 1e-3
     assert (weights.batch, acts.batch) == (8, 8)
     assert weights.rounding.first_part
@@ -212,10 +213,7 @@ class Greedy(RoundToNearest):
     """Keeps eight bits where four were asked."""
 
     def quantize(self, ctx):
-        ctx.bits = Bits(8, 8)
-        model = super().quantize(ctx)
-        ctx.bits = Bits(4, 4)
-        return model
+        return super().quantize(replace(ctx, bits=Bits(8, 8)))
 
 
 def test_other_widths_than_the_policys_are_caught(pixel):

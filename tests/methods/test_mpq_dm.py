@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from quantarena.methods.api import Capabilities, Effort
 from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
+from quantarena.methods.info import Capabilities, Effort
 from quantarena.methods.mpq_dm import MpqDm, candidates, kurtosis, relation_loss, smooth_layers
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.calibrate.channel_widths import swapped_widths
@@ -76,7 +76,7 @@ class Stepped(Layers):
 
 def variant(**off):
     """MPQ-DM with some of its ideas set otherwise."""
-    return type("Changed", (MpqDm,), off)
+    return lambda: MpqDm(MpqDm.Options(**off))
 
 
 def test_widths_by_kurtosis_beat_rtn_where_tails_differ(judged):
@@ -262,9 +262,9 @@ def test_ranges_follow_the_call_through_split_batches(pixel):
 
 def test_lengths_are_the_papers():
     schedule = variant(batch=4)().schedule(20_000)
-    assert MpqDm().schedule(20_000).updates * MpqDm.batch == 64_000, "the paper's rows"
+    assert MpqDm().schedule(20_000).updates * MpqDm.Options().batch == 64_000, "the paper's rows"
     assert (schedule.updates, schedule.rank, schedule.reduction) == (16_000, 32, "sum")
-    assert (MpqDm.relation, MpqDm.window) == (100.0, 2)
+    assert (MpqDm.Options().relation, MpqDm.Options().window) == (100.0, 2)
     assert MpqDm().schedule(0).updates == 0
 
 

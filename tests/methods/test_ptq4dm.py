@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Capabilities, Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import FLOAT, Policy
 from quantarena.methods.core.record.steps import CensoredNormalSteps, UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role, trace
-from quantarena.methods.ptq4dm import PTQ4DM, Mislabelled
+from quantarena.methods.info import Capabilities, Effort
+from quantarena.methods.ptq4dm import PTQ4DM, RECIPES, Mislabelled
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
@@ -27,12 +28,15 @@ from quantarena.methods.testing.networks import sampled
 CALLS, ROWS = 50, 16
 
 
-class Uniform(PTQ4DM):
-    ndtc = False
+PAPER, RELEASE = RECIPES["paper"], RECIPES["release"]
 
 
-class MinMax(PTQ4DM):
-    mse_ranges = False
+def uniform_steps():
+    return PTQ4DM(PTQ4DM.Options(ndtc=False))
+
+
+def min_max():
+    return PTQ4DM(PTQ4DM.Options(mse_ranges=False))
 
 
 class Burst(nn.Module):
@@ -80,18 +84,18 @@ def burst_error(method, gain):
 def test_steps_near_the_image_win_where_activations_grow_there():
     ours = burst_error(PTQ4DM, 4.0)
     assert 1.5 * ours <= burst_error(RoundToNearest, 4.0)
-    assert 2 * ours <= burst_error(Uniform, 4.0), "the gain is not the steps'"
-    assert 3 * ours <= burst_error(MinMax, 4.0), "the gain is not the search's"
+    assert 2 * ours <= burst_error(uniform_steps, 4.0), "the gain is not the steps'"
+    assert 3 * ours <= burst_error(min_max, 4.0), "the gain is not the search's"
 
 
 def test_steps_do_not_matter_where_all_are_alike():
-    ours, uniform = burst_error(PTQ4DM, 1.0), burst_error(Uniform, 1.0)
+    ours, uniform = burst_error(PTQ4DM, 1.0), burst_error(uniform_steps, 1.0)
     assert ours == pytest.approx(uniform, rel=0.1)
 
 
 def test_points_are_the_samplers_own_inputs_at_their_timesteps(pixel):
     ctx = pixel.context(Bits(8, 8), "paper", Effort(24, 0))
-    points = ctx.draw(PTQ4DM().steps(24, released=False))
+    points = ctx.draw(PTQ4DM().steps(24, PAPER))
     assert len(points) == 24  # exactly what was asked
     start = pixel.trajectory.sample[0]
     again = sampled(pixel.model, start, {})  # the sampler once more, from the same noise
@@ -102,7 +106,7 @@ def test_points_are_the_samplers_own_inputs_at_their_timesteps(pixel):
 
 
 def test_steps_are_the_censored_normal_of_the_release():
-    policy = PTQ4DM().steps(20000, released=False)
+    policy = PTQ4DM().steps(20000, PAPER)
     assert isinstance(policy, CensoredNormalSteps)
     wide = Trajectory(torch.zeros(250, 1, 1), torch.arange(250).flip(0), {})
     share = policy.counts(wide, seed=0) / 20000
@@ -123,7 +127,7 @@ def test_release_pairs_samples_with_mirrored_unmapped_labels():
     trajectory = replace(recorded(), timestep=torch.arange(CALLS).flip(0) * 50.0)
     policy = CensoredNormalSteps(64, repeat=True)
     meant = policy.draw(trajectory, 1)
-    points = PTQ4DM().steps(64, released=True).draw(trajectory, 1)
+    points = PTQ4DM().steps(64, RELEASE).draw(trajectory, 1)
     label = points.timestep
     assert torch.equal(label, meant.timestep / 50), "the label is t, not the model's timestep"
     assert torch.equal(points.step, (label.long() + 1).clamp(max=CALLS - 1))
@@ -137,10 +141,10 @@ def test_release_pairs_samples_with_mirrored_unmapped_labels():
 
 def test_variants_search_as_said(pixel):
     method = PTQ4DM()
-    assert method.search(False) is mse_range
-    assert method.search(True) is mse_1d_range
-    assert MinMax().search(True) is minmax_range
-    assert isinstance(Uniform().steps(8, False), UniformStride)
+    assert method.search(PAPER) is mse_range
+    assert method.search(RELEASE) is mse_1d_range
+    assert min_max().search(RELEASE) is minmax_range
+    assert isinstance(uniform_steps().steps(8, PAPER), UniformStride)
     ours, theirs = (
         method.run(pixel.context(Bits(4, 4), variant, Effort(24, 0))).state()
         for variant in ("paper", "release")

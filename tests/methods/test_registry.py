@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from quantarena.methods import registry
+from quantarena.methods.builtin import builtins
 from quantarena.methods.core.errors import UnknownName, UserError
 
 MINE = """
@@ -40,8 +41,8 @@ def write(tmp_path):
 
 
 def test_builtin_names_come_first():
-    assert registry.names()[:3] == ("fp", "rtn", "q_diffusion")
-    for name in registry.BUILTIN:
+    assert registry.names()[:3] == ("fp", "rtn", "ptq4dm")
+    for name in builtins():
         found = registry.entry(name)
         assert found.origin == "builtin"
         assert found.method.name == name

@@ -1,10 +1,11 @@
 """RepQuant: the fold wins where channels differ, codes are the channel-wise ones, attention too."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.packed.attention_parity import attention_parity
@@ -12,6 +13,7 @@ from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.quantizers.log import LogQuantizer
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.info import Effort
 from quantarena.methods.repquant import RepQuant, output_gram
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -69,7 +71,7 @@ def sampled():
 
 def variant(**off):
     """RepQuant with some of its ideas set otherwise."""
-    return type("Changed", (RepQuant,), off)
+    return lambda: RepQuant(RepQuant.Options(**off))
 
 
 @pytest.mark.parametrize("network", [Normed, Modulated])
@@ -190,7 +192,7 @@ def test_blocks_may_be_reconstructed_instead(pixel):
 
 def published(probe, bits):
     context = probe.context(bits, "paper", Effort(16, 2))
-    context.policy = RepQuant.published
+    context = replace(context, policy=RepQuant.published)
     return context
 
 

@@ -1,12 +1,12 @@
 """Serial-to-Parallel: consistent with full precision on its own walk, and what each part is for."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort, MethodContext
+from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepSchedule
 from quantarena.methods.core.errors import Unsupported, UserError
@@ -15,6 +15,7 @@ from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role, trace
+from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.serial_to_parallel import SerialToParallel
 from quantarena.methods.testing.conformance import check
@@ -25,7 +26,7 @@ KEEP, TAKE = 1.1, -0.35
 
 def variant(**options):
     """The method with some of its options set otherwise."""
-    return type("Changed", (SerialToParallel,), options)
+    return lambda: SerialToParallel(SerialToParallel.Options(**options))
 
 
 class Drifting(nn.Module):
@@ -187,7 +188,7 @@ def test_lengths_follow_the_preset(toys):
     for iterations, rounds in ((0, 0), (20, 1), (100, 2), (160, 4)):
         ticks = []
         context = toys[Drifting][0](Bits(8, 8), iterations)
-        context.progress = lambda *tick, ticks=ticks: ticks.append(tick)
+        context = replace(context, progress=lambda *tick, ticks=ticks: ticks.append(tick))
         made = variant(epochs=0, window=5)().run(context)
         assert len(ticks) == 4 * rounds, "12 images walk in two lots, each ten calls in two windows"
         assert ("learning" in made.notes) == (rounds > 0)
@@ -200,13 +201,13 @@ def test_tables_stand_where_the_policy_leaves_time_layers_in_floating_point(prob
     uniform = SerialToParallel().run(context)
     assert not uniform.tables
     assert set(uniform.notes["time_tables"]["kept"]) == {"the policy quantizes it"}
-    context.policy = SerialToParallel.published
+    context = replace(context, policy=SerialToParallel.published)
     made = SerialToParallel().run(context)
     assert set(made.tables) == names
     assert not set(made.layers) & names
     packed = pack(made)
     assert parity(made, packed, probe.heldout).max_rel <= 1e-5
-    without = variant(tables=False)().run(dataclasses.replace(context))
+    without = variant(tables=False)().run(replace(context))
     seen, plain = (observe(m, pack(m), probe.model) for m in (made, without))
     assert seen.bops < plain.bops, "tables cost no products"
     assert seen.packed_bytes < plain.packed_bytes
@@ -229,7 +230,7 @@ def test_mixed_channels_keep_the_declared_mean_and_help_where_channels_differ(to
     torch.manual_seed(0)
     network = Uneven().eval().requires_grad_(False)
     context = context(Bits(3, 8), 0)
-    context.model = network
+    context = replace(context, model=network)
     made, equal = (variant(mixed=mixed)().run(context) for mixed in (True, False))
     note = made.notes["widths"]["middle"]
     assert note["widened"] >= 4
@@ -267,7 +268,8 @@ def test_options_of_the_second_version_matter(pixel):
 
 def test_too_few_points_are_said(pixel):
     context = pixel.context(Bits(4, 4), "paper", Effort(7, 0))
-    context.trajectory = dataclasses.replace(pixel.trajectory, halves=2)
+    trajectory = replace(pixel.trajectory, halves=2)
+    context = replace(context, trajectory=trajectory)
     with pytest.raises(Unsupported, match="2 guidance halves at each of 4 calls"):
         SerialToParallel().run(context)
 

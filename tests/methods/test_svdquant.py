@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.packed.lower import pack_layer
 from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
+from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.svdquant import SvdQuant, exponents
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -55,7 +55,7 @@ class Outliers(Layers):
 
 def variant(**off):
     """SVDQuant with some of its ideas set otherwise."""
-    return type("Changed", (SvdQuant,), off)
+    return lambda: SvdQuant(SvdQuant.Options(**off))
 
 
 def test_a_branch_beats_rtn_where_few_directions_are_strong(judged):

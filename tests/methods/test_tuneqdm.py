@@ -1,15 +1,17 @@
 """TuneQDM: integers stay, gains learn, and they win where the structure is a gain."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.info import Effort
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing.conformance import check
 from quantarena.methods.tuneqdm import TuneQdm, trainable
@@ -58,16 +60,19 @@ class Directions(Between):
 
 def variant(**off):
     """TuneQDM with some of its options set otherwise; timesteps of small samplers are 0 to 3."""
-    return type("Changed", (TuneQdm,), {"horizon": CALLS, **off})
+    return lambda: TuneQdm(TuneQdm.Options(**{"horizon": CALLS, **off}))
+
+
+class Long(TuneQdm):
+    """As TuneQDM, with 400 updates whatever the preset has."""
+
+    def schedule(self, iterations):
+        return super().schedule(400)
 
 
 def long(**off):
-    """As ``variant``, with 400 updates whatever the preset has."""
-
-    def schedule(self, iterations):
-        return TuneQdm.schedule(self, 400)
-
-    return variant(schedule=schedule, lr=0.02, **off)
+    """As ``variant``, with 400 updates at a larger rate."""
+    return lambda: Long(TuneQdm.Options(**{"horizon": CALLS, "lr": 0.02, **off}))
 
 
 def rtn(model: QuantizedModel) -> None:
@@ -164,7 +169,7 @@ def test_packed_codes_are_the_fake_path(probe, bits):
 
 def test_published_policy_has_every_layer_at_the_requested_bits(pixel):
     context = pixel.context(W4, "paper", Effort(16, 1))
-    context.policy = TuneQdm.published
+    context = replace(context, policy=TuneQdm.published)
     made = TuneQdm().run(context)
     assert set(made.layers) == set(pixel.graph.layers)
     assert observe(made, pack(made), pixel.model).code_bits == 4.0

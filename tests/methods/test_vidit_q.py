@@ -1,15 +1,17 @@
 """ViDiT-Q: balancing keeps the function, tokens have ranges of their own, bits are what is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.packed.pack import observe, pack, parity
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.trace.network import Role
+from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -59,7 +61,7 @@ class FarTokens(Layers):
 
 def variant(**off):
     """ViDiT-Q with some of its ideas set otherwise."""
-    return type("Changed", (ViditQ,), off)
+    return lambda: ViditQ(ViditQ.Options(**off))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_the_papers_exponent_balances_too(judged):
         judged(method, network, Bits(8, 4))[1] for method in (ViditQ, variant(balancing=False))
     )
     assert without >= 1.5 * ours
-    assert ViditQ.alpha == PIXART_ALPHA > VIDEO_ALPHA
+    assert ViditQ.Options().alpha == PIXART_ALPHA > VIDEO_ALPHA
 
 
 def test_balancing_keeps_the_function_and_is_the_formula(probe):
@@ -166,7 +168,7 @@ def test_weights_are_min_max_to_nearest(transformer):
 
 def test_published_leaves_embedders_and_the_final_layer(transformer):
     context = transformer.context(Bits(4, 8), "paper", SMALL)
-    context.policy = ViditQ.published
+    context = replace(context, policy=ViditQ.published)
     made = ViditQ().run(context)
     roles = {transformer.graph.layers[name].role for name in made.layers}
     assert roles == {Role.QKV, Role.ATTN_OUT, Role.FF}

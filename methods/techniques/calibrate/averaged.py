@@ -4,7 +4,7 @@ PTQ4DM (Shang et al., CVPR 2023) and EDA-DM (arXiv:2401.04585) calibrate batch b
 has its search, and what is kept is an exponential moving average of the bounds found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -70,3 +70,19 @@ def _bounds(params: QuantParams) -> tuple[Tensor, Tensor]:
     """Values of the first and of the last code."""
     low = -params.zero_point.detach() * params.scale.detach()
     return low, low + (params.levels - 1) * params.scale.detach()
+
+
+Calibrate = Callable[[QuantizedModel, CalibrationSet, RangeSearch, int], None]
+"""A way to set activation ranges: called with the model, its points, a range search and a seed."""
+
+
+def all_at_once(
+    model: QuantizedModel, points: CalibrationSet, search: RangeSearch, seed: int
+) -> None:
+    """One range for each input from all points; the seed is not used."""
+    calibrate_activations(model, points, search)
+
+
+def averaged(model: QuantizedModel, points: CalibrationSet, search: RangeSearch, seed: int) -> None:
+    """Ranges averaged over windows of points, as released code of several methods has them."""
+    calibrate_averaged(model, points, search, seed=seed)

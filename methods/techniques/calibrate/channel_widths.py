@@ -4,7 +4,8 @@ A channel's output depends on its own weights alone. So its error at each width,
 the error of every assignment of widths; nothing is quantized again to compare them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -101,3 +102,61 @@ def best_swap(errors: Tensor, scores: Tensor, counts: Sequence[int]) -> tuple[in
     rows = (swapped_widths(scores, 1, count).long() for count in counts)  # 0, 1 or 2
     totals = torch.stack([errors.gather(0, row[None]).sum() for row in rows])
     return counts[int(totals.argmin())], totals
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """How many output channels of one layer were widened, and what that gained.
+
+    Attributes:
+        name: path of the layer.
+        count: channels that got one bit more; as many got one bit less.
+        channels: all output channels.
+        errors: output error of every candidate count, the first of which is 0.
+    """
+
+    name: str
+    count: int
+    channels: int
+    errors: Tensor
+
+    @property
+    def error(self) -> float:
+        """Output error over that of equal widths."""
+        return round(float(self.errors.min() / self.errors[0].clamp(min=1e-30)), 4)
+
+    def note(self) -> dict[str, float]:
+        """What happened, as plain data."""
+        return {"widened": self.count, "channels": self.channels, "error": self.error}
+
+
+def swap_widths(
+    model: QuantizedModel,
+    points: CalibrationSet,
+    bits: int,
+    search: RangeSearch,
+    scores: Callable[[QuantLayer, Tensor], Tensor],
+    counts: Callable[[int], Sequence[int]],
+) -> Iterator[Swap]:
+    """Widen and narrow output channels of every layer of this width, at its mean, layer by layer.
+
+    Weight ranges are to be found again afterwards where a count is not 0.
+
+    Args:
+        model: activation ranges set; its layers have one part.
+        points: points that output errors are found on.
+        bits: width of the layers whose channels change; nothing changes from 8 bits up.
+        search: finds the ranges at each width.
+        scores: score of each channel from a layer and its errors, (3, O); the highest are widened.
+        counts: candidates for the number of widened channels, from the number of channels.
+    """
+    names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
+    errors = channel_errors(model, points, names, search)
+    for name in names:
+        layer = model.layers[name]
+        score = scores(layer, errors[name])
+        count, totals = best_swap(errors[name], score, counts(len(score)))
+        quantizer = layer.part_list()[0].weight_quantizer
+        if count and quantizer is not None:
+            quantizer.set_bit_map(swapped_widths(score, bits, count))
+        yield Swap(name, count, len(score), totals)

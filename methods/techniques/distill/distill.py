@@ -115,6 +115,16 @@ class DistillReport:
     rss_growth: int
     device_bytes: int
 
+    def note(self) -> dict[str, Any]:
+        """Updates, mean loss of the first and the last (at most 20) of them, and memory."""
+        edge = max(1, min(20, len(self.losses) // 2))
+        return {
+            "updates": self.updates,
+            "loss_first": sum(self.losses[:edge]) / edge,
+            "loss_last": sum(self.losses[-edge:]) / edge,
+            "rss_growth": self.rss_growth,
+        }
+
 
 def distill(
     model: QuantizedModel,

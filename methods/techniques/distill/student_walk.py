@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,16 @@ class StageReport:
     frozen: float = 0.0
     drift: float = 0.0
     rss_growth: int = 0
+
+    def note(self) -> dict[str, Any]:
+        """Updates and losses of each stage, the share of frozen weights and memory."""
+        return {
+            "updates": {stage: len(losses) for stage, losses in self.losses.items()},
+            "loss_first": {stage: losses[0] for stage, losses in self.losses.items()},
+            "loss_last": {stage: losses[-1] for stage, losses in self.losses.items()},
+            "frozen": round(self.frozen, 6),
+            "rss_growth": self.rss_growth,
+        }
 
 
 @torch.no_grad()

@@ -75,6 +75,12 @@ class BlockReport:
         """What hardening cost."""
         return self.after - self.soft
 
+    def note(self, *more: str) -> dict[str, Any]:
+        """The block's name, losses and seconds as plain data, with further fields by name."""
+        names = ("before", "after", *more)
+        losses = {name: getattr(self, name) for name in names}
+        return {"block": self.name, **losses, "seconds": round(self.seconds, 3)}
+
 
 def reconstruct(
     model: QuantizedModel,

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.errors import UnknownName
+from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 from quantarena.methods.testing import conformance
 from quantarena.methods.testing.conformance import check
@@ -99,7 +99,6 @@ def test_a_plugin_in_one_file_conforms(tmp_path):
             "packed equals fake",
             "packed and fake quantization differ",
         ),
-        ("ctx.calibration.clear(); return model", "calibration noted", "ctx.draw"),
         (
             "first.weight.data.mul_(1.5); return model",
             "pass-through",
@@ -115,6 +114,14 @@ def test_a_plugin_in_one_file_conforms(tmp_path):
 def test_each_check_can_fail(only_transformer, tmp_path, body, check_name, message):
     found = failures(run(tmp_path, f"{HEAD}        {body}\n"))
     assert message in found[(check_name, "transformer")]
+
+
+def test_points_that_the_context_did_not_draw_are_noticed(only_transformer, tmp_path):
+    drawn = "ctx.draw(UniformStride(ctx.effort.samples))"
+    aside = "UniformStride(ctx.effort.samples).draw(ctx.trajectory, ctx.seed)"
+    assert drawn in HEAD
+    found = failures(run(tmp_path, HEAD.replace(drawn, aside) + "        return model\n"))
+    assert "ctx.draw" in found[("calibration noted", "transformer")]
 
 
 def test_unsupported_must_be_said(only_transformer, tmp_path):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import StepClock
 from quantarena.methods.core.cuda.device import interpreted_without_gpu, status
@@ -24,6 +23,7 @@ from quantarena.methods.core.packed.nodes.wrappers import MixedWidthLayer
 from quantarena.methods.core.packed.pack import PackedModel, pack
 from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 
 pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")

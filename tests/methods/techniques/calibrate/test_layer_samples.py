@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from quantarena.methods.api import Effort
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.record.points import evenly
+from quantarena.methods.info import Effort
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 
 

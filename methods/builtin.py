@@ -1,0 +1,93 @@
+"""The built-in methods, listed and described without importing them.
+
+A built-in method is a class under ``@register("name")`` in a file of this folder. Plans and help
+texts need its name, the widths that it is compared at and how much it learns; importing it would
+import torch. So these facts are read from the syntax tree, where they are literals.
+"""
+
+import ast
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quantarena.methods.info import Capabilities
+
+FP = "fp"
+"""Name of the full-precision reference."""
+
+_FOLDER = Path(__file__).parent
+_PACKAGE = "quantarena.methods"
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """What is known of a built-in method before it is imported.
+
+    Attributes:
+        name: as registered.
+        module: to import it from.
+        paper: of its ``MethodInfo``; ``-`` for the baselines.
+        most_iterations: of its ``Capabilities``.
+        board_bits: of its ``Capabilities``.
+    """
+
+    name: str
+    module: str
+    paper: str
+    most_iterations: int | None
+    board_bits: tuple[str, ...]
+
+
+@cache
+def builtins() -> dict[str, Builtin]:
+    """Every built-in method by name: the baselines, then the papers by their date."""
+    found = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
+    return {b.name: b for b in sorted(found, key=lambda b: (b.paper != "-", b.paper, b.name))}
+
+
+def _read(file: Path) -> list[Builtin]:
+    text = file.read_text(encoding="utf-8")
+    if "\n@register(" not in text:
+        return []
+    found = []
+    for node in ast.parse(text).body:
+        name = _registered_as(node)
+        if name and isinstance(node, ast.ClassDef):
+            info, supports = _literals(node, "info"), _literals(node, "supports")
+            defaults = {field.name: field.default for field in fields(Capabilities)}
+            found.append(
+                Builtin(
+                    name,
+                    f"{_PACKAGE}.{file.stem}",
+                    info.get("paper", "-"),
+                    supports.get("most_iterations", defaults["most_iterations"]),
+                    supports.get("board_bits", defaults["board_bits"]),
+                )
+            )
+    return found
+
+
+def _registered_as(node: ast.stmt) -> str:
+    for decorator in getattr(node, "decorator_list", ()):
+        match decorator:
+            case ast.Call(func=ast.Name(id="register"), args=[ast.Constant(value=str(name))]):
+                return name
+    return ""
+
+
+def _literals(node: ast.ClassDef, attribute: str) -> dict[str, Any]:
+    """The literal keyword arguments of the call that a class attribute is set to."""
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(keywords=keywords)):
+                if name == attribute:
+                    return {k.arg: value for k in keywords if k.arg for value in _literal(k.value)}
+    return {}
+
+
+def _literal(node: ast.expr) -> list[Any]:
+    try:
+        return [ast.literal_eval(node)]
+    except ValueError:
+        return []

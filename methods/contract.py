@@ -1,0 +1,232 @@
+"""The contract between a method and the harness: what a method is given, and what it returns.
+
+Authors of methods import these names from ``quantarena.methods.api``.
+"""
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantarena.methods import options as method_options
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.model.policy import Policy
+from quantarena.methods.core.record.steps import StepPolicy
+from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.core.trace.blocks import Block, partition
+from quantarena.methods.core.trace.network import Graph
+from quantarena.methods.info import Capabilities, Effort, MethodInfo
+from quantarena.methods.options import MethodOptions
+from quantarena.methods.widths import DECLARED, Widths, verify
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total); the total may change."""
+
+
+class DrawRecord:
+    """The calibration points that a method drew through its context, for the row."""
+
+    def __init__(self) -> None:
+        self._draws: list[dict[str, Any]] = []
+
+    def note(self, steps: StepPolicy, points: CalibrationSet, seed: int) -> None:
+        """Add one draw."""
+        self._draws.append(
+            {
+                "policy": repr(steps),
+                "points": len(points),
+                "steps": {str(step): count for step, count in points.histogram().items()},
+                "sha256": points.sha256(),
+                "seed": seed,
+            }
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The last draw, with any earlier ones under ``earlier``; empty before the first."""
+        if not self._draws:
+            return {}
+        *earlier, last = self._draws
+        return {**last, **({"earlier": list(earlier)} if earlier else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class MethodContext:
+    """Everything that a method is given.
+
+    Attributes:
+        model: the full-precision network; never change it, ``wrap`` copies it.
+        graph: its layers, roles, MACs and skip concatenations.
+        trajectory: every network call of the full-precision sampler on the calibration images.
+        bits: requested widths.
+        policy: the harness's assignment of widths to layers.
+        variant: ``paper`` (the formula) or ``release`` (the official code's behaviour).
+        seed: seed of everything random.
+        effort: what the preset allows.
+        progress: callback to report progress.
+        draws: record of the points that ``draw`` has drawn.
+    """
+
+    model: nn.Module
+    graph: Graph
+    trajectory: Trajectory
+    bits: Bits
+    policy: Policy
+    variant: str
+    seed: int
+    effort: Effort
+    progress: Progress = lambda done, total: None
+    draws: DrawRecord = field(default_factory=DrawRecord, compare=False)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """What ``draw`` has drawn, as the row shows it."""
+        return self.draws.as_dict()
+
+    @property
+    def widths(self) -> Widths:
+        """The widths that the harness's own policy assigns."""
+        return Widths.of(self.policy, self.graph, self.bits)
+
+    def wrap(
+        self,
+        *,
+        splits: bool | Mapping[str, Sequence[int]] = False,
+        policy: Policy | None = None,
+    ) -> QuantizedModel:
+        """Copy the model and put quantizers where the policy wants them, their ranges not set yet.
+
+        Args:
+            splits: split the layers that a skip concatenation feeds, or the widths of each layer's
+                parts.
+            policy: another assignment than the harness's own. What it changes is declared in the
+                model's notes, and so on the row.
+        """
+        if policy is None:
+            return self._wrapped(self.widths, splits)
+        asked = Widths.of(policy, self.graph, self.bits)
+        model = self._wrapped(asked, splits)
+        if changes := self.widths.changes(asked):
+            model.notes[DECLARED] = changes
+        return model
+
+    def restore(
+        self, splits: Mapping[str, Sequence[int]], notes: Mapping[str, Any]
+    ) -> QuantizedModel:
+        """The wrapped model that a saved state fits, from the notes of the model that was saved."""
+        return self._wrapped(self.widths.changed(notes.get(DECLARED, {})), splits)
+
+    def _wrapped(
+        self, widths: Widths, splits: bool | Mapping[str, Sequence[int]]
+    ) -> QuantizedModel:
+        return wrap(
+            self.model, self.graph, widths.layers, splits=splits, attention=widths.attention
+        )
+
+    def draw(self, steps: StepPolicy) -> CalibrationSet:
+        """Draw calibration points from the trajectory; the row shows what was drawn."""
+        points = steps.draw(self.trajectory, self.seed)
+        self.draws.note(steps, points, self.seed)
+        return points
+
+    def blocks(
+        self, model: QuantizedModel, points: CalibrationSet, temporal: Collection[str] = ()
+    ) -> tuple[Block, ...]:
+        """Cut the model into blocks, in execution order.
+
+        Args:
+            model: the wrapped model.
+            points: calibration points; two of them run once.
+            temporal: layers that become one block of their own, such as all that the time
+                embedding goes through (TFMQ-DM).
+        """
+        probe = points.rows(slice(0, 2))
+        with model.using(weights=False, acts=False):
+            return partition(
+                model.module, model.layers, lambda: probe.call(model.module), temporal=temporal
+            )
+
+
+class Method(ABC):
+    """Base of all methods; ``run`` is what the harness calls.
+
+    Attributes:
+        name: as registered.
+        info: where it comes from and what it claims.
+        supports: the requests that it can meet.
+        Options: dataclass of its options; by default there are none.
+        switches: by option, the value that turns an idea of the method off. Every switch must
+            change the output on some network; ``check-method`` tests that.
+        published: the paper's own layers and widths, for policy ``published``.
+        options: the values of its options.
+    """
+
+    name: ClassVar[str]
+    info: ClassVar[MethodInfo]
+    supports: ClassVar[Capabilities]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    switches: ClassVar[Mapping[str, Any]] = {}
+    published: ClassVar[Policy | None] = None
+    options: MethodOptions
+
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    @classmethod
+    def configured(cls, pairs: Iterable[tuple[str, str]] = ()) -> "Method":
+        """The method with options that are given as text, as a cell holds them.
+
+        Raises:
+            UserError: an option that it does not have, or a value that the option cannot have.
+        """
+        return cls(method_options.parse(cls.name, cls.Options, pairs))
+
+    @abstractmethod
+    def quantize(self, ctx: MethodContext) -> QuantizedModel:
+        """Make the quantized model, with every weight and activation range set.
+
+        Raises:
+            Unsupported: the request cannot be met; the cell becomes a skipped row.
+        """
+
+    def check(self, bits: Bits, variant: str) -> None:
+        """Raise ``Unsupported`` when the request is outside ``supports``."""
+        if variant not in self.supports.variants:
+            raise Unsupported(f"{self.name} has no variant {variant!r}: {self.supports.variants}")
+        for kind, width, known in (
+            ("weights", bits.weight, self.supports.weight_bits),
+            ("activations", bits.act, self.supports.act_bits),
+        ):
+            if width not in known:
+                raise Unsupported(f"{self.name} does not quantize {kind} to {width} bits: {known}")
+
+    def run(self, ctx: MethodContext) -> QuantizedModel:
+        """Check, seed, quantize, verify and freeze; the model's notes hold the seconds.
+
+        Raises:
+            Unsupported: the method cannot meet the request.
+            QuantArenaError: the method broke its contract (a range missing, NaN, other widths than
+                the policy's and those that it declared).
+        """
+        self.check(ctx.bits, ctx.variant)
+        seed_all(ctx.seed)
+        started = time.perf_counter()
+        model = self.quantize(ctx)
+        verify(model, ctx.widths.changed(model.notes.get(DECLARED, {})), self.name)
+        model.freeze()
+        model.notes["quantize_seconds"] = time.perf_counter() - started
+        return model
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a method may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

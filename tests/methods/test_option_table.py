@@ -1,0 +1,20 @@
+"""The tables of options in docs/methods are current."""
+
+from pathlib import Path
+
+import pytest
+
+from quantarena.methods.builtin import builtins
+from quantarena.methods.option_table import END, START, updated
+from quantarena.methods.registry import entry
+
+PAGES = Path(__file__).parents[2] / "docs" / "methods"
+
+
+@pytest.mark.parametrize("name", [n for n in builtins() if entry(n).method.switches])
+def test_the_page_of_a_method_lists_its_options(name):
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert page.count(START) == page.count(END) == 1
+    assert page == updated(page, name), (
+        "run: python -m quantarena.methods.option_table docs/methods"
+    )
