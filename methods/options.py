@@ -198,10 +198,10 @@ def _read(text: str, hint: Any) -> Any:
         ValueError: it is none of ``hint``'s.
     """
     plain, _ = _parts(hint)
-    word = text.strip()
-    for kind in _alternatives(plain):
-        if kind is type(None) and word.lower() == "none":
-            return None
+    word, kinds = text.strip(), _alternatives(plain)
+    if type(None) in kinds and word.lower() == "none":
+        return None
+    for kind in kinds:
         if get_origin(kind) is Literal and word in map(str, get_args(kind)):
             return next(value for value in get_args(kind) if str(value) == word)
         if get_origin(kind) is tuple:

@@ -1,10 +1,10 @@
-"""What each paper quantizes, role by role: the tables of policy ``published``.
+"""The widths that each paper gives to each role of layer: the tables of policy ``published``.
 
-Nothing but data. ``source`` says where a table was read: released code with its commit, the paper's
-text, or our reading where neither says it. Positions such as "the first layer" count registration
-order in the releases, in which the time-embedding MLP comes before the input convolution; so their
-"first layer" is the first linear of the time embedding and not the input convolution. Widths that
-an origin leaves to the request are left out here.
+This module holds only data. ``source`` says where a table comes from: released code with its
+commit, the paper's text, or our reading where neither says it. Positions such as "the first layer"
+follow the registration order in the releases, where the time-embedding MLP comes before the input
+convolution. Their "first layer" is therefore the first linear of the time embedding, not the input
+convolution. A table leaves out the widths that its source leaves to the request.
 """
 
 from quantarena.methods.core.bits import FP_WIDTH
@@ -27,10 +27,11 @@ PTQ4DM = Policy(
     kinds={"conv1d": FLOAT},
     source="released code 180a4d1",
 )
-"""First linear of the time embedding and output convolution hold 8-bit weights, the latter's input
-8 bits too; the input convolution has the requested bits. Only Conv2d and Linear are wrapped, so
-Conv1d attention layers stay in floating point, as do the attention products. The release quantizes
-outputs of layers, before the norm; here inputs are quantized, which integer kernels need.
+"""The first linear of the time embedding and the output convolution have 8-bit weights, and the
+latter's input has 8 bits too; the input convolution has the requested bits. The release wraps only
+Conv2d and Linear, so Conv1d attention layers stay in floating point, as do the attention products.
+The release quantizes the outputs of layers, before the norm; here inputs are quantized, because
+integer kernels need that.
 """
 
 Q_DIFFUSION = Policy(
@@ -38,8 +39,8 @@ Q_DIFFUSION = Policy(
     attention=AttentionRule(operands=None, softmax=8),
     source="released code 715783d",
 )
-"""Every layer at the requested bits, first and last and time embedding included, and the attention
-products with an 8-bit softmax (16 bits in its Stable Diffusion runs).
+"""Every layer has the requested bits, including the first, the last and the time embedding. The
+attention products have an 8-bit softmax (16 bits in the paper's Stable Diffusion runs).
 """
 
 EDA_DM = Policy(
@@ -49,8 +50,9 @@ EDA_DM = Policy(
     attention=AttentionRule(operands=None, softmax=8),
     source="released code 87302c0",
 )
-"""PTQ4DM's exceptions, but the last convolution's input is left in floating point: a switch meant
-for quantized outputs turns off a quantized input. Conv1d layers and attention are quantized.
+"""The exceptions are those of PTQ4DM, but the last convolution's input stays in floating point: a
+switch that was meant for quantized outputs turns off a quantized input. Conv1d layers and
+attention products are quantized.
 """
 
 DILATE_QUANT = Policy(
@@ -58,8 +60,9 @@ DILATE_QUANT = Policy(
     attention=AttentionRule(operands=None, softmax=None),
     source="restatements of the paper; no released code was found",
 )
-"""No layer is skipped, as the authors ask of others; attention tensors have ranges for each call
-and head. Whether the softmax has more bits than requested is not said: it has the requested.
+"""No layer is skipped, which is what the authors ask of other methods. Attention tensors have
+ranges for each call and head. The sources do not say whether the softmax has more bits than
+requested, so it has the requested bits.
 """
 
 MPQ_DM = Policy(
@@ -74,9 +77,9 @@ MPQ_DM = Policy(
     kinds={"conv1d": FLOAT},
     source="released code 2b05dd7",
 )
-"""The first three layers (both of the time embedding, then the input convolution) and the last have
-8 bits; shortcuts, downsampling, Conv1d attention layers and attention products stay in floating
-point, as in EfficientDM which it extends.
+"""The first three layers (both of the time embedding, then the input convolution) and the last
+layer have 8 bits. Shortcuts, downsampling, Conv1d attention layers and attention products stay in
+floating point, as in EfficientDM, which MPQ-DM extends.
 """
 
 DGQ = Policy(
@@ -85,8 +88,8 @@ DGQ = Policy(
     attention=AttentionRule(operands=None, softmax=None),
     source="released code f449f6a",
 )
-"""Input and output convolution in floating point, all else as requested; scores after softmax have
-as many bits as activations, in logarithmic codes.
+"""The input and output convolutions stay in floating point; every other layer has the requested
+bits. Scores after softmax have as many bits as activations, in logarithmic codes.
 """
 
 SERIAL_PARALLEL = Policy(
@@ -100,13 +103,14 @@ SERIAL_PARALLEL = Policy(
     attention=AttentionRule(operands=None, softmax=8),
     source="our reading of arXiv:2412.06661; no released code was found",
 )
-"""Time layers are not quantized but replaced by tables for the sampler's timesteps; first and last
-layer and softmax have 8 bits.
+"""Time layers are not quantized but replaced by tables for the sampler's timesteps. The first
+layer, the last layer and the softmax have 8 bits.
 """
 
 TUNE_QDM = Policy(PUBLISHED, source="released code a5c3b90")
-"""Weights of every layer at the requested bits, first and last included. Ask for w4a16: activations
-and attention products are in floating point.
+"""The weights of every layer have the requested bits, including the first and the last.
+Activations and attention products stay in floating point, so the bits to request are such as
+w4a16.
 """
 
 REPQUANT = Policy(
@@ -115,8 +119,9 @@ REPQUANT = Policy(
     attention=AttentionRule(operands=None, softmax=None),
     source="released code of RepQ-ViT a160561; none of RepQuant was found",
 )
-"""Every layer as requested but for the patch embedding, whose input has 8 bits; operands of both
-attention products too, norms and the softmax itself in floating point.
+"""Every layer has the requested bits, except that the input of the patch embedding has 8. The
+operands of both attention products have the requested bits too; norms and the softmax itself stay
+in floating point.
 """
 
 SVDQUANT = Policy(
@@ -138,8 +143,8 @@ SVDQUANT = Policy(
     source="released configurations of deepcompressor",
 )
 """Embedders, adaptive norms, shortcuts, time projections, resampling, input and output stay in
-floating point, and so do the attention products. The projections around a U-Net's attention do in
-the release; they are 1x1 convolutions like others here and are quantized.
+floating point, and so do the attention products. In the release the projections around a U-Net's
+attention do, too; here they are 1x1 convolutions like any others and are quantized.
 """
 
 VIDIT_Q = Policy(
@@ -149,6 +154,6 @@ VIDIT_Q = Policy(
     ),
     source="released code 44126bd",
 )
-"""Embedders of sample, time and condition, the linear that makes the blocks' shifts and gains
-(``t_block``) and the final layer stay in floating point, as do the attention products.
+"""The embedders of sample, time and condition, the linear that computes the blocks' shifts and
+gains (``t_block``) and the final layer stay in floating point, as do the attention products.
 """

@@ -1,4 +1,4 @@
-"""Finding methods: built-in, installed under the entry-point group, or in a file."""
+"""The registry of methods: built-in, installed under the entry-point group, or in a file."""
 
 import hashlib
 import importlib
@@ -67,15 +67,15 @@ def plugin_module(file: Path, prefix: str, what: str) -> tuple[str, Callable[[],
 
     Args:
         file: resolved.
-        prefix: of the module's name.
-        what: how messages call the file.
+        prefix: start of the module's name.
+        what: how messages refer to the file.
 
     Returns:
-        The module's name, in which the path's hash keeps two files of one name apart, and what
-        executes it.
+        The module's name, in which the path's hash keeps two files of one name apart, and a
+        function that executes the module.
 
     Raises:
-        UserError: no such file, or no Python file.
+        UserError: there is no such file, or it is no Python file.
     """
     if not file.is_file():
         raise UserError(f"{what} is no file")
@@ -92,7 +92,7 @@ def load_plugin(path: str | Path) -> None:
     """Import a file that registers methods.
 
     Raises:
-        UserError: no such file, it fails to import, or it registers nothing.
+        UserError: there is no such file, it fails to import, or it registers no method.
     """
     file = Path(path).resolve()
     if str(file) in _loaded:
@@ -119,7 +119,7 @@ def load_plugin(path: str | Path) -> None:
 
 
 def _of(module_name: str) -> list[str]:
-    """Names that a module's classes are registered under."""
+    """The names under which a module's classes are registered."""
     return [
         name
         for name, entries in _entries.items()
@@ -128,7 +128,7 @@ def _of(module_name: str) -> list[str]:
 
 
 def _forget(module_name: str) -> None:
-    """Undo a failed import: no half of a plug-in stays behind."""
+    """Undo a failed import, so that no part of a plug-in stays registered."""
     sys.modules.pop(module_name, None)
     for name in _of(module_name):
         left = [e for e in _entries.pop(name) if e.method.__module__ != module_name]

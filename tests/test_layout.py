@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from quantarena.methods.builtin import builtins
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("bench", "methods", "leaderboard")
 LONGEST = 400
-METHOD_GROUND = {"api", "registry", "testing", "published", "core", "__init__"}
 
 
 def sources():
@@ -53,11 +54,7 @@ def inside(name, *packages):
 
 
 def adapters():
-    return {
-        path.stem
-        for path in (ROOT / "methods").glob("*.py")
-        if path.stem not in METHOD_GROUND and not path.stem.startswith("_")
-    }
+    return {method.module.rpartition(".")[2] for method in builtins().values()}
 
 
 def forbidden(path):

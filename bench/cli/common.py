@@ -1,4 +1,4 @@
-"""Options and output that verbs share."""
+"""The options and the output that all verbs share."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from quantarena.bench.store import Store
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ResultsOption = Annotated[
-    Path, typer.Option("--results", help="Folder that holds a folder for each run.", metavar="DIR")
+    Path, typer.Option("--results", help="Folder that holds one folder per run.", metavar="DIR")
 ]
 PluginOption = Annotated[
     list[str] | None,

@@ -65,8 +65,7 @@ def main() -> None:
         with torch.no_grad():
             target = points.call(workspace.loaded.denoiser)
         for frozen in (True, False):
-            method = Dgq()
-            method.frozen = frozen
+            method = Dgq(Dgq.Options(frozen=frozen))
             model, _, _ = quantized(method, cell, workspace, recorded)
             with torch.no_grad():
                 gap = (model.run(points) - target).square().mean() / target.square().mean()

@@ -1,4 +1,4 @@
-"""The conformance suite: what every method has to get right, on three tiny networks, in seconds.
+"""The conformance suite: the checks that every method must pass, on three tiny networks.
 
 ``quantarena check-method NAME`` runs it. The networks have random weights: a pixel U-Net, a U-Net
 with cross-attention and a diffusion transformer, so a method meets skip concatenations, both kinds
@@ -28,7 +28,7 @@ from quantarena.methods.testing.networks import Probe, probes
 EFFORT = Effort(samples=16, iterations=4)
 LADDER = (Bits(8, 8), Bits(4, 8), Bits(4, 4))
 SLACK = 1.05
-"""By how much fewer bits may come out better before that counts as wrong."""
+"""Factor by which the error may grow with more bits before that counts as wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class CheckResult:
     """Outcome of one check.
 
     Attributes:
-        name: of the check.
-        model: network it ran on; ``-`` where none was needed.
-        passed: whether the method did what is asked of it.
-        detail: the number behind it, or what went wrong and where.
+        name: name of the check.
+        model: network that it ran on; ``-`` where none was needed.
+        passed: whether the method passed.
+        detail: the measured number, or what went wrong and where.
     """
 
     name: str
@@ -49,7 +49,7 @@ class CheckResult:
 
 
 class _Suite:
-    """Checks of one variant of a method; models are made once and shared between them."""
+    """The checks of one variant of a method; they share models, each of which is made once."""
 
     def __init__(self, method: Method, effort: Effort, variant: str) -> None:
         self.method, self.effort, self.variant = method, effort, variant
@@ -64,7 +64,7 @@ class _Suite:
             self.ladder = [Bits(max(supports.weight_bits), max(supports.act_bits))]
 
     def unsupported(self) -> str:
-        """Ask for what the method cannot do: it must say so by ``Unsupported``, nothing else."""
+        """Request what the method cannot do: it must raise ``Unsupported`` and nothing else."""
         supports, best = self.method.supports, self.ladder[0]
         asked = [(best, "no-such-variant")]
         for width in (*range(1, 9), FP_WIDTH):
@@ -81,7 +81,7 @@ class _Suite:
         return f"{len(asked)} requests refused"
 
     def on(self, probe: Probe) -> Iterator[CheckResult]:
-        """Every check on one network."""
+        """Run every check on one network."""
         first = self.variant == self.method.supports.variants[0]
         label = probe.name if first else f"{probe.name}, {self.variant}"
         state = {name: value.clone() for name, value in probe.model.state_dict().items()}
@@ -153,13 +153,13 @@ class _Suite:
             yield _run(f"runs without {name}", label, partial(switched, name))
 
     def inert(self, name: str) -> str:
-        """A switch that changes nothing on any network switches nothing."""
+        """Fail for a switch that changes no output on any network."""
         gap = self.moved[name]
         assert gap > 0, f"setting {name} to {self.method.switches[name]!r} changes no output"
         return f"up to {gap:.1e}"
 
     def _pass_through(self, probe: Probe, made: QuantizedModel) -> str:
-        """16 bits are full precision; methods below 16 bits are tried with quantizers off."""
+        """Compare 16 bits with full precision; without 16 bits, the model with quantizers off."""
         try:
             self.method.check(FP, self.variant)
         except Unsupported:
@@ -243,7 +243,7 @@ def check(
         name: registered name.
         plugins: files to load first.
         prefer_plugin: let a plug-in win over a built-in of the same name.
-        effort: what the method may spend on each network; small, this is no benchmark.
+        effort: what the method may spend on each network; it is small, for this is no benchmark.
 
     Raises:
         UnknownName, UserError: there is no such method, or a plug-in cannot be loaded.

@@ -1,4 +1,4 @@
-"""Three tiny networks with random weights, and what a sampler feeds them: for tests of methods."""
+"""Three tiny networks with random weights and recorded sampler calls, for tests of methods."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from quantarena.methods.core.trace.network import Graph, trace
 from quantarena.methods.info import Effort
 
 CALLS, ROWS = 4, 8
-"""Sampler calls and images of each network's trajectory."""
+"""Number of sampler calls and of images in each network's trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class Probe:
     """A tiny network with its trajectory.
 
     Attributes:
-        name: such as ``pixel-unet``.
-        model: full precision.
-        graph: its trace.
+        name: name of the network, such as ``pixel-unet``.
+        model: the network in full precision.
+        graph: trace of the network.
         trajectory: recorded calls that methods calibrate on.
-        heldout: points of other images, for errors.
+        heldout: points of other images, on which errors are measured.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Probe:
     heldout: CalibrationSet
 
     def context(self, bits: Bits, variant: str, effort: Effort, seed: int = 0) -> MethodContext:
-        """What a method gets."""
+        """The context that a method is given."""
         return MethodContext(
             self.model, self.graph, self.trajectory, bits, UNIFORM, variant, seed, effort
         )
@@ -101,7 +101,7 @@ def _generator(seed: int) -> torch.Generator:
 
 @torch.no_grad()
 def sampled(model: nn.Module, sample: Tensor, conditions: Mapping[str, Tensor]) -> Trajectory:
-    """Run DDIM over ``model`` from ``sample`` and record what it is fed."""
+    """Run DDIM over ``model`` from ``sample`` and record the inputs of each call."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler()

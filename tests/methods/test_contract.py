@@ -41,10 +41,10 @@ class Hides(Declares):
         return model
 
 
-@pytest.mark.parametrize("name", ["policy", "bits", "effort", "seed", "calibration"])
+@pytest.mark.parametrize("name", ["policy", "bits", "effort", "seed", "draws"])
 def test_a_context_is_frozen(pixel, name):
     context = pixel.context(W4A8, "paper", SMALL)
-    with pytest.raises((FrozenInstanceError, AttributeError)):
+    with pytest.raises(FrozenInstanceError):
         setattr(context, name, None)
 
 

@@ -42,14 +42,17 @@ def test_an_option_at_its_default_changes_nothing(bench):
 
 def test_the_page_repeats_the_command_with_its_options(bench):
     bench("run", "smoke", *GIVEN)
-    planned = json.loads((bench.results / "smoke/planned.json").read_text())
+    planned = json.loads((bench.results / "smoke/plan.json").read_text())
     assert "--option q_diffusion.split_shortcuts=false" in planned["command"]
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("q_diffusion.split=1", "no option 'split': did you mean split_shortcuts?"),
+        (
+            "q_diffusion.split_shortcut=1",
+            "no option 'split_shortcut': did you mean split_shortcuts?",
+        ),
         ("q_diffusion.split_shortcuts=2", "it must be true or false"),
         ("q_difusion.split_shortcuts=true", "'q_difusion' does not run here: did you mean q_diff"),
         ("dgq.groups=4", "method 'dgq' does not run here"),
