@@ -142,15 +142,15 @@ class Grid:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every planned cell, full precision first within a workload; no duplicates."""
-        found: dict[Cell, None] = {}
+        cells: dict[Cell, None] = {}
         options = dict(self.options)
         for workload in self.workloads:
             for seed in self.seeds:
                 for method in sorted(self.all_methods, key=lambda name: name != "fp"):
                     for policy, variant, bits in self._ways(method):
                         cell = Cell(workload, method, bits, seed, variant, policy, self.budget)
-                        found.setdefault(replace(cell, options=options.get(method, ())))
-        return tuple(found)
+                        cells.setdefault(replace(cell, options=options.get(method, ())))
+        return tuple(cells)
 
     @property
     def all_methods(self) -> tuple[str, ...]:

@@ -42,21 +42,21 @@ class Builtin:
 @cache
 def builtins() -> dict[str, Builtin]:
     """Every built-in method by name: the baselines, then the papers by their date."""
-    found = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
-    return {b.name: b for b in sorted(found, key=lambda b: (b.paper != "-", b.paper, b.name))}
+    methods = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
+    return {b.name: b for b in sorted(methods, key=lambda b: (b.paper != "-", b.paper, b.name))}
 
 
 def _read(file: Path) -> list[Builtin]:
     text = file.read_text(encoding="utf-8")
     if "\n@register(" not in text:
         return []
-    found = []
+    methods = []
     for node in ast.parse(text).body:
         name = _registered_as(node)
         if name and isinstance(node, ast.ClassDef):
             info, supports = _literals(node, "info"), _literals(node, "supports")
             defaults = {field.name: field.default for field in fields(Capabilities)}
-            found.append(
+            methods.append(
                 Builtin(
                     name,
                     f"{_PACKAGE}.{file.stem}",
@@ -65,7 +65,7 @@ def _read(file: Path) -> list[Builtin]:
                     supports.get("board_bits", defaults["board_bits"]),
                 )
             )
-    return found
+    return methods
 
 
 def _registered_as(node: ast.stmt) -> str:

@@ -134,12 +134,26 @@ def pairs_of(options: MethodOptions) -> Pairs:
     return tuple(sorted(changed))
 
 
-def check_switches(method: str, kind: type[MethodOptions], switches: Mapping[str, Any]) -> None:
-    """See that every switch names an option and sets it to a value that the option may have.
+def check_declaration(method: str, kind: type[MethodOptions], switches: Mapping[str, Any]) -> None:
+    """See that a method's options can be read, and that its switches are values of options.
+
+    Args:
+        method: name of the method, for messages.
+        kind: its options.
+        switches: by option, the value that turns an idea off.
 
     Raises:
-        UserError: one does not.
+        UserError: an option without a default or of another type than those that can be read, or a
+            switch that names no option or sets it to a value that the option cannot have.
     """
+    try:
+        kind()
+        describe(kind)
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{method}.Options: every field needs a plain default and a type that is int, float, "
+            "bool, str, a Literal, a tuple of these, or one of them | None"
+        ) from None
     for name, value in switches.items():
         if name not in _hints(kind):
             raise UserError(f"{method}.switches names {name!r}, which is no option of it")
@@ -248,13 +262,13 @@ def _described(kind: type) -> dict[str, str]:
     """Descriptions from the ``Attributes:`` section of a class's own docstring."""
     text = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
     _, _, section = text.partition("\nAttributes:\n")
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for line in section.splitlines():
         start = re.match(r"    (\w+): (.*)", line)
         if start:
-            name, found[start[1]] = start[1], start[2]
-        elif line.startswith("        ") and found:
-            found[name] += f" {line.strip()}"
+            name, texts[start[1]] = start[1], start[2]
+        elif line.startswith("        ") and texts:
+            texts[name] += f" {line.strip()}"
         elif line.strip():
             break
-    return found
+    return texts

@@ -13,7 +13,7 @@ from typing import TypeVar
 from quantarena.methods.builtin import builtins
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import UnknownName, UserError, did_you_mean
-from quantarena.methods.options import check_switches
+from quantarena.methods.options import check_declaration
 
 GROUP = "quantarena.methods"
 M = TypeVar("M", bound=type[Method])
@@ -37,12 +37,12 @@ def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a method known under ``name``.
 
     Raises:
-        UserError: the name is taken by another class of the same origin, or a switch of the class
-            is no option of it.
+        UserError: the name is taken by another class of the same origin, or the options of the
+            class cannot be read.
     """
 
     def add(method: M) -> M:
-        check_switches(name, method.Options, method.switches)
+        check_declaration(name, method.Options, method.switches)
         # a plug-in may import a built-in to build on it; that does not make it the plug-in's
         known = builtins().get(name)
         builtin = known is not None and known.module == method.__module__

@@ -32,6 +32,7 @@ def card(document: Mapping[str, Any], info: WorkloadInfo, pipeline: str) -> str:
         "policy, variant, seed": ", ".join(
             str(meta[name]) for name in ("policy", "variant", "seed") if name in meta
         ),
+        "options": ", ".join(f"{n}={v}" for n, v in meta.get("options", {}).items()),
         "packed file": f"{sizes['file'] / 1e6:.2f} MB",
         "same network in fp32": _megabytes(observed.get("fp_bytes")),
         "calibration points": meta.get("calibration", {}).get("points"),

@@ -12,7 +12,7 @@ from quantarena.methods.options import (
     AtLeast,
     MethodOptions,
     Within,
-    check_switches,
+    check_declaration,
     describe,
     pairs_of,
     parse,
@@ -115,11 +115,25 @@ def test_descriptions_come_from_the_docstring():
 
 
 def test_switches_name_options_and_values_that_they_may_have():
-    check_switches("every", Every, {"groups": 1, "mixed": False})
+    check_declaration("every", Every, {"groups": 1, "mixed": False})
     with pytest.raises(UserError, match="names 'group', which is no option"):
-        check_switches("every", Every, {"group": 1})
+        check_declaration("every", Every, {"group": 1})
     with pytest.raises(UserError, match="option groups=0"):
-        check_switches("every", Every, {"groups": 0})
+        check_declaration("every", Every, {"groups": 0})
+
+
+def test_options_that_cannot_be_read_are_refused_at_once():
+    @dataclass(frozen=True)
+    class Needs(MethodOptions):
+        groups: int
+
+    @dataclass(frozen=True)
+    class Nested(MethodOptions):
+        table: dict[str, int] | None = None
+
+    for kind in (Needs, Nested):
+        with pytest.raises(UserError, match=r"mine\.Options: every field needs a plain default"):
+            check_declaration("mine", kind, {})
 
 
 @pytest.mark.parametrize("name", builtins())

@@ -267,6 +267,26 @@ def test_a_network_that_diffusers_does_not_have(copy):
         load_pipeline(copy)
 
 
+def test_options_of_the_method_are_in_the_model_and_its_command(pixel_folder, cache, tmp_path):
+    given = ("--option", "ptq4dm.mse_ranges=false")
+    digests = {}
+    for name, more in (("plain", ()), ("changed", given)):
+        assert quantize(pixel_folder, tmp_path / name, cache, *more, method="ptq4dm") == 0
+        document = json.loads((tmp_path / name / "unet" / "packed.json").read_text())
+        digests[name] = (tmp_path / name / "unet" / "packed.safetensors").read_bytes()
+        assert document["meta"]["options"] == ({"mse_ranges": "false"} if more else {})
+        assert ("--option ptq4dm.mse_ranges=false" in document["meta"]["command"]) == bool(more)
+    assert digests["plain"] != digests["changed"]
+    assert "mse_ranges=false" in (tmp_path / "changed" / "README.md").read_text()
+
+
+def test_an_option_that_the_method_does_not_have(pixel_folder, cache, tmp_path, capsys):
+    given = ("--option", "ptq4dm.mse_range=false")
+    assert quantize(pixel_folder, tmp_path / "m", cache, *given, method="ptq4dm") == 2
+    assert "did you mean mse_ranges?" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_folder_that_is_none(tmp_path, capsys):
     code, _, err = told(capsys, "sample", tmp_path / "none")
     assert code == 2
