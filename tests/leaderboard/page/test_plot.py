@@ -16,6 +16,7 @@ from quantarena.leaderboard.page.plot import (
     Key,
     make_plot,
 )
+from quantarena.methods.builtin import builtins
 
 
 class Made:
