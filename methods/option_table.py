@@ -11,6 +11,7 @@ from quantarena.methods.builtin import builtins
 from quantarena.methods.options import MethodOptions, describe
 from quantarena.methods.registry import entry
 
+HEADING = "## Options\n\n"
 START, END = "<!-- options: written by quantarena.methods.option_table -->", "<!-- /options -->"
 
 
@@ -24,8 +25,10 @@ def option_table(method: str, kind: type[MethodOptions]) -> str:
 
 
 def updated(page: str, method: str) -> str:
-    """A page with the table between its markers replaced; unchanged where it has no markers."""
+    """A page with its table of options replaced, or put under its heading where there is none."""
     table = option_table(method, entry(method).method.Options)
+    if START not in page:
+        return page.replace(HEADING, f"{HEADING}{table}\n\n", 1)
     pattern = re.escape(START) + ".*?" + re.escape(END)
     return re.sub(pattern, lambda _: table, page, flags=re.DOTALL)
 
