@@ -189,9 +189,9 @@ def test_columns_follow_the_types_of_a_row():
     assert types["seed"] == types["budget_images"] == types["observed_bops"] == "Int64"
     assert types["status"] == types["reason"] == types["parity_worst_layer"] == "string"
     assert {f"latency_{field.name}" for field in dataclasses.fields(Latency)} <= set(types)
-    assert {field.name for field in dataclasses.fields(Cell)} - {"budget"} <= set(types)
+    assert {field.name for field in dataclasses.fields(Cell)} - {"budget", "options"} <= set(types)
     written = {column.name for column in COLUMNS if column.json}
-    assert {"observed_coverage_json", "machine_json", "warnings_json"} <= written
+    assert {"options_json", "observed_coverage_json", "machine_json", "warnings_json"} <= written
     assert len(types) == len(COLUMNS), "two columns of one name"
 
 

@@ -16,7 +16,6 @@ from quantarena.leaderboard.page.plot import (
     Key,
     make_plot,
 )
-from quantarena.methods.builtin import builtins
 
 
 class Made:
