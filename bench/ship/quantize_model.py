@@ -15,7 +15,7 @@ from quantarena.bench.stages.quantize import Progress, Quantized, quantized
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry
-from quantarena.methods.api import Method
+from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.packed.pack import PackedModel, observe, pack, parity
 from quantarena.methods.registry import entry
