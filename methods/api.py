@@ -34,7 +34,7 @@ from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
-from quantarena.methods.core.record.steps import StepPolicy
+from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
 from quantarena.methods.core.trace.network import Graph
@@ -126,7 +126,7 @@ class MethodContext:
             attention=self.policy.assign_attention(self.graph, self.bits),
         )
 
-    def draw(self, steps: StepPolicy) -> CalibrationSet:
+    def draw(self, steps: CallPolicy) -> CalibrationSet:
         """Calibration points from the trajectory; what was drawn is noted on the row."""
         points = steps.draw(self.trajectory, self.seed)
         self.calibration = {

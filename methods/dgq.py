@@ -24,21 +24,24 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import PerStep, points_per_call
+from quantarena.methods.core.record.steps import PerCall, points_per_call
 from quantarena.methods.core.trace.network import AttentionKind
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.axis_groups import (
+from quantarena.methods.techniques.calibrate.axis_bounds import (
     Axes,
     axes_of_inputs,
     axes_of_products,
+)
+from quantarena.methods.techniques.calibrate.axis_groups import (
     group_params,
     groups_by_call,
     groups_of_all,
     spreads,
 )
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -116,21 +119,23 @@ class Dgq(Method):
             rule = replace(ctx.policy.attention, softmax=FP_WIDTH)
             ctx.policy = replace(ctx.policy, attention=rule)
         model = ctx.wrap()
-        points = ctx.draw(PerStep(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        points = ctx.draw(PerCall(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
         if self.per_step:
             model.clock.schedule = bank_schedule(points)
         reach = self.reach(len(points) // ctx.trajectory.calls) if self.per_step else 0
         notes: dict[str, Any] = {}
-        for name, axes in axes_of_inputs(model, points, per_step=self.per_step).items():
+        for name, axes in axes_of_inputs(model, points, per_call=self.per_step).items():
             layer = model.layers[name]
             quantizer = layer.part_list()[0].static
             if quantizer is not None:
                 notes[name] = self.group_layer(layer, quantizer, axes.pooled(reach), ctx.seed)
         if not self.log2:
-            calibrate_attention(model, points, minmax_range, per_step=self.per_step)
-        products = axes_of_products(model, points, per_step=self.per_step)
+            calibrate_attention(
+                model, points, minmax_range, CalibrationPlan(per_call=self.per_step)
+            )
+        products = axes_of_products(model, points, per_call=self.per_step)
         for (name, operand), axes in products.items():
             quantizer = model.attention[name].static(operand)
             assert quantizer is not None

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.steps import PerStep, UniformStride, points_per_call
+from quantarena.methods.core.record.steps import PerCall, UniformStride, points_per_call
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
@@ -91,10 +92,13 @@ class DilateQuant(Method):
         if self.dilation:
             model.notes["dilation"] = dilate_layers(model)
         count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.per_step else 0
-        points = ctx.draw(PerStep(count) if count else UniformStride(ctx.effort.samples))
+        points = ctx.draw(PerCall(count) if count else UniformStride(ctx.effort.samples))
         model.set_weight_ranges(SEARCHES[self.weight_search])
         calibrate_activations(
-            model, points, mse_range, per_step=self.per_step, per_head=self.per_step
+            model,
+            points,
+            mse_range,
+            CalibrationPlan(per_call=self.per_step, per_head=self.per_step),
         )
         schedule = self.schedule(ctx.effort.iterations)
         if self.distillation and schedule.iterations:

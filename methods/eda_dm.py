@@ -15,18 +15,19 @@ from typing import Any, ClassVar
 from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.features import FeatureTap, features, middle_module
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import StepPolicy, UniformStride
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.calibrate.tdac import TDAC
 from quantarena.methods.techniques.learn.losses import RoundingTerm
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.learn.reconstruct import BlockReport, reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule, scaled, small_batch
+from quantarena.methods.techniques.points.tdac import TDAC
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
@@ -121,7 +122,7 @@ class EDADM(Method):
         ]
         return model
 
-    def steps(self, ctx: MethodContext) -> StepPolicy:
+    def steps(self, ctx: MethodContext) -> CallPolicy:
         """Where calibration points come from."""
         if not self.tdac:
             return UniformStride(ctx.effort.samples)

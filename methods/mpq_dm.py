@@ -23,15 +23,18 @@ from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, evenly
 from quantarena.methods.core.record.steps import WholeWalks, points_per_call
 from quantarena.methods.registry import register
+from quantarena.methods.techniques.calibrate.bounds import input_bounds
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.channel_widths import (
     best_swap,
     channel_errors,
     swapped_widths,
 )
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
-from quantarena.methods.techniques.distill.distill import Distillation, WindowTerm, distill
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS, CalibrationPlan
+from quantarena.methods.techniques.distill.distill import Distillation, distill
+from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
+from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -127,11 +130,14 @@ class MpqDm(Method):
         """Activation ranges by sampler call: each from its own points, or one ``copied`` to all."""
         if not copied or not self.per_step:
             calibrate_activations(
-                model, points, mse_range, quantized_weights=False, per_step=self.per_step
+                model,
+                points,
+                mse_range,
+                CalibrationPlan(quantized_weights=False, per_call=self.per_step),
             )
             return
         few = spread(points, PAPER_INITIAL)
-        calibrate_activations(model, few, mse_range, quantized_weights=False)
+        calibrate_activations(model, few, mse_range, FLOAT_WEIGHTS)
         schedule = model.clock.schedule = bank_schedule(points)
         for layer in model.layers.values():
             for part in layer.part_list():
@@ -148,7 +154,7 @@ class MpqDm(Method):
         schedule = self.schedule(ctx.effort.iterations, terms)
         if not schedule.updates:
             return
-        walk = recorded_walk(points, self.batch)
+        walk = teacher_walk(points, self.batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
         edge = max(1, min(20, len(report.losses) // 2))
         model.notes["distillation"] = {

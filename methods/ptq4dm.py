@@ -15,17 +15,14 @@ from quantarena.methods import published
 from quantarena.methods.api import Capabilities, Method, MethodContext, MethodInfo
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.call_counts import CallPolicy, CountedCalls
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import (
-    CensoredNormalSteps,
-    CountedSteps,
-    StepPolicy,
-    UniformStride,
-)
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.points.censored_normal import CensoredNormalCalls
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
@@ -47,7 +44,7 @@ class Mislabelled:
         policy: draws t.
     """
 
-    policy: CountedSteps
+    policy: CountedCalls
 
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
         """Points whose sample each call gives, (S,) integers."""
@@ -119,11 +116,11 @@ class PTQ4DM(Method):
         ctx.progress(2, 2)
         return model
 
-    def steps(self, samples: int, released: bool) -> StepPolicy:
+    def steps(self, samples: int, released: bool) -> CallPolicy:
         """Where calibration points come from."""
-        policy: CountedSteps = UniformStride(samples)
+        policy: CountedCalls = UniformStride(samples)
         if self.ndtc:
-            policy = CensoredNormalSteps(samples, MEAN_FRACTION, STD_FRACTION, repeat=True)
+            policy = CensoredNormalCalls(samples, MEAN_FRACTION, STD_FRACTION, repeat=True)
         return Mislabelled(policy) if released else policy
 
     def search(self, released: bool) -> RangeSearch:

@@ -6,6 +6,7 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 
@@ -27,6 +28,6 @@ class RoundToNearest(Method):
         model.set_weight_ranges(minmax_range)
         points = ctx.draw(UniformStride(ctx.effort.samples))
         ctx.progress(0, 1)
-        calibrate_activations(model, points, minmax_range, quantized_weights=False)
+        calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
         ctx.progress(1, 1)
         return model

@@ -26,12 +26,13 @@ from quantarena.methods.techniques.calibrate.channel_widths import (
     swapped_widths,
 )
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.distill.student_walk import (
-    StageReport,
-    Stages,
-    learn_on_walks,
-    prepare,
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
+from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
+from quantarena.methods.techniques.distill.serial_parallel_settings import (
+    SerialParallel,
+    SerialParallelReport,
 )
+from quantarena.methods.techniques.distill.student_walk import fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
@@ -120,29 +121,29 @@ class SerialToParallel(Method):
         if self.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
-        calibrate_activations(model, points, default_range, per_step=self.per_step)
+        calibrate_activations(model, points, default_range, CalibrationPlan(per_call=self.per_step))
         if self.mixed:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
         rounds = math.ceil(self.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.serial or self.epochs):
-            ground = prepare(ctx.model, points)
-            report = learn_on_walks(
+            walks = fit_walks(ctx.model, points)
+            report = distill_on_student_walks(
                 model,
                 ctx.model,
-                ground,
+                walks,
                 self.stages(model, ctx, points, rounds),
                 seed=ctx.seed,
                 progress=ctx.progress,
             )
             model.notes["learning"] = noted(report) | {
-                "full_precision_rows": len(points) + report.taught,
-                "step_fit": round(float(ground.step.error.max()), 6),
+                "full_precision_rows": len(points) + report.teacher_rows,
+                "step_fit": round(float(walks.step.error.max()), 6),
             }
         return model
 
     def stages(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, rounds: int
-    ) -> Stages:
+    ) -> SerialParallel:
         """What learns, and in which order."""
 
         def rate(value: float) -> Group:
@@ -154,7 +155,7 @@ class SerialToParallel(Method):
         features: tuple[str, ...] = ()
         if self.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
-        return Stages(
+        return SerialParallel(
             groups,
             rounds,
             self.epochs,
@@ -226,7 +227,7 @@ def mix_channels(
     return notes
 
 
-def noted(report: StageReport) -> dict[str, Any]:
+def noted(report: SerialParallelReport) -> dict[str, Any]:
     """What happened, for the row."""
     return {
         "updates": {stage: len(losses) for stage, losses in report.losses.items()},

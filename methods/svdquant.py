@@ -22,12 +22,10 @@ from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import (
-    Bounds,
-    calibrate_activations,
-    input_bounds,
-)
+from quantarena.methods.techniques.calibrate.bounds import Bounds, input_bounds
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.named import SEARCHES
 from quantarena.methods.techniques.scaling.channel_scaling import smooth
@@ -114,7 +112,7 @@ class SvdQuant(Method):
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
         model.set_weight_ranges(SEARCHES[self.weight_search], symmetric=True)
-        calibrate_activations(model, points, mse_range, quantized_weights=False)
+        calibrate_activations(model, points, mse_range, FLOAT_WEIGHTS)
         return model
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:

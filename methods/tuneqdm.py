@@ -20,7 +20,7 @@ from quantarena.methods.core.record.steps import WholeWalks, points_per_call
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.distill.distill import Distillation, distill
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
@@ -83,7 +83,7 @@ class TuneQdm(Method):
             layer.set_experts(of_call, self.experts)
         found = self.schedule(ctx.effort.iterations)
         if self.tune and found.updates:
-            walk = recorded_walk(points, self.batch)
+            walk = teacher_walk(points, self.batch)
             report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
             edge = max(1, min(20, len(report.losses) // 2))
             model.notes["tuning"] = {

@@ -19,6 +19,7 @@ from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.registry import register
 from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.ranges.named import SEARCHES, default_range
 from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
@@ -83,7 +84,7 @@ class ViditQ(Method):
         model.set_weight_ranges(SEARCHES[self.weight_search])
         for layer in model.layers.values():
             self.set_formats(layer)
-        calibrate_activations(model, points, default_range, quantized_weights=False)
+        calibrate_activations(model, points, default_range, FLOAT_WEIGHTS)
         return model
 
     def balance(self, model: QuantizedModel, points: CalibrationSet) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.nested import leaves, map_leaves
 
 
@@ -36,7 +36,7 @@ class CalibrationSet:
     fixed: frozenset[str] = frozenset()
     image: Tensor | None = None
     half: Tensor | None = None
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])

@@ -1,6 +1,5 @@
 """What a sampler feeds the network, call by call; recorded by ``core.recording``."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, from_json, leaves, map_leaves, to_json
 from quantarena.methods.core.record import tensor_file
@@ -43,7 +42,7 @@ class Trajectory:
     conditions: Mapping[str, Any]
     fixed: frozenset[str] = frozenset()
     halves: int = 1
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
     features: Tensor | None = None
 
     @property
@@ -77,16 +76,6 @@ class Trajectory:
             half=row // self.images,
             schedule=self.schedule,
         )
-
-    def first_half(self) -> "Trajectory":
-        """The same without the further guidance halves; row i is image i."""
-
-        def cut(path: str, leaf: Any) -> Any:
-            return leaf[:, : self.images] if _by_row(path, leaf, self.fixed) else leaf
-
-        conditions = map_leaves(cut, self.conditions)
-        sample = self.sample[:, : self.images]
-        return dataclasses.replace(self, sample=sample, conditions=conditions, halves=1)
 
     def save(self, path: Path) -> None:
         """Write as safetensors, one call in memory at a time.
@@ -127,7 +116,7 @@ def describe(
     fixed: Iterable[str],
     once: Iterable[str],
     halves: int,
-    schedule: StepSchedule | None,
+    schedule: CallSchedule | None,
 ) -> dict[str, str]:
     """Metadata of a trajectory's file.
 
@@ -171,7 +160,7 @@ def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Traject
         from_json(notes["conditions"], found),
         frozenset(notes["fixed"]),
         notes["halves"],
-        None if schedule is None else StepSchedule(schedule[0], tuple(schedule[1])),
+        None if schedule is None else CallSchedule(schedule[0], tuple(schedule[1])),
         tensors.get("features"),
     )
 
