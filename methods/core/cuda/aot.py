@@ -1,8 +1,8 @@
-"""Compile the kernels for a GPU that is not there: ``python -m ...kernels.cuda.aot --arch 90``.
+"""Compiles the kernels for a GPU that is absent: ``python -m ...core.cuda.aot --arch 90``.
 
-Tells, per kernel and width, whether the integer matrix instructions are used, and registers, spills
-and shared memory.  It is a check of what the compiler made, not of speed.  Needs Triton's own
-assembler, which its Linux wheels carry, and no GPU.
+Reports for each kernel and width whether integer matrix instructions are used, and the registers,
+spills and shared memory. This checks the compiler's output, not speed. It needs Triton's own
+assembler, which its Linux wheels contain, and no GPU.
 """
 
 import argparse
@@ -77,18 +77,18 @@ _MMA = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What the compiler made of one kernel."""
+    """Properties of one compiled kernel."""
 
     name: str
     arch: int
     integer_products: int
-    """Integer matrix instructions in the PTX."""
+    """Number of integer matrix instructions in the PTX."""
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     spills: int
-    """Bytes of stack per thread."""
+    """Stack bytes per thread."""
     shared: int
-    """Bytes of shared memory per program."""
+    """Shared memory per program in bytes."""
     ptx: str
 
 
@@ -129,7 +129,7 @@ def compile_kernel(
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, as the assembler recorded them."""
+    """Registers and stack bytes per thread, as recorded by the assembler."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
@@ -196,7 +196,7 @@ def compile_quantize(arch: int, channels_last: bool) -> Compiled:
 
 
 def sweep(arch: int, every: bool) -> Iterator[Compiled]:
-    """All kernels at their default tiles, or at every candidate for tuning."""
+    """Compiles all kernels with their default tiles, or with every candidate for tuning."""
     yield compile_quantize(arch, channels_last=False)
     yield compile_quantize(arch, channels_last=True)
     for bits in (8, 4, 3, 2, 1, 5, 6, 7):
@@ -207,7 +207,7 @@ def sweep(arch: int, every: bool) -> Iterator[Compiled]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints a line a kernel, exits with 1 where one lacks integer products."""
+    """Command line: prints one line per kernel; exits with 1 where one lacks integer products."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.core.cuda.aot")
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--all", action="store_true", help="every configuration for tuning")
