@@ -264,11 +264,11 @@ def moved(points: CalibrationSet, device: str) -> CalibrationSet:
 
 def document(rows: Iterable[LayerTiming | NetworkTiming]) -> dict[str, Any]:
     """The results and the machine that they were measured on, in JSON types."""
-    found = status()
+    gpu = status()
     return {
         "format": FORMAT,
-        "gpu": found.device,
-        "capability": found.capability,
+        "gpu": gpu.device,
+        "capability": gpu.capability,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": metadata.version("triton"),

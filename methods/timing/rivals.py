@@ -27,8 +27,8 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
     Returns:
         ``torch int8`` and ``onnxruntime``, each only where it is installed and has the layer.
     """
-    found = {"torch int8": _torch(case, weight, x), "onnxruntime": _onnx(case, weight, x)}
-    return {name: run for name, run in found.items() if run is not None}
+    layers = {"torch int8": _torch(case, weight, x), "onnxruntime": _onnx(case, weight, x)}
+    return {name: run for name, run in layers.items() if run is not None}
 
 
 def _codes(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,10 +122,11 @@ def compile_kernel(
         if kind.startswith("*") or parameter.name in _MULTIPLES_OF_16:
             hints[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=fixed, attrs=hints)
-    made: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spills = _usage(made.asm["cubin"])
-    found = len(_MMA.findall(made.asm["ptx"]))
-    return Compiled(name, arch, found, registers, spills, made.metadata.shared, made.asm["ptx"])
+    compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spills = _usage(compiled.asm["cubin"])
+    products = len(_MMA.findall(compiled.asm["ptx"]))
+    shared = compiled.metadata.shared
+    return Compiled(name, arch, products, registers, spills, shared, compiled.asm["ptx"])
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
@@ -135,10 +136,10 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         Path(file.name).write_bytes(cubin)
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if usage is None:
         raise RuntimeError("cuobjdump printed no resource usage")
-    return int(found[1]), int(found[2])
+    return int(usage[1]), int(usage[2])
 
 
 def compile_multiply(
@@ -214,11 +215,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     bad = 0
     sys.stdout.write(f"{'kernel':32}{'s8 mma':>8}{'regs':>6}{'stack':>7}{'shared':>9}\n")
-    for made in sweep(options.arch, options.all):
-        bad += made.integer_products == 0 and not made.name.startswith("quantize")
+    for compiled in sweep(options.arch, options.all):
+        bad += compiled.integer_products == 0 and not compiled.name.startswith("quantize")
         sys.stdout.write(
-            f"{made.name:32}{made.integer_products:8}{made.registers:6}{made.spills:7}"
-            f"{made.shared:9}\n"
+            f"{compiled.name:32}{compiled.integer_products:8}{compiled.registers:6}{compiled.spills:7}"
+            f"{compiled.shared:9}\n"
         )
         sys.stdout.flush()
     return int(bad > 0)

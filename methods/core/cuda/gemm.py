@@ -136,14 +136,14 @@ def multiply_kernel(
     z = tl.load(act_zero + entry) - SHIFT
     total -= z * tl.load(weight_sum + ch, mask=n_ok, other=0)[None, :]
     if ASYMMETRIC:
-        seen = tl.full((BLOCK_M,), 0, tl.int32)  # sum of the stored codes under the window
+        window_sum = tl.full((BLOCK_M,), 0, tl.int32)  # sum of the stored codes under the window
         groups = pitch // channels
         for tap in range(0, kernel_h * kernel_w):
             line = (tap // kernel_w) * dilation_h * in_width
             at = first + line + (tap % kernel_w) * dilation_w
-            seen += tl.load(code_sums + at * groups + group, mask=m_ok, other=0)
+            window_sum += tl.load(code_sums + at * groups + group, mask=m_ok, other=0)
         zw = tl.load(weight_zero + ch, mask=n_ok, other=0)
-        total -= (seen - depth * z)[:, None] * zw[None, :]
+        total -= (window_sum - depth * z)[:, None] * zw[None, :]
 
     place = image.to(tl.int64) * pitch_image + pixel.to(tl.int64) * pitch_pixel  # (M,)
     target = out + place[:, None] + ch.to(tl.int64)[None, :] * pitch_channel

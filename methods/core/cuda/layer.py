@@ -96,8 +96,8 @@ class CudaPackedLayer(PackedLayer):
         rows = packing.unpack_rows(self.weights.cpu(), bits, prod(shape[1:]))
         tensors = {"codes": pack_codes(packing.weight_shaped(rows, shape), bits)}
         tensors["weight_zero"] = torch.zeros(shape[0], dtype=torch.int32)
-        kept = {name: getattr(self, name) for name in _CANONICAL}
-        tensors |= {name: value.cpu() for name, value in kept.items() if value is not None}
+        canonical = {name: getattr(self, name) for name in _CANONICAL}
+        tensors |= {name: value.cpu() for name, value in canonical.items() if value is not None}
         return IntegerLayer.from_tensors(self.metadata, tensors)
 
     # ---- running ---------------------------------------------------------------------------
@@ -164,12 +164,12 @@ class CudaPackedLayer(PackedLayer):
 
     def _problem(self, x: Tensor) -> Problem:
         key = (x.shape, x.stride())
-        found = self._problems.get(key)
-        if found is None:
+        known = self._problems.get(key)
+        if known is None:
             if len(self._problems) >= _MAX_PROBLEMS:
                 self._problems.clear()
-            found = self._problems[key] = problem(self.metadata, x)
-        return found
+            known = self._problems[key] = problem(self.metadata, x)
+        return known
 
     # ---- accounting ------------------------------------------------------------------------
 

@@ -91,15 +91,15 @@ class StepGraph:
             for leaf in leaves
         )
         key = (repr(spec), signature, self._call())
-        found = self._graphs.get(key)
-        if found is None:
+        graph = self._graphs.get(key)
+        if graph is None:
             with torch.inference_mode(False), torch.no_grad():  # buffers that any mode may write
-                found = self._graphs[key] = self._capture(leaves, spec)
+                graph = self._graphs[key] = self._capture(leaves, spec)
         else:
-            for buffer, tensor in zip(found.inputs, tensors, strict=True):
+            for buffer, tensor in zip(graph.inputs, tensors, strict=True):
                 buffer.copy_(tensor, non_blocking=True)
-        found.replay()
-        outputs, out_spec = tree_flatten(found.outputs)
+        graph.replay()
+        outputs, out_spec = tree_flatten(graph.outputs)
         copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
         return tree_unflatten(copies, out_spec)
 

@@ -35,13 +35,13 @@ def candidates(bits: int) -> list[Config]:
     """Configurations worth timing at a width; all fit the shared memory of a Hopper GPU."""
     count = segments(bits)
     longest = max(32, 128 // count)  # K of one pass of the loop is this times the segments
-    found = []
+    configs = []
     for rows, columns, warps in _TILES:
         for depth, stages in {(longest, 3), (max(32, longest // 2), 4)}:
             operands = depth * count * rows + depth * columns * (bits * count // 8)
             if stages * operands + depth * columns <= _SHARED:
-                found.append(Config(rows, columns, depth, warps, stages))
-    return sorted(found, key=lambda config: (config.rows, config.columns, config.depth))
+                configs.append(Config(rows, columns, depth, warps, stages))
+    return sorted(configs, key=lambda config: (config.rows, config.columns, config.depth))
 
 
 def default(rows: int, columns: int, bits: int) -> Config:

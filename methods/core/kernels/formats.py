@@ -262,8 +262,8 @@ class IntegerLayer:
         """Canonical tensors of a checkpoint; weight codes as ``codes``, a packed bit stream."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         del named["weight_codes"]
-        found = {k: v for k, v in named.items() if isinstance(v, Tensor)}
-        return {"codes": pack_codes(self.weight_codes, self.weight_bits), **found}
+        present = {k: v for k, v in named.items() if isinstance(v, Tensor)}
+        return {"codes": pack_codes(self.weight_codes, self.weight_bits), **present}
 
     @classmethod
     def from_tensors(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> "IntegerLayer":

@@ -121,7 +121,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
     operands = {
         path for info in attention.values() for path in (*info.query, *info.key, *info.value)
     }
-    output_op = recorder.made(result)
+    output_op = recorder.maker(result)
     role_of = roles(reader, () if output_op is None else (output_op,), operands)
     layers = {
         path: LayerInfo(

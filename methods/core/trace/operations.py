@@ -48,7 +48,7 @@ class OperationRecorder(TorchFunctionMode):
         self._factors: dict[int, tuple[int | None, ...]] = {}  # product -> makers of its factors
         self._scores: dict[int, int] = {}  # operation -> product whose softmax it holds
 
-    def made(self, tensor: Tensor) -> int | None:
+    def maker(self, tensor: Tensor) -> int | None:
         """Index of the operation that made ``tensor``; None for a tensor from outside."""
         index: int | None = self._made.get(tensor)
         return index
@@ -68,8 +68,8 @@ class OperationRecorder(TorchFunctionMode):
 
     def layer(self, path: str, x: Tensor, output: Tensor) -> None:
         """Record the run of a convolution or linear."""
-        made = self.made(x)
-        inputs = () if made is None else (made,)
+        source = self.maker(x)
+        inputs = () if source is None else (source,)
         self._add(Op(OpKind.LAYER, inputs, tuple(x.shape), self._call, path), [output])
 
     @property
@@ -103,7 +103,7 @@ class OperationRecorder(TorchFunctionMode):
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Tensor]
     ) -> None:
         arguments = list(_tensors((args, kwargs)))
-        inputs = tuple(made for t in arguments if (made := self.made(t)) is not None)
+        inputs = tuple(m for t in arguments if (m := self.maker(t)) is not None)
         op = Op(OpKind.OTHER, inputs, tuple(results[0].shape), self._call, name)
         if name == "scaled_dot_product_attention":
             self._fused(op, attention_arguments(args, kwargs), results)
@@ -130,21 +130,21 @@ class OperationRecorder(TorchFunctionMode):
         rows = query.numel() // query.shape[-1] * key.shape[-2]
         macs = (rows * query.shape[-1], rows * value.shape[-1])
         op.macs = sum(macs)
-        made = (self.made(query), self.made(key), self.made(value))
+        makers = (self.maker(query), self.maker(key), self.maker(value))
         scores = (*query.shape[:-1], key.shape[-2])
         self._add(op, results)
-        self.attention.append(AttentionCall(*made, op.call, macs, scores, fused=True))
+        self.attention.append(AttentionCall(*makers, op.call, macs, scores, fused=True))
 
     def _product(self, index: int, op: Op, factors: list[Tensor]) -> None:
         """Record a matrix product, which may be the first or the second one of an attention."""
-        made = tuple(self.made(t) for t in factors)
-        first = next((self._scores[m] for m in made if m is not None and m in self._scores), None)
+        makers = tuple(self.maker(t) for t in factors)
+        first = next((self._scores[m] for m in makers if m is not None and m in self._scores), None)
         if first is None:
-            self._factors[index] = made
+            self._factors[index] = makers
             return
         op.kind = OpKind.ATTENTION
         query, key = self._factors[first]
-        value = next((m for m in made if m is None or m not in self._scores), None)
+        value = next((m for m in makers if m is None or m not in self._scores), None)
         product = self.ops[first]
         self.attention.append(
             AttentionCall(
