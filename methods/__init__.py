@@ -1,1 +1,1 @@
-"""Quantization methods: one plug-in a paper, on one shared core."""
+"""Quantization methods: one plug-in for each paper, built on shared core and techniques."""

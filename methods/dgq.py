@@ -27,7 +27,7 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     MethodOptions,
-    PerStep,
+    PerCall,
     QuantizedModel,
     QuantLayer,
     RangeSearch,
@@ -42,17 +42,20 @@ from quantarena.methods.api import (
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.trace.network import AttentionKind
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.axis_groups import (
+from quantarena.methods.techniques.calibrate.axis_bounds import (
     Axes,
     axes_of_inputs,
     axes_of_products,
+)
+from quantarena.methods.techniques.calibrate.axis_groups import (
     group_params,
     groups_by_call,
     groups_of_all,
     spreads,
 )
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 
 PAPER_SAMPLES = 128
 """Points at each call: 64 captions and both guidance halves."""
@@ -157,21 +160,23 @@ class Dgq(Method):
             rule = replace(ctx.policy.attention, softmax=FP_WIDTH)
             policy = replace(ctx.policy, attention=rule)
         model = ctx.wrap(policy=policy)
-        points = ctx.draw(PerStep(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        points = ctx.draw(PerCall(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
         if self.options.per_step:
             model.clock.schedule = bank_schedule(points)
         reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_step else 0
         notes: dict[str, Any] = {}
-        for name, axes in axes_of_inputs(model, points, per_step=self.options.per_step).items():
+        for name, axes in axes_of_inputs(model, points, per_call=self.options.per_step).items():
             layer = model.layers[name]
             quantizer = layer.part_list()[0].static
             if quantizer is not None:
                 notes[name] = self.group_layer(layer, quantizer, axes.pooled(reach), ctx.seed)
         if not self.options.log2:
-            calibrate_attention(model, points, minmax_range, per_step=self.options.per_step)
-        products = axes_of_products(model, points, per_step=self.options.per_step)
+            calibrate_attention(
+                model, points, minmax_range, CalibrationPlan(per_call=self.options.per_step)
+            )
+        products = axes_of_products(model, points, per_call=self.options.per_step)
         for (name, operand), axes in products.items():
             quantizer = model.attention[name].static(operand)
             assert quantizer is not None

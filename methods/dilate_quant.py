@@ -16,6 +16,7 @@ from quantarena.methods import published
 from quantarena.methods.api import (
     SEARCHES,
     AtLeast,
+    CalibrationPlan,
     Capabilities,
     Decay,
     Group,
@@ -23,7 +24,7 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     MethodOptions,
-    PerStep,
+    PerCall,
     QuantizedModel,
     Schedule,
     UniformStride,
@@ -112,10 +113,13 @@ class DilateQuant(Method):
         if self.options.dilation:
             model.notes["dilation"] = dilate_layers(model)
         count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.options.per_step else 0
-        points = ctx.draw(PerStep(count) if count else UniformStride(ctx.effort.samples))
+        points = ctx.draw(PerCall(count) if count else UniformStride(ctx.effort.samples))
         model.set_weight_ranges(SEARCHES[self.options.weight_search])
         calibrate_activations(
-            model, points, mse_range, per_step=self.options.per_step, per_head=self.options.per_step
+            model,
+            points,
+            mse_range,
+            CalibrationPlan(per_call=self.options.per_step, per_head=self.options.per_step),
         )
         schedule = self.schedule(ctx.effort.iterations)
         if self.options.distillation and schedule.iterations:

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from quantarena.methods import published
 from quantarena.methods.api import (
+    FLOAT_WEIGHTS,
     AtLeast,
+    CalibrationPlan,
     CalibrationSet,
     Capabilities,
     Decay,
@@ -38,14 +40,14 @@ from quantarena.methods.api import (
     minmax_range,
     mse_range,
     points_per_call,
-    recorded_walk,
     register,
     smooth,
+    teacher_walk,
 )
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.distill.distill import WindowTerm
+from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
 
 PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
@@ -166,11 +168,14 @@ class MpqDm(Method):
         """Set activation ranges by sampler call: each from its points, or one copied to all."""
         if not copied or not self.options.per_step:
             calibrate_activations(
-                model, points, mse_range, quantized_weights=False, per_step=self.options.per_step
+                model,
+                points,
+                mse_range,
+                CalibrationPlan(quantized_weights=False, per_call=self.options.per_step),
             )
             return
         few = spread(points, PAPER_INITIAL)
-        calibrate_activations(model, few, mse_range, quantized_weights=False)
+        calibrate_activations(model, few, mse_range, FLOAT_WEIGHTS)
         schedule = model.clock.schedule = bank_schedule(points)
         for layer in model.layers.values():
             for part in layer.part_list():
@@ -189,7 +194,7 @@ class MpqDm(Method):
         schedule = self.schedule(ctx.effort.iterations, terms)
         if not schedule.updates:
             return
-        walk = recorded_walk(points, self.options.batch)
+        walk = teacher_walk(points, self.options.batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
         model.notes["distillation"] = {**report.note(), "feature": module if terms else ""}
 

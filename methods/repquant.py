@@ -38,6 +38,7 @@ from quantarena.methods.api import (
 from quantarena.methods.core.affine import QuantParams
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.calibrate.log_softmax import calibrate_log_scales
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.learn.column_rounding import reconstruct_columns
 from quantarena.methods.techniques.scaling.channel_clips import (
     channel_rows,
@@ -45,12 +46,9 @@ from quantarena.methods.techniques.scaling.channel_clips import (
     learn_clips,
     search_clips,
 )
-from quantarena.methods.techniques.scaling.norm_sites import (
-    NormSite,
-    check_folds,
-    fold_site,
-    norm_sites,
-)
+from quantarena.methods.techniques.scaling.norm_fold_sites import check_folds, fold_site
+from quantarena.methods.techniques.scaling.norm_rows import NormSite
+from quantarena.methods.techniques.scaling.norm_sites import norm_sites
 
 SAMPLED_VALUES = 1 << 20
 """Largest number of values of each layer's input that weights are reconstructed on."""
@@ -133,7 +131,7 @@ class RepQuant(Method):
                 if "softmax" in products.quantizers:
                     products.use_log(per_octave=2, zero_code=self.options.zero_code)
             calibrate_log_scales(model, points)
-        calibrate_activations(model, points, search, quantized_weights=False)
+        calibrate_activations(model, points, search, FLOAT_WEIGHTS)
         for site in sites:
             for name in site.readers:
                 quantizer = model.layers[name].part_list()[0].static

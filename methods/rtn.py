@@ -1,6 +1,7 @@
 """Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
 
 from quantarena.methods.api import (
+    FLOAT_WEIGHTS,
     FP_WIDTH,
     Capabilities,
     Method,
@@ -36,6 +37,6 @@ class RoundToNearest(Method):
         model.set_weight_ranges(minmax_range)
         points = ctx.draw(UniformStride(ctx.effort.samples))
         ctx.progress(0, 1)
-        calibrate_activations(model, points, minmax_range, quantized_weights=False)
+        calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
         ctx.progress(1, 1)
         return model

@@ -18,6 +18,7 @@ from torch import Tensor
 from quantarena.methods import published
 from quantarena.methods.api import (
     AtLeast,
+    CalibrationPlan,
     CalibrationSet,
     Capabilities,
     Decay,
@@ -39,7 +40,9 @@ from quantarena.methods.api import (
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.distill.student_walk import Stages, learn_on_walks, prepare
+from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
+from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
+from quantarena.methods.techniques.distill.student_walk import fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
 
@@ -133,29 +136,30 @@ class SerialToParallel(Method):
         if self.options.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
-        calibrate_activations(model, points, default_range, per_step=self.options.per_step)
+        plan = CalibrationPlan(per_call=self.options.per_step)
+        calibrate_activations(model, points, default_range, plan)
         if self.options.mixed:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
         rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.options.serial or self.options.epochs):
-            ground = prepare(ctx.model, points)
-            report = learn_on_walks(
+            walks = fit_walks(ctx.model, points)
+            report = distill_on_student_walks(
                 model,
                 ctx.model,
-                ground,
+                walks,
                 self.stages(model, ctx, points, rounds),
                 seed=ctx.seed,
                 progress=ctx.progress,
             )
             model.notes["learning"] = report.note() | {
-                "full_precision_rows": len(points) + report.taught,
-                "step_fit": round(float(ground.step.error.max()), 6),
+                "full_precision_rows": len(points) + report.teacher_rows,
+                "step_fit": round(float(walks.step.error.max()), 6),
             }
         return model
 
     def stages(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, rounds: int
-    ) -> Stages:
+    ) -> SerialParallel:
         """What learns, and in which order."""
 
         def rate(value: float) -> Group:
@@ -170,7 +174,7 @@ class SerialToParallel(Method):
         features: tuple[str, ...] = ()
         if self.options.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
-        return Stages(
+        return SerialParallel(
             groups,
             rounds,
             self.options.epochs,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantarena.methods import published
 from quantarena.methods.api import (
+    FLOAT_WEIGHTS,
     SEARCHES,
     AtLeast,
     Capabilities,
@@ -38,7 +39,7 @@ from quantarena.methods.api import (
 from quantarena.methods.core.model.layer import scale_input
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 
@@ -133,7 +134,7 @@ class SvdQuant(Method):
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
         model.set_weight_ranges(SEARCHES[self.options.weight_search], symmetric=True)
-        calibrate_activations(model, points, mse_range, quantized_weights=False)
+        calibrate_activations(model, points, mse_range, FLOAT_WEIGHTS)
         return model
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from quantarena.methods import published
 from quantarena.methods.api import (
+    FLOAT_WEIGHTS,
     SEARCHES,
     CalibrationSet,
     Capabilities,
@@ -99,7 +100,7 @@ class ViditQ(Method):
         model.set_weight_ranges(SEARCHES[self.options.weight_search])
         for layer in model.layers.values():
             self.set_formats(layer)
-        calibrate_activations(model, points, default_range, quantized_weights=False)
+        calibrate_activations(model, points, default_range, FLOAT_WEIGHTS)
         return model
 
     def balance(self, model: QuantizedModel, points: CalibrationSet) -> dict[str, float]:

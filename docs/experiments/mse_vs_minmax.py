@@ -41,6 +41,7 @@ from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.core.trace.network import Graph, Role, trace
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.named import default_range
@@ -170,18 +171,19 @@ def quantize(study: Study, setting: Setting) -> QuantizedModel:
     for name, layer in model.layers.items():
         search = setting.weights if chosen(name) else minmax_range
         layer.set_weight_ranges(search, symmetric=setting.symmetric_weights)
-    calibrate = partial(calibrate_activations, model, study.calibration, quantized_weights=False)
+    plan = CalibrationPlan(symmetric=setting.symmetric_acts, quantized_weights=False)
+    calibrate = partial(calibrate_activations, model, study.calibration, plan=plan)
     if setting.groups:
-        calibrate(setting.acts, symmetric=setting.symmetric_acts)
+        calibrate(setting.acts)
         found = act_params(model)
-        calibrate(minmax_range, symmetric=setting.symmetric_acts)
+        calibrate(minmax_range)
         for (name, index), params in found.items():
             if chosen(name):
                 quantizer = model.layers[name].part_list()[index].act_quantizer
                 assert quantizer is not None
                 quantizer.set_params(params)
     else:
-        calibrate(setting.acts, symmetric=setting.symmetric_acts)
+        calibrate(setting.acts)
     model.freeze()
     return model
 

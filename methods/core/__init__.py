@@ -1,1 +1,1 @@
-"""The quantization core. It knows no method, no model class and nothing of bench or leaderboard."""
+"""The quantization core. It knows no method, no class of models, and nothing of the harness."""

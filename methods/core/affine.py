@@ -1,8 +1,8 @@
-"""Uniform affine quantization: codes, their float meaning, and gradients through both.
+"""Uniform affine quantization: codes, their values, and gradients through both.
 
 A code is ``q = clamp(round_half_even(x * (1 / scale)) + zero_point, 0, 2**bits - 1)`` and stands
-for ``(q - zero_point) * scale``. The reciprocal is taken once in float32, on purpose: the packed
-kernels multiply by the same reciprocal, so fake and packed codes are equal bit for bit.
+for ``(q - zero_point) * scale``. The reciprocal is computed once in float32, on purpose: the
+packed kernels multiply by the same reciprocal, so simulated and packed codes are equal bit for bit.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class QuantParams:
     Attributes:
         scale: positive float32.
         zero_point: integer-valued float32 in ``[0, 2**bits - 1]``.
-        bits: 1 to 8; of the widest channel where they differ.
+        bits: 1 to 8; the largest width where channels differ.
         widths: width of each channel, float32 that broadcasts over the tensor; None where all
             have ``bits``.
     """
@@ -34,11 +34,11 @@ class QuantParams:
 
     @property
     def levels(self) -> int:
-        """Number of codes of the widest channel."""
+        """Number of codes at the largest width."""
         return int(2**self.bits)
 
     def clip(self, codes: Tensor) -> Tensor:
-        """Codes beyond the grid become its first or last."""
+        """Clamp codes to those that exist."""
         if self.widths is None:
             return codes.clamp(0, self.levels - 1)
         return torch.minimum(codes.clamp(min=0), torch.exp2(self.widths) - 1)
@@ -89,7 +89,7 @@ def quantize(x: Tensor, params: QuantParams) -> Tensor:
 
 
 def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
-    """What the codes stand for, float32."""
+    """The values of codes, float32."""
     return (codes - params.zero_point) * params.scale
 
 
@@ -128,7 +128,7 @@ def fake_quantize_ste(x: Tensor, params: QuantParams) -> Tensor:
 
 @torch.no_grad()
 def project_zero_point(zero_point: Tensor, params: QuantParams) -> float:
-    """Round zero points in place to codes that exist; how far the farthest moved."""
+    """Round zero points in place to codes that exist; returns the largest distance moved."""
     if not zero_point.numel():
         return 0.0
     nearest = params.clip(zero_point.round())

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 FP_WIDTH = 16
-"""Widths from here up mean 'left in floating point' (16-bit pass-through)."""
+"""The width that stands for floating point."""
 
 _PATTERN = re.compile(r"w(\d{1,2})a(\d{1,2})", re.IGNORECASE)
 _LOWEST, _HIGHEST = 1, 8
@@ -20,7 +20,7 @@ def _require_width(name: str, width: int) -> None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bits:
-    """Requested widths of weights and activations of the quantized layers.
+    """Requested widths of the weights and activations of quantized layers.
 
     Attributes:
         weight: bits of a weight code, 1 to 8, or 16 for full precision.
@@ -76,10 +76,10 @@ class AttentionBits:
 
 
 def parse_bits(text: str) -> Bits:
-    """Read ``w4a8`` or ``fp``.
+    """Parse ``w4a8`` or ``fp``.
 
     Raises:
-        ValueError: the text is no bit setting, or names an impossible width; one line.
+        ValueError: the text is no bit setting, or names an impossible width.
     """
     name = text.strip().lower()
     if name in {"fp", "fp32", "w16a16", "w32a32"}:

@@ -1,8 +1,8 @@
-"""Which sampler call is being computed: the index that step-dependent quantizers look up.
+"""The sampler call that is being computed, which ranges by sampler call are looked up with.
 
-Nothing here counts. Whoever knows the sampler call says it: a sampler through ``core.announce``, a
-set of calibration points through their ``step``. A step bank read before anybody said so is an
-error, not entry 0.
+The clock does not count by itself. It is set by a sampler through ``record.announce``, or by
+calibration points through their ``step``. Reading it before it is set is an error and does not give
+call 0.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from quantarena.methods.core.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class StepSchedule:
-    """The sampler calls that step banks were calibrated on, entry k of a bank is call k.
+class CallSchedule:
+    """The sampler calls that a bank of ranges was calibrated on; entry k of a bank is call k.
 
     Attributes:
-        sampler: name of the sampler, for messages; empty where nobody knows.
-        timesteps: model timestep of each call; samplers that repeat one have it twice.
+        sampler: name of the sampler, for messages; empty where unknown.
+        timesteps: model timestep of each call; samplers that repeat a timestep have it twice.
     """
 
     sampler: str
@@ -35,26 +35,26 @@ class StepSchedule:
         return f"{len(self.timesteps)} calls{name} from timestep {first:g} to {last:g}"
 
 
-class StepClock:
+class CallClock:
     """The sampler call that all layers of one model share.
 
     Attributes:
-        schedule: what the model's banks were calibrated on; None where it has no bank, or where
-            nobody said.
+        schedule: sampler calls that the model's banks were calibrated on; None where it has no
+            bank or where they are unknown.
     """
 
     __slots__ = ("_index", "schedule")
 
-    def __init__(self, schedule: StepSchedule | None = None) -> None:
+    def __init__(self, schedule: CallSchedule | None = None) -> None:
         self.schedule = schedule
         self._index: int | Tensor | None = None
 
     def __repr__(self) -> str:
-        return f"StepClock(index={self._index}, schedule={self.schedule})"
+        return f"CallClock(index={self._index}, schedule={self.schedule})"
 
     @property
     def is_set(self) -> bool:
-        """Whether somebody said which call this is."""
+        """Whether the call is known."""
         return self._index is not None
 
     @property
@@ -62,24 +62,24 @@ class StepClock:
         """Sampler call of the whole batch, or of each batch row, (B,) int64.
 
         Raises:
-            UserError: nobody has said it.
+            UserError: the call is not set.
         """
         if self._index is None:
             raise UserError(
                 "the quantized network has settings for each sampler call, and nobody said which "
-                "call this is: sample inside core.announce.announcing(scheduler, model.clock), or "
-                "run recorded points inside model.clock.at(points.step)"
+                "call this is: sample inside record.announce.announcing(scheduler, model.clock), "
+                "or run recorded points inside model.clock.at(points.step)"
             )
         return self._index
 
     def set(self, index: int | Tensor) -> None:
-        """Say which sampler call comes next.
+        """Set the sampler call.
 
         Args:
-            index: of the whole batch, or one a batch row, (B,) integers.
+            index: call of the whole batch, or of each batch row, (B,) integers.
 
         Raises:
-            ValueError: negative, or a tensor that is no list of integers.
+            ValueError: the index is negative or no one-dimensional tensor of integers.
         """
         if isinstance(index, Tensor):
             if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
@@ -96,12 +96,12 @@ class StepClock:
         self._index = index
 
     def clear(self) -> None:
-        """Forget the call: reading a bank is an error again."""
+        """Unset the call."""
         self._index = None
 
     @contextmanager
     def at(self, index: int | Tensor) -> Iterator[None]:
-        """The call inside the block; afterwards what it was before, also when that was unset."""
+        """Set the call inside the block, and restore the previous state afterwards."""
         before = self._index
         self.set(index)
         try:

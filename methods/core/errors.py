@@ -1,14 +1,14 @@
-"""What can go wrong and be said in one line. No torch, nothing of ours."""
+"""Errors whose message is one line for the user. Imports neither torch nor other modules."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class QuantArenaError(Exception):
-    """Base of every error whose message, one line, is all that its reader needs.
+    """Base class of errors that are fully explained by their message of one line.
 
     Attributes:
-        message: the line: what is wrong, where, and what to do about it.
+        message: what is wrong, where, and what to do about it.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,11 +17,11 @@ class QuantArenaError(Exception):
 
 
 class UserError(QuantArenaError):
-    """A mistake in what was asked for: the command line prints the line and exits with 2."""
+    """A mistake of the user: the command line prints the message and exits with 2."""
 
 
 class UnknownName(UserError):
-    """A name that is not registered; the message suggests near ones."""
+    """A name that is not registered; the message suggests similar ones."""
 
 
 class BrokenModel(UserError):
@@ -33,7 +33,7 @@ class Unsupported(QuantArenaError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What to append to 'unknown ...': near names when there are any, else all of them.
+    """A hint for an unknown name: similar names where there are any, and all known ones.
 
     >>> did_you_mean("rtm", ["fp", "rtn", "q_diffusion"])
     'did you mean rtn? (known: fp, q_diffusion, rtn)'

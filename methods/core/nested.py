@@ -1,7 +1,7 @@
-"""Nested dicts, tuples and lists of tensors: what networks and their modules take and give.
+"""Nested dicts, tuples and lists of tensors, as networks and their modules take and return them.
 
-Their leaves are tensors and plain constants (None, bool, numbers, strings). A leaf's path is its
-keys and places joined by dots, such as ``added_cond_kwargs.text_embeds``.
+Their leaves are tensors and plain constants (None, bool, numbers, strings). The path of a leaf is
+its keys and indices joined by dots, such as ``added_cond_kwargs.text_embeds``.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ Tree = Any
 
 
 def map_leaves(function: Callable[[str, Any], Any], tree: Tree, path: str = "") -> Tree:
-    """The same tree with ``function(path, leaf)`` in place of every leaf."""
+    """Replace every leaf of a tree by ``function(path, leaf)``."""
     if isinstance(tree, Mapping):
         return {key: map_leaves(function, value, _join(path, key)) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
@@ -30,13 +30,13 @@ def map_leaves(function: Callable[[str, Any], Any], tree: Tree, path: str = "") 
 
 def leaves(tree: Tree) -> dict[str, Any]:
     """All leaves by path."""
-    found: dict[str, Any] = {}
-    map_leaves(found.__setitem__, tree)
-    return found
+    by_path: dict[str, Any] = {}
+    map_leaves(by_path.__setitem__, tree)
+    return by_path
 
 
 def to_json(tree: Tree) -> Any:
-    """The tree in JSON types, with the path of each tensor in its place."""
+    """The structure of a tree in JSON types; tensors become the word ``tensor``."""
     if isinstance(tree, Mapping):
         return {"dict": {key: to_json(value) for key, value in tree.items()}}
     if isinstance(tree, tuple | list):
@@ -46,10 +46,10 @@ def to_json(tree: Tree) -> Any:
 
 
 def from_json(data: Any, tensors: Mapping[str, Tensor], path: str = "") -> Tree:
-    """The tree that ``to_json`` wrote.
+    """Rebuild a tree from the output of ``to_json``, with tensors by path.
 
     Raises:
-        KeyError, ValueError: it did not write this.
+        KeyError, ValueError: the data is no output of ``to_json``.
     """
     if data == "tensor":
         return tensors[path]
@@ -67,15 +67,15 @@ def _join(path: str, key: Any) -> str:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor], where: str) -> Any:
-    """``value`` with every tensor in its tuples, lists and mappings changed, in order.
+    """Apply ``change`` to every tensor in a value's tuples, lists and mappings, in order.
 
     Args:
-        value: what a module takes or gives.
-        change: applied to each tensor.
-        where: the module, for messages.
+        value: inputs or outputs of a module.
+        change: function of a tensor.
+        where: name of the module, for messages.
 
     Raises:
-        Unsupported: an object that could hide a tensor.
+        Unsupported: the value holds an object that could contain tensors.
     """
 
     def visit(path: str, leaf: Any) -> Any:
@@ -93,22 +93,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor], where: str) -> A
 
 def tensors(value: Any, where: str) -> list[Tensor]:
     """All tensors in ``value``, in the order of ``map_tensors``."""
-    found: list[Tensor] = []
+    all_tensors: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+        all_tensors.append(tensor)
         return tensor
 
     map_tensors(value, note, where)
-    return found
-
-
-def cloned(value: Any, where: str) -> Any:
-    """A copy that changes in place do not reach."""
-    return map_tensors(value, lambda tensor: tensor.detach().clone(), where)
+    return all_tensors
 
 
 def same(one: Any, other: Any, where: str) -> bool:
-    """Whether the tensors of both are equal, bit for bit."""
+    """Whether all tensors of two values are equal, bit for bit."""
     left, right = tensors(one, where), tensors(other, where)
     return len(left) == len(right) and all(map(torch.equal, left, right))

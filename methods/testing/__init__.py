@@ -1,1 +1,1 @@
-"""The room methods/testing."""
+"""Conformance tests for methods, and the small networks that they run on."""

@@ -1,1 +1,1 @@
-"""The room methods/timing."""
+"""Benchmarks of the kernels; no result of a method depends on them."""

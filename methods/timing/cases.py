@@ -1,4 +1,4 @@
-"""Shapes of the kernel benchmark, and the layers and inputs made for them."""
+"""Shapes of the kernel benchmark, with layers and inputs to time."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -50,30 +50,30 @@ class Case:
 
     @property
     def products(self) -> int:
-        """Multiply-accumulates."""
+        """Number of multiply-accumulates."""
         return math.prod(self.shape) * (1 if self.kind == "linear" else 9 * self.shape[2])
 
     @property
     def outputs(self) -> int:
-        """Output elements."""
+        """Number of output elements."""
         shape = self.shape
         return shape[0] * shape[-1] * (1 if self.kind == "linear" else shape[2] ** 2)
 
     @property
     def inputs(self) -> int:
-        """Input elements."""
+        """Number of input elements."""
         return self.shape[0] * self.shape[1] * (1 if self.kind == "linear" else self.shape[2] ** 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """What a layer must do, and how fast this machine can.
+    """The work of a layer, and the fastest that this machine could do it.
 
     Attributes:
-        products: multiply-accumulates.
-        bytes: that must move: packed layer, input and output, once.
-        rate: multiply-accumulates a second of the micro-kernel alone.
-        bandwidth: bytes a second.
+        products: number of multiply-accumulates.
+        bytes: bytes that must move: packed layer, input and output, once each.
+        rate: multiply-accumulates per second of the micro-kernel alone.
+        bandwidth: bytes per second.
     """
 
     products: int
@@ -83,7 +83,7 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """Time at best: the slower of the two."""
+        """The shortest possible time: the longer one of computing and moving."""
         return max(self.products / self.rate, self.bytes / self.bandwidth)
 
 
@@ -93,10 +93,10 @@ class Timing:
 
     Attributes:
         case: the layer.
-        fp32: by memory format.
-        packed: by widths, ``/last`` for channels_last.
-        rivals: other 8-bit layers.
-        roofline: by widths.
+        fp32: fp32 times by memory format.
+        packed: packed times by widths, with ``/last`` for channels_last.
+        rivals: times of other 8-bit layers.
+        roofline: rooflines by widths.
     """
 
     case: Case
@@ -107,15 +107,15 @@ class Timing:
 
     @property
     def base(self) -> float:
-        """The faster fp32."""
+        """Time of the faster fp32 layer."""
         return min(self.fp32.values())
 
     def best(self, bits: str) -> float:
-        """The packed layer in its faster memory format."""
+        """Time of the packed layer in its faster memory format."""
         return min(t for name, t in self.packed.items() if name.split("/")[0] == bits)
 
     def ratio(self, bits: str) -> float:
-        """Speed-up over the faster fp32."""
+        """Speed-up over the faster fp32 layer."""
         return self.base / self.best(bits)
 
 
@@ -127,7 +127,7 @@ def cases() -> list[Case]:
 def gaussian_layer(
     case: Case, weight_bits: int, act_bits: int, seed: int = 0
 ) -> tuple[IntegerLayer, Tensor]:
-    """Per-channel symmetric codes of Gaussian weights, and the float weights."""
+    """A layer of per-channel symmetric codes of Gaussian weights, and the float weights."""
     make = torch.Generator().manual_seed(seed)
     shape: tuple[int, ...] = (case.shape[-1], case.shape[1])
     options: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def gaussian_layer(
 
 
 def mixed_layer(case: Case, widths: tuple[int, ...], act_bits: int) -> MixedWidthLayer:
-    """As many output channels of each width, in random order."""
+    """A layer with equally many output channels of each width, in random order."""
     outputs = case.shape[-1]
     order = torch.randperm(outputs, generator=torch.Generator().manual_seed(3))
     rows = [chosen.sort().values for chosen in order.tensor_split(len(widths))]
@@ -167,6 +167,6 @@ def mixed_layer(case: Case, widths: tuple[int, ...], act_bits: int) -> MixedWidt
 
 
 def example_input(case: Case) -> Tensor:
-    """Normal input of a case."""
+    """A normally distributed input of a case."""
     size = case.shape[:2] if case.kind == "linear" else (*case.shape[:2], *[case.shape[2]] * 2)
     return torch.randn(size, generator=torch.Generator().manual_seed(1))

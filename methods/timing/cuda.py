@@ -1,9 +1,10 @@
-"""Speed on the GPU at hand: ``python -m quantarena.methods.timing.cuda --json FILE``.
+"""Times packed layers on this GPU: ``python -m quantarena.methods.timing.cuda --json FILE``.
 
-Layers from bfloat16 to bfloat16 against cuBLAS (cuDNN for convolutions) in bfloat16.  ``seconds``
-includes the quantization of the activations, ``product_seconds`` is the integer product alone.
-Contestants take turns, ten calls are one CUDA graph, timed by events, and the median counts; all
-find their data in the L2 cache where it fits.  docs/kernels.md describes the file.
+Layers with bfloat16 inputs and outputs are compared with cuBLAS (cuDNN for convolutions) in
+bfloat16. ``seconds`` includes the quantization of activations, ``product_seconds`` is the integer
+product alone. The contestants take turns; ten calls form one CUDA graph, which is timed by events,
+and the median is reported. All data is in the L2 cache where it fits. docs/kernels.md describes
+the file.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from triton.runtime.errors import OutOfResources
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import gemm, tuning
 from quantarena.methods.core.cuda.device import status
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
@@ -52,8 +53,8 @@ BITS = ((8, 8), (4, 8), (3, 8), (2, 8))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One layer at one width."""
+class LayerTiming:
+    """Times of one layer at one width."""
 
     name: str
     bits: str
@@ -71,16 +72,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class StepRow:
-    """One step of a whole network."""
+class NetworkTiming:
+    """Times of one call of a whole network."""
 
     name: str
     bits: str
     batch: int
     seconds: float
-    """Packed, as one CUDA graph."""
+    """Time of the packed network, as one CUDA graph."""
     bf16_seconds: float
-    """The network in bfloat16, compiled with CUDA graphs."""
+    """Time of the network in bfloat16, compiled with CUDA graphs."""
     bf16_eager_seconds: float
 
     @property
@@ -107,7 +108,7 @@ def event_times(runs: dict[str, Run], rounds: int = 50, warmups: int = 5) -> dic
 
 
 def graph_times(runs: dict[str, Run], calls: int = 10) -> dict[str, float]:
-    """Median seconds of each run, ten of which are one CUDA graph: no launch waits for Python."""
+    """Median seconds of each run, with ten runs in one CUDA graph so that none waits for Python."""
     record = CudaRecorder(torch.device("cuda"))
     replays = {name: record(partial(_repeat, run, calls))[0] for name, run in runs.items()}
     return {name: time / calls for name, time in event_times(dict(replays)).items()}
@@ -123,7 +124,7 @@ def _repeat(run: Run, calls: int) -> None:
 
 
 def product_run(module: CudaPackedLayer, x: Tensor, config: Config) -> Run:
-    """The integer product alone, on codes that are there."""
+    """A run of the integer product alone, on codes computed beforehand."""
     buffers = dict(module.named_buffers())
     bits, act_bits = module.metadata["weight_bits"], module.metadata["act_bits"]
     call = problem(module.metadata, x)
@@ -150,18 +151,18 @@ def product_run(module: CudaPackedLayer, x: Tensor, config: Config) -> Run:
 
 def measure(
     case: Case, bits: tuple[int, int], clock: Clock, device: str, *, tune: bool = False
-) -> Row:
+) -> LayerTiming:
     """Times a case at a width.
 
     Args:
         case: the layer.
         bits: widths of weights and activations.
-        clock: seconds of runs that take turns.
-        device: where.
+        clock: measures the seconds of runs that take turns.
+        device: device to run on.
         tune: time every configuration first and use the best.
 
     Returns:
-        The row.
+        The times.
     """
     layer, weight = gaussian_layer(case, *bits)
     module = CudaPackedLayer(layer).to(device)
@@ -191,7 +192,7 @@ def measure(
             "bf16": base,
         }
     )
-    return Row(
+    return LayerTiming(
         name=case.name,
         bits="w{}a{}".format(*bits),
         seconds=times["layer"],
@@ -210,24 +211,24 @@ def measure_step(
     points: CalibrationSet,
     clock: Clock = event_times,
     device: str = "cuda",
-    capture: Callable[[nn.Module, StepClock], Run] | None = None,
+    capture: Callable[[nn.Module, CallClock], Run] | None = None,
     optimize: Callable[[nn.Module], Run] | None = None,
-) -> StepRow:
+) -> NetworkTiming:
     """Times a packed network against the original in bfloat16.
 
     Args:
-        name: of the network.
-        bits: what was asked for.
-        packed: is moved to the device, in place.
-        original: is copied.
+        name: name of the network.
+        bits: requested widths.
+        packed: packed network, which is moved to the device in place.
+        original: full-precision network, which is copied.
         points: one batch at one sampler call.
-        clock: seconds of runs that take turns.
-        device: where.
-        capture: makes the packed step one launch; by default a ``StepGraph``.
+        clock: measures the seconds of runs that take turns.
+        device: device to run on.
+        capture: turns the packed call into one launch; by default a ``StepGraph``.
         optimize: makes the baseline fast; by default ``torch.compile`` with CUDA graphs.
 
     Returns:
-        The row.
+        The times.
     """
     batch = moved(points, device)
     plain = copy.deepcopy(original).to(device, torch.bfloat16)
@@ -242,11 +243,11 @@ def measure_step(
     }
     with torch.no_grad(), packed.clock.at(int(batch.step[0])):
         times = clock({name: partial(batch.call, step) for name, step in runs.items()})
-    return StepRow(name, bits, len(batch), times["packed"], times["compiled"], times["eager"])
+    return NetworkTiming(name, bits, len(batch), times["packed"], times["compiled"], times["eager"])
 
 
 def moved(points: CalibrationSet, device: str) -> CalibrationSet:
-    """Points on a device, their float tensors but the timesteps in bfloat16."""
+    """Moves points to a device, with all float tensors but the timesteps in bfloat16."""
 
     def move(_: str, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -261,13 +262,13 @@ def moved(points: CalibrationSet, device: str) -> CalibrationSet:
     )
 
 
-def document(rows: Iterable[Row | StepRow]) -> dict[str, Any]:
-    """The results with what they were measured on, in JSON types."""
-    found = status()
+def document(rows: Iterable[LayerTiming | NetworkTiming]) -> dict[str, Any]:
+    """The results and the machine that they were measured on, in JSON types."""
+    gpu = status()
     return {
         "format": FORMAT,
-        "gpu": found.device,
-        "capability": found.capability,
+        "gpu": gpu.device,
+        "capability": gpu.capability,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": metadata.version("triton"),
@@ -275,7 +276,7 @@ def document(rows: Iterable[Row | StepRow]) -> dict[str, Any]:
     }
 
 
-def line(row: Row) -> str:
+def line(row: LayerTiming) -> str:
     """One row of the table."""
     tile = f"{row.config.rows}x{row.config.columns}x{row.config.depth}"
     return (
@@ -285,7 +286,7 @@ def line(row: Row) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints the table and writes JSON where asked."""
+    """Command line: prints the table and writes JSON where asked."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.timing.cuda")
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--tune", action="store_true", help="time every configuration first")

@@ -1,4 +1,4 @@
-"""Speed of packed layers against fp32: ``python -m quantarena.methods.timing.kernels``.
+"""Times packed layers against fp32: ``python -m quantarena.methods.timing.kernels``.
 
 Every ratio is fp32 time over packed time, measured interleaved in one process, with activation
 quantization and layout included, against the faster of contiguous and channels_last fp32.  With one
@@ -36,7 +36,7 @@ from quantarena.methods.timing.rivals import Run, rivals
 
 
 def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, float]:
-    """Times every run once per round, so that a change of the machine's load meets all alike."""
+    """Times every run once per round, so that changes of the machine's load affect all alike."""
     clock = time.process_time if threads == 1 else time.perf_counter
     repeats, samples = {}, {name: list[float]() for name in runs}
     for name, run in runs.items():
@@ -69,7 +69,7 @@ def ceiling(pair: bool) -> float:
 
 
 def bandwidth(size: int, threads: int) -> float:
-    """Bytes per second at which this much data moves, from whatever level of memory holds it.
+    """Bytes per second at which this much data moves, from the level of memory that holds it.
 
     Args:
         size: bytes that a layer must move.
@@ -179,10 +179,10 @@ def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
 
 
 def rooflines(timings: list[Timing]) -> str:
-    """One line per kernel: what it must do, what this machine could at best, the share reached.
+    """One line per kernel: its work, the best possible time on this machine, and the share reached.
 
     Operations are two per product. Bytes are those of the packed layer, the input and the output,
-    each moved once, at the rate of the level of memory that holds as many.
+    each moved once, at the rate of the level of memory that can hold them.
     """
     lines = [f"{'kernel':32}{'MOP':>9}{'kB':>8}{'GOP/s':>8}{'GB/s':>7}{'at best':>10}{'share':>7}"]
     for t in timings:
@@ -196,7 +196,7 @@ def rooflines(timings: list[Timing]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints the table and writes JSON where asked."""
+    """Command line: prints the table and writes JSON where asked."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.timing.kernels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)

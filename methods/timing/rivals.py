@@ -1,4 +1,4 @@
-"""Other 8-bit layers to time beside ours, from fp32 to fp32: torch's x86 engine and onnxruntime."""
+"""Other 8-bit layers to time beside ours, with fp32 inputs and outputs: torch and onnxruntime."""
 
 import warnings
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from quantarena.methods.timing.cases import Case
 
 Run = Callable[[], object]
 SCALE, ZERO = 0.03, 128
-"""Of the activations; outputs keep scale 1, whose rounding costs the same."""
+"""Scale and zero point of activations; outputs have scale 1, whose rounding takes the same time."""
 _OPSET, _IR = 17, 8
 
 
 def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
-    """What can be run here, by name.
+    """The layers that can run here, by name.
 
     Args:
         case: the layer.
@@ -27,8 +27,8 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
     Returns:
         ``torch int8`` and ``onnxruntime``, each only where it is installed and has the layer.
     """
-    found = {"torch int8": _torch(case, weight, x), "onnxruntime": _onnx(case, weight, x)}
-    return {name: run for name, run in found.items() if run is not None}
+    layers = {"torch int8": _torch(case, weight, x), "onnxruntime": _onnx(case, weight, x)}
+    return {name: run for name, run in layers.items() if run is not None}
 
 
 def _codes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def _torch(case: Case, weight: Tensor, x: Tensor) -> Run | None:
 
 
 def _onnx(case: Case, weight: Tensor, x: Tensor) -> Run | None:
-    """Quantize, QLinearMatMul or QLinearConv, dequantize; on torch's number of threads."""
+    """An onnxruntime layer (quantize, QLinear operator, dequantize) with torch's threads."""
     try:  # optional, and without types
         onnx: Any = import_module("onnx")
         onnxruntime: Any = import_module("onnxruntime")

@@ -1,8 +1,8 @@
-"""Compile the kernels for a GPU that is not there: ``python -m ...kernels.cuda.aot --arch 90``.
+"""Compiles the kernels for a GPU that is absent: ``python -m ...core.cuda.aot --arch 90``.
 
-Tells, per kernel and width, whether the integer matrix instructions are used, and registers, spills
-and shared memory.  It is a check of what the compiler made, not of speed.  Needs Triton's own
-assembler, which its Linux wheels carry, and no GPU.
+Reports for each kernel and width whether integer matrix instructions are used, and the registers,
+spills and shared memory. This checks the compiler's output, not speed. It needs Triton's own
+assembler, which its Linux wheels contain, and no GPU.
 """
 
 import argparse
@@ -77,18 +77,18 @@ _MMA = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What the compiler made of one kernel."""
+    """Properties of one compiled kernel."""
 
     name: str
     arch: int
     integer_products: int
-    """Integer matrix instructions in the PTX."""
+    """Number of integer matrix instructions in the PTX."""
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     spills: int
-    """Bytes of stack per thread."""
+    """Stack bytes per thread."""
     shared: int
-    """Bytes of shared memory per program."""
+    """Shared memory per program in bytes."""
     ptx: str
 
 
@@ -122,23 +122,24 @@ def compile_kernel(
         if kind.startswith("*") or parameter.name in _MULTIPLES_OF_16:
             hints[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=fixed, attrs=hints)
-    made: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spills = _usage(made.asm["cubin"])
-    found = len(_MMA.findall(made.asm["ptx"]))
-    return Compiled(name, arch, found, registers, spills, made.metadata.shared, made.asm["ptx"])
+    compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spills = _usage(compiled.asm["cubin"])
+    products = len(_MMA.findall(compiled.asm["ptx"]))
+    shared = compiled.metadata.shared
+    return Compiled(name, arch, products, registers, spills, shared, compiled.asm["ptx"])
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, as the assembler recorded them."""
+    """Registers and stack bytes per thread, as recorded by the assembler."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if usage is None:
         raise RuntimeError("cuobjdump printed no resource usage")
-    return int(found[1]), int(found[2])
+    return int(usage[1]), int(usage[2])
 
 
 def compile_multiply(
@@ -196,7 +197,7 @@ def compile_quantize(arch: int, channels_last: bool) -> Compiled:
 
 
 def sweep(arch: int, every: bool) -> Iterator[Compiled]:
-    """All kernels at their default tiles, or at every candidate for tuning."""
+    """Compiles all kernels with their default tiles, or with every candidate for tuning."""
     yield compile_quantize(arch, channels_last=False)
     yield compile_quantize(arch, channels_last=True)
     for bits in (8, 4, 3, 2, 1, 5, 6, 7):
@@ -207,18 +208,18 @@ def sweep(arch: int, every: bool) -> Iterator[Compiled]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints a line a kernel, exits with 1 where one lacks integer products."""
+    """Command line: prints one line per kernel; exits with 1 where one lacks integer products."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.core.cuda.aot")
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--all", action="store_true", help="every configuration for tuning")
     options = parser.parse_args(arguments)
     bad = 0
     sys.stdout.write(f"{'kernel':32}{'s8 mma':>8}{'regs':>6}{'stack':>7}{'shared':>9}\n")
-    for made in sweep(options.arch, options.all):
-        bad += made.integer_products == 0 and not made.name.startswith("quantize")
+    for compiled in sweep(options.arch, options.all):
+        bad += compiled.integer_products == 0 and not compiled.name.startswith("quantize")
         sys.stdout.write(
-            f"{made.name:32}{made.integer_products:8}{made.registers:6}{made.spills:7}"
-            f"{made.shared:9}\n"
+            f"{compiled.name:32}{compiled.integer_products:8}{compiled.registers:6}{compiled.spills:7}"
+            f"{compiled.shared:9}\n"
         )
         sys.stdout.flush()
     return int(bad > 0)

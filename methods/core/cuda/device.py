@@ -1,4 +1,4 @@
-"""Whether the CUDA kernels can run here, and if not, why.  Imports neither Triton nor a kernel."""
+"""Whether the CUDA kernels can run here, and why not. Imports neither Triton nor a kernel."""
 
 import importlib.util
 import os
@@ -10,8 +10,8 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """What this process has for the CUDA backend."""
+class CudaStatus:
+    """The GPU that the CUDA backend would use in this process."""
 
     device: str | None
     """Name of the GPU, or None."""
@@ -21,13 +21,13 @@ class Status:
     """Why layers cannot run on a GPU; empty where they can."""
 
 
-def status() -> Status:
-    """GPU, compute capability, and the reason where the kernels cannot run.
+def status() -> CudaStatus:
+    """Find the GPU, and the reason where the kernels cannot run.
 
-    Triton makes int8 matrix products for compute capability 8.0 (Ampere) and above.
+    Triton has int8 matrix products for compute capability 8.0 (Ampere) and above.
     """
     if not torch.cuda.is_available():
-        return Status(None, None, "no CUDA device")
+        return CudaStatus(None, None, "no CUDA device")
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     reason = ""
     if importlib.util.find_spec("triton") is None:
@@ -36,15 +36,15 @@ def status() -> Status:
         reason = (
             f"{name} is older than compute capability 8.0, which Triton needs for int8 products"
         )
-    return Status(name, capability, reason)
+    return CudaStatus(name, capability, reason)
 
 
 @contextmanager
 def interpreted_without_gpu() -> Iterator[None]:
-    """Kernels first imported inside run on the GPU, or without one on Triton's interpreter.
+    """Let kernels that are first imported inside run on Triton's interpreter if there is no GPU.
 
-    It has to come before anything else imports ``layer``: Triton decides once, when it sees a
-    kernel.  For tests; a process that only checks kernels sets ``TRITON_INTERPRET=1`` instead.
+    Nothing may have imported ``layer`` before: Triton decides once, when it sees a kernel. This is
+    for tests; a process that only checks kernels sets ``TRITON_INTERPRET=1`` instead.
     """
     before = os.environ.get("TRITON_INTERPRET")
     if status().reason:

@@ -7,8 +7,8 @@ With stored activation codes ``a' = a - shift``, ``z' = zx - shift`` and weight 
 which is ``sum (a - zx)(c - zw)`` whatever the shift.  Weights of fewer than 8 bits are unpacked in
 registers to the *top* bits of an int8, one shift and one mask a code; the sums are then
 ``2**(8 - bits)`` times too large and are shifted back at the end, exactly.  Products of two int8
-add up to less than 2**30 over the deepest layer, so saturating instructions are exact too; what is
-taken off after may wrap in between, and T, which fits int32, comes out exact.
+add up to less than 2**30 over the deepest layer, so saturating instructions are exact too. The
+later subtractions may wrap in between, but T fits int32 and is exact.
 """
 
 import triton
@@ -21,7 +21,7 @@ from quantarena.methods.core.cuda.quantize import code_shift
 from quantarena.methods.core.cuda.tuning import Config
 
 FLOAT, INTEGER, ADD = 0, 1, 2
-"""What to write: the output, T itself, or the output added to what is there."""
+"""Modes of writing: the output, T itself, or the output added to the present values."""
 _GROUP_ROWS = 8
 
 
@@ -136,14 +136,14 @@ def multiply_kernel(
     z = tl.load(act_zero + entry) - SHIFT
     total -= z * tl.load(weight_sum + ch, mask=n_ok, other=0)[None, :]
     if ASYMMETRIC:
-        seen = tl.full((BLOCK_M,), 0, tl.int32)  # sum of the stored codes under the window
+        window_sum = tl.full((BLOCK_M,), 0, tl.int32)  # sum of the stored codes under the window
         groups = pitch // channels
         for tap in range(0, kernel_h * kernel_w):
             line = (tap // kernel_w) * dilation_h * in_width
             at = first + line + (tap % kernel_w) * dilation_w
-            seen += tl.load(code_sums + at * groups + group, mask=m_ok, other=0)
+            window_sum += tl.load(code_sums + at * groups + group, mask=m_ok, other=0)
         zw = tl.load(weight_zero + ch, mask=n_ok, other=0)
-        total -= (seen - depth * z)[:, None] * zw[None, :]
+        total -= (window_sum - depth * z)[:, None] * zw[None, :]
 
     place = image.to(tl.int64) * pitch_image + pixel.to(tl.int64) * pitch_pixel  # (M,)
     target = out + place[:, None] + ch.to(tl.int64)[None, :] * pitch_channel
@@ -176,10 +176,11 @@ def multiply(
     """Multiplies codes by packed weights and writes ``out``.
 
     Args:
-        codes: from ``quantize``.
-        code_sums: from ``quantize``; needed where ``buffers`` has ``weight_zero``.
-        out: float for ``FLOAT`` and ``ADD``, int32 for ``INTEGER``; strides as in ``problem``.
-        problem: the call.
+        codes: activation codes from ``quantize``.
+        code_sums: sums from ``quantize``; needed where ``buffers`` has ``weight_zero``.
+        out: output tensor, float for ``FLOAT`` and ``ADD``, int32 for ``INTEGER``; strides as in
+            ``problem``.
+        problem: sizes and strides of the call.
         buffers: ``weights, weight_sum, weight_scale, act_scale, act_zero``; ``weight_zero`` and
             ``bias`` where there are any.
         step: int32 ``(1,)``, the entry of the activation tables.

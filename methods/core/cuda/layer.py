@@ -36,12 +36,11 @@ _MAX_PROBLEMS = 64
 
 
 class CudaPackedLayer(PackedLayer):
-    """A packed layer whose buffers lie on a GPU, and that runs there.
+    """A packed layer that runs on a GPU.
 
-    It takes the place of the native leaf in any tree of packed modules, has the same description
-    and the same canonical ``state_dict``, and takes float32, bfloat16 and float16; outputs have
-    the type and memory format of the input.  Buffers move with ``.to(device)`` and keep their
-    types.
+    It replaces the native leaf in any tree of packed modules, with the same description and the
+    same canonical ``state_dict``. It takes float32, bfloat16 and float16; outputs have the type and
+    memory format of the input. Buffers move with ``.to(device)`` and keep their types.
 
     Attributes:
         config: tile sizes of all calls; None chooses them by shape.
@@ -63,7 +62,7 @@ class CudaPackedLayer(PackedLayer):
             config: tile sizes of all calls; by default chosen by shape.
 
         Raises:
-            Unsupported: the layer has a part that these kernels do not know.
+            Unsupported: the layer uses a field that these kernels do not read.
         """
         super().__init__(layer, native.load("reference"))  # nothing native to run
         self.config = config
@@ -97,8 +96,8 @@ class CudaPackedLayer(PackedLayer):
         rows = packing.unpack_rows(self.weights.cpu(), bits, prod(shape[1:]))
         tensors = {"codes": pack_codes(packing.weight_shaped(rows, shape), bits)}
         tensors["weight_zero"] = torch.zeros(shape[0], dtype=torch.int32)
-        kept = {name: getattr(self, name) for name in _CANONICAL}
-        tensors |= {name: value.cpu() for name, value in kept.items() if value is not None}
+        canonical = {name: getattr(self, name) for name in _CANONICAL}
+        tensors |= {name: value.cpu() for name, value in canonical.items() if value is not None}
         return IntegerLayer.from_tensors(self.metadata, tensors)
 
     # ---- running ---------------------------------------------------------------------------
@@ -165,12 +164,12 @@ class CudaPackedLayer(PackedLayer):
 
     def _problem(self, x: Tensor) -> Problem:
         key = (x.shape, x.stride())
-        found = self._problems.get(key)
-        if found is None:
+        known = self._problems.get(key)
+        if known is None:
             if len(self._problems) >= _MAX_PROBLEMS:
                 self._problems.clear()
-            found = self._problems[key] = problem(self.metadata, x)
-        return found
+            known = self._problems[key] = problem(self.metadata, x)
+        return known
 
     # ---- accounting ------------------------------------------------------------------------
 
@@ -181,7 +180,7 @@ class CudaPackedLayer(PackedLayer):
 
     @property
     def weight_bits_observed(self) -> float:
-        """Bits per weight code slot, read from the size of the packed rows."""
+        """Bits per weight code, measured from the size of the packed rows."""
         bits = self.metadata["weight_bits"]
         depth = prod(self.weight_shape[1:])
         slots = packing.segments(bits) * packing.segment_length(depth, bits)
@@ -190,7 +189,7 @@ class CudaPackedLayer(PackedLayer):
     # ---- state -----------------------------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CudaPackedLayer":
-        """Buffers move, and keep their types."""
+        """Moves buffers without changing their types."""
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 moved = fn(buffer)
@@ -200,7 +199,7 @@ class CudaPackedLayer(PackedLayer):
 
 
 def _takes(y: Tensor, call: Problem) -> bool:
-    """Whether outputs can be added to ``y``: a float tensor of the output's layout."""
+    """Whether outputs can be added to ``y``, a float tensor in the output's layout."""
     same = y.is_contiguous() if len(call.out_shape) == 2 else y.stride() == call.out_strides
     return same and y.dtype in _TYPES
 

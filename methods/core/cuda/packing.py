@@ -22,12 +22,12 @@ def planes(bits: int) -> tuple[int, ...]:
 
 
 def segments(bits: int) -> int:
-    """Segments of K: as many as the narrowest plane has codes in a byte."""
+    """Number of segments of K: the number of codes of the narrowest plane in a byte."""
     return 8 // planes(bits)[-1]
 
 
 def segment_length(depth: int, bits: int) -> int:
-    """Codes of one segment, padded for aligned loads where that costs at most 5 % of the bytes.
+    """Number of codes in a segment, padded for aligned loads where this adds at most 5 % bytes.
 
     Args:
         depth: products per output.
@@ -97,7 +97,7 @@ def unpack_rows(rows: Tensor, bits: int, depth: int) -> Tensor:
 
 
 def depth_major(codes: Tensor) -> Tensor:
-    """Weight codes ``(out, in / groups[, kh, kw])`` as ``(out, kh * kw * in / groups)``."""
+    """Reshapes codes ``(out, in / groups[, kh, kw])`` to ``(out, kh * kw * in / groups)``."""
     return codes if codes.dim() == 2 else codes.permute(0, 2, 3, 1).flatten(1)
 
 

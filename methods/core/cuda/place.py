@@ -1,4 +1,4 @@
-"""Packed networks on a GPU: every native leaf replaced by its CUDA twin."""
+"""Moves packed networks to a GPU: every native leaf is replaced by its CUDA form."""
 
 import torch
 from torch import nn
@@ -8,14 +8,14 @@ from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 
 
 def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Module:
-    """Moves a packed network to a device, in place, its packed leaves onto the CUDA kernels.
+    """Moves a packed network to a device in place, and its packed leaves to the CUDA kernels.
 
     Args:
         network: a network with packed layers, or a packed layer.
-        device: where to.
+        device: the target device.
 
     Returns:
-        The network; another object only where ``network`` itself is a packed leaf.
+        The network; a new object only where ``network`` itself is a packed leaf.
     """
     twins: dict[int, CudaPackedLayer] = {}
     root = _twin(network, twins)
@@ -26,7 +26,7 @@ def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Modul
 
 
 def _twin(module: nn.Module, twins: dict[int, CudaPackedLayer]) -> nn.Module:
-    """The CUDA form of a native leaf, the same for every place that shares it."""
+    """The CUDA form of a native leaf; leaves that are shared stay shared."""
     if not isinstance(module, PackedLayer) or isinstance(module, CudaPackedLayer):
         return module
     if id(module) not in twins:

@@ -33,12 +33,12 @@ class Problem:
     stride: Pair
     dilation: Pair
     in_strides: tuple[int, int, int, int]
-    """Of the input: batch, channel, line, pixel."""
+    """Strides of the input: batch, channel, line, pixel."""
     out_shape: tuple[int, ...]
     out_strides: tuple[int, ...]
-    """Of the output tensor, as ``torch.empty_strided`` takes them."""
+    """Strides of the output tensor, as ``torch.empty_strided`` takes them."""
     out_pitch: tuple[int, int, int]
-    """Of the output: batch, channel, pixel; lines follow each other."""
+    """Strides of the output: batch, channel, pixel; lines follow each other."""
 
     @property
     def padded(self) -> Pair:
@@ -47,33 +47,33 @@ class Problem:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images of codes, padding included."""
+        """Number of pixels of all images of codes, including padding."""
         return self.batch * self.padded[0] * self.padded[1]
 
     @property
     def out_pixels(self) -> int:
-        """Output pixels of one image."""
+        """Number of output pixels of one image."""
         return self.out_size[0] * self.out_size[1]
 
     @property
     def rows(self) -> int:
-        """Rows of the product."""
+        """Number of rows of the product."""
         return self.batch * self.out_pixels
 
     @property
     def depth(self) -> int:
-        """Products per output."""
+        """Number of products per output."""
         return self.kernel[0] * self.kernel[1] * self.channels
 
     @property
     def windowed(self) -> bool:
-        """Whether rows of the product are not simply the pixels in order."""
+        """Whether rows of the product differ from the pixels in order."""
         simple = self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
         return not simple
 
 
 def problem(metadata: dict[str, Any], x: Tensor) -> Problem:
-    """The product that answers an input; convolutions keep its memory format.
+    """Describes the product for an input; convolutions keep its memory format.
 
     Args:
         metadata: description of the layer, see ``IntegerLayer.metadata``.

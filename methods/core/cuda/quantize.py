@@ -16,7 +16,7 @@ MAGIC = tl.constexpr(12582912.0)
 
 
 def code_shift(act_bits: int) -> int:
-    """What is subtracted from a code before it is stored as int8."""
+    """The value subtracted from a code before it is stored as int8."""
     return 128 if act_bits == 8 else 0
 
 
@@ -95,15 +95,15 @@ def quantize_kernel(
 def quantize(
     x: Tensor, problem: Problem, tables: dict[str, Tensor], step: Tensor, act_bits: int, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Activation codes of an input.
+    """Computes the activation codes of an input.
 
     Args:
-        x: float32, bfloat16 or float16, of the shape and strides that ``problem`` was made from.
-        problem: the call.
+        x: float32, bfloat16 or float16 input, of the shape and strides that ``problem`` describes.
+        problem: sizes and strides of the call.
         tables: ``act_inverse`` and ``act_zero``, ``(steps,)``; ``in_mult`` where there is one.
-        step: int32 ``(1,)`` on the device, the entry of the tables.
+        step: entry of the tables, int32 ``(1,)`` on the device.
         act_bits: width of a code.
-        sums: whether sums over the channels of a group are wanted.
+        sums: whether to compute sums over the channels of a group.
 
     Returns:
         int8 ``(pixels, channels of all groups)`` codes minus :func:`code_shift`, and int32

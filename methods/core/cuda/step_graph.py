@@ -1,4 +1,4 @@
-"""One network step as a CUDA graph: hundreds of small launches become one."""
+"""One call of a network as a CUDA graph: hundreds of small launches become one."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 
 Step = Callable[..., Any]
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
-"""Takes a call without arguments; gives what replays it, and the outputs that a replay rewrites."""
+"""Captures a call without arguments; returns a function that replays it, and the outputs, which
+every replay overwrites."""
 
 _WARMUPS = 3
 
@@ -32,8 +33,8 @@ class StepGraph:
     call to call.  Everything else is part of the graph: a call with another shape, type or constant
     makes another graph, so pass timesteps as tensors.  Outputs are copies that stay valid.
 
-    What the step reads on the host is baked in.  The sampler call that tables are read at is such
-    a thing: with the network's clock there is a graph for each call.
+    Values that the step reads on the host become constants of the graph. One of them is the sampler
+    call at which tables are read: with the network's clock there is a graph for each call.
 
     Example:
         >>> graph = StepGraph(unet, "cuda", clock=packed.clock)                # doctest: +SKIP
@@ -45,21 +46,21 @@ class StepGraph:
         step: Step,
         device: torch.device | str = "cuda",
         *,
-        clock: StepClock | None = None,
+        clock: CallClock | None = None,
         limit: int = 64,
         record: Record | None = None,
     ) -> None:
-        """Nothing is captured yet.
+        """Prepares an empty graph.
 
         Args:
             step: a module or function whose kernels all run on ``device``.
             device: where the buffers of the graph lie; tensors of other devices are copied there.
-            clock: of a network that has tables by sampler call; another call makes another graph.
-            limit: of graphs that are kept.
-            record: how to capture; by default as a CUDA graph.
+            clock: clock of a network that has tables by sampler call; each call gets its own graph.
+            limit: largest number of graphs.
+            record: captures the step; by default as a CUDA graph.
 
         Raises:
-            Unsupported: no CUDA device here.
+            Unsupported: there is no CUDA device.
         """
         if record is None and not torch.cuda.is_available():
             raise Unsupported(
@@ -73,7 +74,7 @@ class StepGraph:
         self._graphs: dict[Hashable, _Recorded] = {}
 
     def __len__(self) -> int:
-        """Graphs captured so far."""
+        """Number of graphs captured so far."""
         return len(self._graphs)
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class StepGraph:
         """Runs the step.
 
         Raises:
-            Unsupported: too many different calls, or a step that cannot be captured.
+            Unsupported: there are too many different calls, or the step cannot be captured.
         """
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -90,15 +91,15 @@ class StepGraph:
             for leaf in leaves
         )
         key = (repr(spec), signature, self._call())
-        found = self._graphs.get(key)
-        if found is None:
+        graph = self._graphs.get(key)
+        if graph is None:
             with torch.inference_mode(False), torch.no_grad():  # buffers that any mode may write
-                found = self._graphs[key] = self._capture(leaves, spec)
+                graph = self._graphs[key] = self._capture(leaves, spec)
         else:
-            for buffer, tensor in zip(found.inputs, tensors, strict=True):
+            for buffer, tensor in zip(graph.inputs, tensors, strict=True):
                 buffer.copy_(tensor, non_blocking=True)
-        found.replay()
-        outputs, out_spec = tree_flatten(found.outputs)
+        graph.replay()
+        outputs, out_spec = tree_flatten(graph.outputs)
         copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
         return tree_unflatten(copies, out_spec)
 
@@ -133,10 +134,10 @@ class CudaRecorder:
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Warms up on a stream of its own, then captures.
+        """Warms up on a separate stream, then captures.
 
         Raises:
-            Unsupported: the step does something that a graph cannot hold.
+            Unsupported: the step does something that a graph cannot contain.
         """
         with torch.cuda.device(self._device):
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -22,10 +22,10 @@ class Config:
 
 
 Key = tuple[int, int, int, int]
-"""Rows, columns, products per output, weight bits."""
+"""Number of rows, columns and products per output, and weight bits."""
 
 TUNED: dict[Key, Config] = {}
-"""What :func:`tune` found in this process."""
+"""The configurations chosen by :func:`tune` in this process."""
 
 _TILES = ((128, 256, 8), (128, 128, 8), (128, 128, 4), (64, 128, 4), (64, 64, 4), (16, 64, 4))
 _SHARED = 227 << 10  # bytes of shared memory of one program on Hopper
@@ -35,17 +35,17 @@ def candidates(bits: int) -> list[Config]:
     """Configurations worth timing at a width; all fit the shared memory of a Hopper GPU."""
     count = segments(bits)
     longest = max(32, 128 // count)  # K of one pass of the loop is this times the segments
-    found = []
+    configs = []
     for rows, columns, warps in _TILES:
         for depth, stages in {(longest, 3), (max(32, longest // 2), 4)}:
             operands = depth * count * rows + depth * columns * (bits * count // 8)
             if stages * operands + depth * columns <= _SHARED:
-                found.append(Config(rows, columns, depth, warps, stages))
-    return sorted(found, key=lambda config: (config.rows, config.columns, config.depth))
+                configs.append(Config(rows, columns, depth, warps, stages))
+    return sorted(configs, key=lambda config: (config.rows, config.columns, config.depth))
 
 
 def default(rows: int, columns: int, bits: int) -> Config:
-    """A configuration from sizes alone: large tiles only where they fill the GPU."""
+    """A configuration chosen by sizes alone: large tiles only where they fill the GPU."""
     depth = max(32, 128 // segments(bits))
     if rows <= 16:
         return Config(16, 64, depth, 4, 4)
@@ -55,7 +55,7 @@ def default(rows: int, columns: int, bits: int) -> Config:
 
 
 def choose(rows: int, columns: int, depth: int, bits: int) -> Config:
-    """The tuned configuration of this very product, or else the default."""
+    """The tuned configuration of a product, or else the default."""
     return TUNED.get((rows, columns, depth, bits)) or default(rows, columns, bits)
 
 
@@ -64,11 +64,11 @@ def tune(key: Key, seconds: Callable[[Config], float], configs: Iterable[Config]
 
     Args:
         key: the product.
-        seconds: time of one configuration; ``inf`` for one that cannot run.
-        configs: what to try.
+        seconds: measures one configuration; ``inf`` for one that cannot run.
+        configs: configurations to try.
 
     Returns:
-        The fastest.
+        The fastest configuration.
     """
     times = {config: seconds(config) for config in configs}
     best = min(times, key=lambda config: times[config])

@@ -1,5 +1,5 @@
-"""Packed low-bit kernels: formats, the integer oracle and the native library."""
+"""Packed low-bit CPU kernels: formats, the integer oracle, and the native library."""
 
-from quantarena.methods.core.kernels.native import Status, status
+from quantarena.methods.core.kernels.native import NativeStatus, status
 
-__all__ = ["Status", "status"]
+__all__ = ["NativeStatus", "status"]

@@ -1,4 +1,4 @@
-"""Compiles the native library with whatever C++ compiler the machine has.
+"""Compiles the native library with the C++ compiler of the machine.
 
 Used by ``setup.py`` at install time and by ``python -m quantarena.methods.core.kernels.build``.
 The module imports nothing but the standard library, so that a build environment without torch can
@@ -19,7 +19,7 @@ __sources__ = ("csrc/*", "csrc/units/*", "csrc/attention/*")
 """Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"
-"""Written beside the sources when no library could be built: one line that says why."""
+"""File beside the sources with the reason, one line, where no library could be built."""
 
 _COMMON = (
     "-std=c++17",
@@ -42,7 +42,7 @@ class Unit:
 
 _FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 _MATHS = Unit("rounding.cpp", _FAST, None)
-"""Loops that the compiler itself makes vector code of."""
+"""Loops that the compiler vectorizes by itself."""
 
 
 def units(machine: str) -> tuple[Unit, ...]:
@@ -67,7 +67,7 @@ def _isa_units(machine: str) -> tuple[Unit, ...]:
 
 
 def find_compiler() -> list[str] | None:
-    """``$CXX`` (which may carry arguments), else g++, clang++ or c++; None when there is none."""
+    """``$CXX`` (which may have arguments), else g++, clang++ or c++; None if there is none."""
     named = os.environ.get("CXX", "").split()
     if named:
         return named if shutil.which(named[0]) else None
@@ -78,7 +78,7 @@ def find_compiler() -> list[str] | None:
 
 
 def _run(command: list[str]) -> str | None:
-    """Runs a command; its error output on failure, None on success."""
+    """Runs a command; returns its error output on failure, None on success."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -90,9 +90,9 @@ def _run(command: list[str]) -> str | None:
 
 
 def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
-    """Compiles every unit that the compiler can handle and links them.
+    """Compiles and links every unit that the compiler can handle.
 
-    An instruction-set unit that an old compiler rejects is left out; the portable one must build.
+    An instruction-set unit that an old compiler rejects is left out; the portable unit must build.
 
     Args:
         sources: the ``csrc`` folder.
@@ -102,7 +102,7 @@ def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
         Macros of the instruction-set units that were left out.
 
     Raises:
-        RuntimeError: no compiler, or the portable unit or the link failed; one line.
+        RuntimeError: no compiler, or the portable unit or the link failed.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -145,15 +145,15 @@ def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
 
 
 def build_into(package: Path, sources: Path | None = None) -> str:
-    """Builds the library into a kernels package folder; never raises for a failed build.
+    """Builds the library into the folder of the kernels package; a failed build does not raise.
 
     Args:
-        package: folder of ``quantarena.methods.core.kernels`` that receives the library, or the
-            file with the reason when there is none.
+        package: folder of ``quantarena.methods.core.kernels``, to which the library is written, or
+            a file with the reason where it cannot be built.
         sources: ``csrc`` folder, by default the one inside ``package``.
 
     Returns:
-        One line that tells the outcome.
+        The outcome in one line.
     """
     library, reason = package / LIBRARY_NAME, package / REASON_NAME
     try:

@@ -1,4 +1,4 @@
-"""A layer's call of the native kernels: its C structure, and a geometry for every kind of input."""
+"""Calls of the native kernels for one layer: its C structure, and a geometry per kind of input."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ class NativeCall:
     """Calls the kernels for one layer, whose buffers it keeps alive.
 
     Attributes:
-        library: kernels that it calls.
-        metadata: of the layer, see ``IntegerLayer.metadata``.
+        library: the native library.
+        metadata: description of the layer, see ``IntegerLayer.metadata``.
         pair: form of the panels, see ``Chunks.pair``.
-        buffers: of the layer by name, and of a layer made of others those that are its own.
+        buffers: buffers of the layer by name; of a layer made of others, only its own ones.
         parts: calls of the layers that it is made of.
-        address: of the C structure.
+        address: address of the C structure.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class NativeCall:
         *,
         last: bool = False,
     ) -> Tensor:
-        """The layer's output.
+        """Computes the layer's output.
 
         Args:
-            x: float32 on the CPU.
+            x: float32 input on the CPU.
             step: entry of the activation tables.
-            into: tensor of the output's layout to write to; by default a new one.
-            flags: ``native.ACCUMULATE`` to add to ``into``, ``native.INTEGER`` for the integers.
-            last: images are written channels_last whatever the input is.
+            into: tensor to write to, in the output's layout; by default a new one.
+            flags: ``native.ACCUMULATE`` adds to ``into``, ``native.INTEGER`` writes integers.
+            last: write images in channels_last whatever the input's format.
 
         Raises:
             ValueError: wrong type, device, shape or layout.
-            IndexError: no such entry.
-            MemoryError: no memory for scratch.
+            IndexError: the tables have no such entry.
+            MemoryError: there is no memory for intermediate results.
         """
         if x.dtype is not torch.float32 or not x.is_cpu:
             raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")

@@ -1,7 +1,7 @@
 """Normalizations and activations between packed layers, in one pass over memory each.
 
-Plain float32 arithmetic, as in torch but for rounding. The native library has them because between
-fast integer products they are what a network waits for.
+Plain float32 arithmetic, equal to torch's up to rounding. They are native because they dominate the
+time of a network whose integer products are fast.
 """
 
 import ctypes
@@ -31,19 +31,19 @@ def normalize(
     eps: float,
     activation: Activation = Activation.PLAIN,
 ) -> Tensor | None:
-    """Group normalization of (N, C, ...) over ``groups``, then an activation.
+    """Group normalization of (N, C, ...), followed by an activation.
 
     Args:
-        library: with native kernels.
-        x: float32 on the CPU.
-        groups: divides C.
+        library: library with native kernels.
+        x: float32 input on the CPU.
+        groups: number of groups, which divides C.
         weight: (C,) float32 or None.
         bias: (C,) float32 or None.
-        eps: added to the variance.
-        activation: applied to the result.
+        eps: value added to the variance.
+        activation: activation of the result.
 
     Returns:
-        Dense output in the memory format of ``x``; None where the kernel does not take this input.
+        Dense output in the memory format of ``x``; None where the kernel cannot take this input.
     """
     if x.dim() < 2 or not _takes(x, weight, bias) or x.shape[1] % groups:
         return None
@@ -78,16 +78,16 @@ def normalize(
 def activate(
     library: native.Library, x: Tensor, activation: Activation, gate: Tensor | None = None
 ) -> Tensor | None:
-    """``activation(x)``, times ``gate`` where there is one.
+    """Computes ``activation(x)``, multiplied by ``gate`` where one is given.
 
     Args:
-        library: with native kernels.
-        x: float32 on the CPU; rows may have a pitch, as those of a chunk do.
-        activation: what to apply.
-        gate: of the shape of ``x``.
+        library: library with native kernels.
+        x: float32 input on the CPU; its rows may have a pitch, as those of a chunk do.
+        activation: the activation.
+        gate: factor in the shape of ``x``.
 
     Returns:
-        Contiguous output; None where the kernel does not take this input.
+        Contiguous output; None where the kernel cannot take this input.
     """
     if activation is Activation.PLAIN or not _takes(x) or x.dim() == 0:
         return None
@@ -117,15 +117,15 @@ def activate(
 
 
 def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Least and largest value of every run of ``width`` elements.
+    """Smallest and largest value of every run of ``width`` elements.
 
     Args:
-        library: with native kernels.
+        library: library with native kernels.
         x: (..., n * width) float32 on the CPU.
-        width: at least 1.
+        width: length of a run, at least 1.
 
     Returns:
-        Two (..., n); not finite where a run holds NaN or infinity.
+        Smallest and largest values, (..., n) each; not finite where a run holds NaN or infinity.
     """
     x = x.contiguous()
     low = torch.empty(*x.shape[:-1], x.shape[-1] // width)
@@ -138,7 +138,7 @@ def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Te
 
 
 def row_pitch(x: Tensor) -> int | None:
-    """Elements from row to row where the rows of ``x`` have one pitch, else None."""
+    """Distance between rows in elements, where all rows of ``x`` have the same; else None."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         return None
     rows, pitch = 1, int(x.shape[-1])
@@ -154,7 +154,7 @@ def row_pitch(x: Tensor) -> int | None:
 
 
 def _cut(rows: int, columns: int) -> tuple[int, int]:
-    """The same elements as rows that are worth a call each."""
+    """The same elements in rows that are long enough to be worth a call each."""
     while columns < 4096 and rows % 2 == 0:
         rows, columns = rows // 2, columns * 2
     return rows, columns

@@ -1,6 +1,6 @@
-"""What a quantized layer is, independent of any backend: integer codes, scales, zero points.
+"""The integer format of a quantized layer, independent of any backend.
 
-:class:`IntegerLayer` is the contract between the quantization core and the kernels.  Its meaning,
+:class:`IntegerLayer` is the contract between the quantization core and the kernels. It computes,
 with activation code ``a`` and weight code ``c``::
 
     a    = clamp(round_half_even(x * inv_scale * in_mult[k]) + zx, 0, 2**act_bits - 1)
@@ -8,11 +8,11 @@ with activation code ``a`` and weight code ``c``::
     y[n] = sx * sw[n] * T[n] + bias[n]
 
 where ``inv_scale = float32(1) / float32(sx)``, NaN gives the code of ``-inf`` (0), and convolution
-padding contributes ``a = zx``, that is nothing.  Weight codes live in the signed-offset domain
+padding contributes ``a = zx``, that is nothing. Weight codes lie in the signed-offset domain
 ``[-2**(bits-1), 2**(bits-1) - 1]``.
 
 The canonical code stream of checkpoints is :func:`pack_codes`: row-major, ``code + 2**(bits-1)`` as
-``bits`` bits, least significant first, no padding but in the last byte.
+``bits`` bits, least significant first, with padding only in the last byte.
 """
 
 from dataclasses import dataclass, fields
@@ -104,7 +104,7 @@ def unpack_codes(stream: Tensor, bits: int, shape: tuple[int, ...] | torch.Size)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IntegerLayer:
-    """One quantized linear or 2-d convolution layer (see the module docstring for its meaning).
+    """One quantized linear or 2-d convolution layer (the module docstring says what it computes).
 
     Example:
         >>> import torch
@@ -217,22 +217,22 @@ class IntegerLayer:
 
     @property
     def out_features(self) -> int:
-        """Output channels."""
+        """Number of output channels."""
         return int(self.weight_codes.shape[0])
 
     @property
     def in_features(self) -> int:
-        """Input channels, over all groups."""
+        """Number of input channels, over all groups."""
         return int(self.weight_codes.shape[1]) * self.groups
 
     @property
     def depth(self) -> int:
-        """Products per output element."""
+        """Number of products per output element."""
         return prod(self.weight_codes.shape[1:])
 
     @property
     def steps(self) -> int:
-        """Entries of the activation table; 1 for a static quantizer."""
+        """Number of entries of the activation table; 1 for a static quantizer."""
         return int(self.act_scale.numel())
 
     @property
@@ -262,8 +262,8 @@ class IntegerLayer:
         """Canonical tensors of a checkpoint; weight codes as ``codes``, a packed bit stream."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         del named["weight_codes"]
-        found = {k: v for k, v in named.items() if isinstance(v, Tensor)}
-        return {"codes": pack_codes(self.weight_codes, self.weight_bits), **found}
+        present = {k: v for k, v in named.items() if isinstance(v, Tensor)}
+        return {"codes": pack_codes(self.weight_codes, self.weight_bits), **present}
 
     @classmethod
     def from_tensors(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> "IntegerLayer":

@@ -1,4 +1,4 @@
-"""The C view of a layer, and of where its input is read and its output written."""
+"""C structures of a layer, and of the memory layout of its input and output."""
 
 import ctypes
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from quantarena.methods.core.kernels.layout import PANEL, UNIT
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Strides of an input and of the output that answers it, as the native kernels take them."""
+    """Strides of an input and its output, in the form that the native kernels take."""
 
     struct: native.GeometryStruct | None
-    """None where the input must be made contiguous first."""
+    """The C structure; None where the input must be made contiguous first."""
     address: int
     """Address of ``struct``."""
     shape: tuple[int, ...]
@@ -34,10 +34,10 @@ def plan(metadata: dict[str, Any], x: Tensor, *, last: bool = False) -> Geometry
     Args:
         metadata: description of the layer, see ``IntegerLayer.metadata``.
         x: the input; only its shape and strides matter.
-        last: write images channels_last whatever the input is; else in its memory format.
+        last: write images in channels_last; else in the memory format of the input.
 
     Returns:
-        The geometry, to be kept for inputs of the same shape and strides.
+        The geometry, which is the same for all inputs of this shape and these strides.
 
     Raises:
         ValueError: the input does not fit the layer.
@@ -54,13 +54,13 @@ def layer_struct(
     sums: bool = False,
     parts: "ctypes.Array[ctypes.c_void_p] | None" = None,
 ) -> native.LayerStruct:
-    """The C view of a packed layer.
+    """The C structure of a packed layer.
 
     Args:
         metadata: description of the layer, see ``IntegerLayer.metadata``.
         pair: form of the panels, see ``Chunks.pair``.
         buffers: the layer's buffers by name; they must outlive the result.
-        sums: outputs of the groups are added up; the bias is that of the sum.
+        sums: add up the outputs of the groups; the bias then belongs to the sum.
         parts: addresses of the structures of the layers that this one is made of; they must
             outlive the result.
 
@@ -109,7 +109,7 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _linear(metadata: dict[str, Any], x: Tensor) -> Geometry:
-    """A matrix of rows with one pitch: an image of one row whose pixels are the matrix rows."""
+    """Geometry of a matrix whose rows have one pitch, as an image of one line of pixels."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         return _COPY
     out = int(metadata["weight_shape"][0])
@@ -128,7 +128,7 @@ def _linear(metadata: dict[str, Any], x: Tensor) -> Geometry:
 
 
 def _convolution(metadata: dict[str, Any], x: Tensor, last: bool) -> Geometry:
-    """Pixels or channels contiguous."""
+    """Geometry of an image with contiguous pixels or channels."""
     batch, _, height, width = x.shape
     out = int(metadata["weight_shape"][0])
     out_height, out_width = oracle.output_size(metadata, height, width)

@@ -20,19 +20,19 @@ UNIT = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunks:
-    """How the products of a layer's panels are added up."""
+    """Chunks of the K axis after which the accumulators of a layer's panels are emptied."""
 
     start: Tensor
     """int32 ``(groups * panels + 1,)`` into ``units``."""
     units: Tensor
-    """int16 bit pattern of uint16: lengths, in units, that an int16 accumulator survives."""
+    """Chunk lengths in units that cannot overflow an int16 accumulator; uint16 bits in int16."""
     pair: bool
-    """16-bit products, which int32 accumulators take."""
+    """Whether products are 16-bit and accumulated in int32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """Packed weights of one layer."""
+    """The packed weights of one layer."""
 
     codes: Tensor
     """uint8 ``(groups * panels, units, 32 * bits)``."""
@@ -42,7 +42,7 @@ class Panels:
 
 
 def _unit_blocks(codes: Tensor, groups: int) -> Tensor:
-    """Codes as int8 ``(groups * panels, 16, units, 16)``, zero where padded."""
+    """The codes as int8 ``(groups * panels, 16, units, 16)``, padded with zeros."""
     out = codes.shape[0] // groups
     kh, kw = codes.shape[2:] or (1, 1)
     codes = codes.reshape(groups, out, -1, kh, kw).permute(0, 1, 3, 4, 2)
@@ -77,10 +77,11 @@ FOLDED_BITS = 6
 
 
 def factors(layer: IntegerLayer) -> Tensor:
-    """What byte products multiply, int8 in the shape of the weight codes.
+    """The weight operands of byte products, int8 in the shape of the weight codes.
 
-    Codes less zero points, which the kernels take off as they unpack a panel; wider codes as they
-    are (16-bit products take zero points off them too, and need no proof).
+    These are codes minus zero points, which the kernels subtract as they unpack a panel. Codes that
+    are too wide for that stay as they are (16-bit products subtract zero points from them too, and
+    need no overflow proof).
     """
     if layer.weight_bits > FOLDED_BITS:
         return layer.weight_codes
@@ -96,7 +97,7 @@ def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
     weights from below.  Chunks grow greedily, which gives the fewest.
 
     Args:
-        blocks: int8 ``(panels, 16, units, 16)`` weights as they are multiplied.
+        blocks: int8 ``(panels, 16, units, 16)`` weight operands.
         act_max: largest activation code.
 
     Returns:
@@ -132,18 +133,18 @@ def plan_chunks(
     """Chooses the form of a layer's panels, and where their int16 accumulators are emptied.
 
     Args:
-        codes: :func:`factors`, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
+        codes: the result of :func:`factors`, ``(out, in)`` or ``(out, in / groups, kh, kw)``.
         groups: convolution groups.
         act_bits: width of the activation codes.
         wide_accumulators: the kernels accumulate byte products in int32 (VNNI, scalar), so that
             neither the proof nor the 16-bit form is needed.
-        pair: the form, where it is not to be chosen: that of a layer which this one is part of.
+        pair: the form, where it is given by a layer that this one is part of.
 
     Returns:
         The chunks of every panel.
 
     Raises:
-        ValueError: bytes are asked for, and their products do not fit.
+        ValueError: byte products are asked for but could overflow.
     """
     blocks = _unit_blocks(codes, groups)
     panels, _, units, _ = blocks.shape
@@ -181,7 +182,7 @@ def pack_panels(layer: IntegerLayer, wide_accumulators: bool, pair: bool | None 
 def unpack_panels(
     codes: Tensor, layer_shape: tuple[int, ...], bits: int, groups: int, pair: bool
 ) -> Tensor:
-    """Weight codes read back from packed panels.
+    """Reads weight codes back from packed panels.
 
     Args:
         codes: ``Panels.codes``.

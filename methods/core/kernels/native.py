@@ -89,14 +89,14 @@ AttentionFunction = ctypes.CFUNCTYPE(_int, _ptr, _int)
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """What executes packed layers here."""
+class NativeStatus:
+    """The backend that executes packed layers in this process."""
 
     backend: Literal["packed", "reference"]
     isa: str
     """Instruction set of the native unit, or ``torch`` for the reference."""
     reason: str
-    """Why the reference runs; empty when the native kernels do."""
+    """Why the reference runs; empty where the native kernels run."""
     available: tuple[str, ...]
     """Instruction sets compiled in and usable on this machine, best first."""
     threads: str
@@ -107,7 +107,7 @@ class Status:
 class Library:
     """The loaded library and the chosen entry point; ``run`` is None for the reference."""
 
-    status: Status
+    status: NativeStatus
     run: "ctypes._CFunctionType | None"
     peak: "ctypes._CFunctionType | None" = None
     """``peak(pair, units, repeats)``: the micro-kernel alone on cache-resident data."""
@@ -116,7 +116,7 @@ class Library:
     activation: "ctypes._CFunctionType | None" = None
     """``activation(struct, x, gate, y, threads)``; the gate may be null."""
     extremes: "ctypes._CFunctionType | None" = None
-    """``extremes(x, low, high, count, width, threads)``: ends of slices side by side."""
+    """``extremes(x, low, high, count, width, threads)``: extremes of consecutive slices."""
     attention: "ctypes._CFunctionType | None" = None
     """``attention(struct, threads)``: integer attention products, see ``attention``."""
 
@@ -129,8 +129,8 @@ class Library:
 def _share_threads(library: ctypes.CDLL) -> str:
     """Hands the library the GOMP_parallel of the OpenMP runtime that torch has already loaded.
 
-    Wheels rename that runtime, so it is looked up in the process map rather than linked against:
-    one pool of threads serves torch and the kernels.
+    Wheels rename that runtime, so it is looked up in the process map and not linked. Thus torch and
+    the kernels share one pool of threads.
     """
     torch.get_num_threads()
     try:
@@ -170,7 +170,7 @@ def load(choice: str | None = None) -> Library:
         reason = f"no native library: {why}"
         if choice not in (None, "reference"):
             raise ValueError(f"kernels {choice!r} asked for, but there is {reason}")
-        return Library(Status("reference", "torch", reason, (), "torch"), None)
+        return Library(NativeStatus("reference", "torch", reason, (), "torch"), None)
     try:
         library = ctypes.CDLL(str(path))
         library.qa_isa_name.restype = ctypes.c_char_p
@@ -181,13 +181,13 @@ def load(choice: str | None = None) -> Library:
     except (OSError, AttributeError) as error:
         if choice not in (None, "reference"):
             raise ValueError(f"kernels {choice!r} asked for, but {error}") from error
-        return Library(Status("reference", "torch", str(error), (), "torch"), None)
+        return Library(NativeStatus("reference", "torch", str(error), (), "torch"), None)
     names: list[str] = []
     while (name := library.qa_isa_name(len(names))) is not None:
         names.append(name.decode())
     if choice == "reference":
         reason = "asked for by QUANTARENA_KERNELS"
-        return Library(Status("reference", "torch", reason, tuple(names), "torch"), None)
+        return Library(NativeStatus("reference", "torch", reason, tuple(names), "torch"), None)
     if choice is not None and choice not in names:
         raise ValueError(f"kernels {choice!r} not usable here; there are {', '.join(names)}")
     isa = choice or names[0]
@@ -200,7 +200,7 @@ def load(choice: str | None = None) -> Library:
         AttentionFunction,
     )
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
-    return Library(Status("packed", isa, "", tuple(names), _share_threads(library)), *entries)
+    return Library(NativeStatus("packed", isa, "", tuple(names), _share_threads(library)), *entries)
 
 
 @cache
@@ -209,6 +209,6 @@ def library() -> Library:
     return load(os.environ.get("QUANTARENA_KERNELS") or None)
 
 
-def status() -> Status:
-    """What executes packed layers in this process, and why."""
+def status() -> NativeStatus:
+    """The backend that executes packed layers in this process, and why."""
     return library().status

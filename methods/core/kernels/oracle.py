@@ -1,4 +1,4 @@
-"""The integer reference in plain torch: slow, exact, and the backend of last resort.
+"""The integer reference in plain torch: slow, exact, and the backend where nothing else runs.
 
 Every native kernel must reproduce :func:`accumulators` bit for bit.
 """
@@ -13,10 +13,10 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 
 
 def quantize(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
-    """Activation codes of an input.
+    """Computes the activation codes of an input.
 
     Args:
-        layer: the layer whose quantizer to apply.
+        layer: the layer whose quantizer is applied.
         x: float32 ``(..., in)`` for linear, ``(batch, in, height, width)`` for conv2d.
         step: entry of the activation table.
 
@@ -37,7 +37,7 @@ def quantize(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
 
 
 def accumulators(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
-    """T = sum (a - zx) * (c - zw), exactly.
+    """Computes T = sum (a - zx) * (c - zw), exactly.
 
     Args:
         layer: the layer.
@@ -65,7 +65,7 @@ def accumulators(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
 
 
 def forward(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
-    """Y = sx * sw * T + bias in float32, in the memory format of the input.
+    """Computes Y = sx * sw * T + bias in float32, in the memory format of the input.
 
     Args:
         layer: the layer.
@@ -91,7 +91,7 @@ def channels_last(x: Tensor) -> bool:
 
 
 def check_input(layer: IntegerLayer, x: Tensor) -> None:
-    """Raises ValueError unless ``x`` fits the layer; one line."""
+    """Raises ValueError unless ``x`` fits the layer."""
     check_shape(layer.metadata(), tuple(x.shape))
 
 

@@ -21,14 +21,14 @@ def build(folder: Path, sanitizers: str) -> Path:
     """Compiles the fuzz program.
 
     Args:
-        folder: where to put it.
+        folder: folder of the program.
         sanitizers: value of ``-fsanitize``.
 
     Returns:
         Path of the program.
 
     Raises:
-        RuntimeError: no compiler, or it failed; carries its output.
+        RuntimeError: there is no compiler, or it failed; the message holds its output.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -64,7 +64,7 @@ def fuzz(trials: int, sanitizers: str = "address,undefined", first: int = 0) -> 
     """Builds and runs the fuzz program.
 
     Returns:
-        Its exit code (0: every trial exact and no complaint) and its output.
+        Its exit code (0 if every trial was exact and nothing was reported) and its output.
     """
     with tempfile.TemporaryDirectory() as name:
         program = build(Path(name), sanitizers)

@@ -14,7 +14,7 @@ _count, _ptr, _float = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 
 
 class SoftWeight:
-    """The two native functions; all tensors float32, contiguous, on the CPU, of one size."""
+    """The two native functions. All tensors are float32, contiguous, on the CPU and of one size."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._weight, self._gradient = library.qa_soft_weight, library.qa_soft_gradient
@@ -25,7 +25,7 @@ class SoftWeight:
     def weight(
         self, alpha: Tensor, base: Tensor, reach: Tensor, cut: tuple[float, float]
     ) -> Tensor:
-        """``base + reach * clamp(sigmoid(alpha), *cut)``."""
+        """Computes ``base + reach * clamp(sigmoid(alpha), *cut)``."""
         result = torch.empty_like(base)
         self._weight(
             alpha.numel(),
@@ -47,16 +47,16 @@ class SoftWeight:
         strength: float,
         beta: float,
     ) -> Tensor:
-        """Gradient of ``alpha``, that of ``strength * sum(1 - |h| ** beta)`` included.
+        """Computes the gradient of ``alpha``, with that of ``strength * sum(1 - |h| ** beta)``.
 
         Args:
-            alpha: what learns.
+            alpha: the learned parameter.
             reach: as in ``weight``.
             grad: gradient of the weight.
             cut: as in ``weight``.
             line: ``h = line[0] * sigmoid(alpha) + line[1]``.
-            strength: of the penalty; 0 leaves it out.
-            beta: its exponent, at least 2.
+            strength: factor of the penalty; 0 leaves it out.
+            beta: exponent of the penalty, at least 2.
         """
         result, grad = torch.empty_like(alpha), grad.contiguous()
         self._gradient(
@@ -84,6 +84,6 @@ def _load() -> SoftWeight | None:
 
 
 def find(*tensors: Tensor) -> SoftWeight | None:
-    """The native functions, where there are any and these tensors suit them."""
+    """The native functions; None where there are none or they cannot take these tensors."""
     fits = all(t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
     return _load() if fits else None

@@ -1,1 +1,1 @@
-"""The room methods/core/model."""
+"""The quantized model: simulated layers and attention, and policies of bit-widths."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention_products import Codes, code_product, log_product
 from quantarena.methods.core.packed.nodes import attention as native_products
@@ -45,7 +45,7 @@ class QuantAttention(nn.Module):
         watch: sees every operand while set; nothing is quantized then.
     """
 
-    def __init__(self, info: AttentionInfo, bits: AttentionBits, clock: StepClock) -> None:
+    def __init__(self, info: AttentionInfo, bits: AttentionBits, clock: CallClock) -> None:
         super().__init__()
         self.info, self.bits = info, bits
         self.quantizers = nn.ModuleDict(

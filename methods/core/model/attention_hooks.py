@@ -14,11 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from quantarena.methods.core.bits import AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.trace.network import Graph
-from quantarena.methods.core.trace.operations import function_name, product_operands
+from quantarena.methods.core.trace.operation import function_name, product_operands
 
 CHILD = "quantized_products"
 """Name under which a module holds its ``QuantAttention``."""
@@ -151,7 +151,7 @@ def installed(root: nn.Module) -> dict[str, QuantAttention]:
 
 
 def wrap_attention(
-    module: nn.Module, graph: Graph, widths: Mapping[str, AttentionBits], clock: StepClock
+    module: nn.Module, graph: Graph, widths: Mapping[str, AttentionBits], clock: CallClock
 ) -> dict[str, QuantAttention]:
     """Quantize attention products of a network that may be changed.
 

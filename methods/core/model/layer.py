@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams
 from quantarena.methods.core.bits import FP_WIDTH, Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.quantizers.call_gains import ScaleExperts
@@ -32,7 +32,7 @@ class Part(nn.Module):
 
     act_quantizer: ActQuantizer | DynamicActQuantizer | None
 
-    def __init__(self, start: int, stop: int, bits: Bits, clock: StepClock | None = None) -> None:
+    def __init__(self, start: int, stop: int, bits: Bits, clock: CallClock | None = None) -> None:
         super().__init__()
         self.start, self.stop = start, stop
         self.weight_quantizer = None if bits.weight == FP_WIDTH else WeightQuantizer(bits.weight)
@@ -93,7 +93,7 @@ class QuantLayer(nn.Module):
         module: Quantizable,
         bits: Bits,
         splits: Sequence[int] = (),
-        clock: StepClock | None = None,
+        clock: CallClock | None = None,
     ) -> None:
         super().__init__()
         self.bits, self.clock = bits, clock

@@ -1,1 +1,1 @@
-"""The room methods/core/packed."""
+"""Packed models: lowering to integer layers, parity checks, footprint, and checkpoints."""

@@ -1,1 +1,1 @@
-"""The room methods/core/quantizers."""
+"""Quantizers of weights and activations, with ranges that may vary by group or sampler call."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizers.call_tables import bank_entry
 
@@ -48,7 +48,7 @@ class ScaleExperts(nn.Module):
     of_call: Tensor
 
     def __init__(
-        self, d_in: Tensor, d_out: Tensor, of_call: Tensor, clock: StepClock | None = None
+        self, d_in: Tensor, d_out: Tensor, of_call: Tensor, clock: CallClock | None = None
     ) -> None:
         """Takes the gains.
 
@@ -78,7 +78,7 @@ class ScaleExperts(nn.Module):
 
     @classmethod
     def ones(
-        cls, inputs: int, outputs: int, of_call: Tensor, experts: int, clock: StepClock | None
+        cls, inputs: int, outputs: int, of_call: Tensor, experts: int, clock: CallClock | None
     ) -> "ScaleExperts":
         """Experts that change nothing yet."""
         return cls(torch.ones(experts, inputs), torch.ones(experts, outputs), of_call, clock)
@@ -128,7 +128,7 @@ class ScaleExperts(nn.Module):
 
     @classmethod
     def of_state(
-        cls, state: Mapping[str, Tensor], shape: torch.Size, channels: int, clock: StepClock | None
+        cls, state: Mapping[str, Tensor], shape: torch.Size, channels: int, clock: CallClock | None
     ) -> "ScaleExperts | None":
         """What ``state`` gave; None where it gave nothing.
 

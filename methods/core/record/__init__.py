@@ -1,1 +1,1 @@
-"""The room methods/core/record."""
+"""Recordings of what a sampler feeds a network, and calibration points drawn from them."""

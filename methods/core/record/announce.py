@@ -1,9 +1,9 @@
-"""The sampler says which call comes next: a scheduler's steps move a model's clock.
+"""Announces sampler calls: every step of a scheduler moves a model's clock.
 
-A scheduler is whatever has ``set_timesteps``, ``timesteps`` and ``step``. The clock's index is the
-number of steps since ``set_timesteps``, which is the place in ``timesteps`` of the next network
-call. It does not matter how often the network is called for one step (guidance halves, split
-batches), nor whether a timestep comes twice (PLMS, Heun).
+A scheduler is any object with ``set_timesteps``, ``timesteps`` and ``step``. The clock's index is
+the number of steps since ``set_timesteps``, which is the position of the next network call in
+``timesteps``. It does not matter how often the network is called for one step (guidance halves,
+split batches), nor whether a timestep comes twice (PLMS, Heun).
 """
 
 import functools
@@ -15,29 +15,29 @@ from typing import Any
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import UserError
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
-"""Called with a method's arguments after it has run."""
+"""Called with the arguments of a scheduler's method after the method has run."""
 
 
-def schedule_of(scheduler: Any) -> StepSchedule:
-    """The calls that the scheduler is set to, named after its class."""
+def schedule_of(scheduler: Any) -> CallSchedule:
+    """The sampler calls that the scheduler is set to, named after its class."""
     times = scheduler.timesteps
     values = times.tolist() if hasattr(times, "tolist") else list(times)
-    return StepSchedule(type(scheduler).__name__, tuple(float(t) for t in values))
+    return CallSchedule(type(scheduler).__name__, tuple(float(t) for t in values))
 
 
-def require_same(calibrated: StepSchedule, found: StepSchedule) -> None:
-    """Refuse to sample with settings of other calls.
+def require_same(calibrated: CallSchedule, sampled: CallSchedule) -> None:
+    """Refuse to sample with ranges that were calibrated for other calls.
 
-    Timesteps decide; another sampler over the same timesteps feeds the network the same way.
+    Only timesteps are compared: another sampler with the same timesteps feeds the network alike.
 
     Raises:
-        UserError: number or timesteps of the calls differ.
+        UserError: the number or the timesteps of the calls differ.
     """
-    ours, theirs = calibrated.timesteps, found.timesteps
+    ours, theirs = calibrated.timesteps, sampled.timesteps
     differ = [k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)]
     if len(ours) == len(theirs) and not differ:
         return
@@ -46,29 +46,30 @@ def require_same(calibrated: StepSchedule, found: StepSchedule) -> None:
         k = differ[0]
         where = f" (call {k} is at {theirs[k]:g}, not {ours[k]:g})"
     raise UserError(
-        f"calibrated for {calibrated}, the sampler has {found}{where}: sample with the calibrated "
-        "calls, or calibrate on these"
+        f"calibrated for {calibrated}, the sampler has {sampled}{where}: sample with the "
+        "calibrated calls, or calibrate on these"
     )
 
 
 def can_announce(scheduler: Any) -> bool:
-    """Whether it is a scheduler as this module knows them."""
+    """Whether the scheduler has the methods that announcing needs."""
     return all(hasattr(scheduler, name) for name in ("set_timesteps", "timesteps", "step"))
 
 
-def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
+def attach(scheduler: Any, clock: CallClock) -> Callable[[], None]:
     """Let every step of ``scheduler`` move ``clock`` until the returned function is called.
 
-    The clock is unset before ``set_timesteps`` and after the last step, so a network call that no
-    step belongs to cannot pass for one that does. Copies of the scheduler announce nothing, and
-    neither do schedulers that ``can_announce`` refuses.
+    The clock is unset before ``set_timesteps`` and after the last step, so a network call outside
+    of the sampler's steps is not mistaken for one of them. Copies of the scheduler and schedulers
+    that ``can_announce`` refuses announce nothing.
 
     Args:
-        scheduler: attach before ``set_timesteps`` is called, which pipelines do in every run.
-        clock: of the model; where it has a schedule, the scheduler must be set to the same calls.
+        scheduler: the scheduler; ``set_timesteps`` must be called after attaching, as pipelines do
+            in every run.
+        clock: the model's clock; where it has a schedule, the scheduler must be set to its calls.
 
     Returns:
-        Detaches; last attached, first detached.
+        A function that detaches the clock. The last attached clock must be detached first.
     """
     announcer = _Announcer(scheduler, clock)
     hooks: dict[str, Hook] = {
@@ -89,8 +90,8 @@ def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
 
 
 @contextmanager
-def announcing(scheduler: Any, clock: StepClock | None) -> Iterator[None]:
-    """``attach`` inside the block; nothing where there is no clock.
+def announcing(scheduler: Any, clock: CallClock | None) -> Iterator[None]:
+    """Attach ``clock`` to ``scheduler`` inside the block; without a clock nothing happens.
 
     Raises:
         UserError: from ``set_timesteps`` or ``step``, when the sampler's calls are not those that
@@ -103,29 +104,29 @@ def announcing(scheduler: Any, clock: StepClock | None) -> Iterator[None]:
 
 
 class _Announcer:
-    """Counts one scheduler's steps into one clock."""
+    """Counts the steps of one scheduler and sets one clock."""
 
-    def __init__(self, scheduler: Any, clock: StepClock) -> None:
+    def __init__(self, scheduler: Any, clock: CallClock) -> None:
         self.scheduler, self.clock = scheduler, clock
-        self.schedule: StepSchedule | None = None
+        self.schedule: CallSchedule | None = None
         self.next = 0
 
     def started(self) -> None:
-        """``set_timesteps`` has run."""
+        """Start counting after ``set_timesteps``."""
         self.schedule = None
         self.clock.clear()
-        found = schedule_of(self.scheduler)
+        schedule = schedule_of(self.scheduler)
         if self.clock.schedule is not None:
-            require_same(self.clock.schedule, found)
-        self.schedule = found
+            require_same(self.clock.schedule, schedule)
+        self.schedule = schedule
         self._go(0)
 
     def moved(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """``set_begin_index`` has run: image-to-image pipelines skip the first calls."""
+        """Skip calls after ``set_begin_index``, as image-to-image pipelines do."""
         self._go(int(args[0] if args else kwargs["begin_index"]))
 
     def stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """``step(output, timestep, ...)`` has run."""
+        """Count one step after ``step(output, timestep, ...)``."""
         if self.schedule is None:
             name = type(self.scheduler).__name__
             self._lost(f"{name} steps before set_timesteps: call it after attaching")
@@ -144,7 +145,7 @@ class _Announcer:
         self._go(self.next + 1)
 
     def _lost(self, why: str) -> None:
-        """Nobody knows which call comes next: an error where the model was calibrated by call."""
+        """Unset the clock; raise an error where the model was calibrated by call."""
         self.schedule = None
         self.clock.clear()
         if self.clock.schedule is not None:
@@ -159,10 +160,10 @@ class _Announcer:
 
 
 def _follow(scheduler: Any, name: str, hook: Hook) -> Callable[[], None]:
-    """Call ``hook`` after each call of a method of this one object; returns what undoes it."""
+    """Call ``hook`` after each call of one object's method; returns a function that undoes this."""
     inner = getattr(scheduler, name)
 
-    # a bound method with the same signature: pipelines read it to see what step() takes
+    # a bound method with the same signature, because pipelines inspect the signature of step()
     @functools.wraps(getattr(type(scheduler), name))
     def follow(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self is not scheduler:  # a deep copy binds the method to itself

@@ -1,4 +1,4 @@
-"""From single network calls to a trajectory: calls grouped by sampler step, rows by image."""
+"""Assembles recorded network calls to a trajectory: grouped by sampler call, rows by image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, leaves, map_leaves
 from quantarena.methods.core.record.spill import Spool
@@ -16,11 +16,11 @@ from quantarena.methods.core.record.trajectory import describe
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A tensor among the inputs of one call.
+class StoredTensor:
+    """A tensor among the inputs of one network call.
 
     Attributes:
-        number: in the spool.
+        number: its number in the spool.
         by_row: whether it has a row for each row of the sample.
     """
 
@@ -29,16 +29,16 @@ class Kept:
 
 
 @dataclass(slots=True)
-class Call:
-    """One call of the network.
+class NetworkCall:
+    """One recorded call of the network.
 
     Attributes:
-        index: sampler call; None where nobody announced it.
-        rows: of the batch.
-        timestep: (1,).
-        sample: number in the spool.
-        inputs: further inputs, ``Kept`` in place of tensors.
-        feature: number in the spool of its first rows' features, if any were kept.
+        index: sampler call; None where it was not announced.
+        rows: rows of the batch.
+        timestep: model timestep, (1,).
+        sample: number of the sample in the spool.
+        inputs: further inputs, with ``StoredTensor`` in place of tensors.
+        feature: number of its first rows' features in the spool; None where none are recorded.
     """
 
     index: int | None
@@ -49,14 +49,16 @@ class Call:
     feature: int | None = None
 
 
-def by_step(calls: Sequence[Call], schedule: StepSchedule | None) -> list[list[Call]]:
-    """Calls of the network by sampler call; those of one come from several runs or batches.
+def by_sampler_call(
+    calls: Sequence[NetworkCall], schedule: CallSchedule | None
+) -> list[list[NetworkCall]]:
+    """Group network calls by sampler call; one group has calls of several runs or batches.
 
     Without a schedule, runs are told apart by the period of the timesteps: a sampler may visit one
     timestep twice, so the whole sequence is compared.
 
     Raises:
-        BrokenModel: there are none, or a run stopped before its last step.
+        BrokenModel: there are no calls, or a run stopped before its last step.
     """
     if not calls:
         raise BrokenModel("the sampler never called the network: nothing was recorded")
@@ -68,26 +70,26 @@ def by_step(calls: Sequence[Call], schedule: StepSchedule | None) -> list[list[C
             if len(times) % n == 0 and times == times[:n] * (len(times) // n)
         )
         return [list(calls[index::period]) for index in range(period)]
-    steps: list[list[Call]] = [[] for _ in schedule.timesteps]
+    groups: list[list[NetworkCall]] = [[] for _ in schedule.timesteps]
     for call in calls:
         assert call.index is not None
-        steps[call.index].append(call)
-    return steps
+        groups[call.index].append(call)
+    return groups
 
 
 def assemble(
-    steps: Sequence[Sequence[Call]], spool: Spool, halves: int, schedule: StepSchedule | None
+    steps: Sequence[Sequence[NetworkCall]], spool: Spool, halves: int, schedule: CallSchedule | None
 ) -> tuple[dict[str, Column], dict[str, str]]:
-    """Tensors and metadata of the trajectory's file.
+    """Assemble the tensors and the metadata of the trajectory's file.
 
     Args:
         steps: network calls by sampler call.
-        spool: what they were given.
-        halves: guidance halves that each batch is made of, one after the other.
-        schedule: of the sampler.
+        spool: holds the tensors of these calls.
+        halves: guidance halves of each batch, one after the other.
+        schedule: the sampler's calls.
 
     Raises:
-        BrokenModel: calls of one step have other timesteps, or runs differ in more than values.
+        BrokenModel: one sampler call has several timesteps, or runs differ in more than values.
     """
     _require_alike(steps, halves)
     numbers = [[call.sample for call in step] for step in steps]
@@ -101,7 +103,7 @@ def assemble(
     for path, leaf in inputs[0][0].items():
         everywhere = [[given[path] for given in step] for step in inputs]
         flat = [value for step in everywhere for value in step]
-        if all(isinstance(value, Kept) and value.by_row for value in flat):
+        if all(isinstance(value, StoredTensor) and value.by_row for value in flat):
             numbers = [[value.number for value in step] for step in everywhere]
             if all(step == numbers[0] for step in numbers):
                 once.add(path)
@@ -111,19 +113,21 @@ def assemble(
             columns[f"condition.{path}"] = Column(column.dtype, shape, column.pieces)
         else:
             _require_constant(path, flat)
-            if isinstance(leaf, Kept):
+            if isinstance(leaf, StoredTensor):
                 dtype, shape = spool.kind(leaf.number)
                 fixed.add(path)
                 columns[f"condition.{path}"] = Column(dtype, shape, _pieces([leaf.number], spool))
     if steps[0][0].feature is not None:
         columns["features"] = _features(steps, spool)
     tree = map_leaves(
-        lambda path, leaf: torch.empty(0) if isinstance(leaf, Kept) else leaf, steps[0][0].inputs
+        lambda path, leaf: torch.empty(0) if isinstance(leaf, StoredTensor) else leaf,
+        steps[0][0].inputs,
     )
     return columns, describe(tree, fixed, once, halves, schedule)
 
 
-def _require_alike(steps: Sequence[Sequence[Call]], halves: int) -> None:
+def _require_alike(steps: Sequence[Sequence[NetworkCall]], halves: int) -> None:
+    """Refuse runs that differ in batches, timesteps or kinds of inputs."""
     first = [call.rows for call in steps[0]]
     paths = list(leaves(steps[0][0].inputs)) if first else []
     if halves < 1 or any(rows % halves for rows in first):
@@ -142,8 +146,8 @@ def _require_alike(steps: Sequence[Sequence[Call]], halves: int) -> None:
 
 
 def _require_constant(path: str, values: Sequence[Any]) -> None:
-    """Tensors without rows, and constants, have to be the same at every call."""
-    numbers = [v.number if isinstance(v, Kept) else v for v in values]
+    """Refuse tensors without rows and constants that differ between calls."""
+    numbers = [v.number if isinstance(v, StoredTensor) else v for v in values]
     kinds = {type(v) for v in values}
     if len(kinds) > 1 or any(n != numbers[0] for n in numbers):
         raise BrokenModel(
@@ -153,12 +157,12 @@ def _require_constant(path: str, values: Sequence[Any]) -> None:
 
 
 def _by_row(name: str, numbers: Sequence[Sequence[int]], spool: Spool, halves: int) -> Column:
-    """(S, N, ...) from one piece for each batch, halves put together."""
+    """A column (S, N, ...) from one piece for each batch, with guidance halves put together."""
     kinds = {(dtype, shape[1:]) for step in numbers for dtype, shape in map(spool.kind, step)}
     if len(kinds) > 1:
-        found = " and ".join(sorted(str(shape) for _, shape in kinds))
+        shapes = " and ".join(sorted(str(shape) for _, shape in kinds))
         raise BrokenModel(
-            f"network input {name} has rows of shape {found}: pad it, so that all batches have one"
+            f"network input {name} has rows of shape {shapes}: pad it, so that all batches have one"
         )
     ((dtype, shape),) = kinds
     rows = sum(spool.kind(number)[1][0] for number in numbers[0])
@@ -174,8 +178,8 @@ def _by_row(name: str, numbers: Sequence[Sequence[int]], spool: Spool, halves: i
     return Column(dtype, (len(numbers), rows, *shape), pieces())
 
 
-def _features(steps: Sequence[Sequence[Call]], spool: Spool) -> Column:
-    """(S, n, C, ...) of the first rows of each call."""
+def _features(steps: Sequence[Sequence[NetworkCall]], spool: Spool) -> Column:
+    """A column (S, n, C, ...) of the features of each call's first rows."""
     numbers = [[c.feature for c in step if c.feature is not None] for step in steps]
     rows = {sum(spool.kind(number)[1][0] for number in step) for step in numbers}
     if len(rows) > 1:

@@ -1,4 +1,4 @@
-"""Features inside the network at every sampler call, for step policies that look at them."""
+"""Features inside the network at every sampler call, for draw policies that use them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from quantarena.methods.core.trace.network import Graph, LayerInfo, Role
 
 @dataclass(frozen=True, slots=True)
 class FeatureTap:
-    """Which features to keep.
+    """Where features are taken from.
 
     Attributes:
-        module: path of the module, such as ``middle_module`` finds.
-        rows: first rows of each sampler call to keep.
-        output: keep what the module returns and not what it is given.
-        channel: axis of the channels, which is moved to 1; None takes 1 of images (4 axes and
-            more) and the last of tokens and vectors.
+        module: path of the module, such as ``middle_module`` returns.
+        rows: number of rows recorded at each sampler call, from the first on.
+        output: take the module's output; else its input.
+        channel: axis of the channels, which is moved to 1; None is axis 1 for images (4 axes or
+            more) and the last axis for tokens and vectors.
     """
 
     module: str
@@ -32,11 +32,11 @@ class FeatureTap:
 
     @contextmanager
     def watching(self, model: nn.Module, note: Callable[[Tensor], None]) -> Iterator[None]:
-        """Hand every value of the module to ``note`` inside the block, (B, C, ...), not copied.
+        """Call ``note`` with every feature (B, C, ...), not copied, inside the block.
 
         Raises:
             UserError: the network has no such module.
-            BrokenModel: the module is given, or returns, no tensor.
+            BrokenModel: the module's input or output holds no tensor.
         """
         names = [name for name, _ in model.named_modules() if name]
         if self.module not in names:
@@ -62,27 +62,27 @@ class FeatureTap:
             handle.remove()
 
     def _channels(self, values: tuple[Any, ...]) -> Tensor:
-        """The first tensor, channels at axis 1."""
-        found = next((v for v in values if isinstance(v, Tensor) and v.dim() > 1), None)
-        if found is None:
+        """The first tensor among the values, with channels at axis 1."""
+        tensor = next((v for v in values if isinstance(v, Tensor) and v.dim() > 1), None)
+        if tensor is None:
             raise BrokenModel(f"{self.module} has no tensor there to take features of")
         axis = self.channel
         if axis is None:
-            axis = 1 if found.dim() > 3 else -1
-        return found.detach().movedim(axis, 1)
+            axis = 1 if tensor.dim() > 3 else -1
+        return tensor.detach().movedim(axis, 1)
 
 
 def middle_module(graph: Graph) -> str:
-    """The attention, or else the layer, in the middle of the network.
+    """Path of the attention, or else the layer, in the middle of the network.
 
-    EDA-DM looks at the attention of the U-Net's middle block. Without names: of the modules that
-    own query, key or value layers, keep those at the lowest resolution (fewest positions of an
-    image), and take the middle one in execution order, the earlier of two. In a U-Net that is the
-    middle block; in a transformer, where all have one resolution, the middle of the stack. A
-    network without attention gives its middle layer at the lowest resolution above one position.
+    EDA-DM uses the attention of the U-Net's middle block. It is found without names: among the
+    modules with query, key or value layers at the lowest resolution (fewest positions of an
+    image), it is the middle one in execution order, the earlier of two. In a U-Net this is the
+    middle block; in a transformer, whose modules have one resolution, the middle of the stack. In
+    a network without attention it is the middle layer at the lowest resolution above one position.
 
     Args:
-        graph: of the traced network.
+        graph: graph of the traced network.
 
     Returns:
         A module path.
@@ -90,7 +90,7 @@ def middle_module(graph: Graph) -> str:
     order = sorted(graph.layers.values(), key=lambda layer: layer.order)
     owners: dict[str, LayerInfo] = {}
     for layer in order:
-        if layer.role is Role.QKV:  # the first is the query: keys may be of a condition
+        if layer.role is Role.QKV:  # the first is the query; keys may come from a condition
             owners.setdefault(layer.name.rpartition(".")[0] or layer.name, layer)
     if not owners:
         owners = {layer.name: layer for layer in order if _positions(layer) > 1}
@@ -102,43 +102,43 @@ def middle_module(graph: Graph) -> str:
 
 
 def _positions(layer: LayerInfo) -> int:
-    """Places of an image that the layer computes at: pixels or tokens."""
+    """Number of positions (pixels or tokens) of an image at which the layer computes."""
     return layer.macs // max(1, layer.weights)
 
 
 @torch.no_grad()
 def features(model: nn.Module, trajectory: Trajectory, tap: FeatureTap) -> Tensor:
-    """Features of recorded calls, by running their first rows through the network again.
+    """Compute features of recorded calls by running their first rows through the network again.
 
     Args:
-        model: the network, usually the full-precision one; it is run once a call.
-        trajectory: what it was fed.
-        tap: what to keep.
+        model: the network, usually the full-precision one; it runs once for each call.
+        trajectory: the recorded inputs.
+        tap: where features are taken from.
 
     Returns:
-        (S, n, C, ...) with n of ``tap.rows`` or the recorded rows, the smaller.
+        Features (S, n, C, ...), with n the smaller of ``tap.rows`` and the recorded rows.
 
     Raises:
         UserError: the network has no such module.
         BrokenModel: the module did not run, or has no row for each row of the network.
     """
-    kept: list[Tensor] = []
-    with tap.watching(model, kept.append):
+    rows_by_call: list[Tensor] = []
+    with tap.watching(model, rows_by_call.append):
         for call in range(trajectory.calls):
             rows = torch.arange(min(tap.rows, trajectory.rows))
-            before = len(kept)
+            before = len(rows_by_call)
             trajectory.pick(torch.full_like(rows, call), rows).call(model)
-            if len(kept) == before:
+            if len(rows_by_call) == before:
                 raise BrokenModel(f"{tap.module} did not run: no features of it")
-            kept[before:] = [require_rows(kept[before], len(rows), tap).clone()]
-    return torch.stack(kept)
+            rows_by_call[before:] = [require_rows(rows_by_call[before], len(rows), tap).clone()]
+    return torch.stack(rows_by_call)
 
 
 def require_rows(value: Tensor, rows: int, tap: FeatureTap) -> Tensor:
-    """``value`` if it has a row for each row of the network's batch.
+    """Return ``value`` if it has a row for each row of the network's batch.
 
     Raises:
-        BrokenModel: it has not.
+        BrokenModel: it does not.
     """
     if value.shape[0] != rows:
         raise BrokenModel(

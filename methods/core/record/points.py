@@ -1,4 +1,4 @@
-"""Calibration points: inputs of the network, one row a point."""
+"""Calibration points: recorded inputs of the network, with one row for each point."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.nested import leaves, map_leaves
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSet:
-    """Network inputs, one row a point.
+    """Network inputs with one row for each calibration point.
 
     Attributes:
-        sample: noisy inputs, (N, C, H, W) or whatever the network takes.
+        sample: noisy inputs, (N, C, H, W) or another shape that the network takes.
         timestep: model timestep of each point, (N,), as the sampler passed it.
         step: sampler call index of each point, (N,).
         conditions: further inputs by keyword, nested as the network takes them: tensors (N, ...),
-            those named in ``fixed``, and constants.
-        fixed: paths of the tensors in ``conditions`` that have no row a point and belong to all.
-        image: image of each point, (N,), counted from 0; None where nobody knows.
-        half: guidance half of each point, (N,), 0 for the first of the sampler's batch; None where
-            nobody knows. Stable Diffusion puts the unconditional half first, DiT the other one.
-        schedule: the sampler calls that ``step`` counts; None where nobody knows.
+            tensors named in ``fixed``, and constants.
+        fixed: paths of the tensors in ``conditions`` that belong to all points and have no rows.
+        image: index of each point's image, (N,), from 0; None where unknown.
+        half: guidance half of each point, (N,), 0 for the first half of the sampler's batch; None
+            where unknown. Stable Diffusion puts the unconditional half first, DiT last.
+        schedule: the sampler calls that ``step`` counts; None where unknown.
     """
 
     sample: Tensor
@@ -36,7 +36,7 @@ class CalibrationSet:
     fixed: frozenset[str] = frozenset()
     image: Tensor | None = None
     half: Tensor | None = None
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])
@@ -64,11 +64,11 @@ class CalibrationSet:
             yield self.rows(slice(start, start + size))
 
     def call(self, model: nn.Module) -> Any:
-        """Run ``model`` on these points; step banks need its clock set, see ``core.clock``."""
+        """Run ``model`` on these points; ranges by call need its clock set, see ``core.clock``."""
         return model(self.sample, timestep=self.timestep, return_dict=False, **self.conditions)[0]
 
     def histogram(self) -> dict[int, int]:
-        """Points at each sampler call."""
+        """Number of points at each sampler call."""
         steps, counts = torch.unique(self.step, return_counts=True)
         return {int(s): int(c) for s, c in zip(steps, counts, strict=True)}
 
@@ -86,11 +86,11 @@ class CalibrationSet:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values as they lie in memory, of any dtype; copied only where they are strided."""
+    """The bytes of a tensor of any dtype; they are copied only where the tensor is strided."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 
 def evenly(total: int, count: int) -> Tensor:
-    """``count`` of ``total`` indices, first and last among them; all where there are fewer."""
+    """``count`` of ``total`` indices, evenly spread from first to last; all if there are fewer."""
     return torch.linspace(0, total - 1, min(count, total)).round().long()

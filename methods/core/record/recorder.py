@@ -1,4 +1,4 @@
-"""Record what any sampler feeds a network, once."""
+"""Records what a sampler feeds a network, to be used by all methods."""
 
 import inspect
 import tempfile
@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import map_leaves
 from quantarena.methods.core.record import tensor_file
 from quantarena.methods.core.record.announce import announcing, can_announce, schedule_of
-from quantarena.methods.core.record.assembly import Call, Kept, assemble, by_step
+from quantarena.methods.core.record.assembly import (
+    NetworkCall,
+    StoredTensor,
+    assemble,
+    by_sampler_call,
+)
 from quantarena.methods.core.record.features import FeatureTap, require_rows
 from quantarena.methods.core.record.spill import Spool
 from quantarena.methods.core.record.tensor_file import Column
 from quantarena.methods.core.record.trajectory import Trajectory, build
 
 MEMORY = 1 << 30
-"""Bytes of memory that a recording may take; beyond, it goes to disk."""
+"""Bytes of memory that a recording may use; a larger one goes to disk."""
 
 
 @contextmanager
@@ -40,19 +45,18 @@ def recording(
 
     Args:
         denoiser: the network. Its first parameter is the sample, and one is called ``timestep``.
-        scheduler: announces sampler calls, see ``core.announce``; ``set_timesteps`` has to be
-            called inside the block. Without one, or with one that cannot announce, calls are told
-            apart by their timesteps, and a batch must not be split within a step.
-        tap: features to keep; needs the scheduler.
-        memory: bytes of memory to take; what goes beyond is kept on disk.
-        folder: where on disk; None for the system's temporary files.
+        scheduler: announces sampler calls, see ``record.announce``; ``set_timesteps`` has to be
+            called inside the block. Without a scheduler, or with one that cannot announce, calls
+            are told apart by their timesteps, and the batch of one sampler call must not be split.
+        tap: features to record; needs the scheduler.
+        memory: bytes of memory to use; a larger recording goes to disk.
+        folder: folder on disk; None for that of temporary files.
 
     Yields:
-        To be called, once the runs are done, for the trajectory.
+        The recorder; calling it after the runs gives the trajectory.
 
     Raises:
-        BrokenModel: from inside the block, where the network is called in a way that cannot be
-            repeated: one line.
+        BrokenModel: from inside the block, where a call of the network cannot be repeated.
     """
     if not can_announce(scheduler):
         scheduler = None
@@ -70,7 +74,7 @@ def recording(
 
 
 class Recorder:
-    """What has been recorded so far; made by ``recording``."""
+    """The calls recorded so far; made by ``recording``."""
 
     def __init__(
         self,
@@ -80,16 +84,16 @@ class Recorder:
         spool: Spool,
         folder: Path | None,
     ) -> None:
-        self.clock = StepClock()
+        self.clock = CallClock()
         self._scheduler, self._tap, self._spool, self._folder = scheduler, tap, spool, folder
-        self._calls: list[Call] = []
+        self._calls: list[NetworkCall] = []
         self._taken: dict[int, int] = {}
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(denoiser.forward).parameters.values()
         self._names = [p.name for p in parameters if p.kind in kinds]
 
     def note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """One call of the network."""
+        """Record one call of the network."""
         index = None
         if self._scheduler is not None:
             index = self._announced()
@@ -108,10 +112,10 @@ class Recorder:
             raise BrokenModel("the sampler gives rows of one call different timesteps")
         rows = sample.shape[0]
 
-        def keep(path: str, leaf: Any) -> Any:
+        def store(path: str, leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
                 by_row = leaf.dim() > 0 and leaf.shape[0] == rows
-                return Kept(self._spool.put(leaf), by_row)
+                return StoredTensor(self._spool.put(leaf), by_row)
             if leaf is None or isinstance(leaf, bool | int | float | str):
                 return leaf
             raise BrokenModel(
@@ -119,12 +123,12 @@ class Recorder:
                 "and None can be given again"
             )
 
-        inputs = map_leaves(keep, named)
+        inputs = map_leaves(store, named)
         number = self._spool.put(sample)
-        self._calls.append(Call(index, rows, times[:1].clone(), number, inputs))
+        self._calls.append(NetworkCall(index, rows, times[:1].clone(), number, inputs))
 
     def note_feature(self, value: Tensor) -> None:
-        """The tapped module ran; its first run in each call of the network counts."""
+        """Record the features of the tapped module's first run in each call of the network."""
         assert self._tap is not None
         call = self._calls[-1]
         assert call.index is not None
@@ -140,21 +144,21 @@ class Recorder:
                 "the network was called outside of the sampler's steps: set_timesteps has to be "
                 "called inside the recording, before the first call"
             )
-        if self.clock.schedule is None:  # later runs must have the same: the clock sees to it
+        if self.clock.schedule is None:  # the clock refuses later runs with other calls
             self.clock.schedule = schedule_of(self._scheduler)
         assert isinstance(self.clock.index, int)
         return self.clock.index
 
     @property
     def rows(self) -> int:
-        """Points at each call so far: images times guidance halves."""
-        return sum(call.rows for call in by_step(self._calls, self.clock.schedule)[0])
+        """Points recorded at each sampler call: images times guidance halves."""
+        return sum(call.rows for call in by_sampler_call(self._calls, self.clock.schedule)[0])
 
     def __call__(self, halves: int = 1) -> Trajectory:
-        """The trajectory; on disk, and mapped, where it is larger than the memory allowed.
+        """The trajectory; a mapped file where it is larger than the allowed memory.
 
         Args:
-            halves: guidance halves that every batch is made of, one after the other.
+            halves: guidance halves of every batch, one after the other.
 
         Raises:
             BrokenModel: nothing was recorded, or runs differ in more than their values.
@@ -166,18 +170,18 @@ class Recorder:
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as folder:
             file = Path(folder) / "trajectory.safetensors"
             tensor_file.write(file, columns, notes)
-            return Trajectory.load(file)  # mapped: it outlives its name
+            return Trajectory.load(file)  # the mapped file outlives its name
 
     def save(self, path: Path, halves: int = 1) -> None:
-        """Write the trajectory without holding it in memory, for ``Trajectory.load``.
+        """Write the trajectory without holding it in memory; ``Trajectory.load`` reads it.
 
         Raises:
-            BrokenModel, OSError: as when called.
+            BrokenModel, OSError: as of ``__call__``.
         """
         tensor_file.write(path, *self._assemble(halves))
 
     def _assemble(self, halves: int) -> tuple[dict[str, Column], dict[str, str]]:
-        steps = by_step(self._calls, self.clock.schedule)
+        steps = by_sampler_call(self._calls, self.clock.schedule)
         if self._tap is not None and steps[0] and steps[0][0].feature is None:
             raise BrokenModel(f"{self._tap.module} did not run: no features of it")
         return assemble(steps, self._spool, halves, self.clock.schedule)

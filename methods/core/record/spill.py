@@ -1,4 +1,4 @@
-"""Tensors put aside while a sampler runs: each content once, on disk beyond a limit."""
+"""Stores tensors while a sampler runs: equal ones once, on disk beyond a memory limit."""
 
 import hashlib
 import math
@@ -13,11 +13,12 @@ from quantarena.methods.core.record.points import raw_bytes
 
 
 class Spool:
-    """Keeps tensors by content: what was put before takes no more room.
+    """Stores tensors by content, so that equal tensors take room once.
 
     Args:
-        limit: bytes to keep in memory; beyond, all goes to a file that vanishes with this object.
-        folder: of that file; None for the system's.
+        limit: bytes to hold in memory; beyond that everything moves to a file, which is deleted
+            with this object.
+        folder: folder of that file; None for that of temporary files.
     """
 
     def __init__(self, limit: int, folder: Path | None = None) -> None:
@@ -25,16 +26,16 @@ class Spool:
         self.bytes = 0
         self._known: dict[tuple[bytes, torch.dtype, tuple[int, ...]], int] = {}
         self._places: list[tuple[int, torch.dtype, tuple[int, ...]]] = []
-        self._kept: list[Tensor] = []
+        self._in_memory: list[Tensor] = []
         self._file: IO[bytes] | None = None
 
     @property
     def spilled(self) -> bool:
-        """Whether it went to disk."""
+        """Whether the tensors moved to disk."""
         return self._file is not None
 
     def put(self, tensor: Tensor) -> int:
-        """Keep a copy, on the CPU; returns its number, the same one for the same content.
+        """Store a copy on the CPU; returns its number, which is the same for equal tensors.
 
         Raises:
             OSError: the disk is full.
@@ -50,24 +51,24 @@ class Spool:
         self.bytes += data.nbytes
         if self._file is None and self.bytes > self.limit:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-            for kept in self._kept:
-                self._file.write(raw_bytes(kept))
-            self._kept.clear()
+            for stored in self._in_memory:
+                self._file.write(raw_bytes(stored))
+            self._in_memory.clear()
         if self._file is None:
-            self._kept.append(value.clone())
+            self._in_memory.append(value.clone())
         else:
             self._file.write(data)
         return number
 
     def kind(self, number: int) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Type and shape of what has this number."""
+        """Type and shape of the tensor with this number."""
         _, dtype, shape = self._places[number]
         return dtype, shape
 
     def get(self, number: int) -> Tensor:
-        """What has this number; not to be written to."""
+        """The tensor with this number; it must not be written to."""
         if self._file is None:
-            return self._kept[number]
+            return self._in_memory[number]
         offset, dtype, shape = self._places[number]
         data = bytearray(math.prod(shape) * dtype.itemsize)
         self._file.seek(offset)

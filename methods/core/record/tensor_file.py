@@ -1,4 +1,4 @@
-"""Safetensors files larger than memory: written piece by piece, read by mapping."""
+"""Safetensors files that may exceed memory: written piece by piece, read by mapping."""
 
 import json
 import math
@@ -28,12 +28,12 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A tensor that is there piece by piece.
+    """A tensor given in pieces.
 
     Attributes:
-        dtype: of every piece.
-        shape: of the whole.
-        pieces: tensors whose values, one after the other, are the whole; read once.
+        dtype: type of every piece.
+        shape: shape of the whole tensor.
+        pieces: tensors whose values, one after the other, make up the whole; read once.
     """
 
     dtype: torch.dtype
@@ -42,24 +42,24 @@ class Column:
 
     @property
     def bytes(self) -> int:
-        """Size of the whole."""
+        """Size of the whole tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def tensor(self) -> Tensor:
-        """The whole, in memory."""
+        """The whole tensor, in memory."""
         return torch.cat([piece.reshape(-1) for piece in self.pieces]).reshape(self.shape)
 
 
 def write(path: Path, columns: Mapping[str, Column], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, holding one piece in memory at a time.
 
-    Equal content makes equal bytes.
+    Equal content gives equal bytes.
 
     Raises:
-        ValueError: pieces that do not make up their column, or a type that such files do not have.
+        ValueError: pieces do not make up their column, or such files have no such type.
         OSError: the disk is full.
     """
-    # widest first keeps every tensor aligned to its type
+    # the widest types come first, which keeps every tensor aligned
     order = sorted(columns, key=lambda name: (-columns[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -86,13 +86,13 @@ def write(path: Path, columns: Mapping[str, Column], metadata: Mapping[str, str]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Read tensors and metadata of a safetensors file.
 
-    Tensors are mapped: a value is read from disk when it is used, and writing to one changes memory
-    and not the file.
+    Tensors are mapped: a value is read from disk when it is used. Writing to a tensor does not
+    change the file.
 
     Raises:
-        Exception: whatever ``safetensors`` has to say about a damaged file.
+        Exception: any error of ``safetensors`` about a damaged file.
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,6 +1,5 @@
-"""What a sampler feeds the network, call by call; recorded by ``core.recording``."""
+"""Trajectories: what a sampler feeds the network, call by call."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, from_json, leaves, map_leaves, to_json
 from quantarena.methods.core.record import tensor_file
@@ -23,19 +22,20 @@ FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """All network calls of a sampler over a set of images.
+    """All calls of the network by a sampler, over a set of images.
 
     Attributes:
         sample: inputs by call, (S, N, C, H, W): x before the step. With guidance N is ``halves``
-            times the images: all images' first halves, then all images' second halves.
+            times the images: the first halves of all images, then their second halves.
         timestep: model timestep of each call, (S,). Samplers that repeat a timestep have it twice.
         conditions: further inputs by keyword, nested as the network takes them: tensors
-            (S, N, ...), those named in ``fixed``, and constants. What is the same at every call is
-            in memory and on disk once, expanded over S.
-        fixed: paths of the tensors in ``conditions`` that have no row a point and belong to all.
+            (S, N, ...), tensors named in ``fixed``, and constants. A tensor that is the same at
+            every call is stored once and expanded over S.
+        fixed: paths of the tensors in ``conditions`` that belong to all points and have no rows.
         halves: rows of one image at each call: 2 with classifier-free guidance.
-        schedule: the sampler's calls; None where the recording did not see the scheduler.
-        features: of the first n rows at each call, (S, n, C, ...); None where none were asked for.
+        schedule: the sampler's calls; None where it was recorded without the scheduler.
+        features: features of the first n rows at each call, (S, n, C, ...); None where none were
+            recorded.
     """
 
     sample: Tensor
@@ -43,22 +43,22 @@ class Trajectory:
     conditions: Mapping[str, Any]
     fixed: frozenset[str] = frozenset()
     halves: int = 1
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
     features: Tensor | None = None
 
     @property
     def calls(self) -> int:
-        """Network calls an image."""
+        """Number of sampler calls."""
         return int(self.sample.shape[0])
 
     @property
     def rows(self) -> int:
-        """Points at each call."""
+        """Number of points at each call."""
         return int(self.sample.shape[1])
 
     @property
     def images(self) -> int:
-        """Images recorded."""
+        """Number of recorded images."""
         return self.rows // self.halves
 
     def pick(self, call: Tensor, row: Tensor) -> CalibrationSet:
@@ -77,16 +77,6 @@ class Trajectory:
             half=row // self.images,
             schedule=self.schedule,
         )
-
-    def first_half(self) -> "Trajectory":
-        """The same without the further guidance halves; row i is image i."""
-
-        def cut(path: str, leaf: Any) -> Any:
-            return leaf[:, : self.images] if _by_row(path, leaf, self.fixed) else leaf
-
-        conditions = map_leaves(cut, self.conditions)
-        sample = self.sample[:, : self.images]
-        return dataclasses.replace(self, sample=sample, conditions=conditions, halves=1)
 
     def save(self, path: Path) -> None:
         """Write as safetensors, one call in memory at a time.
@@ -109,7 +99,7 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: Path) -> "Trajectory":
-        """What ``save`` wrote, mapped: values are read from disk when they are used.
+        """Map a file that ``save`` wrote; values are read from disk when they are used.
 
         Raises:
             BrokenModel: the file is damaged.
@@ -127,14 +117,14 @@ def describe(
     fixed: Iterable[str],
     once: Iterable[str],
     halves: int,
-    schedule: StepSchedule | None,
+    schedule: CallSchedule | None,
 ) -> dict[str, str]:
     """Metadata of a trajectory's file.
 
     Args:
-        conditions: with any tensor in place of each tensor.
+        conditions: conditions, with any tensor in place of each tensor.
         fixed: as in ``Trajectory``.
-        once: paths of the tensors that are stored for one call and belong to all.
+        once: paths of the tensors that are stored once for all calls.
         halves: as in ``Trajectory``.
         schedule: as in ``Trajectory``.
     """
@@ -150,28 +140,28 @@ def describe(
 
 
 def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trajectory:
-    """A trajectory from the tensors and the metadata of its file.
+    """Build a trajectory from the tensors and the metadata of its file.
 
     Raises:
-        KeyError, ValueError: they belong to no trajectory.
+        KeyError, ValueError: they do not belong to a trajectory.
     """
     notes = json.loads(metadata["trajectory"])
     if notes["format"] != FORMAT:
         raise ValueError(f"format {notes['format']}, this version reads {FORMAT}")
     calls = len(tensors["timestep"])
-    found = {}
+    conditions = {}
     for name, value in tensors.items():
         if name.startswith("condition."):
             path = name.removeprefix("condition.")
-            found[path] = value.expand(calls, *value.shape) if path in notes["once"] else value
+            conditions[path] = value.expand(calls, *value.shape) if path in notes["once"] else value
     schedule = notes["schedule"]
     return Trajectory(
         tensors["sample"],
         tensors["timestep"],
-        from_json(notes["conditions"], found),
+        from_json(notes["conditions"], conditions),
         frozenset(notes["fixed"]),
         notes["halves"],
-        None if schedule is None else StepSchedule(schedule[0], tuple(schedule[1])),
+        None if schedule is None else CallSchedule(schedule[0], tuple(schedule[1])),
         tensors.get("features"),
     )
 

@@ -1,1 +1,1 @@
-"""The room methods/core/trace."""
+"""Reads a network by running it once: operations, layers and their roles, attention, blocks."""

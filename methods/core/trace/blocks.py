@@ -1,10 +1,10 @@
-"""Blocks in execution order: the units that reconstruction optimises one after the other.
+"""Partition of a network into blocks, the units that reconstruction optimises one after the other.
 
 A block is a module with one stream in and one stream out that holds at most ``limit`` quantized
-layers: a residual block, a transformer block, a time-embedding MLP. It is found by watching one
-forward pass, not by class names. Layers in no such module are blocks of their own. On request the
-layers of the time embedding, spread over the network, are one block together (TFMQ-DM's temporal
-information block, Huang et al., CVPR 2024).
+layers: a residual block, a transformer block, a time-embedding MLP. Blocks are found by watching
+one forward pass, not by class names. A layer outside of all blocks is a block of its own. On
+request the layers of the time embedding, which are spread over the network, form one block
+(TFMQ-DM's temporal information block, Huang et al., CVPR 2024).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +18,10 @@ from torch.nn import functional as F
 from quantarena.methods.core.errors import Unsupported
 
 MAX_LAYERS = 12
-"""A transformer block with self- and cross-attention has ten; a stage of a U-Net has more."""
+"""Largest number of layers in a block.
+
+A transformer block with self- and cross-attention has ten, a level of a U-Net has more.
+"""
 
 POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -27,7 +30,7 @@ POINTWISE: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "mish": F.mish,
 }
-"""What may lie between a time embedding and the layers that it feeds."""
+"""Functions that may lie between a time embedding and the layers that it feeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Tail:
 
     Attributes:
         name: module path.
-        between: what is applied to the block's stream before it, a key of ``POINTWISE``.
+        between: function applied to the block's output before the layer, a key of ``POINTWISE``.
     """
 
     name: str
@@ -50,8 +53,8 @@ class Block:
     Attributes:
         name: module path.
         layers: paths of its quantized layers, in execution order.
-        calls: how often one forward pass calls it; more than once for a lone layer only.
-        tails: of a temporal block, the layers that its output feeds; its outputs are theirs.
+        calls: number of its calls in one forward pass; more than one only for a single layer.
+        tails: layers that a temporal block's output feeds; the block's outputs are theirs.
     """
 
     name: str
@@ -60,21 +63,21 @@ class Block:
     tails: tuple[Tail, ...] = ()
 
     def run(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The block's output; of a temporal block all tails' outputs, one after the other."""
+        """The block's output; for a temporal block the concatenated outputs of all tails."""
         output = root.get_submodule(self.name)(*args, **kwargs)
         if not self.tails:
             return output
-        made = [root.get_submodule(t.name)(POINTWISE[t.between](output)) for t in self.tails]
-        return torch.cat(made, dim=-1)
+        outputs = [root.get_submodule(t.name)(POINTWISE[t.between](output)) for t in self.tails]
+        return torch.cat(outputs, dim=-1)
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Calls of one module in the watched pass."""
+class _ModuleCalls:
+    """The calls of one module in the watched pass."""
 
     calls: int = 0
     single: bool = True  # one stream in, one out
-    first_input: Any = None  # kept where temporal layers are inside
+    first_input: Any = None  # stored only where temporal layers are inside
     first_output: Any = None
 
 
@@ -89,34 +92,34 @@ def partition(
 
     Args:
         model: the network.
-        layers: its quantized layers by module path.
-        run: one forward pass.
-        limit: most quantized layers in a block.
-        temporal: paths of layers (time embedding and its projections) to take as one block, out
-            of the blocks in which they lie.
+        layers: quantized layers by module path.
+        run: runs one forward pass.
+        limit: largest number of quantized layers in a block.
+        temporal: paths of layers (time embedding and its projections) that form one block and are
+            removed from the blocks in which they lie.
 
     Returns:
         Blocks in execution order; every executed layer is in exactly one.
 
     Raises:
-        Unsupported: the temporal layers are no module that feeds lone layers through a pointwise
-            function; names the layer.
+        Unsupported: the temporal layers are not one module that feeds single layers through a
+            pointwise function; names the layer.
     """
-    order, seen = _watch(model, layers, run, temporal)
+    order, calls = _watch(model, layers, run, temporal)
     chosen: list[Block] = []
     taken: set[str] = set()
     wanted = [name for name in order if name in temporal]
     if wanted:
-        chosen.append(_temporal_block(wanted, order, seen))
+        chosen.append(_temporal_block(wanted, order, calls))
         taken |= set(wanted)
     # outermost first: a shorter path that qualifies swallows what is inside it
-    for name in sorted(seen, key=lambda path: path.count(".")):
-        held = [x for x in order if _inside(x, name) and x not in temporal]
-        alone = seen[name].single and seen[name].calls == 1
-        if alone and 1 < len(held) <= limit and not taken.intersection(held):
-            chosen.append(Block(name, tuple(held)))
-            taken |= set(held)
-    chosen += [Block(name, (name,), seen[name].calls) for name in order if name not in taken]
+    for name in sorted(calls, key=lambda path: path.count(".")):
+        inside = [x for x in order if _inside(x, name) and x not in temporal]
+        once = calls[name].single and calls[name].calls == 1
+        if once and 1 < len(inside) <= limit and not taken.intersection(inside):
+            chosen.append(Block(name, tuple(inside)))
+            taken |= set(inside)
+    chosen += [Block(name, (name,), calls[name].calls) for name in order if name not in taken]
     return tuple(sorted(chosen, key=lambda block: order.index(block.layers[0])))
 
 
@@ -134,17 +137,17 @@ def _watch(
     layers: Mapping[str, nn.Module],
     run: Callable[[], Any],
     temporal: Collection[str],
-) -> tuple[list[str], dict[str, _Seen]]:
-    """Layers as they execute, and what flows through every module in one pass."""
+) -> tuple[list[str], dict[str, _ModuleCalls]]:
+    """Layers in execution order, and the calls of every module in one pass."""
     names = {module: name for name, module in model.named_modules() if name}
     order: list[str] = []
-    seen: dict[str, _Seen] = {}
+    calls: dict[str, _ModuleCalls] = {}
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name = names[module]
         if name in layers and name not in order:
             order.append(name)
-        entry = seen.setdefault(name, _Seen())
+        entry = calls.setdefault(name, _ModuleCalls())
         entry.calls += 1
         entry.single &= (
             isinstance(output, Tensor) and not _carries_tuple(args) and not _carries_tuple(kwargs)
@@ -159,32 +162,35 @@ def _watch(
     finally:
         for handle in handles:
             handle.remove()
-    return order, seen
+    return order, calls
 
 
-def _temporal_block(wanted: list[str], order: list[str], seen: Mapping[str, _Seen]) -> Block:
-    """The largest module of temporal layers alone, and the lone layers that it feeds."""
+def _temporal_block(
+    wanted: list[str], order: list[str], calls: Mapping[str, _ModuleCalls]
+) -> Block:
+    """The largest module of temporal layers alone, with the single layers that it feeds."""
     others = [x for x in order if x not in wanted]
     heads = []
-    for name, entry in seen.items():
-        held = [x for x in wanted if _inside(x, name)]
-        usable = entry.single and entry.calls == 1 and wanted[0] in held
+    for name, entry in calls.items():
+        inside = [x for x in wanted if _inside(x, name)]
+        usable = entry.single and entry.calls == 1 and wanted[0] in inside
         if usable and not any(_inside(x, name) for x in others):
-            heads.append((len(held), -name.count("."), name))
+            heads.append((len(inside), -name.count("."), name))
     if not heads:
         raise Unsupported(f"temporal block: {wanted[0]} is called more than once")
     name = max(heads)[2]
-    stream = seen[name].first_output
+    stream = calls[name].first_output
     fed = [x for x in wanted if not _inside(x, name)]
     return Block(
         name,
         tuple(wanted),
         1,
-        tuple(Tail(x, _between(x, stream, seen[x].first_input)) for x in fed),
+        tuple(Tail(x, _between(x, stream, calls[x].first_input)) for x in fed),
     )
 
 
 def _between(name: str, stream: Tensor, received: Any) -> str:
+    """The pointwise function that turns ``stream`` into the input of a layer."""
     for key, function in POINTWISE.items():
         if isinstance(received, Tensor) and torch.equal(function(stream), received):
             return key

@@ -1,27 +1,20 @@
-"""What each layer does in its network, read from what flows through it.
+"""The role of each layer in its network, read from what flows through it.
 
-No class and no attribute names: a layer whose output becomes the operand of an attention product is
-a query, key or value; one that sees a single row for each image and nothing of the sample lies on
-the conditioning path; and so on. Each rule stands at the function that holds it.
+No class and no attribute names are used: a layer whose output becomes the operand of an attention
+product is a query, key or value; one that gets a single row for each image and nothing of the
+sample lies on the conditioning path; and so on.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import StrEnum
 
 from torch import nn
 
-from quantarena.methods.core.trace.operations import (
-    Op,
-    OpKind,
-    QuantizableModule,
-    Recorder,
-    same_values,
-)
+from quantarena.methods.core.trace.role_reader import RoleReader, pointwise
 
 
 class Role(StrEnum):
-    """What a layer does in the network.
+    """Role of a layer in the network.
 
     ``TIME_EMBED`` makes the conditioning vector, ``EMB_PROJ`` brings it into a convolutional block,
     ``ADALN`` makes shift, gain and gate of a transformer block, ``CONTEXT`` embeds the tokens of a
@@ -44,256 +37,36 @@ class Role(StrEnum):
     LINEAR = "linear"
 
 
-_BARRIERS = {OpKind.SOFTMAX, OpKind.PRODUCT, OpKind.SOURCE}
-_NONE: frozenset[int] = frozenset()
-
-
-@dataclass(slots=True)
-class _Streams:
-    """What reaches each operation, one entry an operation.
-
-    Attributes:
-        sample: whether the noisy sample does.
-        feeds: the layers or attention whose result this still is, in other shape or scale.
-        loose: layers that reach it through anything but another layer.
-        raw, active: layers that reach it with no nonlinearity in between, and with one.
-        resized: whether it is an upsampled image.
-    """
-
-    sample: list[bool] = field(default_factory=list)
-    feeds: list[frozenset[int]] = field(default_factory=list)
-    loose: list[frozenset[int]] = field(default_factory=list)
-    raw: list[frozenset[int]] = field(default_factory=list)
-    active: list[frozenset[int]] = field(default_factory=list)
-    resized: list[bool] = field(default_factory=list)
-
-
-class Flow:
-    """Questions about a recorded pass.
-
-    Args:
-        recorder: of one forward pass.
-        sample: the operation of the noisy sample.
-        batch: images in the pass.
-        layers: the network's convolutions and linears by path.
-    """
-
-    def __init__(
-        self, recorder: Recorder, sample: int, batch: int, layers: Mapping[str, QuantizableModule]
-    ) -> None:
-        self.ops, self.batch, self.layers = recorder.ops, batch, layers
-        self._reach = _Streams()
-        for index, op in enumerate(self.ops):
-            self._spread(index, op, index == sample)
-        self.runs: dict[str, list[int]] = {}  # operations of each layer
-        for index, op in enumerate(self.ops):
-            if op.kind is OpKind.LAYER:
-                self.runs.setdefault(op.name, []).append(index)
-
-    def _spread(self, index: int, op: Op, is_sample: bool) -> None:
-        reach, inputs = self._reach, op.inputs
-        reach.sample.append(is_sample or any(reach.sample[i] for i in inputs))
-        reach.resized.append(
-            op.kind is OpKind.RESIZE
-            or (op.kind is OpKind.OTHER and any(reach.resized[i] for i in inputs))
-        )
-        own = frozenset({index})
-        if op.kind is OpKind.LAYER:
-            found, loose, raw, active = own, own, own, _NONE
-        else:
-            found = own if op.kind is OpKind.ATTENTION else self._feeds(op)
-            loose = _union(reach.loose, inputs)
-            raw, active = self._activity(op)
-        reach.feeds.append(found)
-        reach.loose.append(loose)
-        reach.raw.append(raw)
-        reach.active.append(active)
-
-    def _feeds(self, op: Op) -> frozenset[int]:
-        """A concatenation holds all its parts; a sum of two different streams is a new one."""
-        if op.kind in _BARRIERS:
-            return _NONE
-        if op.kind is OpKind.CONCAT:
-            return _union(self._reach.feeds, op.inputs)
-        found = {self._reach.feeds[i] for i in op.inputs} - {_NONE}
-        return found.pop() if len(found) == 1 else _NONE
-
-    def _activity(self, op: Op) -> tuple[frozenset[int], frozenset[int]]:
-        raw, active = _union(self._reach.raw, op.inputs), _union(self._reach.active, op.inputs)
-        if op.kind in _BARRIERS | {OpKind.NORM, OpKind.ATTENTION}:
-            return _NONE, _NONE
-        if op.kind is OpKind.ADD and len(op.inputs) > 1:
-            return _NONE, _NONE
-        if op.kind is OpKind.NONLINEAR or (op.kind is OpKind.MUL and active):
-            return _NONE, raw | active  # a gate's other factor is part of it
-        return raw, active
-
-    def sees_sample(self, path: str) -> bool:
-        """Whether the layer's input depends on the noisy sample."""
-        return any(self._reach.sample[index] for index in self.runs[path])
-
-    def conditioning(self, path: str) -> bool:
-        """One row for each image, and nothing of the sample in it."""
-        shape = self.ops[self.runs[path][0]].shape
-        rows = len(shape) == 2 or (len(shape) == 3 and shape[1] == 1)
-        return rows and shape[0] in {1, self.batch} and not self.sees_sample(path)
-
-    def names(self, operations: frozenset[int]) -> tuple[str, ...]:
-        """Paths of the layers among these operations, in execution order."""
-        found = (self.ops[i].name for i in sorted(operations) if self.ops[i].kind is OpKind.LAYER)
-        return tuple(dict.fromkeys(found))
-
-    def feeding(self, index: int | None) -> tuple[str, ...]:
-        """The layers whose output this operation's result still is."""
-        return () if index is None else self.names(self._reach.feeds[index])
-
-    def inputs(self, path: str) -> tuple[int, ...]:
-        """The operations that made the layer's inputs."""
-        return tuple(i for index in self.runs[path] for i in self.ops[index].inputs)
-
-    def splits(self, path: str) -> tuple[int, ...]:
-        """Channel widths where the layer reads a concatenation of parts of the sample's stream."""
-        for index in self.inputs(path):
-            op = self.ops[same_values(self.ops, index)]
-            shape = self.ops[self.runs[path][0]].shape
-            axis = len(shape) - 1 if isinstance(self.layers[path], nn.Linear) else 1
-            if op.kind is OpKind.CONCAT and op.axis == axis and len(op.inputs) == len(op.parts) > 1:
-                streams = all(self._reach.sample[i] for i in op.inputs)
-                return op.parts if streams and op.shape == shape else ()
-        return ()
-
-    def modulating(self) -> dict[str, bool]:
-        """Conditioning layers that scale or shift a larger tensor; whether that is tokens."""
-        found: dict[str, bool] = {}
-        for op in self.ops:
-            if op.kind not in {OpKind.MUL, OpKind.ADD} or len(op.inputs) != 2:
-                continue
-            for small, large in (op.inputs, op.inputs[::-1]):
-                vector, stream = self.ops[small].shape, self.ops[large].shape
-                makers = self._reach.loose[small] - self._reach.loose[large]
-                if self._reach.sample[small] or len(stream) < 3 or _size(vector) >= _size(stream):
-                    continue
-                found |= dict.fromkeys(self.names(makers), len(stream) == 3)
-        return found
-
-    def embedding(self) -> set[str]:
-        """Conditioning layers that feed other conditioning layers."""
-        inner = [path for path in self.runs if self.conditioning(path)]
-        sources = (self._reach.loose[i] for path in inner for i in self.inputs(path))
-        return {name for found in sources for name in self.names(found)}
-
-    def attended(self, path: str) -> bool:
-        """Whether the layer reads the result of attention."""
-        return any(
-            self.ops[source].kind is OpKind.ATTENTION
-            for index in self.inputs(path)
-            for source in self._reach.feeds[index]
-        )
-
-    def feedforward(self) -> set[str]:
-        """Pairs of position-wise layers with a nonlinearity and no norm or sum in between."""
-        found: set[str] = set()
-        for path in self.runs:
-            if not pointwise(self.layers[path]) or not self.sees_sample(path):
-                continue
-            for index in self.inputs(path):
-                partners = self.names(self._reach.active[index])
-                if partners and all(pointwise(self.layers[p]) for p in partners):
-                    found |= {path, *(p for p in partners if self.sees_sample(p))}
-        return found
-
-    def shortcuts(self) -> set[str]:
-        """Layers whose output is added to that of another one which saw their input through more.
-
-        The way from the one's input to the other has to go around the one: else it is the first
-        layer of a residual branch.
-        """
-        found: set[str] = set()
-        for op in self.ops:
-            if op.kind is not OpKind.ADD or len(op.inputs) != 2:
-                continue
-            ends = [self._reach.feeds[i] for i in op.inputs]
-            if any(len(end) != 1 for end in ends):
-                continue
-            one, other = (next(iter(end)) for end in ends)
-            if not (self._reach.sample[one] and self._reach.sample[other]):
-                continue
-            for short, long in ((one, other), (other, one)):
-                if self.ops[short].kind is OpKind.LAYER and self._around(short, long):
-                    found.add(self.ops[short].name)
-        return found
-
-    def _around(self, short: int, long: int) -> bool:
-        """Whether the input of ``short`` reaches the input of ``long`` without ``short``."""
-        targets, waiting = set(self.ops[short].inputs), list(self.ops[long].inputs)
-        if targets & set(waiting) or self.ops[long].kind is not OpKind.LAYER:
-            return False
-        seen = {short}
-        while waiting:
-            index = waiting.pop()
-            if index in targets:
-                return True
-            if index not in seen:
-                seen.add(index)
-                waiting += [i for i in self.ops[index].inputs if i >= min(targets)]
-        return False
-
-    def upsampled(self, path: str) -> bool:
-        """Whether the layer reads an upsampled image."""
-        return any(self._reach.resized[i] for i in self.inputs(path))
-
-    def last(self, outputs: Sequence[int]) -> str:
-        """The layer that makes the network's output."""
-        loose = _union(self._reach.loose, outputs)
-        return self.names(loose)[-1] if loose else list(self.runs)[-1]
-
-
-def _union(table: list[frozenset[int]], indices: Sequence[int]) -> frozenset[int]:
-    return _NONE.union(*(table[i] for i in indices))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
-
-
-def pointwise(layer: QuantizableModule) -> bool:
-    """Whether a layer sees one position at a time."""
-    return isinstance(layer, nn.Linear) or max(*layer.kernel_size, *layer.stride) == 1
-
-
-def roles(flow: Flow, outputs: Sequence[int], attention: set[str]) -> dict[str, Role]:
+def roles(reader: RoleReader, outputs: Sequence[int], attention: set[str]) -> dict[str, Role]:
     """The role of every layer, by path.
 
     Args:
-        flow: the recorded pass.
+        reader: the recorded pass.
         outputs: operations that made the network's output.
-        attention: layers that make an operand of an attention product.
+        attention: paths of layers that make an operand of an attention product.
     """
-    last = flow.last(outputs)
-    first = next((path for path in flow.runs if flow.sees_sample(path)), last)
-    modulating, embedding = flow.modulating(), flow.embedding()
-    shortcuts, feedforward = flow.shortcuts(), flow.feedforward()
+    last = reader.last(outputs)
+    first = next((path for path in reader.runs if reader.sees_sample(path)), last)
+    modulating, embedding = reader.modulating(), reader.embedding()
+    shortcuts, feedforward = reader.shortcuts(), reader.feedforward()
 
     def role(path: str) -> Role:
-        layer = flow.layers[path]
+        layer = reader.layers[path]
         if path == last:
             return Role.OUTPUT
         if path == first:
             return Role.INPUT
-        if flow.conditioning(path) and path not in attention:
+        if reader.conditioning(path) and path not in attention:
             if path in embedding:
                 return Role.TIME_EMBED
             return Role.ADALN if modulating.get(path) else Role.EMB_PROJ
         if path in attention:
             return Role.QKV
-        if flow.attended(path):
+        if reader.attended(path):
             return Role.ATTN_OUT
-        if path in shortcuts or (flow.splits(path) and pointwise(layer)):
+        if path in shortcuts or (reader.splits(path) and pointwise(layer)):
             return Role.SHORTCUT
-        if not flow.sees_sample(path):
+        if not reader.sees_sample(path):
             return Role.CONTEXT
         if path in feedforward:
             return Role.FF
@@ -301,6 +74,6 @@ def roles(flow: Flow, outputs: Sequence[int], attention: set[str]) -> dict[str, 
             return Role.LINEAR
         if max(layer.stride) > 1:
             return Role.DOWNSAMPLE
-        return Role.UPSAMPLE if flow.upsampled(path) else Role.CONV
+        return Role.UPSAMPLE if reader.upsampled(path) else Role.CONV
 
-    return {path: role(path) for path in flow.runs}
+    return {path: role(path) for path in reader.runs}

@@ -1,1 +1,1 @@
-"""The room methods/techniques/calibrate."""
+"""Calibration: ranges of activations from the values that calibration points produce."""

@@ -1,7 +1,7 @@
-"""Activation ranges averaged over windows of points, as released code of several methods has them.
+"""Activation ranges averaged over windows of points, as in the released code of several methods.
 
-PTQ4DM (Shang et al., CVPR 2023) and EDA-DM (arXiv:2401.04585) calibrate batch by batch: each batch
-has its search, and what is kept is an exponential moving average of the bounds found.
+PTQ4DM (Shang et al., CVPR 2023) and EDA-DM (arXiv:2401.04585) calibrate batch by batch: they search
+a range on each batch and use an exponential moving average of the bounds.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.ranges.ema import EmaRange
 
 MOMENTUM, WINDOW = 0.9, 256
-"""Of the released code."""
+"""Momentum and batch size of the released code."""
 
 
 def calibrate_averaged(
@@ -31,19 +31,19 @@ def calibrate_averaged(
     window: int = WINDOW,
     batch: int = 64,
 ) -> None:
-    """Set the static range of every layer's input and of attention operands that are quantized.
+    """Set the static range of every layer's input and of every quantized attention operand.
 
     The points are shuffled and cut into windows. Up to ``window`` points this is one search over
     all of them.
 
     Args:
-        model: weight ranges set.
-        points: to run on.
-        search: finds the range of each window.
-        seed: of the shuffle.
-        momentum: share of the past when a window is added, in [0, 1).
-        window: points that are searched together.
-        batch: points run at once.
+        model: network with its weight ranges set.
+        points: points to run.
+        search: range search used in each window.
+        seed: seed of the shuffle.
+        momentum: weight of earlier windows when one is added, in [0, 1).
+        window: points of one window.
+        batch: points of one forward pass.
     """
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
     running: dict[str, EmaRange] = {}
@@ -57,7 +57,7 @@ def calibrate_averaged(
 
 
 def _static(model: QuantizedModel) -> Iterator[tuple[str, ActQuantizer]]:
-    """Every static quantizer with a name of its own."""
+    """Every static activation quantizer, with a unique name."""
     for path, layer in model.layers.items():
         for index, part in enumerate(layer.part_list()):
             if part.static is not None:
@@ -67,7 +67,7 @@ def _static(model: QuantizedModel) -> Iterator[tuple[str, ActQuantizer]]:
 
 
 def _bounds(params: QuantParams) -> tuple[Tensor, Tensor]:
-    """Values of the first and of the last code."""
+    """Values of the first and the last code."""
     low = -params.zero_point.detach() * params.scale.detach()
     return low, low + (params.levels - 1) * params.scale.detach()
 

@@ -1,8 +1,8 @@
-"""How large each input channel of a layer gets at a point, averaged over the sampler's calls.
+"""Average peaks of layers' input channels (ViDiT-Q, Zhao et al., ICLR 2025).
 
-A point's peak is the largest magnitude of a channel over its tokens or pixels. Peaks are averaged
-over the points of a call and then, from call to call, by an exponential moving average (ViDiT-Q,
-Zhao et al., ICLR 2025). So a single far value counts as one of many, not as the whole statistic.
+A point's peak is the largest magnitude of a channel over the point's tokens or pixels. Peaks are
+averaged over the points of a sampler call and then, from call to call, by an exponential moving
+average. So a single outlier is one of many values, not the whole statistic.
 """
 
 import torch
@@ -11,39 +11,40 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.bounds import channel_axis
 from quantarena.methods.techniques.calibrate.by_call import by_call
-from quantarena.methods.techniques.calibrate.inputs import channel_axis, watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 from quantarena.methods.techniques.ranges.ema import EmaRange
 
 
 def mean_peaks(
     model: QuantizedModel, points: CalibrationSet, *, momentum: float, batch: int = 64
 ) -> dict[str, Tensor]:
-    """Averaged peaks of the input channels of every layer, (K,) each, from one full-precision pass.
+    """Average peaks of the input channels of every layer, (K,) each, from one full-precision pass.
 
     Args:
-        model: its layers, multipliers of inputs counted.
-        points: to run on; calls without points are passed over.
-        momentum: share of the earlier calls, in [0, 1).
-        batch: points run at once.
+        model: the network; input scales of its layers are applied.
+        points: points to run; calls without points are skipped.
+        momentum: weight of the earlier calls, in [0, 1).
+        batch: points of one forward pass.
     """
-    seen: dict[str, dict[int, tuple[Tensor, int]]] = {}
+    peak_sums: dict[str, dict[int, tuple[Tensor, int]]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
-        calls = seen.setdefault(name, {})
-        for call, rows in by_call(x, subset, per_step=True):
+        calls = peak_sums.setdefault(name, {})
+        for call, rows in by_call(x, subset, per_call=True):
             peaks = rows.abs().movedim(channel_axis(layer), -1)
             peaks = peaks.reshape(len(rows), -1, peaks.shape[-1]).amax(1)
             total, count = calls.get(call, (torch.zeros_like(peaks[0]), 0))
             calls[call] = total + peaks.sum(0), count + len(peaks)
 
     watch_inputs(model, points, watch, quantized_weights=False, batch=batch)
-    found: dict[str, Tensor] = {}
-    for name, calls in seen.items():
+    averages: dict[str, Tensor] = {}
+    for name, calls in peak_sums.items():
         average = EmaRange(momentum)
         for call in sorted(calls):
             total, count = calls[call]
             average = average.update(total / count, total / count)
         assert average.high is not None
-        found[name] = average.high
-    return found
+        averages[name] = average.high
+    return averages

@@ -1,7 +1,7 @@
-"""Bits moved between a layer's output channels at an unchanged mean, by their output errors.
+"""Bit-widths moved between a layer's output channels at an unchanged mean, by output error.
 
-A channel's output depends on its own weights alone. So its error at each width, found once, tells
-the error of every assignment of widths; nothing is quantized again to compare them.
+A channel's output depends on its own weights alone. So the errors of each channel at each width,
+measured once, give the error of every assignment of widths without quantizing again.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,19 +15,22 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.inputs import channel_axis, watch_inputs
+from quantarena.methods.techniques.calibrate.bounds import channel_axis
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 
 def swapped_widths(scores: Tensor, bits: int, count: int) -> Tensor:
-    """``count`` channels of the highest score one bit wider, as many of the lowest one narrower.
+    """Widen the ``count`` channels with the highest scores by one bit, narrow as many others.
+
+    Those with the lowest scores are narrowed.
 
     Args:
-        scores: (O,).
-        bits: of all others, and of the mean.
-        count: at most half of the channels.
+        scores: score of each channel, (O,).
+        bits: width of all other channels, and of the mean.
+        count: number of widened channels; at most half of all.
 
     Returns:
-        (O,) uint8, whose mean is exactly ``bits``.
+        Width of each channel, (O,) uint8; the mean is exactly ``bits``.
 
     Raises:
         ValueError: more than half of the channels.
@@ -50,54 +53,55 @@ def channel_errors(
     *,
     batch: int = 32,
 ) -> dict[str, Tensor]:
-    """Squared output error of each channel at one bit less, the layer's own bits, and one more.
+    """Squared output error of each channel at three widths.
 
-    ``|X W - X^ W^|^2`` with quantized inputs, everything before the layer in floating point.
+    The widths are the layer's own, one bit less and one bit more. The error is
+    ``|X W - X^ W^|^2`` with quantized inputs; everything before the layer is in floating point.
 
     Args:
-        model: activation ranges set; its layers have one part.
-        points: to run on.
+        model: network with activation ranges set, whose layers have one part.
+        points: points to run.
         names: layers of 2 to 7 bits.
-        search: finds the ranges at each width.
-        batch: points run at once.
+        search: range search used at each width.
+        batch: points of one forward pass.
 
     Returns:
-        By layer, (3, O).
+        Errors by layer, (3, O).
     """
-    ladder: dict[str, list[Tensor]] = {}
+    candidates: dict[str, list[Tensor]] = {}
     for name in names:
         layer = model.layers[name]
         widths = (layer.bits.weight + delta for delta in (-1, 0, 1))
-        ladder[name] = [
+        candidates[name] = [
             fake_quantize(layer.weight, search(layer.weight, width, axis=0)) for width in widths
         ]
     errors: dict[str, Tensor] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
-        if name not in ladder:
+        if name not in candidates:
             return
         quantizer = layer.part_list()[0].static
-        seen = x if quantizer is None else quantizer(x)
+        quantized = x if quantizer is None else quantizer(x)
         target = layer.affine(x, layer.weight, None)
-        gaps = (layer.affine(seen, weight, None) - target for weight in ladder[name])
+        gaps = (layer.affine(quantized, weight, None) - target for weight in candidates[name])
         axis = channel_axis(layer)
-        found = torch.stack([g.square().movedim(axis, 0).flatten(1).sum(1) for g in gaps])
-        errors[name] = found if name not in errors else errors[name] + found
+        squared = torch.stack([g.square().movedim(axis, 0).flatten(1).sum(1) for g in gaps])
+        errors[name] = squared if name not in errors else errors[name] + squared
 
     watch_inputs(model, points, watch, quantized_weights=False, batch=batch)
     return errors
 
 
 def best_swap(errors: Tensor, scores: Tensor, counts: Sequence[int]) -> tuple[int, Tensor]:
-    """The count whose swap has the smallest output error; of equals the first.
+    """The number of swapped channels with the smallest output error; the first of equals.
 
     Args:
-        errors: (3, O) as ``channel_errors`` gives them.
-        scores: (O,), as for ``swapped_widths``.
-        counts: candidates.
+        errors: (3, O) from ``channel_errors``.
+        scores: score of each channel, (O,), as for ``swapped_widths``.
+        counts: candidates for the number.
 
     Returns:
-        The count, and the error of every candidate.
+        The best number, and the error of every candidate.
     """
     rows = (swapped_widths(scores, 1, count).long() for count in counts)  # 0, 1 or 2
     totals = torch.stack([errors.gather(0, row[None]).sum() for row in rows])

@@ -1,4 +1,4 @@
-"""k-means of many sets of points at once, with k-means++ starts and restarts."""
+"""Batched k-means: clusters many sets of points at once, with k-means++ starts and restarts."""
 
 import torch
 from torch import Tensor
@@ -8,31 +8,31 @@ ITERATIONS = 50
 
 
 def _seeds(points: Tensor, weights: Tensor, groups: int, generator: torch.Generator) -> Tensor:
-    """k-means++ centres (B, groups, d): each drawn by its squared distance to those before."""
-    chance, chosen = weights, []
+    """k-means++ centres (B, groups, d), each drawn by squared distance to the previous ones."""
+    probability, chosen = weights, []
     nearest = torch.full_like(weights, torch.inf)
     for _ in range(groups):
-        pick = torch.multinomial(chance, 1, generator=generator)
+        pick = torch.multinomial(probability, 1, generator=generator)
         centre = points.take_along_dim(pick.unsqueeze(2), 1)
         chosen.append(centre)
         nearest = torch.minimum(nearest, (points - centre).square().sum(2))
-        chance = weights * nearest
-        # a set with no point away from its centres takes one twice: the second stays empty
-        chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, weights)
+        probability = weights * nearest
+        # a set whose points all lie on centres takes one twice: the second cluster stays empty
+        probability = torch.where(probability.sum(1, keepdim=True) > 0, probability, weights)
     return torch.cat(chosen, dim=1)
 
 
 def kmeans(points: Tensor, groups: int, seed: int, weights: Tensor | None = None) -> Tensor:
-    """Cluster each of B sets of points; of several starts the best for each set.
+    """Cluster each of B sets of points; each set gets the best of several starts.
 
     Args:
         points: (B, n, d) float64.
-        groups: most clusters; some may have no point.
-        seed: of the starting centres; equal seeds give equal clusters.
-        weights: (B, n) how often each point counts; once by default.
+        groups: number of clusters; some may stay empty.
+        seed: seed of the starting centres; equal seeds give equal clusters.
+        weights: weight of each point, (B, n); 1 by default.
 
     Returns:
-        Cluster of each point, (B, n) int64 below ``groups``.
+        Cluster number of each point, (B, n) int64 below ``groups``.
     """
     weights = torch.ones_like(points[..., 0]) if weights is None else weights
     generator = torch.Generator().manual_seed(seed)

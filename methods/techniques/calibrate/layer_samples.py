@@ -5,10 +5,10 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, evenly
-from quantarena.methods.techniques.calibrate.inputs import watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 MOST = 1 << 20
-"""Values kept of a layer: 4 MiB."""
+"""Largest number of values stored for a layer: 4 MiB."""
 
 
 def layer_inputs(
@@ -17,22 +17,22 @@ def layer_inputs(
     """Each layer's input at some of the points, from one pass in floating point.
 
     Args:
-        model: its layers; multipliers are applied.
-        points: ``count`` of them are run, evenly spread, all where there are fewer.
-        count: points.
-        most: values kept of a layer; where its inputs are larger, fewer rows are kept, evenly
-            spread, but at least one.
+        model: the network; input scales of its layers are applied.
+        points: calibration points, of which ``count`` evenly spread ones are run.
+        count: number of points; all are run where there are fewer.
+        most: largest number of values stored for a layer; where its inputs are larger, fewer rows
+            are stored, evenly spread, but at least one.
 
     Returns:
-        By layer, (rows, ...); layers that did not run are missing.
+        Inputs by layer, (rows, ...); layers that did not run are missing.
     """
     rows = min(count, len(points))
-    kept: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         fit = max(1, most // x[0].numel())
-        kept[name] = x[evenly(len(x), fit)].clone() if fit < len(x) else x
+        inputs[name] = x[evenly(len(x), fit)].clone() if fit < len(x) else x
 
     few = points.rows(evenly(len(points), rows))
     watch_inputs(model, few, watch, quantized_weights=False, batch=rows)
-    return kept
+    return inputs

@@ -1,4 +1,4 @@
-"""A static scale for the logarithmic quantizer of each softmax (RepQ-ViT, Li et al., ICCV 2023)."""
+"""Static scales for logarithmic quantizers of softmaxes (RepQ-ViT, Li et al., ICCV 2023)."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,20 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.log import LogParams, LogQuantizer, log_fake_quantize
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.attention import watch_operands
+from quantarena.methods.techniques.calibrate.watch import watch_operands
 
-_KEEP = 1 << 16
+_VALUES = 1 << 16
+"""Values of each softmax that its scale is chosen on."""
 KEEPS = (0.999, 0.9999, 0.99999)
+"""Shares of the values below the candidate scales."""
 
 
 def best_log_scale(x: Tensor, like: LogQuantizer, keeps: Sequence[float] = KEEPS) -> Tensor:
-    """The largest value or the order statistic that gives the smallest mean squared error, ().
+    """The scale with the smallest mean squared error, (): the largest value or an order statistic.
 
     Args:
         x: values of at least 0, (N,).
-        like: width and base of the grid.
+        like: quantizer with the width and base of the grid.
         keeps: shares of the values below the order statistics.
     """
     ordered = x.sort().values
@@ -37,35 +39,35 @@ def best_log_scale(x: Tensor, like: LogQuantizer, keeps: Sequence[float] = KEEPS
 
 @torch.no_grad()
 def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: int = 64) -> None:
-    """Give every logarithmic softmax quantizer the scale that ``best_log_scale`` finds.
+    """Set the scale of every logarithmic softmax quantizer by ``best_log_scale``.
 
     Args:
-        model: softmaxes without a logarithmic quantizer are left alone.
-        points: to run on, in full precision.
-        batch: points run at once.
+        model: the network; softmaxes without a logarithmic quantizer do not change.
+        points: points to run, with floating-point activations and weights.
+        batch: points of one forward pass.
     """
-    kept: dict[str, list[Tensor]] = {}
-    quota = max(1024, _KEEP // -(-len(points) // batch))
+    samples: dict[str, list[Tensor]] = {}
+    quota = max(1024, _VALUES // -(-len(points) // batch))
 
     def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
         flat = x.flatten()
         if len(flat) > quota:
-            generator = torch.Generator().manual_seed(len(kept.get(name, ())))
+            generator = torch.Generator().manual_seed(len(samples.get(name, ())))
             drawn = torch.randint(len(flat), (quota,), generator=generator)
             flat = torch.cat([flat[drawn], flat.max().reshape(1)])
-        kept.setdefault(name, []).append(flat)
+        samples.setdefault(name, []).append(flat)
 
     if not any(_logarithmic(products, "softmax") for products in model.attention.values()):
         return
     watch_operands(model, points, watch, wanted=_logarithmic, quantized_weights=False, batch=batch)
-    for name, values in kept.items():
+    for name, values in samples.items():
         quantizer = model.attention[name].quantizers["softmax"]
         assert isinstance(quantizer, LogQuantizer)
         quantizer.scale = best_log_scale(torch.cat(values), quantizer)
 
 
 def _logarithmic(products: QuantAttention, operand: str) -> bool:
-    """Whether this is a softmax with a logarithmic quantizer."""
+    """Whether the operand is a softmax with a logarithmic quantizer."""
     quantizers = products.quantizers
     return (
         operand == "softmax"

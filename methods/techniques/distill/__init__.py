@@ -1,1 +1,1 @@
-"""The room methods/techniques/distill."""
+"""Distillation: the quantized network is trained end to end on full-precision predictions."""

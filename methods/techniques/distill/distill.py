@@ -1,88 +1,45 @@
-"""End-to-end distillation: the quantized network learns to predict what its twin predicts.
+"""End-to-end distillation: the quantized network learns to predict what full precision predicts.
 
-Student and teacher see the same samples along a denoising walk. Whose prediction takes the walk to
-its next sample is a choice: the teacher's gives the full-precision trajectory (EfficientDM, He et
-al., ICLR 2024), the student's gives the samples that the quantized network will really meet.
-
-Terms on features of several consecutive calls (MPQ-DM's relation distillation, AAAI 2025) need the
-gradient of all those calls. Their features are computed without a graph first, the term is
-differentiated with respect to them, and then each call is run again and sent its own part of that
-gradient. So at most one call's graph is alive, whatever the window, and no branch is detached.
-Weights are quantized once for all these passes.
+Student and teacher are given the same samples along a denoising walk. The prediction that takes
+the walk to its next sample may be the teacher's, which gives the full-precision trajectory
+(EfficientDM, He et al., ICLR 2024), or the student's, which gives the samples that the quantized
+network meets when it generates. Each sampler call is one update of the student.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.errors import Unsupported, UserError
+from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.quantizers.weight import WeightQuantizer
-from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.distill.walk import Driver, Walk, walk_calls
+from quantarena.methods.techniques.distill.window_terms import (
+    TaughtCall,
+    WindowTerm,
+    add_gradients,
+)
 from quantarena.methods.techniques.learn.cost import Meter
 from quantarena.methods.techniques.learn.learning import Learning, start_learning
 from quantarena.methods.techniques.learn.losses import RoundingTerm
+from quantarena.methods.techniques.learn.module_outputs import module_outputs
 from quantarena.methods.techniques.learn.param_groups import Group, Optimiser
-
-
-class Driver(StrEnum):
-    """Whose prediction takes the walk to the next sample."""
-
-    TEACHER = "teacher"
-    STUDENT = "student"
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """A sampler, as distillation needs it.
-
-    Attributes:
-        timesteps: model timestep of each call, (S,).
-        start: fresh points at the first call, from a generator.
-        step: (prediction, call, sample) -> the sample of the next call, all rows of the batch;
-            guidance is its business.
-        driver: whose prediction it is given.
-    """
-
-    timesteps: Tensor
-    start: Callable[[torch.Generator], CalibrationSet]
-    step: Callable[[Tensor, int, Tensor], Tensor]
-    driver: Driver = Driver.TEACHER
-
-
-@dataclass(frozen=True, slots=True)
-class WindowTerm:
-    """A loss on features of consecutive calls.
-
-    Attributes:
-        module: path of the module whose output is the feature.
-        loss: (student's features, teacher's features), one each call, oldest first -> loss.
-        calls: length of the window; the term acts at every ``calls``-th call of a walk.
-        weight: of the term.
-    """
-
-    module: str
-    loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-    calls: int = 2
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """How the network is distilled.
+    """Settings of a distillation.
 
     Attributes:
-        updates: optimiser steps, one a sampler call; walks begin anew as often as needed.
-        groups: what learns, by a name out of ``groups.NAMES``.
-        reduction: of the squared error of the prediction, ``sum`` or ``mean``.
-        terms: losses on features.
-        rounding: the term that decides roundings; acts where ``rounding`` learns.
-        rank: of LoRA.
+        updates: number of optimiser steps, one for each sampler call; when a walk ends, a new one
+            starts.
+        groups: which parameters learn, and how fast; keys out of ``param_groups.NAMES``.
+        reduction: ``sum`` or ``mean`` of the prediction's squared error.
+        terms: further losses, on features.
+        rounding: regulariser that decides roundings; used only where ``rounding`` learns.
+        rank: rank of LoRA's factors.
     """
 
     updates: int
@@ -95,16 +52,16 @@ class Distillation:
 
 @dataclass(frozen=True, slots=True)
 class DistillReport:
-    """What distillation did.
+    """Losses and cost of a distillation.
 
     Attributes:
         updates: optimiser steps taken.
-        losses: prediction loss of each update, before it.
-        drift: farthest that a learned zero point moved to become an integer, in codes.
+        losses: prediction loss of each update, measured before the step.
+        drift: largest distance by which a learned zero point moved to become an integer, in codes.
         seconds: wall time.
-        cpu_seconds: of all threads.
-        rss_growth: bytes of resident memory at its highest above that at the start.
-        device_bytes: highest bytes on the CUDA device, 0 without one.
+        cpu_seconds: processor time of all threads.
+        rss_growth: peak resident memory minus that at the start, in bytes.
+        device_bytes: peak memory of tensors on the CUDA device in bytes, 0 without a device.
     """
 
     updates: int
@@ -135,20 +92,20 @@ def distill(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> DistillReport:
-    """Let the quantized network learn end to end; its codes are frozen afterwards.
+    """Train the quantized network end to end, then freeze its codes.
 
-    An interrupt is raised again, but not before what was learned so far is frozen.
+    An interrupt is raised again after the codes learned so far are frozen.
 
     Args:
-        model: ranges set.
-        teacher: the full-precision network; same call.
+        model: the student, with its ranges set.
+        teacher: the full-precision network, called the same way.
         walk: the sampler.
-        schedule: what learns, how fast and how long.
-        seed: of the walks.
-        progress: called with (updates done, updates).
+        schedule: settings of the distillation.
+        seed: seed of the walks' starts.
+        progress: called with (updates done, updates in all).
 
     Raises:
-        Unsupported: a term's module gives no tensor.
+        Unsupported: a term's module returns no tensor.
         UserError: the loss is no longer finite.
         ValueError: the schedule asks for what these layers cannot learn.
     """
@@ -176,28 +133,6 @@ def distill(
     )
 
 
-def calls(
-    walk: Walk,
-    predict: Mapping[Driver, Callable[[CalibrationSet], Tensor]],
-    generator: torch.Generator,
-) -> Iterator[tuple[int, CalibrationSet]]:
-    """One walk: every call and its points; predictions are asked for after each."""
-    points = walk.start(generator)
-    sample = points.sample
-    for call, timestep in enumerate(walk.timesteps):
-        rows = len(sample)
-        points = replace(
-            points,
-            sample=sample,
-            timestep=timestep.expand(rows),
-            step=torch.full((rows,), call),
-        )
-        yield call, points
-        if call + 1 < len(walk.timesteps):
-            with torch.no_grad():
-                sample = walk.step(predict[walk.driver](points), call, sample)
-
-
 def _updates(
     model: QuantizedModel,
     teacher: nn.Module,
@@ -206,138 +141,35 @@ def _updates(
     learning: Learning,
     seed: int,
 ) -> Iterator[float]:
-    """Prediction losses, one an update."""
-    optimiser = Optimiser(learning.found, schedule.groups)
+    """Train; yields the prediction loss of each update."""
+    optimiser = Optimiser(learning.parameters, schedule.groups)
     generator = torch.Generator().manual_seed(seed)
     count = 0
-    seen: dict[Driver, Tensor] = {}  # predictions at the present call
-    predict = {driver: (lambda points, d=driver: seen[d]) for driver in Driver}
+    predictions: dict[Driver, Tensor] = {}  # at the present call
+    predict = {driver: (lambda points, d=driver: predictions[d]) for driver in Driver}
     longest = max((term.calls for term in schedule.terms), default=1)
+    paths = tuple(dict.fromkeys(term.module for term in schedule.terms))
     while count < schedule.updates:
-        window: list[_Call] = []
-        for call, points in calls(walk, predict, generator):
-            paths = tuple(dict.fromkeys(term.module for term in schedule.terms))
-            with torch.no_grad(), watching(teacher, paths) as features:
-                wanted = points.call(teacher)
-            window = [*window, _Call(points, wanted, dict(features))][-longest:]
+        window: list[TaughtCall] = []
+        for call, points in walk_calls(walk, predict, generator):
+            with torch.no_grad(), module_outputs(teacher, paths) as features:
+                target = points.call(teacher)
+            window = [*window, TaughtCall(points, target, dict(features))][-longest:]
             done = count / schedule.updates
-            for soft in learning.softs:
+            for soft in learning.soft_roundings:
                 soft.penalty = schedule.rounding.at(done)
             optimiser.zero_grad()
-            loss, prediction = _gradients(model, window, call, schedule)
+            loss, prediction = add_gradients(
+                model, window, call, schedule.terms, schedule.reduction
+            )
             if not torch.isfinite(loss):
                 raise UserError(
                     f"distillation diverged at update {count}: its loss is {float(loss)}; lower "
                     "the learning rates"
                 )
-            seen |= {Driver.TEACHER: wanted, Driver.STUDENT: prediction}
+            predictions |= {Driver.TEACHER: target, Driver.STUDENT: prediction}
             optimiser.step(done)
             count += 1
             yield float(loss)
             if count == schedule.updates:
                 return
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One sampler call: its points, what the teacher predicted, and the teacher's features."""
-
-    points: CalibrationSet
-    wanted: Tensor
-    features: dict[str, Tensor]
-
-
-def _gradients(
-    model: QuantizedModel, window: Sequence[_Call], call: int, schedule: Distillation
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of one update; returns the prediction loss and the prediction."""
-    with held_weights(model):
-        return _passes(model, window, call, schedule)
-
-
-def _passes(
-    model: QuantizedModel, window: Sequence[_Call], call: int, schedule: Distillation
-) -> tuple[Tensor, Tensor]:
-    """All passes of one update."""
-    due = [t for t in schedule.terms if (call + 1) % t.calls == 0 and len(window) >= t.calls]
-    pulls = _feature_gradients(model, window, due)
-    for place, pull in enumerate(pulls[:-1]):
-        if pull:
-            with watching(model.module, tuple(pull)) as features:
-                model.run(window[place].points)
-            torch.autograd.backward([features[n] for n in pull], list(pull.values()))  # type: ignore[no-untyped-call]
-    now, last = window[-1], pulls[-1]
-    with watching(model.module, tuple(last)) as features:
-        prediction = model.run(now.points)
-    error = (prediction - now.wanted).square()
-    loss = error.sum() if schedule.reduction == "sum" else error.mean()
-    torch.autograd.backward(  # type: ignore[no-untyped-call]
-        [loss, *(features[n] for n in last)], [torch.ones_like(loss), *last.values()]
-    )
-    return loss.detach(), prediction.detach()
-
-
-def _feature_gradients(
-    model: QuantizedModel, window: Sequence[_Call], due: Sequence[WindowTerm]
-) -> list[dict[str, Tensor]]:
-    """Gradient of the due terms by the student's features, call by call and module by module."""
-    pulls: list[dict[str, Tensor]] = [{} for _ in window]
-    if not due:
-        return pulls
-    paths = tuple(dict.fromkeys(term.module for term in due))
-    reach = max(term.calls for term in due)
-    ours: list[dict[str, Tensor]] = []
-    for entry in window[-reach:]:
-        with torch.no_grad(), watching(model.module, paths) as features:
-            model.run(entry.points)
-        ours.append({n: f.detach().requires_grad_(True) for n, f in features.items()})
-    total = torch.zeros(())
-    for term in due:
-        mine = [features[term.module] for features in ours[-term.calls :]]
-        theirs = [entry.features[term.module] for entry in window[-term.calls :]]
-        total = total + term.weight * term.loss(mine, theirs)
-    total.backward()  # type: ignore[no-untyped-call]
-    for pull, features in zip(pulls[-reach:], ours, strict=True):
-        pull.update({n: f.grad for n, f in features.items() if f.grad is not None})
-    return pulls
-
-
-@contextmanager
-def held_weights(model: QuantizedModel) -> Iterator[None]:
-    """Quantize weights once for all passes inside; then send their gradients on together."""
-    parts = [(layer, part) for layer in model.layers.values() for part in layer.part_list()]
-    held: list[tuple[WeightQuantizer, Tensor]] = []
-    try:
-        for layer, part in parts:
-            quantizer = part.weight_quantizer
-            if quantizer is not None and quantizer.codes is None:
-                held.append((quantizer, quantizer.hold(layer.part_weight(part))))
-        yield
-        pulls = [(value, q.held.grad) for q, value in held if q.held is not None]
-    finally:
-        for quantizer, _ in held:
-            quantizer.held = None
-    sent = [(value, pull) for value, pull in pulls if pull is not None]
-    torch.autograd.backward([v for v, _ in sent], [p for _, p in sent])  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def watching(root: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the named modules in the pass inside the block."""
-    seen: dict[str, Tensor] = {}
-
-    def watch(path: str) -> Any:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if not isinstance(first, Tensor):
-                raise Unsupported(f"{path} gives a {type(first).__name__}, features are tensors")
-            seen[path] = first
-
-        return note
-
-    handles = [root.get_submodule(path).register_forward_hook(watch(path)) for path in paths]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

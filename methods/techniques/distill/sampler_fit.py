@@ -1,11 +1,12 @@
-"""A sampler's step, read from recorded walks: so that a quantized network can walk on its own.
+"""A sampler's step, fitted to recorded walks: so that a quantized network can walk on its own.
 
-A recording holds what the sampler fed the network at every call, not the sampler. But samplers are
-linear in the sample and in the predictions (DDIM and Euler in the present one, DPM-Solver and PLMS
-in a few past ones too, classifier-free guidance in that of both halves). So the coefficients of
-each step are found by least squares over recorded samples and full-precision predictions. What is
-left, such as fresh noise of an ancestral sampler or the effect of clipping, is kept by image and
-added again: a walk that predicts as full precision did is the recorded walk.
+A recording holds what the sampler fed the network at every call, not the sampler itself. But
+samplers are linear in the sample and in the predictions: DDIM and Euler in the present prediction,
+DPM-Solver and PLMS in a few past ones too, classifier-free guidance in the predictions of both
+halves. So the coefficients of each step are fits by least squares over recorded samples and
+full-precision predictions. The residual, such as the fresh noise of an ancestral sampler or the
+effect of clipping, is stored by image and added again: a network that predicts what full precision
+predicted walks exactly along the recording.
 """
 
 from collections.abc import Sequence
@@ -18,20 +19,21 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.record.points import CalibrationSet
 
 TOLERANCE = 1e-3
-"""Share of a step that a fit may leave before past predictions are tried too."""
+"""Largest relative residual at which a fit without past predictions is accepted."""
 _PAST = 3
+"""Past predictions that a fit may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class FittedStep:
-    """``x' = keep x + sum_h halves[h] e_h + sum_j past[j] g_j + rest``, one row a step.
+    """``x' = keep x + sum_h halves[h] e_h + sum_j past[j] g_j + rest``, one row for each step.
 
     Attributes:
-        keep: of the sample, (S - 1,).
-        halves: of the present prediction of each guidance half, (S - 1, H).
-        past: of the guided predictions one, two ... calls ago, (S - 1, P).
-        rest: what that leaves of each recorded step, (S - 1, images, C, ...).
-        error: size of ``rest`` relative to the step that was taken, (S - 1,).
+        keep: coefficient of the sample, (S - 1,).
+        halves: coefficients of the present prediction of each guidance half, (S - 1, H).
+        past: coefficients of the guided predictions one, two ... calls ago, (S - 1, P).
+        rest: residual of each recorded step, (S - 1, images, C, ...).
+        error: size of ``rest`` relative to the recorded step, (S - 1,).
     """
 
     keep: Tensor
@@ -41,18 +43,18 @@ class FittedStep:
     error: Tensor
 
     def guidance(self, call: int) -> Tensor:
-        """Share of each half's prediction in the guided one, (H,), of sum 1."""
+        """Weight of each half's prediction in the guided one, (H,); the weights sum to 1."""
         return shares(self.halves[min(call, len(self.halves) - 1)])
 
     def next(
         self, call: int, sample: Tensor, predictions: Sequence[Tensor], images: Tensor
     ) -> Tensor:
-        """The sample of the next call.
+        """Compute the sample of the next call.
 
         Args:
-            call: the present one, not the last.
-            sample: at the present call, (N, C, ...).
-            predictions: of this call and those before it, oldest first, (N, H, C, ...) each.
+            call: present sampler call, not the last.
+            sample: sample at the present call, (N, C, ...).
+            predictions: predictions of this and earlier calls, oldest first, (N, H, C, ...) each.
             images: which recorded images these are, (N,).
 
         Returns:
@@ -67,7 +69,7 @@ class FittedStep:
 
 
 def shares(coefficients: Tensor) -> Tensor:
-    """Coefficients over their sum; all alike where they cancel."""
+    """Coefficients divided by their sum; equal shares where they cancel out."""
     total = coefficients.sum()
     if float(total.abs()) <= 1e-6 * float(coefficients.abs().sum()):
         return torch.full_like(coefficients, 1 / len(coefficients))
@@ -75,12 +77,12 @@ def shares(coefficients: Tensor) -> Tensor:
 
 
 def weighted(predictions: Tensor, weights: Tensor) -> Tensor:
-    """Sum over guidance halves: (N, H, ...) under (H,) or (N, H) gives (N, ...)."""
+    """Weighted sum over guidance halves: (N, H, ...) with weights (H,) or (N, H) gives (N, ...)."""
     return (predictions * weights[..., *[None] * (predictions.dim() - 2)]).sum(1)
 
 
 def fit_step(samples: Tensor, predictions: Tensor) -> FittedStep:
-    """Find every step's coefficients.
+    """Find the coefficients of every step.
 
     Args:
         samples: recorded samples, (S, N, C, ...).
@@ -91,7 +93,7 @@ def fit_step(samples: Tensor, predictions: Tensor) -> FittedStep:
     """
     if len(samples) < 2:
         raise ValueError("a sampler's step needs two recorded calls at least")
-    found: list[tuple[Tensor, Tensor, float]] = []
+    fits: list[tuple[Tensor, Tensor, float]] = []  # coefficients, residual, its relative size
     guided: list[Tensor] = []
     for call in range(len(samples) - 1):
         now = predictions[call].double()
@@ -99,31 +101,32 @@ def fit_step(samples: Tensor, predictions: Tensor) -> FittedStep:
         target = samples[call + 1].double()
         moved = float((target - columns[0]).square().mean().sqrt())
         recent = guided[::-1][:_PAST]
-        tries = [_solve(columns + recent[:count], target) for count in range(len(recent) + 1)]
-        errors = [float(rest.square().mean().sqrt()) / max(moved, 1e-12) for _, rest in tries]
+        tried = [_solve(columns + recent[:count], target) for count in range(len(recent) + 1)]
+        errors = [float(rest.square().mean().sqrt()) / max(moved, 1e-12) for _, rest in tried]
         good = [k for k, error in enumerate(errors) if error <= TOLERANCE]
         best = good[0] if good else 0
-        found.append((*tries[best], errors[best]))
-        guided.append(weighted(now, shares(found[-1][0][1 : 1 + now.shape[1]])))
+        fits.append((*tried[best], errors[best]))
+        guided.append(weighted(now, shares(fits[-1][0][1 : 1 + now.shape[1]])))
     halves = predictions.shape[2]
-    past = torch.zeros(len(found), _PAST)
-    for call, (solution, _, _) in enumerate(found):
+    past = torch.zeros(len(fits), _PAST)
+    for call, (solution, _, _) in enumerate(fits):
         tail = solution[1 + halves :]
         past[call, : len(tail)] = tail.float()
     return FittedStep(
-        torch.stack([s[0] for s, _, _ in found]).float(),
-        torch.stack([s[1 : 1 + halves] for s, _, _ in found]).float(),
+        torch.stack([s[0] for s, _, _ in fits]).float(),
+        torch.stack([s[1 : 1 + halves] for s, _, _ in fits]).float(),
         past,
-        torch.stack([rest for _, rest, _ in found]).float(),
-        torch.tensor([error for _, _, error in found]),
+        torch.stack([rest for _, rest, _ in fits]).float(),
+        torch.tensor([error for _, _, error in fits]),
     )
 
 
 def by_image(points: CalibrationSet) -> tuple[int, int, int]:
-    """Calls, images and guidance halves of whole walks; halves of an image lie side by side.
+    """Number of calls, images and guidance halves of whole walks.
 
     Raises:
-        Unsupported: they do not, or the sampler feeds an image's halves different samples.
+        Unsupported: the halves of an image do not lie side by side, or the sampler feeds them
+            different samples.
     """
     calls = len(points.histogram())
     rows = len(points) // calls
@@ -138,7 +141,7 @@ def by_image(points: CalibrationSet) -> tuple[int, int, int]:
 
 
 def _solve(columns: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squares: coefficients, and what they leave of the target."""
+    """Least squares: the coefficients and the residual."""
     flat = torch.stack([column.reshape(-1) for column in columns], 1)
     solution = torch.linalg.lstsq(flat, target.reshape(-1, 1), driver="gelsd").solution[:, 0]
     return solution, target - (flat @ solution).reshape(target.shape)

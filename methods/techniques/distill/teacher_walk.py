@@ -1,7 +1,8 @@
-"""Distillation along a recorded trajectory: the teacher's walk, without its sampler.
+"""The teacher's walk, read from a recorded trajectory instead of run with a sampler.
 
-A recording holds what full precision was fed at every call, so the next sample of a walk that the
-teacher drives is there to be read. Guidance, eta and the sampler itself are in it already.
+A recording holds what the full-precision network was fed at every sampler call, so the next sample
+of a walk that the teacher drives can be looked up. Guidance, eta and the sampler itself are already
+part of the recorded samples.
 """
 
 import torch
@@ -11,18 +12,18 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.nested import leaves
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.techniques.calibrate.by_call import calls_of
-from quantarena.methods.techniques.distill.distill import Walk
+from quantarena.methods.techniques.distill.walk import Walk
 
 
-def recorded_walk(points: CalibrationSet, batch: int) -> Walk:
-    """Walks of ``batch`` images, drawn anew each time, over all calls.
+def teacher_walk(points: CalibrationSet, batch: int) -> Walk:
+    """Walks over all sampler calls, each with ``batch`` newly drawn images.
 
     Args:
         points: the same rows at every call, call after call, as ``steps.WholeWalks`` draws them.
-        batch: rows of each walk; all of them where there are fewer.
+        batch: rows of each walk; all recorded rows where there are fewer.
 
     Raises:
-        ValueError: calls differ in their number of points, or some has none.
+        ValueError: calls differ in their number of points, or a call has none.
         Unsupported: an input beside sample and timestep changes from call to call.
     """
     calls = len(calls_of(points))

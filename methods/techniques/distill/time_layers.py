@@ -1,8 +1,8 @@
-"""Layers whose output the sampler call alone decides, found on recorded points and tabulated.
+"""Replace layers whose output depends on the sampler call alone by tables with one row a call.
 
 Whether a layer depends on more than the call, such as a prompt that is added to the time embedding,
-is not read from names: at every call all recorded rows must give the same output, bit for bit, and
-so must all runs of the layer within the call.
+is tested on recorded points: at every call all rows must give the same output, bit for bit, and so
+must all runs of the layer within the call.
 """
 
 from collections.abc import Collection
@@ -20,22 +20,22 @@ from quantarena.methods.techniques.calibrate.by_call import bank_schedule, calls
 def tabulate_time_layers(
     model: QuantizedModel, points: CalibrationSet, names: Collection[str]
 ) -> dict[str, str]:
-    """Put a table by sampler call where a layer's full-precision output depends on the call alone.
+    """Tabulate each named layer whose full-precision output depends on the sampler call alone.
 
-    The sampler must then run the calls of these points: the model's clock refuses others.
+    Afterwards the sampler must run the calls of these points: the model's clock refuses others.
 
     Args:
-        model: whose original runs once on the points.
-        points: of every call, two rows at least, of images that differ.
-        names: layers to try.
+        model: its full-precision original runs once on the points.
+        points: at least two rows, of different images, at every call.
+        names: paths of the layers to try.
 
     Returns:
-        Layers that stay, and why.
+        For each layer that is not tabulated, the reason.
 
     Raises:
         ValueError: a sampler call without points.
     """
-    kept: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     for call in calls_of(points):
         here = points.rows(points.step == call)
@@ -43,27 +43,27 @@ def tabulate_time_layers(
             return dict.fromkeys(names, "one point at a call cannot tell")
         for name, outputs in _outputs(model.original, here, names).items():
             if not outputs or any(len(output) != len(here) for output in outputs):
-                kept[name] = "does not run once for every row"
+                reasons[name] = "does not run once for every row"
             elif any(not torch.equal(x, outputs[0][:1].expand_as(x)) for x in outputs):
-                kept[name] = "depends on more than the sampler call"
+                reasons[name] = "depends on more than the sampler call"
             else:
                 values[name].append(outputs[0][0].clone())
     for name in values:
-        if name not in kept:
+        if name not in reasons:
             model.tabulate(name, ScheduledTable(torch.stack(values[name])))
             model.clock.schedule = bank_schedule(points)
-    return kept
+    return reasons
 
 
 @torch.no_grad()
 def _outputs(
     network: nn.Module, points: CalibrationSet, names: Collection[str]
 ) -> dict[str, list[Tensor]]:
-    """What each layer gives in one pass, one entry each time it runs."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    """Outputs of each layer in one pass, one entry for each time it runs."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def note(name: str, module: nn.Module, args: object, output: Tensor) -> None:
-        seen[name].append(output)
+        outputs[name].append(output)
 
     handles = [network.get_submodule(n).register_forward_hook(partial(note, n)) for n in names]
     try:
@@ -71,4 +71,4 @@ def _outputs(
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return outputs

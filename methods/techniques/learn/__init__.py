@@ -1,1 +1,1 @@
-"""The room methods/techniques/learn."""
+"""Learning of roundings, scales and weights, block by block, under reconstruction losses."""

@@ -1,4 +1,4 @@
-"""Tensors with one row a calibration point, gathered chunk by chunk, in memory or in files."""
+"""Tensors with one row for each calibration point, gathered from chunks, in memory or in files."""
 
 import os
 import tempfile
@@ -14,9 +14,10 @@ from quantarena.methods.core.nested import map_tensors, tensors
 
 
 def mapped(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Tensor:
-    """An empty tensor whose memory is a file: the system writes it out when memory is short.
+    """Make an empty tensor whose memory is a file.
 
-    The file has no name any more, so it goes away with the tensor, whatever happens.
+    The system writes it out when memory is short. The file is unlinked at once, so it disappears
+    with the tensor, whatever happens.
     """
     handle, path = tempfile.mkstemp(dir=folder, suffix=".rows")
     os.close(handle)
@@ -32,7 +33,7 @@ def mapped(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Tensor:
 
 
 def gathered(chunks: Sequence[Tensor], folder: Path | None) -> Tensor:
-    """All chunks' rows in one tensor; in a file where there is a folder."""
+    """Join the rows of all chunks into one tensor; in a file where a folder is given."""
     if folder is None:
         return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
     count = sum(len(chunk) for chunk in chunks)
@@ -44,31 +45,31 @@ def gathered(chunks: Sequence[Tensor], folder: Path | None) -> Tensor:
     return result
 
 
-Given = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
 
 
-class Arrival:
-    """What arrives at one block on all points, from which any rows can be drawn.
+class BlockInputs:
+    """Arguments of one block at all points, from which those of any points can be drawn.
 
     Args:
-        block: name, for messages.
+        block: name of the block, for messages.
         chunks: arguments of the block for consecutive chunks of points.
         sizes: points in each chunk.
         folder: where rows live in files; None keeps them in memory.
 
     Attributes:
-        nbytes: of the rows.
+        nbytes: size of all rows.
 
     Raises:
-        Unsupported: an argument is not the same for all points and has not one row a point.
+        Unsupported: an argument differs between points but has not one row for each.
     """
 
     def __init__(
-        self, block: str, chunks: Sequence[Given], sizes: Sequence[int], folder: Path | None
+        self, block: str, chunks: Sequence[CallArguments], sizes: Sequence[int], folder: Path | None
     ) -> None:
         self.block, self.nbytes = block, 0
-        self._given = chunks[0]
+        self._arguments = chunks[0]
         self._rows: list[Tensor | None] = []  # by place in the arguments; None where shared
         places = zip(*(tensors(chunk, block) for chunk in chunks), strict=True)
         for place in places:
@@ -86,22 +87,22 @@ class Arrival:
 
     @property
     def stream(self) -> Tensor:
-        """Rows of the first argument that has them: what the block transforms."""
-        found = next((rows for rows in self._rows if rows is not None), None)
-        if found is None:
+        """The stream that the block changes: rows of the first argument that has one per point."""
+        stream = next((rows for rows in self._rows if rows is not None), None)
+        if stream is None:
             raise Unsupported(f"{self.block}: no argument has one row for each calibration point")
-        return found
+        return stream
 
-    def at(self, index: Tensor, stream: Tensor | None = None) -> Given:
-        """Arguments for some points; the stream may be replaced."""
-        turn = iter(self._rows)
-        own = self.stream
+    def at(self, index: Tensor, stream: Tensor | None = None) -> CallArguments:
+        """Arguments of the block at some points; ``stream`` replaces the rows of the stream."""
+        remaining = iter(self._rows)
+        replaced = self.stream
 
         def pick(tensor: Tensor) -> Tensor:
-            rows = next(turn)
+            rows = next(remaining)
             if rows is None:
                 return tensor
-            return stream if stream is not None and rows is own else rows[index]
+            return stream if stream is not None and rows is replaced else rows[index]
 
-        args, kwargs = map_tensors(self._given, pick, self.block)
+        args, kwargs = map_tensors(self._arguments, pick, self.block)
         return tuple(args), dict(kwargs)

@@ -1,10 +1,11 @@
-"""Weights rounded column by column; the columns that follow make each error good on real inputs.
+"""Weights rounded column by column, each error compensated by the columns that follow (GPTQ).
 
-GPTQ (Frantar et al., ICLR 2023): with ``H`` the second moments of a layer's input, the error of one
-rounded input column is moved onto those not rounded yet, by the Cholesky factor of ``H^-1``. Here
-the input is the quantized one, and what is rounded is the weight that makes the best of it,
+With ``H`` the second moments of a layer's input, the error of one rounded input column is moved
+onto the columns not rounded yet, by the Cholesky factor of ``H^-1`` (Frantar et al., ICLR 2023).
+Here ``H`` belongs to the quantized input, and the rounded weight is not ``W`` itself but
 ``W' = (W C + d W) (H + d)^-1`` with ``C`` the moments between floating-point and quantized input:
-it answers the quantized input as ``W`` answers the plain one. In closed form; nothing learns.
+the weight whose outputs on the quantized input are nearest to those of ``W`` on the plain one. All
+of this is in closed form; nothing is trained.
 """
 
 import torch
@@ -17,11 +18,11 @@ from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import evenly
 
 ROWS = 4096
-"""Most places that moments are taken over."""
+"""Largest number of positions (tokens or pixels) from which moments are computed."""
 
 
 def columns(layer: QuantLayer, x: Tensor) -> Tensor:
-    """What each output is a product with: (places, K), K as in the flattened weight.
+    """The input vectors of a layer's products: (positions, K), K as in the flattened weight.
 
     Args:
         layer: not a convolution in groups.
@@ -44,37 +45,39 @@ def columns(layer: QuantLayer, x: Tensor) -> Tensor:
     return F.unfold(x, kernel, **settings).transpose(1, 2).flatten(0, 1)
 
 
-def best_weight(weight: Tensor, plain: Tensor, seen: Tensor, damp: float) -> Tensor:
-    """The weight that answers ``seen`` as ``weight`` answers ``plain``, by damped least squares.
+def best_weight(weight: Tensor, plain: Tensor, quantized: Tensor, damp: float) -> Tensor:
+    """The weight whose outputs on ``quantized`` best match those of ``weight`` on ``plain``.
+
+    Found by damped least squares.
 
     Args:
         weight: (O, K).
-        plain: inputs in floating point, (places, K).
-        seen: the same as the layer gets them, (places, K).
-        damp: pull towards ``weight``, relative to the mean second moment of an input.
+        plain: inputs in floating point, (positions, K).
+        quantized: the same inputs after quantization, (positions, K).
+        damp: strength of the pull towards ``weight``, relative to the inputs' mean second moment.
     """
-    moments = seen.T @ seen
+    moments = quantized.T @ quantized
     pull = damp * moments.diagonal().mean().clamp(min=1e-12)
-    target = (weight @ (plain.T @ seen)) + pull * weight
+    target = (weight @ (plain.T @ quantized)) + pull * weight
     moments.diagonal().add_(pull)
     return torch.cholesky_solve(target.T, torch.linalg.cholesky(moments)).T
 
 
-def round_columns(weight: Tensor, params: QuantParams, seen: Tensor, damp: float) -> Tensor:
-    """Codes of ``weight`` under which the products with ``seen`` change little.
+def round_columns(weight: Tensor, params: QuantParams, quantized: Tensor, damp: float) -> Tensor:
+    """Round ``weight`` to codes so that its products with ``quantized`` change little.
 
     Columns are rounded in the order of their inputs' second moments, largest first.
 
     Args:
         weight: (O, K).
         params: scale and zero point of each row, (O, 1).
-        seen: inputs, (places, K).
-        damp: added to the second moments, relative to their mean.
+        quantized: quantized inputs, (positions, K).
+        damp: value added to the second moments, relative to their mean.
 
     Returns:
         (O, K) integer-valued float32.
     """
-    moments = (seen.T @ seen).double()
+    moments = (quantized.T @ quantized).double()
     mean = moments.diagonal().mean().clamp(min=1e-12)
     order = moments.diagonal().argsort(descending=True, stable=True)
     moments = moments[order][:, order]
@@ -95,37 +98,37 @@ def round_columns(weight: Tensor, params: QuantParams, seen: Tensor, damp: float
 def reconstruct_columns(
     layer: QuantLayer, x: Tensor, search: RangeSearch, *, damp: float = 0.01
 ) -> float:
-    """Decide the codes of a layer of one part, its input quantizer's ranges set; in place.
+    """Set the weight codes of a layer with one part, in place; its input ranges must be set.
 
     Args:
         layer: not a convolution in groups, no K-groups, all channels of one width.
-        x: its input in floating point, multipliers applied.
-        search: range search of the changed weight.
+        x: its input in floating point, after the layer's input scale.
+        search: range search used for the changed weight.
         damp: see ``best_weight`` and ``round_columns``.
 
     Returns:
-        Squared error of the outputs over that of the weight as it is, rounded to nearest.
+        Squared error of the outputs, divided by that of the original weight rounded to nearest.
     """
     part: Part = layer.part_list()[0]
     quantizer = part.weight_quantizer
     assert quantizer is not None
     plain = columns(layer, x)
-    seen = plain if part.act_quantizer is None else columns(layer, part.act_quantizer(x))
+    quantized = plain if part.act_quantizer is None else columns(layer, part.act_quantizer(x))
     if len(plain) > ROWS:
         drawn = evenly(len(plain), ROWS)
-        plain, seen = plain[drawn], seen[drawn]
+        plain, quantized = plain[drawn], quantized[drawn]
     weight = layer.weight.detach().flatten(1)
     target = plain @ weight.T
 
     def error(value: Tensor) -> float:
-        return float((seen @ value.T - target).square().mean())
+        return float((quantized @ value.T - target).square().mean())
 
     quantizer.find_params(layer.weight.detach(), search, symmetric=False)
     before = error(quantizer(layer.weight.detach()).flatten(1))
-    better = best_weight(weight, plain, seen, damp)
+    better = best_weight(weight, plain, quantized, damp)
     quantizer.find_params(better.reshape(layer.weight.shape), search, symmetric=False)
     params = quantizer.params
     flat = QuantParams(params.scale.reshape(-1, 1), params.zero_point.reshape(-1, 1), params.bits)
-    codes = round_columns(better, flat, seen, damp)
+    codes = round_columns(better, flat, quantized, damp)
     quantizer.set_codes(codes.reshape(layer.weight.shape))
     return error(dequantize(codes, flat)) / max(before, 1e-30)

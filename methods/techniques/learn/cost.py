@@ -1,4 +1,4 @@
-"""What a piece of work cost: wall and CPU seconds, growth of resident memory, device memory."""
+"""Measures the cost of a piece of work: wall and CPU time, resident memory, device memory."""
 
 import time
 from pathlib import Path
@@ -10,16 +10,16 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Measures what happens inside its ``with`` block.
+    """Measures the cost of the work inside its ``with`` block.
 
-    Peaks are of the whole process, so two meters must not overlap. Where the system does not tell
-    (anything but Linux), ``rss_growth`` is 0.
+    Peaks are those of the whole process, so two meters must not overlap. On systems other than
+    Linux ``rss_growth`` is 0.
 
     Attributes:
         seconds: wall time.
         cpu_seconds: processor time of all threads.
-        rss_growth: bytes of the highest resident memory inside above that at the start.
-        device_bytes: highest bytes of tensors on the CUDA device; 0 without one.
+        rss_growth: peak resident memory minus that at the start, in bytes.
+        device_bytes: peak memory of tensors on the CUDA device in bytes; 0 without a device.
     """
 
     __slots__ = ("_cpu", "_rss", "_wall", "cpu_seconds", "device_bytes", "rss_growth", "seconds")
@@ -48,7 +48,7 @@ class Meter:
 
 
 def _status(name: str) -> int:
-    """A size in bytes from the process's status; 0 where there is none."""
+    """A size in bytes from /proc/self/status; 0 where there is no such file."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -57,7 +57,7 @@ def _status(name: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Let the highest resident memory count from now on."""
+    """Reset the recorded peaks of resident and device memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -1,4 +1,4 @@
-"""Start and end the learning of a set of quantized layers."""
+"""Switches a set of quantized layers to learning, and freezes them again."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,23 +17,23 @@ _WEIGHT_GROUPS = frozenset(_ROUNDING) | {"weight_scale", "weight_zero"}
 
 @dataclass(slots=True)
 class Learning:
-    """What learns, until ``finish``.
+    """The parameters that learn, until ``finish`` is called.
 
     Attributes:
-        found: parameters by group, with the units of their learning rates.
-        softs: roundings that are still undecided.
-        firsts: those of them that belong to the first part of their layer.
+        parameters: parameters by group, each with the unit of its learning rate.
+        soft_roundings: roundings that are still undecided.
+        first_part_roundings: the soft roundings of the first part of each layer.
     """
 
-    found: dict[str, list[Learnable]] = field(default_factory=dict)
-    softs: list[SoftRounding] = field(default_factory=list)
-    firsts: list[SoftRounding] = field(default_factory=list)
+    parameters: dict[str, list[Learnable]] = field(default_factory=dict)
+    soft_roundings: list[SoftRounding] = field(default_factory=list)
+    first_part_roundings: list[SoftRounding] = field(default_factory=list)
     _weights: list[tuple[WeightQuantizer, Tensor]] = field(default_factory=list)
     _acts: list[ActQuantizer] = field(default_factory=list)
     _gains: list[nn.Parameter] = field(default_factory=list)
 
     def finish(self) -> float:
-        """Freeze codes, make zero points integers; returns how far the farthest one moved."""
+        """Freeze codes and round zero points; returns how far the farthest zero point moved."""
         drift = 0.0
         for quantizer, weight in self._weights:
             quantizer.freeze(weight)
@@ -45,8 +45,8 @@ class Learning:
         return drift
 
     def add(self, group: str, parameter: nn.Parameter, unit: float) -> None:
-        """Let one more parameter learn."""
-        self.found.setdefault(group, []).append(Learnable(parameter, unit))
+        """Add one more parameter to a group."""
+        self.parameters.setdefault(group, []).append(Learnable(parameter, unit))
 
 
 def start_learning(
@@ -55,16 +55,16 @@ def start_learning(
     groups: Collection[str],
     rank: int = 32,
 ) -> Learning:
-    """Let the asked groups of these layers learn.
+    """Let the named groups of parameters in these layers learn.
 
     Args:
-        layers: by module path.
+        layers: layers by module path.
         products: activation quantizers outside layers, such as those of attention products.
-        groups: names out of ``groups.NAMES``; at most one of rounding, weight and lora.
-        rank: of LoRA.
+        groups: names out of ``param_groups.NAMES``; at most one of rounding, weight and lora.
+        rank: rank of LoRA's factors.
 
     Raises:
-        ValueError: an unknown group, two ways of rounding, or weights whose codes are fixed.
+        ValueError: an unknown group, two kinds of rounding, or weights whose codes are fixed.
     """
     if unknown := sorted(set(groups) - set(NAMES)):
         raise ValueError(f"nothing learns under {unknown[0]!r}: known are {', '.join(NAMES)}")
@@ -90,10 +90,10 @@ def start_learning(
                     learning.add(group, parameter, 1.0)
     acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
     for act in acts:
-        asked = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
-        if any(asked.values()) and act.scale.numel():
+        wanted = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
+        if any(wanted.values()) and act.scale.numel():
             learning._acts.append(act)
-            for group, parameter in act.learn(**asked).items():
+            for group, parameter in act.learn(**wanted).items():
                 learning.add(group, parameter, _unit(group, act.scale))
     return learning
 
@@ -110,25 +110,25 @@ def _start_weight(
 ) -> None:
     if quantizer.codes is not None:
         raise ValueError(f"{name}: its weight codes are fixed, so {', '.join(groups)} cannot learn")
-    found = quantizer.learn(
+    by_group = quantizer.learn(
         weight,
         rounding=ways[0] if ways else Rounding.NEAREST,
         scale="weight_scale" in groups,
         zero_point="weight_zero" in groups,
         rank=rank,
     )
-    for group, parameters in found.items():
+    for group, parameters in by_group.items():
         for parameter in parameters:
             learning.add(group, parameter, _unit(group, quantizer.scale))
     learning._weights.append((quantizer, weight))
     if quantizer.soft is not None:
-        learning.softs.append(quantizer.soft)
+        learning.soft_roundings.append(quantizer.soft)
         if first:
-            learning.firsts.append(quantizer.soft)
+            learning.first_part_roundings.append(quantizer.soft)
 
 
 def _unit(group: str, scale: Tensor) -> float:
-    """Zero points and roundings count in codes, everything else in scales."""
+    """Unit of a relative learning rate: one code for roundings and zero points, else a scale."""
     if group in ("rounding", "weight_zero", "act_zero"):
         return 1.0
     return float(scale.detach().abs().mean())

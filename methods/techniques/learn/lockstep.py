@@ -1,9 +1,9 @@
-"""Forward passes over several chunks of points that stop together at every block.
+"""Forward passes over several chunks of points that pause together at every block.
 
-Each chunk travels in a thread of its own, but only one of them runs at a time: a thread is used as
-a coroutine that can stop in the middle of a network it knows nothing of. So every block's prefix is
-computed once, whatever the number of blocks, and what is alive between blocks is the network's own
-streams. Those can live in files, see ``Convoy``.
+Each chunk's pass runs in a thread of its own, but only one of them runs at a time: a thread is used
+as a coroutine that can pause in the middle of a network it knows nothing of. So every block's
+prefix is computed once, whatever the number of blocks, and between blocks only the network's own
+streams are in memory. Those may live in files, see ``PausedPasses``.
 """
 
 import threading
@@ -13,79 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.blocks import Block
-from quantarena.methods.techniques.learn.block_rows import Given, mapped
+from quantarena.methods.techniques.learn.block_rows import CallArguments, mapped
+from quantarena.methods.techniques.learn.paused_pass import PausedPass
 
 
-class _Abandoned(BaseException):
-    """Ends a traveller whose remaining way nobody needs."""
-
-
-class _Traveller:
-    """One forward pass that stops where it is told to."""
-
-    def __init__(self, journey: Callable[[], Any]) -> None:
-        self.held: Any = None  # what it stopped with
-        self.visited: set[str] = set()
-        self._journey = journey
-        self._error: BaseException | None = None
-        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._abandoned = self._done = False
-        self.thread = threading.Thread(target=self._travel, daemon=True)
-        self.thread.start()
-
-    def _travel(self) -> None:
-        self._go.acquire()
-        try:
-            if not self._abandoned:
-                with torch.no_grad():
-                    self._journey()
-        except _Abandoned:
-            pass
-        except BaseException as error:  # raised again where the convoy was asked to go on
-            self._error = error
-        self._done = True
-        self._stopped.release()
-
-    def advance(self) -> None:
-        """Travel to the next stop or the end."""
-        self._go.release()
-        self._stopped.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def stop(self, held: Any) -> None:
-        """In its own thread: wait until told to go on."""
-        self.held = held
-        self._stopped.release()
-        self._go.acquire()
-        self.held = None
-        if self._abandoned:
-            raise _Abandoned
-
-    def abandon(self) -> None:
-        """End it."""
-        if not self._done:
-            self._abandoned = True
-            self._go.release()
-            self.thread.join()
-
-
-class Convoy:
-    """Chunks of points on their way through one network, stopping at its blocks.
+class PausedPasses:
+    """One forward pass for each chunk of points, all paused at the same block of one network.
 
     Args:
         model: the network.
-        blocks: where to stop, in execution order; each at its first call.
+        blocks: where to pause, in execution order; each at its first call.
         chunks: the points.
-        state: how the quantizers are set while it travels, a new context for every leg.
+        state: makes the context that sets the quantizers while the passes run; it is entered anew
+            after every pause.
         folder: where streams between blocks live in files; None keeps them in memory.
-        departures: also stop when blocks are left.
+        pause_after: pause after each block too, so that its outputs can be read.
     """
 
     def __init__(
@@ -96,78 +43,77 @@ class Convoy:
         state: Callable[[], AbstractContextManager[None]],
         folder: Path | None = None,
         *,
-        departures: bool = False,
+        pause_after: bool = False,
     ) -> None:
         self._clock, self._chunks = model.clock, list(chunks)
-        self._state, self._folder, self._departures = state, folder, departures
-        self._arrived = False
-        self._names = [block.name for block in blocks]
+        self._state, self._folder, self._pause_after = state, folder, pause_after
+        self._inside_block = False
         self._handles: list[Any] = []
+        names = [block.name for block in blocks]
         module = model.module
-        for name in self._names:
-            self._watch(module.get_submodule(name), name)
+        for name in names:
+            self._hook(module.get_submodule(name), name)
         if folder is not None:  # streams also come out of the modules around blocks
-            for name in _around(self._names):
-                handle = module.get_submodule(name).register_forward_hook(self._spill)
+            for name in _around(names):
+                handle = module.get_submodule(name).register_forward_hook(self._to_file)
                 self._handles.append(handle)
-        self._travellers = [_Traveller(partial(chunk.call, module)) for chunk in self._chunks]
-        self._by_thread = {t.thread.ident: t for t in self._travellers}
+        self._passes = [PausedPass(partial(chunk.call, module)) for chunk in self._chunks]
+        self._by_thread = {each.thread.ident: each for each in self._passes}
 
-    def _watch(self, module: nn.Module, name: str) -> None:
-        def arrive(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            traveller = self._by_thread.get(threading.get_ident())
-            if traveller is not None and name not in traveller.visited:
-                traveller.stop((args, kwargs))
+    def _hook(self, module: nn.Module, name: str) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            current = self._by_thread.get(threading.get_ident())
+            if current is not None and name not in current.finished:
+                current.pause((args, kwargs))
 
-        def leave(module: nn.Module, args: Any, output: Any) -> Any:
-            traveller = self._by_thread.get(threading.get_ident())
-            if traveller is None:
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            current = self._by_thread.get(threading.get_ident())
+            if current is None:
                 return None
-            kept = self._spill(module, args, output)
-            if name not in traveller.visited:
-                traveller.visited.add(name)
-                if self._departures:
-                    traveller.stop(output if kept is None else kept)
-            return kept
+            replaced = self._to_file(module, args, output)
+            if name not in current.finished:
+                current.finished.add(name)
+                if self._pause_after:
+                    current.pause(output if replaced is None else replaced)
+            return replaced
 
-        self._handles.append(module.register_forward_pre_hook(arrive, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(leave))
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
 
-    def _spill(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Let a stream's memory be a file from here on."""
+    def _to_file(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Move a stream's memory into a file; None where it stays as it is."""
         ours = threading.get_ident() in self._by_thread
         if self._folder is None or not ours or not isinstance(output, Tensor):
             return None
-        kept = mapped(output.shape, output.dtype, self._folder)
-        return kept.copy_(output)
+        return mapped(output.shape, output.dtype, self._folder).copy_(output)
 
-    def arrive(self) -> list[Given]:
-        """Go on to the next block; its arguments, chunk by chunk."""
-        if self._departures and self._arrived:
-            self.leave()
-        self._arrived = True
-        return self._advance()
+    def enter_block(self) -> list[CallArguments]:
+        """Run on to the next block; returns its arguments, one item for each chunk."""
+        if self._pause_after and self._inside_block:
+            self.finish_block()
+        self._inside_block = True
+        return self._resume()
 
-    def leave(self) -> list[Any]:
-        """Go through the block; its outputs, chunk by chunk. Only with ``departures``."""
-        self._arrived = False
-        return self._advance()
+    def finish_block(self) -> list[Any]:
+        """Run through the block; returns its outputs, chunk by chunk. Needs ``pause_after``."""
+        self._inside_block = False
+        return self._resume()
 
-    def _advance(self) -> list[Any]:
-        for traveller, chunk in zip(self._travellers, self._chunks, strict=True):
+    def _resume(self) -> list[Any]:
+        for each, chunk in zip(self._passes, self._chunks, strict=True):
             with self._state(), self._clock.at(chunk.step):
-                traveller.advance()
-        return [traveller.held for traveller in self._travellers]
+                each.resume()
+        return [each.paused_with for each in self._passes]
 
     def close(self) -> None:
-        """Stop travelling and take the hooks away."""
-        for traveller in self._travellers:
-            traveller.abandon()
+        """End all passes and remove the hooks."""
+        for each in self._passes:
+            each.abandon()
         for handle in self._handles:
             handle.remove()
 
 
 def _around(names: Sequence[str]) -> set[str]:
-    """The modules that hold blocks, the network itself excepted."""
+    """Paths of the modules that hold blocks, without the network itself."""
     parts = [name.split(".") for name in names]
     return {".".join(path[:k]) for path in parts for k in range(1, len(path))}

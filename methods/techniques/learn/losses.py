@@ -1,4 +1,4 @@
-"""Losses of reconstruction: the block's output, its layers' outputs, rounding, the method's own."""
+"""Losses of block reconstruction: on the block's output, its layers' outputs and roundings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What the terms of one iteration see.
+class TermInputs:
+    """Inputs of the loss terms in one iteration.
 
     Attributes:
-        block: name.
-        done: share of the iterations behind.
-        index: rows of the calibration set, (B,).
-        output: of the quantized block.
-        target: of the full-precision block on its full-precision input.
-        layers: (output, target) of its layers by path, all but the last in execution order; empty
-            unless the schedule asks for layer terms.
+        block: name of the block.
+        done: share of the iterations that have run.
+        index: rows of the calibration set in this batch, (B,).
+        output: output of the quantized block.
+        target: output of the full-precision block on its full-precision input.
+        layers: (output, target) of the block's layers by path, without the last one in execution
+            order; empty unless the schedule asks for layer losses.
     """
 
     block: str
@@ -28,8 +28,8 @@ class Step:
     layers: Mapping[str, tuple[Tensor, Tensor]]
 
 
-Term = Callable[[Step], Tensor]
-"""A further loss; differentiable in the step's outputs."""
+Term = Callable[[TermInputs], Tensor]
+"""A further loss of a method; differentiable in the outputs of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class RoundingTerm:
     """AdaRound's regulariser (eq. 24): ``strength * sum(1 - |2h - 1| ** beta)``.
 
     Attributes:
-        strength: weight of the term.
-        warmup: share of the iterations before it acts.
-        beta_start: exponent when it starts to act.
-        beta_end: exponent at the last iteration; falls linearly.
-        first_part: of a layer with several parts it acts on the first alone, and the roundings of
-            the others are never pressed to decide.
+        strength: factor of the term.
+        warmup: share of the iterations in which the term is off.
+        beta_start: exponent right after the warm-up.
+        beta_end: exponent at the last iteration; it falls linearly.
+        first_part: in a layer with several parts, regularise the first part only; nothing makes
+            the roundings of the other parts decide.
     """
 
     strength: float = 0.01
@@ -52,7 +52,7 @@ class RoundingTerm:
     first_part: bool = False
 
     def at(self, done: float) -> tuple[float, float]:
-        """Strength and exponent when ``done`` of the iterations is behind."""
+        """Strength and exponent after the share ``done`` of the iterations."""
         if done < self.warmup:
             return 0.0, self.beta_start
         share = (done - self.warmup) / max(1e-9, 1.0 - self.warmup)
@@ -60,13 +60,15 @@ class RoundingTerm:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor, norm: float) -> Tensor:
-    """``|output - target| ** norm`` summed over channels, mean over the rest."""
+    """``|output - target| ** norm``, summed over channels and averaged over everything else."""
     channel = 1 if output.dim() == 4 else -1
     difference = output - target
     power = difference.square() if norm == 2.0 else difference.abs().pow(norm)
     return power.sum(channel).mean()
 
 
-def layer_loss(step: Step, norm: float) -> Tensor | float:
-    """Sum over the block's layers but the last (EDA-DM's fine-grained term)."""
-    return sum(reconstruction_loss(ours, wanted, norm) for ours, wanted in step.layers.values())
+def layer_loss(inputs: TermInputs, norm: float) -> Tensor | float:
+    """Sum of the losses of the block's layers but the last (EDA-DM's fine-grained term)."""
+    return sum(
+        reconstruction_loss(output, target, norm) for output, target in inputs.layers.values()
+    )

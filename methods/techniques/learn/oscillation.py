@@ -1,8 +1,8 @@
-"""Weights that keep turning between two codes are held still (Nagel et al., ICML 2022).
+"""Freezes weights that oscillate between two codes (Nagel et al., ICML 2022).
 
-Under straight-through gradients a weight near the edge of a code is pushed over it and back. A
-weight whose code turned around in more than a given share of recent updates is frozen at the code
-that it had most of the time.
+Under straight-through gradients a weight near the boundary between two codes is pushed over it and
+back. A weight whose code turned back in more than a given share of recent updates is frozen at its
+average code.
 """
 
 from dataclasses import dataclass
@@ -16,27 +16,30 @@ from quantarena.methods.core.quantizers.weight import WeightQuantizer
 
 @dataclass(frozen=True, slots=True)
 class Freezing:
-    """When a weight is frozen.
+    """Rule that decides when a weight is frozen.
 
     Attributes:
-        threshold: share of updates at which its code turned around.
-        momentum: share of a new update in the running averages.
+        threshold: share of recent updates in which a weight's code turned back, above which the
+            weight is frozen.
+        momentum: weight of a new update in the running averages.
     """
 
     threshold: float = 0.02
     momentum: float = 0.01
 
     @torch.no_grad()
-    def of(self, model: QuantizedModel) -> "Freezer":
-        """Watch the weights of this model that learn."""
-        found = [
+    def watch(self, model: QuantizedModel) -> "Freezer":
+        """Start watching the weights of this model that learn."""
+        quantizers = [
             part.weight_quantizer for layer in model.layers.values() for part in layer.part_list()
         ]
-        return Freezer([_Watched(q) for q in found if q is not None and q.master is not None], self)
+        return Freezer(
+            [_Watched(q) for q in quantizers if q is not None and q.master is not None], self
+        )
 
 
 class _Watched:
-    """One weight's recent codes."""
+    """One weight tensor with the history of its codes."""
 
     def __init__(self, quantizer: WeightQuantizer) -> None:
         assert quantizer.master is not None
@@ -48,7 +51,7 @@ class _Watched:
         self.frozen = torch.zeros_like(self.codes, dtype=torch.bool)
 
     def step(self, rule: Freezing) -> None:
-        """After an update: count turns, freeze, and put frozen weights back."""
+        """Count turns after an update, freeze weights, and put frozen weights back."""
         params = self.quantizer.params
         codes = quantize(self.master, params)
         turn = (codes - self.codes).sign()
@@ -64,14 +67,14 @@ class _Watched:
 
 
 class Freezer:
-    """Watches weights while they learn."""
+    """Freezes oscillating weights while they learn."""
 
     def __init__(self, watched: list[_Watched], rule: Freezing) -> None:
         self.watched, self.rule = watched, rule
 
     @torch.no_grad()
     def step(self) -> None:
-        """To be called after every update."""
+        """Freeze weights; to be called after every update."""
         for one in self.watched:
             one.step(self.rule)
 

@@ -20,7 +20,7 @@ NAMES = (
     "expert_in",
     "expert_out",
 )
-"""What can learn."""
+"""The groups of parameters that can learn."""
 
 
 class Decay(StrEnum):
@@ -31,7 +31,7 @@ class Decay(StrEnum):
     LINEAR = "linear"
 
     def factor(self, done: float) -> float:
-        """Share of the learning rate left when ``done``, in [0, 1], is behind."""
+        """Share of the learning rate that is left after the share ``done``, in [0, 1]."""
         if self is Decay.COSINE:
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1.0 - done if self is Decay.LINEAR else 1.0
@@ -43,11 +43,11 @@ class Group:
 
     Attributes:
         lr: Adam's learning rate.
-        decay: of that rate. Rounding under its regulariser needs a constant one: the term has to
-            decide the last weights at the end, when a rate that falls would be gone.
-        relative: the rate is a share of each parameter's own unit: the mean of a scale, the mean
-            weight scale for a weight or its LoRA, 1 for rounding and zero points.
-        weight_decay: AdamW's.
+        decay: how the rate falls. Rounding under its regulariser needs a constant rate: the last
+            weights are decided at the end, where a falling rate would be near zero.
+        relative: the rate is relative to each parameter's own unit: the mean of a scale, the mean
+            weight scale for a weight or its LoRA factors, 1 for roundings and zero points.
+        weight_decay: weight decay of AdamW.
     """
 
     lr: float
@@ -58,7 +58,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Learnable:
-    """A parameter and the unit that its relative learning rate is in."""
+    """A parameter and the unit of its relative learning rate."""
 
     parameter: nn.Parameter
     unit: float = 1.0
@@ -68,28 +68,28 @@ class Optimiser:
     """Adam over groups whose learning rates follow their schedules."""
 
     def __init__(
-        self, found: Mapping[str, Iterable[Learnable]], groups: Mapping[str, Group]
+        self, parameters: Mapping[str, Iterable[Learnable]], groups: Mapping[str, Group]
     ) -> None:
         self._decays: list[tuple[Decay, float]] = []
-        alike: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: a call costs
-        for name, learnables in found.items():
+        by_rate: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: each one costs
+        for name, learnables in parameters.items():
             for learnable in learnables:
                 unit = learnable.unit if groups[name].relative else 1.0
-                alike.setdefault((name, groups[name].lr * unit), []).append(learnable.parameter)
+                by_rate.setdefault((name, groups[name].lr * unit), []).append(learnable.parameter)
         options: list[dict[str, Any]] = []
-        for (name, rate), parameters in alike.items():
+        for (name, rate), members in by_rate.items():
             decay = groups[name].weight_decay
             self._decays.append((groups[name].decay, rate))
-            options.append({"params": parameters, "lr": rate, "weight_decay": decay})
-        # fused: one sweep over memory, not seven; without weight decay AdamW is Adam
+            options.append({"params": members, "lr": rate, "weight_decay": decay})
+        # fused: one sweep over memory instead of seven; without weight decay AdamW is Adam
         self._adam = torch.optim.AdamW(options, fused=True)
 
     def zero_grad(self) -> None:
-        """Forget gradients."""
+        """Drop all gradients."""
         self._adam.zero_grad(set_to_none=True)
 
     def step(self, done: float) -> None:
-        """One update, when ``done`` of the iterations is behind."""
+        """Make one update, with the learning rates after the share ``done`` of the iterations."""
         for options, (decay, rate) in zip(self._adam.param_groups, self._decays, strict=True):
             options["lr"] = rate * decay.factor(done)
         self._adam.step()

@@ -1,4 +1,4 @@
-"""How one block is optimised: what learns, how fast, for how long, under which losses."""
+"""Schedules of block optimisation: which parameters learn, how fast, how long, on which losses."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from quantarena.methods.techniques.learn.param_groups import Decay, Group
 FEW_ITERATIONS = 400
 LEAST_ITERATIONS = 50
 ADAROUND_ITERATIONS = 20_000
-"""What presets count in."""
+"""Iterations of the published AdaRound schedule, the unit in which presets count effort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +18,19 @@ class Schedule:
     """How one block is optimised.
 
     Attributes:
-        iterations: optimiser steps a block at most; 0 leaves the block as calibrated.
-        groups: what learns, by a name out of ``groups.NAMES``.
-        batch: calibration points a step.
-        norm: the loss is ``|difference| ** norm``, summed over channels, mean over the rest.
-        rounding: the term that decides roundings; acts where ``rounding`` learns.
-        layers: weight of the layers' own losses, all but the last (EDA-DM's gamma).
-        mix: probability that a value of the block's input is the full-precision network's instead
-            of the quantized prefix's (QDrop, Wei et al., ICLR 2022); other inputs are not mixed.
+        iterations: largest number of optimiser steps of a block; 0 leaves it as calibrated.
+        groups: which parameters learn, and how fast; keys out of ``param_groups.NAMES``.
+        batch: calibration points of one step.
+        norm: exponent of the loss ``|difference| ** norm``, which is summed over channels and
+            averaged over everything else.
+        rounding: regulariser that decides roundings; used only where ``rounding`` learns.
+        layers: factor of the losses on the outputs of the block's layers (EDA-DM's gamma).
+        mix: probability that a value of the block's stream comes from the full-precision network
+            instead of the quantized prefix (QDrop, Wei et al., ICLR 2022).
         act_drop: probability that a value skips its activation quantizer while learning (QDrop).
-        rank: of LoRA.
+        rank: rank of LoRA's factors.
         terms: further losses.
-        settled: stop once at most this share of the roundings is still undecided; 0 waits for all
-            iterations.
+        settled: stop once at most this share of the roundings is undecided; 0 runs all iterations.
     """
 
     iterations: int
@@ -47,18 +47,19 @@ class Schedule:
 
     @classmethod
     def adaround(cls, iterations: int) -> "Schedule":
-        """Rounding by AdaRound, with the learning rate that has time to decide.
+        """AdaRound, with a learning rate that decides every rounding within the iterations.
 
-        At 20,000 iterations it is the published schedule, 1e-3; the rate grows as they shrink.
+        At 20,000 iterations this is the published schedule with rate 1e-3; fewer iterations get a
+        larger rate.
         """
         lr = min(0.1, 1e-3 * max(1.0, 20_000 / max(1, iterations)))
         return cls(iterations, {"rounding": Group(lr)})
 
     @classmethod
     def fast(cls, iterations: int) -> "Schedule":
-        """AdaRound decided sooner: larger rate, stronger regulariser, stop when all is decided.
+        """A faster AdaRound: larger rate, stronger regulariser, stop when roundings are decided.
 
-        At 2,000 iterations it ends below the loss of the published 20,000, see docs/protocol.md.
+        At 2,000 iterations its loss is below that of the published 20,000, see docs/protocol.md.
         """
         group = Group(min(0.1, 60 / max(1, iterations)))
         return cls(
@@ -71,27 +72,27 @@ class Schedule:
 
     @classmethod
     def act_scales(cls, iterations: int) -> "Schedule":
-        """Activation scales by their LSQ gradient, relative to their size, falling to zero."""
+        """Activation scales learn by their LSQ gradient, at a relative rate that falls to zero."""
         group = Group(5e-3, Decay.COSINE, relative=True)
         return cls(iterations, {"act_scale": group}, batch=small_batch(iterations), norm=2.4)
 
 
 def small_batch(iterations: int, few: int = 4) -> int:
-    """Points a step: where steps are few, more of them on fewer points reach further.
+    """Points of one step: small batches where iterations are few, 32 where they are many.
 
-    Level in held-out error at a third of the time, see docs/protocol.md.
+    The held-out error is the same in a third of the time, see docs/protocol.md.
 
     Args:
-        iterations: of a block.
-        few: points a step where iterations are few; 32 where they are many.
+        iterations: iterations of a block.
+        few: points of one step where iterations are few.
     """
     return few if iterations <= FEW_ITERATIONS else 32
 
 
 def scaled(iterations: int, paper: int) -> int:
-    """Iterations of a method whose paper has ``paper`` of them where AdaRound's users have 20,000.
+    """Scale the preset's iterations to a method whose paper uses ``paper`` of them, not 20,000.
 
-    Not less than 50, as far as the preset has them: what learns has to get somewhere.
+    The result is at least 50, or the preset's own number where that is smaller.
     """
     share = math.ceil(iterations * paper / ADAROUND_ITERATIONS)
     return max(share, min(iterations, LEAST_ITERATIONS))

@@ -1,4 +1,4 @@
-"""The range from the smallest to the largest value."""
+"""The min-max range search."""
 
 from torch import Tensor
 

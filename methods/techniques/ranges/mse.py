@@ -1,4 +1,4 @@
-"""Ranges with the smallest error, found by shrinking the min-max range at one or both ends."""
+"""MSE range searches: the smallest error among ranges narrower than min-max."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from quantarena.methods.techniques.ranges.rows import (
 )
 
 _SHRINK = 0.86
+"""Factor between two ranges of the first pass of ``mse_range``."""
 _NEAR = (-6 / 9, -3 / 9, -1 / 9, 0.0, 1 / 9, 3 / 9, 6 / 9)
-"""Of a step of the first pass, tried around its best; a ninth is what six bits and more ask for."""
+"""Second-pass offsets, in units of one first-pass step.
+
+Steps of 1/9 are fine enough for 6+ bits.
+"""
 
 
 def shrink_range(
@@ -26,10 +30,12 @@ def shrink_range(
     norm: float = 2.4,
     steps: int = 80,
 ) -> QuantParams:
-    """The best of ``steps`` ranges, min-max and 1 % less each time, by mean ``|x - q(x)| ** norm``.
+    """The best of ``steps`` ranges by mean ``|x - q(x)| ** norm``.
+
+    The first range is min-max, each further one 1 % of it narrower.
 
     Source: the search of the BRECQ lineage as in the code of Q-Diffusion (Li et al., ICCV 2023)
-    and MPQ-DM (arXiv:2412.11549), but for the range, which is widened to contain zero.
+    and MPQ-DM (arXiv:2412.11549); unlike there, the range is widened to contain zero.
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
@@ -37,7 +43,7 @@ def shrink_range(
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error.
-        steps: at most 100.
+        steps: number of ranges, at most 100.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -60,15 +66,15 @@ def mse_range(
     norm: float = 2.4,
     coarse: int = 12,
 ) -> QuantParams:
-    """The range with the smallest mean ``|x - q(x)| ** norm``, each end shrunk for itself.
+    """The range with the smallest mean ``|x - q(x)| ** norm``, each end shrunk separately.
 
-    An activation after SiLU or GELU ends just below zero and has a long tail above: shrinking both
-    ends together, as ``shrink_range`` does, cuts off the many values below to be rid of the few
-    above. First both ends shrink together, or one alone, by powers of 0.86 down to a sixth; then
-    the upper end moves around the best, then the lower. That comes as close to the minimum as
-    ``mse_2d_range``, in the time of 50 candidates. Rows of more than 16,384 values are seen as a
-    histogram; what comes out is compared with the full range on the values, so it never loses to
-    min-max in its norm.
+    Activations after SiLU or GELU end just below zero and have a long tail above. Shrinking both
+    ends together, as ``shrink_range`` does, clips the many small negative values to get rid of the
+    few large ones. Here the first pass shrinks both ends together, or one alone, by powers of 0.86
+    down to a sixth. The second pass moves the upper end around the best, then the lower end. This
+    comes as close to the minimum as ``mse_2d_range``, in the time of 50 candidates. Rows of more
+    than 16,384 values are replaced by a histogram; the result is then compared with min-max on the
+    values themselves, so it is never worse than min-max in this norm.
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
@@ -76,7 +82,7 @@ def mse_range(
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error; docs/protocol.md says why it should not be below 2.
-        coarse: shrinkings of the first pass.
+        coarse: number of shrinking steps in the first pass.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -110,6 +116,6 @@ def mse_range(
 
 
 def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:
-    """Min-max ranges of rows times ``shrinks``, (K,) or (R, K), as (R, K)."""
+    """Min-max ranges of rows, multiplied by ``shrinks`` (K,) or (R, K); result (R, K)."""
     low, high = rows.aminmax(dim=1, keepdim=True)
     return affine_params(low * shrinks, high * shrinks, bits, symmetric)

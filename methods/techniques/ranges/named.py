@@ -13,7 +13,7 @@ from quantarena.methods.techniques.ranges.threshold import mse_1d_range, mse_2d_
 def default_range(
     x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
 ) -> QuantParams:
-    """``minmax_range`` at 8 bits, ``mse_range`` below: see docs/protocol.md, "Range searches".
+    """``minmax_range`` at 8 bits, ``mse_range`` at fewer: see docs/protocol.md, "Range searches".
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -23,9 +23,10 @@ def default_range(
 
 
 def unsigned(search: RangeSearch) -> RangeSearch:
-    """``search`` on the unsigned grid, whose zero point is 0: for softmax outputs.
+    """Make ``search`` use the unsigned grid, whose zero point is 0, as for softmax outputs.
 
-    The result refuses tensors with negative values, and symmetric grids, with a ValueError.
+    The returned search raises a ValueError for tensors with negative values and for symmetric
+    grids.
     """
 
     def unsigned_search(
@@ -35,8 +36,8 @@ def unsigned(search: RangeSearch) -> RangeSearch:
             raise ValueError("a grid is either unsigned or symmetric")
         if bool((x < 0).any()):
             raise ValueError("cannot use an unsigned grid: the tensor holds negative values")
-        found = search(x, bits, axis=axis)
-        return unsigned_params((found.levels - 1 - found.zero_point) * found.scale, bits)
+        affine = search(x, bits, axis=axis)
+        return unsigned_params((affine.levels - 1 - affine.zero_point) * affine.scale, bits)
 
     return unsigned_search
 
@@ -51,3 +52,4 @@ SEARCHES: dict[str, RangeSearch] = {
     "mse_1d": mse_1d_range,
     "mse_2d": mse_2d_range,
 }
+"""All range searches by name."""

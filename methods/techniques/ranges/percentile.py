@@ -1,4 +1,4 @@
-"""Ranges between two order statistics, which clip a fixed share of the values."""
+"""Percentile range searches: ranges that clip a fixed share of the values."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from quantarena.methods.techniques.ranges.rows import (
 
 
 def _quantiles(rows: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """Order statistics (R, 1) that leave ``1 - keep`` of a row below and as much above."""
+    """Order statistics (R, 1) that clip a share ``1 - keep`` of the row at each end."""
     if not 0.5 < keep <= 1.0:
         raise ValueError(f"keep must be above 0.5 and at most 1, not {keep}")
     count = rows.shape[1]
@@ -28,19 +28,19 @@ def _quantiles(rows: Tensor, keep: float) -> tuple[Tensor, Tensor]:
 def percentile_range(
     x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False, keep: float = 0.999
 ) -> QuantParams:
-    """The range between two order statistics: ``1 - keep`` of the values is clipped at each end.
+    """The range that clips a share ``1 - keep`` of the values at each end.
 
-    Nothing is clipped where a row has fewer than ``1 / (1 - keep)`` values.
+    Nothing is clipped in rows of fewer than ``1 / (1 - keep)`` values.
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
         bits: 1 to 8.
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
-        keep: above 0.5; 1.0 is min-max.
+        keep: share of the values below the upper end, above 0.5; 1.0 is min-max.
 
     Raises:
-        ValueError: empty tensor, NaN or infinity (also where it would have been clipped).
+        ValueError: empty tensor, NaN or infinity (also where they would be clipped).
     """
 
     def search(rows: Tensor) -> QuantParams:
@@ -59,14 +59,14 @@ def percentile_mse_range(
     keeps: Sequence[float] = (0.999, 0.9999, 0.99999),
     norm: float = 2.0,
 ) -> QuantParams:
-    """The percentile range with the smallest error (RepQ-ViT, Li et al., ICCV 2023), or min-max.
+    """The percentile or min-max range with the smallest error (RepQ-ViT, Li et al., ICCV 2023).
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
         bits: 1 to 8.
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
-        keeps: see ``percentile_range``.
+        keeps: candidates for ``keep`` of ``percentile_range``.
         norm: exponent of the error.
 
     Raises:
@@ -76,7 +76,7 @@ def percentile_mse_range(
     def search(rows: Tensor) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
         low, high = zip(*(_quantiles(rows, keep) for keep in keeps), strict=True)
-        found = affine_params(torch.cat(low, dim=1), torch.cat(high, dim=1), bits, symmetric)
-        return best_of(rows, plain, found, norm)
+        candidates = affine_params(torch.cat(low, dim=1), torch.cat(high, dim=1), bits, symmetric)
+        return best_of(rows, plain, candidates, norm)
 
     return blockwise(x, axis, search)

@@ -1,6 +1,6 @@
-"""What range searches share: rows in blocks, and the best of many candidates for each row.
+"""Shared by range searches: tensors as rows, and the best of many candidate ranges for each row.
 
-Loops go over blocks of candidates and of rows, sized to stay in cache, never over channels.
+Loops run over blocks of candidates and of rows, sized to stay in cache, never over channels.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,19 @@ from torch import Tensor
 
 from quantarena.methods.core.affine import QuantParams, affine_params
 
-_BUDGET = 1 << 17  # values in flight at once: half a megabyte
+_BUDGET = 1 << 17  # values processed at once: half a megabyte
 _TINY = 1e-30
-_BINS = 1 << 13
+_BINS = 1 << 13  # of a histogram that stands for a long row
 
 RowSearch = Callable[[Tensor], QuantParams]
+"""Finds the ranges (R, 1) of rows (R, N)."""
 
 
 def as_rows(x: Tensor, axis: int | None) -> tuple[Tensor, tuple[int, ...]]:
-    """``x`` as float32 rows (channels, values), and the shape in which parameters broadcast.
+    """Reshape ``x`` to float32 rows (channels, values).
+
+    Returns:
+        The rows, and the shape in which their parameters broadcast over ``x``.
 
     Raises:
         ValueError: the tensor is empty.
@@ -34,21 +38,21 @@ def as_rows(x: Tensor, axis: int | None) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def shaped(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
-    """The same parameters in another shape."""
+    """Reshape scale and zero point."""
     return QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.bits)
 
 
 def blockwise(x: Tensor, axis: int | None, search: RowSearch) -> QuantParams:
     """Apply ``search`` (rows (R, N) -> params (R, 1)) to blocks of rows of ``x``."""
     rows, shape = as_rows(x, axis)
-    found = [search(block) for block in torch.split(rows, max(1, _BUDGET // rows.shape[1]))]
-    scale = torch.cat([params.scale for params in found])
-    zero_point = torch.cat([params.zero_point for params in found])
-    return shaped(QuantParams(scale, zero_point, found[0].bits), shape)
+    blocks = [search(block) for block in torch.split(rows, max(1, _BUDGET // rows.shape[1]))]
+    scale = torch.cat([params.scale for params in blocks])
+    zero_point = torch.cat([params.zero_point for params in blocks])
+    return shaped(QuantParams(scale, zero_point, blocks[0].bits), shape)
 
 
 def _power(error: Tensor, norm: float) -> Tensor:
-    """``|error| ** norm`` in place; half to a fortieth of what ``pow_`` takes."""
+    """``|error| ** norm`` in place, in half to a fortieth of the time of ``pow_``."""
     if norm == 1:
         return error.abs_()
     error.square_()
@@ -59,17 +63,17 @@ def _power(error: Tensor, norm: float) -> Tensor:
 def losses_of(
     rows: Tensor, candidates: QuantParams, norm: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean ``|x - q(x)| ** norm``, (R, K), of rows (R, N) under candidates (R, K).
+    """Mean ``|x - q(x)| ** norm``, (R, K), of rows (R, N) under candidate ranges (R, K).
 
-    Errors are taken relative to the largest value of their row, so that no power overflows.
-    Values may count ``weights`` (R, N) times; then the result is the sum.
+    Errors are relative to the largest value of their row, so that no power overflows. With
+    ``weights`` (R, N) each value counts as often, and the result is the sum instead of the mean.
     """
     unit = rows.abs().amax(dim=1, keepdim=True).clamp(min=_TINY).reciprocal()
     values = (rows * unit).unsqueeze(1)
     scales = (candidates.scale * unit).unsqueeze(2)
     lows = -candidates.zero_point.unsqueeze(2)
     chunk = max(1, _BUDGET // rows.numel())
-    found = []
+    losses = []
     buffer = torch.empty(0, device=rows.device)
     for scale, low in zip(torch.split(scales, chunk, 1), torch.split(lows, chunk, 1), strict=True):
         if buffer.shape[:2] != scale.shape[:2]:
@@ -79,21 +83,22 @@ def losses_of(
         torch.maximum(error, low, out=error)
         torch.minimum(error, low + (candidates.levels - 1), out=error)
         error = _power(error.mul_(scale).sub_(values), norm)
-        found.append(
+        losses.append(
             error.mean(dim=2) if weights is None else (error @ weights.unsqueeze(2)).squeeze(2)
         )
-    return torch.cat(found, dim=1)
+    return torch.cat(losses, dim=1)
 
 
 def condensed(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Long rows as the means of 8,192 bins and their counts; short ones as they are, uncounted.
+    """Replace rows of more than 16,384 values by a histogram; shorter rows stay as they are.
 
-    At eight bits that is 32 bins to a code of the full range: losses of narrower ranges come out
-    too small, by ``(width of a bin / scale) ** 2``. So a search that uses this has to compare what
-    it found with min-max on the rows themselves.
+    With 8,192 bins there are 32 bins for each of 256 codes of the full range. Losses of narrower
+    ranges come out too small by ``(width of a bin / scale) ** 2``, so a search that uses this has
+    to compare its result with min-max on the rows themselves.
 
     Returns:
-        Values (R, M) and counts (R, M); values of empty bins are 0.
+        Mean value of each bin (R, M), 0 in empty bins, and its count (R, M); None for the count of
+        rows that are no histogram.
     """
     if rows.shape[1] <= 2 * _BINS:
         return rows, None
@@ -115,7 +120,7 @@ def best_of(
     norm: float,
     weights: Tensor | None = None,
 ) -> QuantParams:
-    """The candidate (R, 1) with the smallest loss; ``first`` (R, 1) wins ties."""
+    """The range (R, 1) with the smallest loss; ``first`` (R, 1) wins ties with ``others``."""
     scale = torch.cat([first.scale, others.scale], dim=1)
     zero_point = torch.cat([first.zero_point, others.zero_point], dim=1)
     losses = losses_of(rows, QuantParams(scale, zero_point, first.bits), norm, weights)
@@ -125,5 +130,9 @@ def best_of(
 
 
 def minmax_rows(rows: Tensor, bits: int, symmetric: bool) -> QuantParams:
-    """Min-max of rows, (R, 1); refuses what is not finite, by name."""
+    """Min-max ranges of rows, (R, 1).
+
+    Raises:
+        ValueError: a row holds NaN or infinity.
+    """
     return affine_params(*rows.aminmax(dim=1, keepdim=True), bits, symmetric)

@@ -1,4 +1,4 @@
-"""Searches over a grid of thresholds, or of widths and zero points: those of PTQ4DM's lineage."""
+"""Grid searches of PTQ4DM's lineage: over clipping thresholds, or over widths and zero points."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from quantarena.methods.techniques.ranges.rows import (
 
 
 def _fractions(count: int, like: Tensor) -> Tensor:
-    """``1/count .. 1`` as (1, count)."""
+    """The fractions ``1/count .. 1``, (1, count)."""
     return torch.arange(1, count + 1, device=like.device).unsqueeze(0) / count
 
 
@@ -38,7 +38,7 @@ def mse_1d_range(
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error.
-        thresholds: how many.
+        thresholds: number of thresholds.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -47,7 +47,7 @@ def mse_1d_range(
     def search(rows: Tensor) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
         low, high = rows.aminmax(dim=1, keepdim=True)
-        # half of float32's largest keeps -t .. t a finite range
+        # half of float32's largest value keeps -t .. t a finite range
         widest = torch.maximum(-low, high).clamp(max=torch.finfo(torch.float32).max / 2)
         steps = widest * _fractions(thresholds, rows)
         below, above = steps * -(low < 0).float(), steps * (high > 0)
@@ -68,13 +68,14 @@ def mse_2d_range(
 ) -> QuantParams:
     """The width and zero point with the smallest mean ``|x - q(x)| ** norm``.
 
-    Widths are ``i/100`` of the min-max range, which contains zero. Of the zero points only those
-    count that keep the grid inside that range; up to four bits all are tried, above that
-    ``positions`` of them, evenly spread, and then as many around the best. Losses of rows of more
-    than 16,384 values come from a histogram of 8,192 bins, and what they lead to is compared with
-    min-max on the values. Symmetric grids have no zero point to search: they get
-    ``mse_1d_range``. Source: the 2-D search in the code of PTQ4DM (Shang et al., CVPR 2023) and
-    EDA-DM (arXiv:2401.04585), there over all zero points.
+    Widths are ``i/100`` of the min-max range, which contains zero. Only zero points that keep the
+    grid inside that range are tried: all of them up to four bits, else ``positions`` evenly spread
+    ones and then as many around the best. Rows of more than 16,384 values are replaced by a
+    histogram of 8,192 bins, and the result is compared with min-max on the values themselves.
+    Symmetric grids have no zero point to search: they use ``mse_1d_range``.
+
+    Source: the 2-D search in the code of PTQ4DM (Shang et al., CVPR 2023) and EDA-DM
+    (arXiv:2401.04585), there over all zero points.
 
     Args:
         x: any shape; parameters broadcast over it, with ``x.shape[axis]`` entries.
@@ -82,8 +83,8 @@ def mse_2d_range(
         axis: None for one range, else one for each index into that axis.
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error.
-        widths: how many.
-        positions: odd.
+        widths: number of widths.
+        positions: number of zero points tried for each width, odd.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -117,12 +118,13 @@ def mse_2d_range(
 
 
 def _pairs(widths: int, positions: int, top: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Widths as shares of min-max, (P,), and zero points as shares of what each width leaves open.
+    """Pairs of width and zero point to try, (P,) each.
 
-    A grid almost as wide as min-max has few zero points that keep it inside; it gets no more.
+    Widths are shares of min-max; zero points are shares of the interval that a width leaves open. A
+    grid almost as wide as min-max fits inside it with few zero points only, and gets no more.
     """
     fraction = torch.arange(1, widths + 1, device=device) / widths
-    # two roundings can open one more zero point than the widths' difference says
+    # two roundings can allow one more zero point than the difference of the widths
     open_to = torch.floor(top * (1 / fraction - 1) + 1).clamp(max=top).long() + 1
     count = open_to.clamp(max=positions)
     start = count.cumsum(0) - count

@@ -1,1 +1,1 @@
-"""The room methods/techniques/scaling."""
+"""Changes of weights and inputs that keep the function of the network: scales, folds, branches."""

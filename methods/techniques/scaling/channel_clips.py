@@ -1,9 +1,9 @@
-"""A range for each channel of a norm's output: searched, then its two ends learned (RepQuant).
+"""Ranges for each channel of a norm's output, searched and then learned (RepQuant's dual clipping).
 
-The ranges are affine without the usual widening to contain zero: ``norm_fold`` moves the zero
-points away, so a channel that lies apart from zero spends no codes on the way to it. Learning is
-dual clipping (arXiv:2402.05628): a factor for the lower and one for the upper end of each channel,
-towards the smallest error of what the readers make of the quantized input.
+Unlike others, these ranges are not widened to contain zero: ``norm_fold`` moves the zero points
+away, so a channel whose values lie far from zero wastes no codes. Dual clipping (arXiv:2402.05628)
+learns one factor for the lower and one for the upper end of each channel, so that the layers that
+read the quantized input have the smallest output error.
 """
 
 from collections.abc import Collection
@@ -23,20 +23,23 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.inputs import watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 ROWS = 4096
-"""Places kept of each input, and with them the two extremes of each channel."""
+"""Positions (tokens or pixels) sampled from each input; each channel's extremes come on top."""
 
 
 class Clips(NamedTuple):
-    """Ends of each channel's range, both (K,), low below high."""
+    """Lower and upper ends of the channels' ranges, both (K,)."""
 
     low: Tensor
     high: Tensor
 
     def params(self, bits: int) -> QuantParams:
-        """Scale and integer zero point of each channel, differentiable; z may lie off the codes."""
+        """Scale and integer zero point of each channel, differentiable.
+
+        The zero point may lie outside the codes.
+        """
         scale = ((self.high - self.low) / (2**bits - 1)).clamp(min=SCALE_FLOOR)
         return QuantParams(scale, round_ste(-self.low / scale), bits)
 
@@ -44,14 +47,14 @@ class Clips(NamedTuple):
 def channel_rows(
     model: QuantizedModel, points: CalibrationSet, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """Inputs of some layers in full precision, channels last, (rows, K): a random sample of places.
+    """Random sample of the full-precision inputs of some layers, channels last, (rows, K).
 
     Args:
-        model: layers whose input has channels last or, of a convolution, first.
-        points: to run on.
-        names: of the layers.
+        model: the network.
+        points: points to run.
+        names: paths of layers whose input has channels last, or of convolutions.
     """
-    kept: dict[str, list[Tensor]] = {}
+    samples: dict[str, list[Tensor]] = {}
     ends: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
@@ -64,36 +67,36 @@ def channel_rows(
         ends[name] = low, high
         quota = -(-ROWS * len(subset) // len(points))
         if len(rows) > quota:
-            generator = torch.Generator().manual_seed(len(kept.get(name, ())))
+            generator = torch.Generator().manual_seed(len(samples.get(name, ())))
             rows = rows[torch.randperm(len(rows), generator=generator)[:quota]]
-        kept.setdefault(name, []).append(rows)
+        samples.setdefault(name, []).append(rows)
 
     watch_inputs(model, points, watch, quantized_weights=False)
-    return {name: torch.cat([*kept[name], torch.stack(ends[name])]) for name in kept}
+    return {name: torch.cat([*samples[name], torch.stack(ends[name])]) for name in samples}
 
 
 def search_clips(rows: Tensor, bits: int, search: RangeSearch) -> Clips:
-    """The range that ``search`` finds for each channel around its mean.
+    """Search a range for each channel after subtracting the channel's mean.
 
     Args:
-        rows: (rows, K).
+        rows: sampled inputs, (rows, K).
         bits: 1 to 8.
-        search: takes one row a channel.
+        search: range search.
     """
     centre = rows.mean(0)
-    found = search((rows - centre).T.contiguous(), bits, axis=0)
-    scale, zero = found.scale.flatten(), found.zero_point.flatten()
+    params = search((rows - centre).T.contiguous(), bits, axis=0)
+    scale, zero = params.scale.flatten(), params.zero_point.flatten()
     low = centre - zero * scale
-    return Clips(low, low + (found.levels - 1) * scale)
+    return Clips(low, low + (params.levels - 1) * scale)
 
 
 def clip_error(rows: Tensor, gram: Tensor, clips: Clips, bits: int) -> float:
-    """Mean squared error of the readers' outputs, (rows, K) inputs quantized by channel.
+    """Mean squared output error of the reading layers, with their input quantized by channel.
 
     Args:
-        rows: the readers' input in full precision.
-        gram: ``W^T W`` of all readers, (K, K).
-        clips: ends of the ranges.
+        rows: full-precision input of the reading layers, (rows, K).
+        gram: sum of ``W^T W`` over these layers, (K, K).
+        clips: ends of the channels' ranges.
         bits: 1 to 8.
     """
     gap = fake_quantize(rows, clips.params(bits)) - rows
@@ -111,22 +114,23 @@ def learn_clips(
     seed: int,
     batch: int = 256,
 ) -> Clips:
-    """Learn a factor for each end of each channel's range.
+    """Learn a factor for each end of each channel's range with Adam.
 
-    An end is ``centre + 2 sigmoid(u) (end - centre)`` with u from 0, under Adam.
+    An end is ``centre + 2 sigmoid(u) (end - centre)`` with u starting at 0.
 
     Args:
-        rows: the readers' input in full precision, (rows, K).
-        gram: ``W^T W`` of all readers, (K, K); so the loss is that of their outputs.
-        start: the ranges to start from.
+        rows: full-precision input of the reading layers, (rows, K).
+        gram: sum of ``W^T W`` over these layers, (K, K), which turns input errors into output
+            errors.
+        start: initial ranges.
         bits: 1 to 8.
-        steps: of Adam.
-        lr: its rate, falling to 0 as a cosine.
-        seed: of the batches.
-        batch: rows a step.
+        steps: number of optimizer steps.
+        lr: learning rate, which falls to 0 along a cosine.
+        seed: seed of the batches.
+        batch: rows of one step.
 
     Returns:
-        The learned ends, or ``start`` where they are no better on all rows.
+        The learned ends, or ``start`` where these are no better on all rows.
     """
     if not steps:
         return start

@@ -1,9 +1,8 @@
-"""Input-channel scaling that leaves the network's function as it is.
+"""Input-channel scaling, which does not change the function of the network.
 
-A layer ``W x`` equals ``(W * s) (x / s)`` for any positive factor per input channel. The functions
-here choose s, scale weights, and fold ``1 / s`` into whatever produces x where that is affine.
-Where it is not (SiLU before a convolution), ``1 / s`` belongs into the quantize step:
-``round(x_k / (s_k * scale))``; the integer product still sees one scale a tensor.
+A layer ``W x`` equals ``(W * s) (x / s)`` for any positive factor s per input channel. The
+functions here choose s and scale the weights. The factor ``1 / s`` becomes part of the input's
+quantization, ``round(x_k / (s_k * scale))``, so the integer product still has one scale a tensor.
 """
 
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ class Scaled:
     """Weights multiplied by a factor per input channel.
 
     Attributes:
-        weights: one for each given, same shapes; together with ``x / factor`` they do what the
-            originals did with x.
-        factor: s, (K,), positive.
+        weights: scaled weights in the order and shapes given; applied to ``x / factor`` they give
+            what the originals give for x.
+        factor: the factors s, (K,), positive.
     """
 
     weights: tuple[Tensor, ...]
@@ -33,34 +32,12 @@ class Dilated(Scaled):
     """Dilated weights.
 
     Attributes:
-        fixed: channels that hold an extreme of some row, (K,) bool; their factor is 1. The share
-            of them tells how much dilation can do: near 1 where a layer has as many outputs as
-            inputs, small where it goes from wide to narrow.
+        fixed: channels that hold the largest or smallest weight of a row, (K,) bool; their factor
+            is 1. The smaller their share, the more dilation can do: it is near 1 where a layer has
+            as many outputs as inputs, small where it goes from wide to narrow.
     """
 
     fixed: Tensor
-
-
-def fold_into_producer(
-    weight: Tensor, bias: Tensor | None, factor: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the affine operation that made x, changed to make ``x / factor``.
-
-    Args:
-        weight: of a norm (K,), or of a linear or convolution (K, ...).
-        bias: (K,) or None.
-        factor: s, (K,).
-
-    Raises:
-        ValueError: the factor does not fit the outputs.
-    """
-    if factor.shape != weight.shape[:1]:
-        raise ValueError(
-            f"a factor of shape {tuple(factor.shape)} does not fit the {weight.shape[0]} outputs "
-            "of the operation before"
-        )
-    rows = factor.reshape(-1, *[1] * (weight.dim() - 1))
-    return weight / rows, None if bias is None else bias / factor
 
 
 def smooth(
@@ -70,12 +47,12 @@ def smooth(
 
     SmoothQuant (Xiao et al., ICML 2023, Eq. 4): ``s_k = max|X_k|**alpha / max|W_k|**beta`` with
     ``beta = 1 - alpha``; MPQ-DM's pre-scaling is alpha = 0.5, SVDQuant also tries beta = 0.
-    Channels that are all zero, in the activation or in the weights, keep factor 1.
+    Channels that are all zero in the activation or in the weights keep factor 1.
 
     Args:
         act_absmax: largest magnitude of each input channel over the calibration set, (K,).
-        weights: all consumers of this input, each (O, K, ...); they share the factor.
-        alpha: 1 levels the activation, 0 the weights.
+        weights: weights of all layers that read this input, each (O, K, ...), which share s.
+        alpha: exponent of the activation: 1 equalizes its channels, 0 those of the weights.
         beta: exponent of the weights; None for ``1 - alpha``.
 
     Raises:
@@ -100,16 +77,16 @@ def smooth(
 
 
 def dilate(*weights: Tensor) -> Dilated:
-    """Stretch input channels as far as no row's smallest or largest weight changes.
+    """Stretch input channels as far as possible without changing any row's extreme weights.
 
     DilateQuant (Liu et al., arXiv:2409.14307): channels with the largest or smallest weight of
     some row keep factor 1. Any other takes the largest s_k with
-    ``row_min <= s_k * W[j, k] <= row_max`` for all rows j, so s_k >= 1 and the weights' min-max
-    scales stay. A row's extreme that is zero fixes nothing, for scaling leaves it zero.
+    ``row_min <= s_k * W[j, k] <= row_max`` for all rows j, so s_k >= 1 and the min-max scales
+    of the weights do not change. An extreme of zero fixes no channel: scaling leaves it zero.
 
     Args:
-        weights: all consumers of this input, each (O, K, ...) with the same K; kernel places count
-            with their channel.
+        weights: weights of all layers that read this input, each (O, K, ...) with the same K; all
+            kernel positions belong to their channel.
 
     Raises:
         ValueError: no weight, shapes that do not fit, or weights not finite.
@@ -124,18 +101,21 @@ def dilate(*weights: Tensor) -> Dilated:
     for weight in weights:
         rows = weight.flatten(1)
         low, high = (x.reshape(-1, *[1] * (weight.dim() - 1)) for x in rows.aminmax(dim=1))
-        # the product may pass the bound by one rounding: the row's extremes stay to the bit
+        # the product may exceed the bound by one rounding; a row's extremes must stay exact
         stretched.append(torch.minimum(torch.maximum(scale_input(weight, factor), low), high))
     return Dilated(tuple(stretched), factor, held)
 
 
 def _channel_rows(weight: Tensor) -> Tensor:
-    """(O, K, places): a linear weight has one place."""
+    """The weight as (O, K, kernel positions); a linear weight has one position."""
     return weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
 
 
 def _room(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (O, K, P) weights: the largest factor of each channel, inf if none; who holds extremes."""
+    """Largest factor of each channel of (O, K, P) weights, and whether it holds a row's extreme.
+
+    The factor is infinite where nothing limits it.
+    """
     if rows.numel() == 0 or not bool(torch.isfinite(rows).all()):
         raise ValueError("dilation needs weights that are finite and not empty")
     flat = rows.flatten(1)

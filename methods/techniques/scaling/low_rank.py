@@ -1,8 +1,9 @@
-"""Low-rank branches that stay in floating point beside a quantized rest (SVDQuant).
+"""Low-rank floating-point branches beside quantized weights (SVDQuant, arXiv:2411.05007).
 
-``W = L + R`` with ``L = up @ down`` of small rank: the branch takes the largest directions, the
-rest R is flatter and loses less when it is quantized (arXiv:2411.05007). Layers that read the same
-input may share one ``down``: factor their weights one above the other and cut ``up`` by rows.
+``W = L + R`` with ``L = up @ down`` of small rank. The branch L takes the largest singular
+directions, so the rest R has a smaller range and loses less when it is quantized. Layers that read
+the same input may share one ``down``: stack their weights, factor the stack, and split ``up`` by
+rows.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A branch and how it was found.
+    """A low-rank branch with the errors of its search.
 
     Attributes:
-        down: (r, K, ...), shaped as a weight with r outputs.
-        up: (O, r).
-        errors: output error after each round, the last one an increase if that ended it.
+        down: first factor, (r, K, ...), shaped as a weight with r outputs.
+        up: second factor, (O, r).
+        errors: output error after each round; where an increase ended the search it is the last.
     """
 
     down: Tensor
@@ -28,7 +29,7 @@ class Branch:
 
     @property
     def weight(self) -> Tensor:
-        """``L``, (O, K, ...)."""
+        """The branch as one weight L, (O, K, ...)."""
         return product(self.down, self.up)
 
 
@@ -38,15 +39,16 @@ def product(down: Tensor, up: Tensor) -> Tensor:
 
 
 def svd_branch(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrix of that rank, found in float64.
+    """Factor the nearest matrix of the given rank, computed in float64.
 
-    The directions are those of the smaller of ``W W^T`` and ``W^T W``, which takes a fifth of a
-    decomposition of W itself and is as exact: directions that its squares blur, below 1e-8 of the
-    largest, weigh nothing. One factor is orthonormal, the other holds the sizes.
+    The directions are eigenvectors of the smaller of ``W W^T`` and ``W^T W``. This takes a fifth of
+    the time of a decomposition of W and is as exact for this purpose: squaring blurs only
+    directions below 1e-8 of the largest, which do not matter. One factor is orthonormal, the other
+    holds the singular values.
 
     Args:
         weight: (O, K) or (O, K, ...).
-        rank: 0 or more; from ``min(O, K...)`` up it is exact.
+        rank: 0 or more; from ``min(O, K...)`` up the factors are exact.
 
     Returns:
         ``down`` (r, K, ...) and ``up`` (O, r) in the dtype of ``weight``, with r at most
@@ -62,10 +64,10 @@ def svd_branch(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     flat = weight.detach().flatten(1).double()
     wide = flat.shape[0] <= flat.shape[1]
     vectors = torch.linalg.eigh(flat @ flat.t() if wide else flat.t() @ flat).eigenvectors
-    kept = min(rank, *flat.shape)
-    basis = vectors[:, vectors.shape[1] - kept :].flip(1)  # they come in ascending order
+    size = min(rank, *flat.shape)
+    basis = vectors[:, vectors.shape[1] - size :].flip(1)  # eigenvalues come in ascending order
     down, up = (basis.t() @ flat, basis) if wide else (basis.t(), flat @ basis)
-    return down.reshape(kept, *weight.shape[1:]).to(weight.dtype), up.to(weight.dtype)
+    return down.reshape(size, *weight.shape[1:]).to(weight.dtype), up.to(weight.dtype)
 
 
 def refine_branch(
@@ -76,32 +78,32 @@ def refine_branch(
     *,
     rounds: int = 100,
 ) -> Branch:
-    """SVDQuant's iteration: ``L <- SVD_r(W - Q(R))``, ``R <- W - L`` while the output gets better.
+    """SVDQuant's iteration: ``L <- SVD_r(W - Q(R))``, ``R <- W - L`` while the output error falls.
 
     Args:
-        weight: (O, K) or (O, K, ...); smoothed before, where smoothing is wanted.
-        rank: of the branch.
-        quantize: Q, a weight to what its codes stand for, with ranges of its own.
-        error: output error of L and Q(R) together; a squared error on calibration inputs, which
-            may be quantized for Q(R) alone.
-        rounds: most times that L is found.
+        weight: (O, K) or (O, K, ...), after smoothing where that is wanted.
+        rank: rank of the branch.
+        quantize: Q, which quantizes and dequantizes a weight with ranges of its own.
+        error: (L, Q(R)) -> squared output error of both together on calibration inputs; the input
+            of Q(R) may be quantized.
+        rounds: largest number of rounds.
 
     Returns:
-        The branch of the best round, which the first increase ends.
+        The branch of the best round; the search ends at the first increase.
 
     Raises:
         ValueError: no rounds, or what ``svd_branch`` refuses.
     """
     if rounds < 1:
         raise ValueError(f"{rounds} rounds asked: at least 1 is needed")
-    rest = torch.zeros_like(weight)  # Q(R), nothing before the first round
+    rest = torch.zeros_like(weight)  # Q(R), zero before the first round
     best: tuple[Tensor, Tensor] | None = None
     errors: list[float] = []
     for _ in range(rounds):
         down, up = svd_branch(weight - rest, rank)
-        taken = product(down, up)
-        rest = quantize(weight - taken)
-        errors.append(float(error(taken, rest)))
+        branch = product(down, up)
+        rest = quantize(weight - branch)
+        errors.append(float(error(branch, rest)))
         if best is not None and not errors[-1] < min(errors[:-1]):
             break
         best = down, up

@@ -1,12 +1,12 @@
-"""RepQuant's fold: channel-wise quantization of a norm's output becomes layer-wise.
+"""Turns channel-wise quantization of a norm's output into layer-wise quantization (RepQuant).
 
-With channel-wise scale s and zero point z, their layer-wise values s~ and z~, ``r1 = s / s~`` and
-``r2 = z - z~``, the norm makes ``x~ = (x + s * r2) / r1`` instead of x, and its consumers undo that
-in weight and bias (arXiv:2402.05628; RepQ-ViT, ICCV 2023). Then ``x~ / s~ + z~ = x / s + z``: the
-codes are those of the channel-wise quantizer, one by one, if r2 is integer. The mean of the zero
-points is not; it is rounded here, and taken as it is only for comparison with the released code.
+With channel-wise scale s and zero point z, layer-wise values s~ and z~, ``r1 = s / s~`` and
+``r2 = z - z~``, the norm outputs ``x~ = (x + s * r2) / r1`` instead of x, and its consumers undo
+that in weight and bias (arXiv:2402.05628; RepQ-ViT, ICCV 2023). Then ``x~ / s~ + z~ = x / s + z``:
+every code equals that of the channel-wise quantizer if r2 is an integer. So the mean of the zero
+points is rounded here; it is left unrounded only for comparison with the released code.
 
-The fold changes columns of the consumers' weights, so their ranges have to be searched again.
+The fold changes columns of the consumers' weights, so their ranges must be searched again.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Affine(NamedTuple):
-    """Weight and bias of a layer or norm; a norm's weight is (K,)."""
+    """Weight and bias of a layer or a norm; a norm's weight is (K,)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -26,11 +26,11 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A producer that makes ``x~``, and consumers that expect it.
+    """A producer that outputs ``x~``, and consumers that expect it.
 
     Attributes:
-        producer: of the norm, or of the layer that makes its modulation; always with a bias.
-        consumers: in the order given, all with a bias.
+        producer: the norm, or the layer that makes its modulation; always with a bias.
+        consumers: the reading layers in the order given, all with a bias.
         scale: s~, scalar.
         zero_point: z~, scalar; integer unless fractional ones were asked for.
         ratio: r1, (K,).
@@ -54,17 +54,17 @@ def fold_norm(
     fractional: bool = False,
     codes: int | None = None,
 ) -> Folded:
-    """Fold into a LayerNorm's own weight and bias.
+    """Fold a channel-wise quantizer into a norm's weight and bias.
 
     Args:
         norm: gamma and beta, (K,); None for a norm without them (1 and 0).
-        consumers: every layer that reads the norm's output, each (O, K) or a 1x1 convolution; all
-            share the one channel-wise quantizer.
+        consumers: all layers that read the norm's output, each (O, K) or a 1x1 convolution; they
+            share the channel-wise quantizer.
         scale: s, (K,), positive.
         zero_point: z, (K,), integers.
         fractional: keep the mean zero point unrounded, as the released code does.
-        codes: keep z~ in [0, codes - 1], where kernels want it; any integer z~ is exact, so z may
-            lie outside. None takes the rounded mean as it is.
+        codes: clamp z~ to [0, codes - 1], as kernels need it. The fold is exact for any integer z~,
+            so z may lie outside. None does not clamp.
 
     Raises:
         ValueError: shapes or values that do not fit.
@@ -90,17 +90,17 @@ def fold_adaln(
     fractional: bool = False,
     codes: int | None = None,
 ) -> Folded:
-    """Fold into the linear that makes shift and gain of ``LayerNorm(x) * (1 + gain) + shift``.
+    """Fold a channel-wise quantizer into the linear that modulates a norm.
 
-    ``shift' = (shift + s * r2) / r1`` and ``gain' = (1 + gain) / r1 - 1``, by rows of that linear.
-    It must be the block's own. Where blocks share one modulation linear (PixArt), their r1 differ
-    and the factors stay at run time. Ranges that change over steps need one r1 for all of them,
-    since the consumers' weights are shared.
+    The linear makes shift and gain of ``LayerNorm(x) * (1 + gain) + shift``. Its rows are changed
+    so that ``shift' = (shift + s * r2) / r1`` and ``gain' = (1 + gain) / r1 - 1``. The linear must
+    belong to this norm alone: blocks that share one (PixArt) have different r1. Ranges by sampler
+    call would need one r1 for all calls, because the consumers' weights are the same at all calls.
 
     Args:
         modulation: weight (M, C) and bias (M,) of the linear.
-        shift: its rows that make the shift; K of them.
-        gain: its rows that make the gain (called scale in diffusers); K of them.
+        shift: the K rows that make the shift.
+        gain: the K rows that make the gain (called scale in diffusers).
         consumers: as in ``fold_norm``.
         scale: s, (K,), positive.
         zero_point: z, (K,), integers.
@@ -130,7 +130,7 @@ def fold_adaln(
 def _ratios(
     scale: Tensor, zero_point: Tensor, fractional: bool, codes: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``r1``, ``r2``, ``s~`` and ``z~``."""
+    """Compute ``r1``, ``r2``, ``s~`` and ``z~``."""
     if scale.dim() != 1 or scale.shape != zero_point.shape or not len(scale):
         raise ValueError(
             f"scale {tuple(scale.shape)} and zero point {tuple(zero_point.shape)} must be (K,)"
@@ -148,7 +148,7 @@ def _ratios(
 
 
 def _reader(layer: Affine, scale: Tensor, ratio: Tensor, offset: Tensor) -> Affine:
-    """A consumer that expects ``x~``: ``W (x~ * r1 - s * r2) + b``."""
+    """Change a consumer to expect ``x~``: ``W (x~ * r1 - s * r2) + b``."""
     weight, bias = layer
     if weight.dim() < 2 or weight.shape[1] != len(scale):
         raise ValueError(

@@ -4,7 +4,7 @@ Every case is a small network, traced, wrapped, packed and run. Switching the id
 stated factor; where its structure is absent the idea must not cost anything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,7 +16,9 @@ from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.packed.pack import pack, parity
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
+from quantarena.methods.techniques.calibrate.bounds import input_bounds
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 from quantarena.methods.techniques.scaling.norm_fold import Affine, fold_norm
@@ -86,13 +88,11 @@ class Case:
         widths = dict.fromkeys(graph.layers, Bits(16, 16)) | {self.middle: self.bits}
         return wrap(self.network, graph, widths, **options)
 
-    def error(self, model, *, ready=False, **calibration):
+    def error(self, model, *, ready=False, plan=FLOAT_WEIGHTS):
         """Relative error of the packed network's output."""
         if not ready:
             model.set_weight_ranges(minmax_range)
-            calibrate_activations(
-                model, self.points, minmax_range, quantized_weights=False, **calibration
-            )
+            calibrate_activations(model, self.points, minmax_range, plan)
         model.freeze()
         packed = pack(model)
         parity(model, packed, self.points)
@@ -125,7 +125,7 @@ def test_split_shortcut(gap, factor):
 def test_bank_by_sampler_call(gap, factor):
     ground = case(Stepped(gap), "middle", Bits(8, 4))
     shared = ground.error(ground.model())
-    banked = ground.error(ground.model(), per_step=True)
+    banked = ground.error(ground.model(), plan=replace(FLOAT_WEIGHTS, per_call=True))
     assert banked * factor <= shared
 
 

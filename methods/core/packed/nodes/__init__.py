@@ -1,1 +1,1 @@
-"""The room methods/core/packed/nodes."""
+"""Modules of a packed model, which run the integer kernels."""

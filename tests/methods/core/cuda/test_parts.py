@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import device, packing, tuning
 from quantarena.methods.core.cuda.step_graph import CudaRecorder, StepGraph
 from quantarena.methods.core.errors import Unsupported
@@ -106,7 +106,7 @@ def test_graph_captured_in_inference_mode_replays_outside(record):
 
 
 def test_another_shape_type_constant_or_call_makes_another_graph(record):
-    clock = StepClock()
+    clock = CallClock()
     offset = [10.0, 20.0]
     graph = StepGraph(
         lambda x, n: {"y": x * n + (offset[clock.index] if clock.is_set else 0)},
@@ -130,7 +130,7 @@ def test_another_shape_type_constant_or_call_makes_another_graph(record):
 def test_without_a_gpu_graph_and_status_say_so():
     with pytest.raises(Unsupported, match="needs a CUDA device"):
         StepGraph(lambda x: x)
-    assert device.status() == device.Status(None, None, "no CUDA device")
+    assert device.status() == device.CudaStatus(None, None, "no CUDA device")
 
 
 @pytest.mark.gpu
@@ -148,11 +148,11 @@ def test_cuda_graph_equals_the_step():
 
 def test_the_interpreter_is_asked_for_only_inside(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(device, "status", lambda: device.Status(None, None, "no CUDA device"))
+    monkeypatch.setattr(device, "status", lambda: device.CudaStatus(None, None, "no CUDA device"))
     with device.interpreted_without_gpu():
         assert os.environ["TRITON_INTERPRET"] == "1"
     assert "TRITON_INTERPRET" not in os.environ
-    monkeypatch.setattr(device, "status", lambda: device.Status("a GPU", (9, 0), ""))
+    monkeypatch.setattr(device, "status", lambda: device.CudaStatus("a GPU", (9, 0), ""))
     with device.interpreted_without_gpu():
         assert "TRITON_INTERPRET" not in os.environ
 

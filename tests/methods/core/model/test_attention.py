@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, fake_quantize
 from quantarena.methods.core.bits import FP, AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError, Unsupported
 from quantarena.methods.core.kernels.native import library as native_library
 from quantarena.methods.core.model.attention import QuantAttention
@@ -23,6 +23,7 @@ from quantarena.methods.core.packed.pack import pack, parity
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.trace.network import AttentionInfo, AttentionKind, trace
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 EIGHT = AttentionBits(8, 8, 8, 8)
@@ -43,7 +44,7 @@ def tensors(batch=3, heads=2, queries=6, keys=6, width=8, seed=0):
 
 def ready(bits, q, k, v, *, heads=2, clock=None):
     """With min-max ranges of these tensors."""
-    quant = QuantAttention(info(heads), bits, clock or StepClock())
+    quant = QuantAttention(info(heads), bits, clock or CallClock())
     probs = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
     for name, x in zip(("query", "key", "value", "softmax"), (q, k, v, probs), strict=True):
         if (quantizer := quant.static(name)) is not None:
@@ -199,7 +200,7 @@ def test_arguments_mean_what_torch_says(given):
 
 def test_grouped_queries_and_other_lengths():
     q, k, v = tensors(heads=4, keys=9)
-    quant = QuantAttention(info(4), EIGHT, StepClock())
+    quant = QuantAttention(info(4), EIGHT, CallClock())
     quant.use_act_quantizer = False
     k, v = k[:, :2], v[:, :2]
     expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
@@ -214,7 +215,7 @@ def test_what_cannot_be_quantized_is_refused_by_name():
     with pytest.raises(Unsupported, match=r"2 heads on a tensor of shape \(3, 6, 8\)"):
         quant.attend(q[:, 0], k[:, 0], v[:, 0])
     with pytest.raises(Unsupported, match="2 attentions in one call"):
-        install(nn.Sequential(), QuantAttention(info(products=2), EIGHT, StepClock()))
+        install(nn.Sequential(), QuantAttention(info(products=2), EIGHT, CallClock()))
 
 
 def test_gradients_are_those_of_fake_quantization():
@@ -282,7 +283,7 @@ def test_written_out_attention_gives_the_same(conditional):
     written = wrap(other, graph, dict.fromkeys(graph.layers, FP))
     widths = dict.fromkeys(graph.attention, EIGHT)
     written.attention = wrap_attention(written.module, graph, widths, written.clock)
-    calibrate_attention(fused, conditional.heldout, minmax_range, per_head=True)
+    calibrate_attention(fused, conditional.heldout, minmax_range, CalibrationPlan(per_head=True))
     for name, quant in written.attention.items():
         assert not quant.info.fused
         quant.load(fused.attention[name].state())
@@ -310,7 +311,7 @@ def test_transposed_products():
     model, x = Transposed(), torch.randn(3, 8, 6)
     graph = trace(model, x)
     clean = model(x)
-    quant = wrap_attention(model, graph, {"": EIGHT}, StepClock())[""]
+    quant = wrap_attention(model, graph, {"": EIGHT}, CallClock())[""]
     q, k, v = (t.mT.unsqueeze(1) for t in model.qkv(x).chunk(3, dim=1))
     quant.load({**ready(EIGHT, q, k, v, heads=1).state()})
     expected = model.last(quant.attend(q, k, v)[:, 0].mT)
@@ -335,7 +336,10 @@ def test_a_copy_has_its_own_quantizers(pixel):
 def test_state_round_trip(conditional, per_step, log):
     model = wrapped(conditional)
     calibrate_attention(
-        model, conditional.heldout, minmax_range, per_step=per_step, per_head=True, symmetric=True
+        model,
+        conditional.heldout,
+        minmax_range,
+        CalibrationPlan(per_call=per_step, per_head=True, symmetric=True),
     )
     if log:
         for quant in model.attention.values():
@@ -398,7 +402,7 @@ def test_a_range_for_each_head_where_heads_differ():
 
 
 def test_a_range_for_each_call_where_calls_differ():
-    clock = StepClock()
+    clock = CallClock()
     q, k, v = tensors(batch=4)
     factors = torch.tensor([1.0, 1.0, 40.0, 40.0])[:, None, None, None]
     quant = ready(AttentionBits(16, 16, 4, 16), q, k, v * factors, clock=clock)
@@ -428,7 +432,9 @@ def test_calibration_takes_extremes_by_call_and_head(transformer):
         model.run(transformer.heldout)
     for quant in model.attention.values():
         quant.watch = None
-    calibrate_attention(model, transformer.heldout, minmax_range, per_step=True, per_head=True)
+    calibrate_attention(
+        model, transformer.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
+    )
     steps = transformer.heldout.step
     for (name, operand), (x,) in seen.items():
         quantizer = model.attention[name].static(operand)
@@ -445,7 +451,7 @@ def test_calibration_takes_extremes_by_call_and_head(transformer):
 @pytest.mark.parametrize("log", [False, True])
 def test_parity_of_every_module(conditional, log):
     model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True)
+    calibrate_attention(model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True))
     for quant in model.attention.values():
         if log:
             quant.use_log(per_octave=2)
@@ -459,7 +465,9 @@ def test_parity_of_every_module(conditional, log):
 @pytest.mark.parametrize("log", [False, True])
 def test_packed_products_are_native_and_held_to_the_integers(conditional, log):
     model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True, per_head=True)
+    calibrate_attention(
+        model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
+    )
     for quant in model.attention.values():
         if log:
             quant.use_log(per_octave=2, kept=2)
@@ -524,7 +532,7 @@ def test_joint_attention_in_a_network():
     with torch.no_grad():
         clean = model(x, **given).sample
         for quant in wrap_attention(
-            model, graph, dict.fromkeys(graph.attention, AttentionBits(softmax=3)), StepClock()
+            model, graph, dict.fromkeys(graph.attention, AttentionBits(softmax=3)), CallClock()
         ).values():
             quant.use_log()
         rough = model(x, **given).sample

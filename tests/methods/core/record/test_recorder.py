@@ -129,8 +129,6 @@ def test_guidance_halves_know_their_image():
     assert points.half.tolist() == [0, 1, 1]
     assert torch.equal(points.sample[0], points.sample[1])
     assert points.conditions["context"].tolist() == [[-1], [10], [0]]
-    assert recorded.first_half().rows == 3
-    assert torch.equal(recorded.first_half().sample, recorded.sample[:, :3])
     with pytest.raises(BrokenModel, match="4 guidance halves"):
         done(halves=4)
 

@@ -14,8 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.core.nested import cloned, same
+from quantarena.methods.core.nested import map_tensors, same
 from quantarena.methods.core.trace.blocks import Block
+
+
+def cloned(value, where):
+    """A copy whose tensors share no memory with ``value``."""
+    return map_tensors(value, lambda tensor: tensor.detach().clone(), where)
 
 
 @dataclass(frozen=True, slots=True)

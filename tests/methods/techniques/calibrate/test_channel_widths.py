@@ -12,6 +12,7 @@ from quantarena.methods.techniques.calibrate.channel_widths import (
     swapped_widths,
 )
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
 
@@ -36,7 +37,7 @@ def test_more_than_half_is_refused(count):
 def test_errors_are_those_of_layers_under_the_bit_map(pixel):
     points = pixel.heldout
     model = wrap(pixel.model, pixel.graph, UNIFORM.assign(pixel.graph, Bits(3, 8)))
-    calibrate_activations(model, points, minmax_range, quantized_weights=False)
+    calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
     names = ["down_blocks.0.resnets.0.conv1", "up_blocks.0.attentions.0.to_q"]
     errors = channel_errors(model, points, names, mse_range, batch=3)
     for name in names:

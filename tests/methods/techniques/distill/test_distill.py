@@ -13,14 +13,10 @@ from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.distill import distill as module
-from quantarena.methods.techniques.distill.distill import (
-    Distillation,
-    Driver,
-    Walk,
-    WindowTerm,
-    distill,
-)
+from quantarena.methods.techniques.distill.distill import Distillation, distill
+from quantarena.methods.techniques.distill.walk import Driver, Walk
+from quantarena.methods.techniques.distill.window_terms import TaughtCall, WindowTerm, add_gradients
+from quantarena.methods.techniques.learn.module_outputs import module_outputs
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
@@ -105,9 +101,9 @@ def window_of(pixel, count):
     points = pixel.heldout.rows(slice(0, 4))
     window = []
     for _ in range(count):
-        with torch.no_grad(), module.watching(pixel.model, [FEATURE]) as features:
-            wanted = points.call(pixel.model)
-        window.append(module._Call(points, wanted, dict(features)))
+        with torch.no_grad(), module_outputs(pixel.model, [FEATURE]) as features:
+            target = points.call(pixel.model)
+        window.append(TaughtCall(points, target, dict(features)))
         points = points.rows(torch.tensor([1, 2, 3, 0]))
     return window
 
@@ -117,22 +113,21 @@ def test_window_gradients_are_those_of_one_whole_graph(pixel, student):
     from quantarena.methods.techniques.learn.learning import start_learning
 
     learning = start_learning(student.layers, [], ["lora"], 4)
-    parameters = [x.parameter for x in learning.found["lora"]]
+    parameters = [x.parameter for x in learning.parameters["lora"]]
     for parameter in parameters:
         parameter.data += 0.01 * torch.randn_like(parameter)
     window = window_of(pixel, 3)
     term = WindowTerm(FEATURE, relation, calls=3, weight=2.0)
-    schedule = Distillation(1, LORA, reduction="sum", terms=(term,))
     found = []
     with student.using(weights=True, acts=True):
-        module._gradients(student, window, 2, schedule)
+        add_gradients(student, window, 2, (term,), "sum")
         found.append([p.grad.clone() for p in parameters])
         ours = []
         for entry in window:
-            with module.watching(student.module, [FEATURE]) as features:
+            with module_outputs(student.module, [FEATURE]) as features:
                 prediction = student.run(entry.points)
             ours.append(features[FEATURE])
-        loss = (prediction - window[-1].wanted).square().sum()
+        loss = (prediction - window[-1].target).square().sum()
         plain = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         loss = loss + 2.0 * relation(ours, [entry.features[FEATURE] for entry in window])
         whole = torch.autograd.grad(loss, parameters)

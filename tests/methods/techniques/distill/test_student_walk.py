@@ -11,14 +11,17 @@ from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.record.steps import WholeWalks
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.distill import student_walk as module
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
+from quantarena.methods.techniques.distill import serial_parallel as module
+from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
+from quantarena.methods.techniques.distill.serial_parallel_settings import (
+    SerialParallel,
+    SerialParallelReport,
+)
 from quantarena.methods.techniques.distill.student_walk import (
-    Pairs,
-    StageReport,
-    Stages,
-    learn_on_walks,
-    prepare,
-    walk,
+    LabelledPoints,
+    fit_walks,
+    student_walk,
 )
 from quantarena.methods.techniques.learn.learning import start_learning
 from quantarena.methods.techniques.learn.oscillation import Freezing
@@ -32,43 +35,45 @@ def student(probe):
     model = wrap(probe.model, probe.graph, UNIFORM.assign(probe.graph, Bits(3, 4)))
     points = WholeWalks(4).draw(probe.trajectory, 0)
     model.set_weight_ranges(minmax_range)
-    calibrate_activations(model, points, minmax_range, per_step=True)
-    return model, prepare(probe.model, points)
+    calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=True))
+    return model, fit_walks(probe.model, points)
 
 
-def learner(model, probe, ground, stages, groups=SCALES):
+def learner(model, probe, walks, stages, groups=SCALES):
     learning = start_learning(model.layers, [], groups)
-    return module._Learner(model, probe.model, ground, stages, learning, StageReport(), None)
+    return module._Learner(
+        model, probe.model, walks, stages, learning, SerialParallelReport(), None
+    )
 
 
 @torch.no_grad()
-def walked(model, ground):
+def walked(model, walks):
     """Samples of the network's own walk, call after call."""
-    images = torch.arange(ground.images)
-    return torch.cat([p.sample for _, p in walk(ground, images, lambda p, _: model.run(p))])
+    images = torch.arange(walks.images)
+    return torch.cat([p.sample for _, p in student_walk(walks, images, lambda p, _: model.run(p))])
 
 
 def test_full_precision_walks_as_recorded(probe):
-    model, ground = student(probe)
-    recorded = ground.recorded.points.sample
+    model, walks = student(probe)
+    recorded = walks.recorded.points.sample
     with model.using(weights=False, acts=False):
-        assert torch.allclose(walked(model, ground), recorded, atol=2e-3)
-    assert not torch.allclose(walked(model, ground), recorded, atol=2e-3)
+        assert torch.allclose(walked(model, walks), recorded, atol=2e-3)
+    assert not torch.allclose(walked(model, walks), recorded, atol=2e-3)
 
 
 def test_the_serial_stage_keeps_the_students_samples(pixel):
-    model, ground = student(pixel)
-    still = Stages({n: Group(0.0) for n in SCALES}, 1, 0)
-    kept = learner(model, pixel, ground, still).serial(torch.Generator().manual_seed(0))
-    assert torch.allclose(kept.points.sample, walked(model, ground), atol=1e-5)
-    assert torch.equal(kept.points.step, ground.recorded.points.step)
+    model, walks = student(pixel)
+    still = SerialParallel({n: Group(0.0) for n in SCALES}, 1, 0)
+    kept = learner(model, pixel, walks, still).serial(torch.Generator().manual_seed(0))
+    assert torch.allclose(kept.points.sample, walked(model, walks), atol=1e-5)
+    assert torch.equal(kept.points.step, walks.recorded.points.step)
     with torch.no_grad():  # full precision answers on the samples that were met
-        assert torch.allclose(kept.wanted, kept.points.call(pixel.model), atol=1e-4)
+        assert torch.allclose(kept.targets, kept.points.call(pixel.model), atol=1e-4)
     with torch.no_grad():
         for layer in model.layers.values():
             layer.parts[0].weight_quantizer.scale *= 1.1
-    other = learner(model, pixel, ground, still).serial(torch.Generator().manual_seed(0))
-    rows = ground.rows(0, torch.arange(ground.images))
+    other = learner(model, pixel, walks, still).serial(torch.Generator().manual_seed(0))
+    rows = walks.rows(0, torch.arange(walks.images))
     assert torch.equal(other.points.sample[rows], kept.points.sample[rows]), "the first noise"
     assert not torch.allclose(other.points.sample, kept.points.sample, atol=1e-3)
 
@@ -82,20 +87,24 @@ def test_the_serial_stage_keeps_the_students_samples(pixel):
     ],
 )
 def test_whose_samples_the_first_parallel_stage_sees(pixel, monkeypatch, serial, first, own):
-    model, ground = student(pixel)
+    model, walks = student(pixel)
     seen = []
     monkeypatch.setattr(module._Learner, "parallel", lambda self, pairs, _: seen.append(pairs))
-    learn_on_walks(
-        model, pixel.model, ground, Stages(SCALES, 2, 1, serial=serial, serial_first=first), seed=0
+    distill_on_student_walks(
+        model,
+        pixel.model,
+        walks,
+        SerialParallel(SCALES, 2, 1, serial=serial, serial_first=first),
+        seed=0,
     )
-    assert (seen[0] is not ground.recorded) == own
-    assert (seen[1] is not ground.recorded) == serial
+    assert (seen[0] is not walks.recorded) == own
+    assert (seen[1] is not walks.recorded) == serial
     assert (seen[0] is not seen[1]) == serial, "another round meets new samples"
 
 
 def test_a_batch_of_mixed_calls_is_the_loop(pixel):
-    model, ground = student(pixel)
-    mixed = ground.recorded.points.rows(torch.tensor([13, 0, 7, 10, 2]))
+    model, walks = student(pixel)
+    mixed = walks.recorded.points.rows(torch.tensor([13, 0, 7, 10, 2]))
     with torch.no_grad():
         assert torch.allclose(
             model.run(mixed), torch.cat([model.run(p) for p in mixed.batches(1)]), atol=1e-5
@@ -103,13 +112,13 @@ def test_a_batch_of_mixed_calls_is_the_loop(pixel):
 
 
 def test_scales_of_a_call_that_was_not_met_stay(pixel):
-    model, ground = student(pixel)
+    model, walks = student(pixel)
     before = {n: x.parts[0].static.scale.detach().clone() for n, x in model.layers.items()}
-    met = torch.cat([ground.rows(call, torch.arange(ground.images)) for call in (0, 2)])
-    pairs = Pairs(ground.recorded.points.rows(met), ground.recorded.wanted[met])
-    teach = learner(model, pixel, ground, Stages(SCALES, 1, 5, batch=3))
+    met = torch.cat([walks.rows(call, torch.arange(walks.images)) for call in (0, 2)])
+    pairs = LabelledPoints(walks.recorded.points.rows(met), walks.recorded.targets[met])
+    teach = learner(model, pixel, walks, SerialParallel(SCALES, 1, 5, batch=3))
     teach.parallel(pairs, torch.Generator().manual_seed(0))
-    moved = torch.zeros(ground.calls)
+    moved = torch.zeros(walks.calls)
     for name, layer in model.layers.items():
         moved += (layer.parts[0].static.scale.detach() != before[name]).float()
     assert moved[1] == moved[3] == 0
@@ -120,30 +129,30 @@ def test_scales_of_a_call_that_was_not_met_stay(pixel):
 def test_the_order_of_one_batch_does_not_matter(pixel):
     found = []
     for seed in (0, 1):
-        model, ground = student(pixel)
-        teach = learner(model, pixel, ground, Stages(SCALES, 1, 1, batch=64))
-        teach.parallel(ground.recorded, torch.Generator().manual_seed(seed))
+        model, walks = student(pixel)
+        teach = learner(model, pixel, walks, SerialParallel(SCALES, 1, 1, batch=64))
+        teach.parallel(walks.recorded, torch.Generator().manual_seed(seed))
         found.append(torch.cat([x.parts[0].static.scale.detach() for x in model.layers.values()]))
     assert torch.allclose(*found, rtol=1e-3)
 
 
 def test_a_guided_error_is_that_of_the_guided_prediction(pixel):
-    model, ground = student(pixel)
-    step = dataclasses.replace(ground.step, halves=torch.tensor([[2.0, -6.0]]).expand(3, 2))
-    two = dataclasses.replace(ground, step=step, halves=2, images=2)
+    model, walks = student(pixel)
+    step = dataclasses.replace(walks.step, halves=torch.tensor([[2.0, -6.0]]).expand(3, 2))
+    two = dataclasses.replace(walks, step=step, halves=2, images=2)
     calls, gap = torch.tensor([0, 0, 3, 3]), torch.randn(4, 3, 8, 8)
-    teach = learner(model, pixel, two, Stages(SCALES, 1, 1))
+    teach = learner(model, pixel, two, SerialParallel(SCALES, 1, 1))
     wanted = (-0.5 * gap[::2] + 1.5 * gap[1::2]).square().mean()
     assert torch.allclose(teach.error(calls, gap), wanted)
-    plain = learner(model, pixel, two, Stages(SCALES, 1, 1, guided=False))
+    plain = learner(model, pixel, two, SerialParallel(SCALES, 1, 1, guided=False))
     assert torch.allclose(plain.error(calls, gap), gap.square().mean())
 
 
 @pytest.mark.parametrize("features", [(), ("mid_block",)])
 def test_losses_fall_and_codes_are_frozen(pixel, features):
-    model, ground = student(pixel)
+    model, walks = student(pixel)
     ticks = []
-    stages = Stages(
+    stages = SerialParallel(
         SCALES | {"weight": Group(0.01, relative=True)},
         4,
         4,
@@ -152,14 +161,14 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
         features=features,
         feature_weight=0.1,
     )
-    report = learn_on_walks(
-        model, pixel.model, ground, stages, seed=0, progress=lambda *tick: ticks.append(tick)
+    report = distill_on_student_walks(
+        model, pixel.model, walks, stages, seed=0, progress=lambda *tick: ticks.append(tick)
     )
     counts = {stage: len(losses) for stage, losses in report.losses.items()}
     assert counts == {"serial": 4 * 2, "parallel": 4 * 4 * 2}
-    assert ticks[-1] == (stages.updates(ground), stages.updates(ground)) == (40, 40)
-    points = ground.images * ground.calls
-    assert report.taught == 4 * points * (1 + len(features) * 5)
+    assert ticks[-1] == (stages.updates(walks), stages.updates(walks)) == (40, 40)
+    points = walks.images * walks.calls
+    assert report.teacher_rows == 4 * points * (1 + len(features) * 5)
     assert sum(report.losses["parallel"][-4:]) < 0.9 * sum(report.losses["parallel"][:4])
     for layer in model.layers.values():
         assert all(part.weight_quantizer.codes is not None for part in layer.part_list())
@@ -167,26 +176,28 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
 
 
 def test_scales_stay_positive_at_any_rate(pixel):
-    model, ground = student(pixel)
-    wild = Stages({"act_scale": Group(3.0, relative=True)}, 1, 3, batch=8)
-    learn_on_walks(model, pixel.model, ground, wild, seed=0)
+    model, walks = student(pixel)
+    wild = SerialParallel({"act_scale": Group(3.0, relative=True)}, 1, 3, batch=8)
+    distill_on_student_walks(model, pixel.model, walks, wild, seed=0)
     assert all(bool((x.parts[0].static.scale > 0).all()) for x in model.layers.values())
 
 
 def test_weights_that_turn_are_frozen_and_reported(pixel):
-    model, ground = student(pixel)
+    model, walks = student(pixel)
     groups = {"weight": Group(0.3, relative=True)}
-    stages = Stages(groups, 1, 12, batch=8, freezing=Freezing(0.01, 0.2))
-    assert 0 < learn_on_walks(model, pixel.model, ground, stages, seed=0).frozen < 1
+    stages = SerialParallel(groups, 1, 12, batch=8, freezing=Freezing(0.01, 0.2))
+    assert 0 < distill_on_student_walks(model, pixel.model, walks, stages, seed=0).frozen < 1
     model, _ = student(pixel)
     still = dataclasses.replace(stages, freezing=None)
-    assert learn_on_walks(model, pixel.model, ground, still, seed=0).frozen == 0
+    assert distill_on_student_walks(model, pixel.model, walks, still, seed=0).frozen == 0
 
 
 def test_a_loss_that_is_no_number_ends_it_with_codes(pixel):
-    model, ground = student(pixel)
-    wanted = torch.full_like(ground.recorded.wanted, float("nan"))
-    broken = dataclasses.replace(ground, recorded=Pairs(ground.recorded.points, wanted))
+    model, walks = student(pixel)
+    wanted = torch.full_like(walks.recorded.targets, float("nan"))
+    broken = dataclasses.replace(walks, recorded=LabelledPoints(walks.recorded.points, wanted))
     with pytest.raises(UserError, match="diverged at update 0"):
-        learn_on_walks(model, pixel.model, broken, Stages(SCALES, 1, 1, serial=False), seed=0)
+        distill_on_student_walks(
+            model, pixel.model, broken, SerialParallel(SCALES, 1, 1, serial=False), seed=0
+        )
     assert all(x.parts[0].weight_quantizer.codes is not None for x in model.layers.values())

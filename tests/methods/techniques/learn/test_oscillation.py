@@ -17,7 +17,7 @@ def test_a_turning_weight_is_held_and_a_drifting_one_is_not(pixel):
     layer = model.layers["mid_block.resnets.0.conv1"]
     quantizer = layer.parts[0].weight_quantizer
     quantizer.learn(layer.weight, rounding=Rounding.STE)
-    freezer = Freezing(threshold=0.3, momentum=0.2).of(model)
+    freezer = Freezing(threshold=0.3, momentum=0.2).watch(model)
     master, params = quantizer.master, quantizer.params
     home = (quantize(master.detach(), params) - params.zero_point) * params.scale
     step = params.scale.expand_as(master)

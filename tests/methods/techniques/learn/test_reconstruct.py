@@ -12,6 +12,7 @@ from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.trace.blocks import partition
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.learn import optimise
 from quantarena.methods.techniques.learn.losses import RoundingTerm, layer_loss, reconstruction_loss
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
@@ -122,9 +123,9 @@ def test_inputs_from_the_quantized_prefix_targets_from_full_precision(
         name = ground_of.block.name
         assert torch.allclose(ground_of.target, outputs[name], **close), name
         assert torch.allclose(ground_of.full, full[name], **close), name
-        assert torch.allclose(ground_of.arrival.stream, ours[name], **close), name
+        assert torch.allclose(ground_of.inputs.stream, ours[name], **close), name
     late = watched[-1]
-    assert (late.arrival.stream - late.full).abs().max() > 1e-2, "the prefix is not quantized"
+    assert (late.inputs.stream - late.full).abs().max() > 1e-2, "the prefix is not quantized"
 
 
 def test_every_prefix_is_computed_once(ground):
@@ -166,7 +167,7 @@ def decided(monkeypatch, model, block, points, schedule):
     original = Learning.finish
 
     def finish(self):
-        soft.extend(s.rounding().detach() for s in self.softs)
+        soft.extend(s.rounding().detach() for s in self.soft_roundings)
         return original(self)
 
     monkeypatch.setattr(Learning, "finish", finish)
@@ -325,13 +326,13 @@ def test_user_terms_steer(pixel, points):
 def test_mixing_takes_that_share_from_full_precision(ground, monkeypatch, share):
     model, blocks, points = ground
     seen = []
-    original = optimise.Ground.run
+    original = optimise.BlockProblem.run
 
     def spy(self, index, stream=None):
         seen.append((self, index, stream))
         return original(self, index, stream)
 
-    monkeypatch.setattr(optimise.Ground, "run", spy)
+    monkeypatch.setattr(optimise.BlockProblem, "run", spy)
     some = [b for n, b in blocks.items() if n in (FIRST, SPLIT)]
     reconstruct(model, some, points, rounding(3, mix=share), acts=False, seed=0)
     trained = [call for call in seen if call[0].block.name == SPLIT and len(call[1]) == 8]
@@ -339,7 +340,7 @@ def test_mixing_takes_that_share_from_full_precision(ground, monkeypatch, share)
         if not share:
             assert stream is None
             continue
-        ours, full = where.arrival.stream[index], where.full[index]
+        ours, full = where.inputs.stream[index], where.full[index]
         assert ((stream == ours) | (stream == full)).all()
         differ = ours != full
         assert float((stream == full)[differ].float().mean()) == pytest.approx(share, abs=0.03)
@@ -425,7 +426,7 @@ def test_other_groups_learn(pixel, points, groups):
 def test_joint_weights_and_activations(pixel, points):
     """EDA-DM and DilateQuant learn both at once."""
     model = make(pixel, Bits(4, 4))
-    calibrate_activations(model, points, minmax_range, quantized_weights=False)
+    calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
     block = next(b for b in cut(model, points) if b.name == "mid_block")
     groups = {"rounding": Group(0.1), "act_scale": Group(1e-2, Decay.COSINE, relative=True)}
     schedule = Schedule(60, groups, batch=8, layers=0.8, mix=0.5, act_drop=0.5)

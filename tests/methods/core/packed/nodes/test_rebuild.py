@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -93,7 +93,7 @@ def test_rows_of_two_widths(make_layer, make_input, library):
 def test_banks_by_row(make_layer, make_input, library):
     layer = make_layer((20, 8, 1, 3), 4, 8, steps=4, padding=(0, 1))
     node = Conv1dLayer(PackedLayer(layer, library))
-    clock = StepClock()
+    clock = CallClock()
     node.set_clock(clock)
     x = make_input((6, 8, 9))
     with clock.at(torch.tensor([3, 0, 3])):
@@ -114,7 +114,7 @@ def tree(make_layer):
     mixed = MixedWidthLayer(parts, torch.randperm(19))
     ranked = LowRankLayer(mixed, torch.randn(2, 24), torch.randn(19, 2), {})
     node = FloatTokensLayer(ranked, 1, weight=torch.randn(19, 24), bias=torch.randn(19))
-    node.set_clock(StepClock())
+    node.set_clock(CallClock())
     return node
 
 
@@ -123,7 +123,7 @@ def test_trees_are_copied_pickled_and_rebuilt(make_layer, make_input):
     with node.clock.at(2):
         want = node(x)
     again = build(node.describe(), dict(node.state_dict()))
-    again.set_clock(StepClock())
+    again.set_clock(CallClock())
     for other in (copy.deepcopy(node), pickle.loads(pickle.dumps(node)), again):
         (clock,) = {m.clock for m in other.modules() if hasattr(m, "clock")}
         assert clock is not node.clock

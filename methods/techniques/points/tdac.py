@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantarena.methods.core.record.steps import CountedSteps, require_points
+from quantarena.methods.core.record.call_counts import CountedCalls, require_points
 from quantarena.methods.core.record.trajectory import Trajectory
 
 
 def apportion(share: Tensor, total: int) -> Tensor:
     """Integers near ``share * total / share.sum()`` that sum to ``total``.
 
-    Rounds, then corrects as EDA-DM's code does: what is missing goes to the largest shares, what
-    is too much leaves the last places. Unlike there, no place falls below zero, and shares that
-    are all zero count as equal.
+    Counts are rounded and then corrected as in EDA-DM's code: missing points go to the largest
+    shares, surplus points are taken from the last places. Unlike there, no count falls below zero,
+    and shares that are all zero are treated as equal.
 
     Args:
         share: non-negative weights, (S,).
-        total: their sum in points.
+        total: sum of the counts.
 
     Raises:
         ValueError: a share is negative or not finite.
@@ -40,7 +40,7 @@ def apportion(share: Tensor, total: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TDAC(CountedSteps):
+class TDAC(CountedCalls):
     """More points where features are dense and diverse (EDA-DM, arXiv:2401.04585).
 
     Density D_t counts the other calls whose features lie within a mean squared distance; diversity
@@ -48,25 +48,26 @@ class TDAC(CountedSteps):
     ``D_t + weight * V_t``, both scaled to [0, 1].
 
     Attributes:
-        samples: points in all; exactly that many come out.
-        features: one entry a call, (S, n, C, ...); EDA-DM takes the input of the middle attention,
-            see ``core.features``.
-        weight: lambda. The paper's values: 1.2 (CIFAR, ImageNet), 1.0 (LSUN), 5.0 (COCO).
-        radius: mean squared distance that counts as near. It depends on the scale of the features
-            (the code has 3.0 or 0.3, by data set), so None takes a quantile instead.
-        quantile: which pairwise distance is the radius where none is given; our choice.
-        repeat: allow a call to hold one point several times where images run out.
+        samples: number of points drawn.
+        features: features of each sampler call, (S, n, C, ...); EDA-DM takes the input of the
+            middle attention, see ``record.features``.
+        weight: the paper's lambda: 1.2 (CIFAR, ImageNet), 1.0 (LSUN), 5.0 (COCO).
+        radius: largest mean squared distance of two near calls. It depends on the scale of the
+            features (the released code uses 3.0 or 0.3, by data set); None uses ``quantile``.
+        quantile: quantile of the pairwise distances that is the radius where none is given; our
+            choice.
+        repeat: allow a call to have one point several times when there are too few images.
     """
 
     samples: int
-    features: Tensor = field(repr=False)  # the row that a policy is noted on is no place for it
+    features: Tensor = field(repr=False)  # kept out of the policy's note on a result row
     weight: float = 1.2
     radius: float | None = None
     quantile: float = 0.25
     repeat: bool = False
 
     def density(self) -> Tensor:
-        """D_t, (S,): other calls within the radius."""
+        """D_t, (S,): number of other calls within the radius."""
         flat = self._features().flatten(1)
         distance = _squared_distance(flat) / flat.shape[1]
         other = ~torch.eye(len(flat), dtype=torch.bool)
@@ -76,20 +77,21 @@ class TDAC(CountedSteps):
         if radius is not None and not radius >= 0:
             raise ValueError(f"radius must be at least 0, not {radius}")
         if radius is None:
-            # one of the distances: between two of them it would depend on rounding
+            # one of the distances: a value between two of them would depend on rounding
             radius = float(distance[other].quantile(self.quantile, interpolation="lower"))
         return ((distance <= radius) & other).sum(1).double()
 
     def diversity(self) -> Tensor:
-        """V_t, (S,): sum of ``1 - cosine`` over images, places and other calls.
+        """V_t, (S,): sum of ``1 - cosine`` over images, positions and other calls.
 
-        Of unit vectors ``1 - cos(u, v) = |u - v|**2 / 2``, which is exactly 0 for equal ones.
+        It is computed from unit vectors as ``1 - cos(u, v) = |u - v|**2 / 2``, which is exactly 0
+        for equal vectors.
         """
         unit = F.normalize(self._features(), dim=2, eps=1e-30)
         return _squared_distance(unit.flatten(1)).sum(1) / 2
 
     def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
-        """Points of each call, (S,); the generator has no part in it.
+        """Number of points of each call, (S,); the generator is not used.
 
         Raises:
             ValueError: settings or features that do not fit.
@@ -114,12 +116,15 @@ class TDAC(CountedSteps):
 
 
 def _squared_distance(rows: Tensor) -> Tensor:
-    """Between all pairs, (S, S), by differences: a Gram matrix has noise where rows are equal."""
+    """Squared distances of all pairs of rows, (S, S), from differences.
+
+    From a Gram matrix the distance of equal rows would not be exactly 0.
+    """
     return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _spread(x: Tensor) -> Tensor:
-    """``x`` scaled to [0, 1]; zeros where all are equal up to rounding, which is 0/0."""
+    """``x`` scaled to [0, 1]; zeros where all values are equal up to rounding."""
     low, high = x.min(), x.max()
     if bool(high - low <= 1e-9 * high.abs()):
         return torch.zeros_like(x)

@@ -1,0 +1,1 @@
+"""Draw policies of single papers: which recorded points a method calibrates on."""
