@@ -1,45 +1,58 @@
-"""Tiny networks and pipelines with random weights, built once a session; one torch thread."""
+"""Tiny networks and pipelines with random weights, built once a session; one torch thread.
+
+Nothing heavy is imported here: tests that need neither torch nor the methods start at once.
+"""
 
 import json
+import os
+import sys
 
 import pytest
-import torch
 
-from quantarena.methods import registry
-from quantarena.methods.testing import networks as networks
-
-torch.set_num_threads(1)
+# Read when torch is first imported, here or in a process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _own_plugins():
     """Plug-ins that a test loads end with it; the built-in methods, imported once, stay."""
     yield
-    for name, found in list(registry._entries.items()):
-        found[:] = [entry for entry in found if not entry.origin.startswith("plugin")]
-        if not found:
+    registry = sys.modules.get("quantarena.methods.registry")
+    if registry is None:
+        return
+    for name, entries in list(registry._entries.items()):
+        entries[:] = [entry for entry in entries if not entry.origin.startswith("plugin")]
+        if not entries:
             del registry._entries[name]
     registry._loaded.intersection_update({"packages"})
 
 
+def probe_of(name):
+    """One of the conformance suite's networks with its trajectory."""
+    from quantarena.methods.testing import networks
+
+    return networks.probe(name, getattr(networks, name.replace("-", "_")))
+
+
 @pytest.fixture(scope="session")
 def pixel():
-    return networks.probe("pixel-unet", networks.pixel_unet)
+    return probe_of("pixel-unet")
 
 
 @pytest.fixture(scope="session")
 def conditional():
-    return networks.probe("conditional-unet", networks.conditional_unet)
+    return probe_of("conditional-unet")
 
 
 @pytest.fixture(scope="session")
 def transformer():
-    return networks.probe("transformer", networks.transformer)
+    return probe_of("transformer")
 
 
 @pytest.fixture(params=["pixel", "conditional", "transformer"])
@@ -50,6 +63,7 @@ def probe(request):
 @pytest.fixture(scope="session")
 def pixel_folder(tmp_path_factory):
     """A DDIM pipeline folder at 16x16 that asks for 4 steps."""
+    import torch
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     with torch.random.fork_rng(devices=[]):
@@ -72,6 +86,7 @@ def pixel_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_folder(tmp_path_factory):
     """A guided, class-conditional transformer pipeline at 16x16 through a tiny autoencoder."""
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):
