@@ -33,6 +33,14 @@ def _own_plugins():
     registry._loaded.intersection_update({"packages"})
 
 
+@pytest.fixture(scope="session")
+def diffusers():
+    """The package, imported where a test runs: importing it takes longer than collecting all."""
+    import diffusers
+
+    return diffusers
+
+
 def probe_of(name):
     """One of the conformance suite's networks with its trajectory."""
     from quantarena.methods.testing import networks
