@@ -3,6 +3,7 @@
 Nothing heavy is imported here: tests that need neither torch nor the methods start at once.
 """
 
+import gc
 import json
 import os
 import sys
@@ -11,6 +12,17 @@ import pytest
 
 # Read when torch is first imported, here or in a process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without looking for garbage: there is none among thousands of tests, and much to see."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

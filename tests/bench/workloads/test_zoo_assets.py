@@ -2,15 +2,15 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from quantarena.bench.training import zoo
-
-FOLDERS = sorted(path for path in zoo.zoo_dir().glob("*") if (path / "model_index.json").is_file())
+ZOO = Path(__file__).parents[3] / "bench" / "workloads" / "zoo"
+FOLDERS = sorted(path for path in ZOO.glob("*") if (path / "model_index.json").is_file())
 
 pytestmark = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
