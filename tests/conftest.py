@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Collect without looking for garbage: there is none among thousands of tests, and much to see."""
+    """Collect without looking for garbage: thousands of tests hold none, and looking is slow."""
     gc.disable()
     try:
         return (yield)
