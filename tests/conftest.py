@@ -7,11 +7,47 @@ import gc
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 # Read when torch is first imported, here or in a process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+NETWORKS = {"pixel", "conditional", "transformer", "pixel_folder", "class_folder"}
+"""Fixtures that build a network, and run it or write it."""
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what is marked slow, gpu or browser, is a benchmark, or needs a network",
+    )
+
+
+WHOLE = ("bench/ship", "bench/training", "bench/workloads", "methods/testing", "methods/test_*")
+"""Where whole pipelines are built, trained or quantized, below ``tests``."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--fast"):
+        place = collection_path.relative_to(Path(__file__).parent)
+        return any(place.match(pattern) for pattern in WHOLE) or None
+    return None
+
+
+def is_fast(item):
+    """Whether a test belongs to those of a minute."""
+    marked = any(item.get_closest_marker(name) for name in ("slow", "gpu", "browser"))
+    return not marked and not (NETWORKS | {"benchmark", "probe"}) & set(item.fixturenames)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
+        items[:] = filter(is_fast, items)
 
 
 @pytest.hookimpl(wrapper=True)
