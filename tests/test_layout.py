@@ -53,6 +53,7 @@ ROOMS = (
     "bench/report",
     "bench/ship",
     "bench/training",
+    "bench/training/export",
     "bench/cli",
     "leaderboard",
     "leaderboard/ranking",
