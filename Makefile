@@ -1,9 +1,11 @@
 # Verbs for people who work on quantarena. `make` alone lists them.
 PY := .venv/bin/python
+# One worker for each core, four at most (each needs a gigabyte); the tests of a file share one.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test bench bench-kernels docs clean
+.PHONY: help install lint format type test fast bench bench-kernels docs clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,7 +30,10 @@ type: install  ## mypy, on an installed copy: it cannot follow the mapped folder
 	  --cache-dir ../.mypy_cache $(addprefix -p ,$(PACKAGES))
 
 test: install  ## all tests that this machine can run; skipped ones say why
-	$(PY) -m pytest
+	$(PYTEST)
+
+fast: install  ## tests of a minute: what needs no network of torch and no long run
+	$(PYTEST) --fast
 
 bench: install  ## time the methods and the kernels: tests/benchmarks
 	$(PY) -m pytest tests/benchmarks --benchmark-only

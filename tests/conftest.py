@@ -1,45 +1,114 @@
-"""Tiny networks and pipelines with random weights, built once a session; one torch thread."""
+"""Tiny networks and pipelines with random weights, built once a session; one torch thread.
 
+Nothing heavy is imported here: tests that need neither torch nor the methods start at once.
+"""
+
+import gc
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 
-from quantarena.methods import registry
-from quantarena.methods.testing import networks as networks
+# Read when torch is first imported, here or in a process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-torch.set_num_threads(1)
+
+NETWORKS = {"pixel", "conditional", "transformer", "pixel_folder", "class_folder"}
+"""Fixtures that build a network, and run it or write it."""
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what is marked slow, gpu or browser, is a benchmark, or needs a network",
+    )
+
+
+WHOLE = ("bench/ship", "bench/training", "bench/workloads", "methods/testing", "methods/test_*")
+"""Where whole pipelines are built, trained or quantized, below ``tests``."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--fast"):
+        place = collection_path.relative_to(Path(__file__).parent)
+        return any(place.match(pattern) for pattern in WHOLE) or None
+    return None
+
+
+def is_fast(item):
+    """Whether a test belongs to those of a minute."""
+    marked = any(item.get_closest_marker(name) for name in ("slow", "gpu", "browser"))
+    return not marked and not (NETWORKS | {"benchmark", "probe"}) & set(item.fixturenames)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
+        items[:] = filter(is_fast, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without looking for garbage: thousands of tests hold none, and looking is slow."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _own_plugins():
     """Plug-ins that a test loads end with it; the built-in methods, imported once, stay."""
     yield
-    for name, found in list(registry._entries.items()):
-        found[:] = [entry for entry in found if not entry.origin.startswith("plugin")]
-        if not found:
+    registry = sys.modules.get("quantarena.methods.registry")
+    if registry is None:
+        return
+    for name, entries in list(registry._entries.items()):
+        entries[:] = [entry for entry in entries if not entry.origin.startswith("plugin")]
+        if not entries:
             del registry._entries[name]
     registry._loaded.intersection_update({"packages"})
 
 
 @pytest.fixture(scope="session")
+def diffusers():
+    """The package, imported where a test runs: importing it takes longer than collecting all."""
+    import diffusers
+
+    return diffusers
+
+
+def probe_of(name):
+    """One of the conformance suite's networks with its trajectory."""
+    from quantarena.methods.testing import networks
+
+    return networks.probe(name, getattr(networks, name.replace("-", "_")))
+
+
+@pytest.fixture(scope="session")
 def pixel():
-    return networks.probe("pixel-unet", networks.pixel_unet)
+    return probe_of("pixel-unet")
 
 
 @pytest.fixture(scope="session")
 def conditional():
-    return networks.probe("conditional-unet", networks.conditional_unet)
+    return probe_of("conditional-unet")
 
 
 @pytest.fixture(scope="session")
 def transformer():
-    return networks.probe("transformer", networks.transformer)
+    return probe_of("transformer")
 
 
 @pytest.fixture(params=["pixel", "conditional", "transformer"])
@@ -50,6 +119,7 @@ def probe(request):
 @pytest.fixture(scope="session")
 def pixel_folder(tmp_path_factory):
     """A DDIM pipeline folder at 16x16 that asks for 4 steps."""
+    import torch
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     with torch.random.fork_rng(devices=[]):
@@ -72,6 +142,7 @@ def pixel_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def class_folder(tmp_path_factory):
     """A guided, class-conditional transformer pipeline at 16x16 through a tiny autoencoder."""
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):

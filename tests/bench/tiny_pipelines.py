@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 WORDS = ("a", "red", "blue", "cat", "dog", "of", "in", "snow")
 WIDTH = 16
@@ -17,6 +15,8 @@ WIDTH = 16
 
 
 def autoencoder(levels: int = 2, **more: Any) -> Any:
+    import diffusers
+
     return diffusers.AutoencoderKL(
         block_out_channels=(4,) * levels,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -27,12 +27,16 @@ def autoencoder(levels: int = 2, **more: Any) -> Any:
 
 
 def clip_tokenizer() -> Any:
+    import transformers
+
     made = transformers.CLIPTokenizer().train_new_from_iterator([" ".join(WORDS)], vocab_size=300)
     made.model_max_length = 8
     return made
 
 
 def t5_tokenizer() -> Any:
+    import transformers
+
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -3.0)]
     pieces += [(f"▁{word}", -2.0) for word in WORDS]
     tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0)
@@ -41,6 +45,8 @@ def t5_tokenizer() -> Any:
 
 
 def clip_text(vocabulary: int, kind: str = "CLIPTextModel") -> Any:
+    import transformers
+
     config = transformers.CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -57,6 +63,8 @@ def clip_text(vocabulary: int, kind: str = "CLIPTextModel") -> Any:
 
 
 def t5_text(vocabulary: int, width: int = WIDTH) -> Any:
+    import transformers
+
     config = transformers.T5Config(
         vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
     )
@@ -64,6 +72,8 @@ def t5_text(vocabulary: int, width: int = WIDTH) -> Any:
 
 
 def conditional_unet(**more: Any) -> Any:
+    import diffusers
+
     return diffusers.UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -76,6 +86,8 @@ def conditional_unet(**more: Any) -> Any:
 
 
 def pixel_unet(**more: Any) -> Any:
+    import diffusers
+
     return diffusers.UNet2DModel(
         sample_size=8,
         layers_per_block=1,
@@ -89,10 +101,14 @@ def pixel_unet(**more: Any) -> Any:
 
 
 def ddpm() -> Any:
+    import diffusers
+
     return diffusers.DDPMPipeline(pixel_unet(), diffusers.DDPMScheduler())
 
 
 def ldm() -> Any:
+    import diffusers
+
     vqvae = diffusers.VQModel(
         block_out_channels=(4, 4),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -105,6 +121,8 @@ def ldm() -> Any:
 
 
 def stable_diffusion() -> Any:
+    import diffusers
+
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
         vae=autoencoder(),
@@ -120,6 +138,8 @@ def stable_diffusion() -> Any:
 
 def stable_diffusion_2() -> Any:
     """Version 2: linear projections and velocity prediction."""
+    import diffusers
+
     made = stable_diffusion()
     unet = conditional_unet(use_linear_projection=True)
     scheduler = diffusers.DDIMScheduler(
@@ -131,6 +151,8 @@ def stable_diffusion_2() -> Any:
 
 
 def stable_diffusion_xl() -> Any:
+    import diffusers
+
     tokenizer = clip_tokenizer()
     unet = conditional_unet(
         cross_attention_dim=2 * WIDTH,
@@ -153,6 +175,8 @@ def stable_diffusion_xl() -> Any:
 
 
 def stable_diffusion_3() -> Any:
+    import diffusers
+
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
@@ -182,6 +206,8 @@ def stable_diffusion_3() -> Any:
 
 
 def pixart(kind: str = "PixArtAlphaPipeline") -> Any:
+    import diffusers
+
     tokenizer = t5_tokenizer()
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8,
@@ -210,6 +236,8 @@ def pixart_sigma() -> Any:
 
 
 def dit() -> Any:
+    import diffusers
+
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -224,6 +252,8 @@ def dit() -> Any:
 
 
 def flux() -> Any:
+    import diffusers
+
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
@@ -249,6 +279,9 @@ def flux() -> Any:
 
 
 def ldm_text() -> Any:
+    import diffusers
+    import transformers
+
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokenizer = transformers.BertTokenizer(
         vocab={word: place for place, word in enumerate(vocabulary)}

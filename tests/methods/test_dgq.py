@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import nn
 
 from quantarena.methods.core.bits import AttentionBits, Bits
@@ -208,8 +207,8 @@ def test_another_image_size_is_one_clear_error(pixel, side):
             network(x, 3)
 
 
-def test_other_steps_than_calibrated_are_one_clear_error(pixel):
-    packed, scheduler = pack(plain(pixel)), DDIMScheduler()
+def test_other_steps_than_calibrated_are_one_clear_error(diffusers, pixel):
+    packed, scheduler = pack(plain(pixel)), diffusers.DDIMScheduler()
     with announcing(scheduler, packed.clock), pytest.raises(UserError, match="4 calls"):
         scheduler.set_timesteps(7)
     with packed.clock.at(4), pytest.raises(UserError, match="calibrated for 4 calls"):

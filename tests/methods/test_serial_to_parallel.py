@@ -211,8 +211,15 @@ def test_tables_stand_where_the_policy_leaves_time_layers_in_floating_point(prob
     seen, plain = (observe(m, pack(m), probe.model) for m in (made, without))
     assert seen.bops < plain.bops, "tables cost no products"
     assert seen.packed_bytes < plain.packed_bytes
-    with torch.no_grad():
-        assert torch.allclose(made.run(probe.heldout), without.run(probe.heldout), atol=1e-5)
+    # In full precision but for the weights: between quantized activations a last bit moves a code.
+    with torch.no_grad(), made.using(weights=True, acts=False):
+        tabulated = made.run(probe.heldout)
+    with torch.no_grad(), without.using(weights=True, acts=False):
+        assert torch.allclose(tabulated, without.run(probe.heldout), atol=1e-5)
+    one, two = made.state(), without.state()
+    assert one.keys() - two.keys() == {name for name in one if name.startswith("table")}
+    for name in one.keys() & two.keys():
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-4), name
     other = context.wrap()
     other.load_state(made.state())
     with torch.no_grad():

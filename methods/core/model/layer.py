@@ -212,7 +212,8 @@ class QuantLayer(nn.Module):
             )
         taken = (up @ down.flatten(1)).reshape(self.weight.shape)
         self.weight = nn.Parameter(self.weight.detach() - taken, requires_grad=False)
-        self.low_down, self.low_up = down.detach(), up.detach()
+        # As they come back from a file: with other strides BLAS may add up in another order.
+        self.low_down, self.low_up = down.detach().contiguous(), up.detach().contiguous()
 
     def exclude_tokens(self, count: int, outputs: Tensor | None = None) -> None:
         """Leave the first ``count`` tokens in floating point.

@@ -9,12 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantarena.bench.training import __main__ as cli
-from quantarena.bench.training import cifar, images, t2i, vae
 from quantarena.bench.training.checkpoints import load_checkpoint, save_weights
 from quantarena.bench.training.export.memorisation import memorisation
 from quantarena.bench.training.loop import LoopConfig, Trainer
-from quantarena.bench.training.noise import NoiseObjective, scheduler
 from quantarena.bench.workloads import emoji64
 
 
@@ -164,6 +161,8 @@ def test_saved_weights_are_small_and_of_one_model(tmp_path):
 
 
 def test_the_cifar_networks_differ_in_size():
+    from quantarena.bench.training import cifar
+
     counts = {}
     for task in (cifar.CifarTask, cifar.LargeCifarTask):
         net = task.build(object.__new__(task))
@@ -173,11 +172,15 @@ def test_the_cifar_networks_differ_in_size():
 
 
 def test_export_without_training_is_one_line(tmp_path, caplog):
+    from quantarena.bench.training import __main__ as cli
+
     assert cli.main(["emoji-t2i", "--out", str(tmp_path), "--export"]) == 2
     assert "train first" in caplog.text
 
 
 def test_a_second_run_does_not_overwrite_the_first(tmp_path, caplog):
+    from quantarena.bench.training import __main__ as cli
+
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "checkpoint.pt").touch()
     assert cli.main(["vae", "--out", str(tmp_path)]) == 2
@@ -185,6 +188,8 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path, caplog):
 
 
 def test_missing_cifar_is_one_line(tmp_path, caplog):
+    from quantarena.bench.training import __main__ as cli
+
     arguments = ["cifar10-uncond", "--out", str(tmp_path), "--cifar", str(tmp_path / "none.zip")]
     assert cli.main(arguments) == 2
     assert "no CIFAR-10" in caplog.text
@@ -243,6 +248,8 @@ class TestEmojiData:
 
 
 def test_whitening_changes_latents_and_not_images():
+    from quantarena.bench.training import images, vae
+
     torch.manual_seed(0)
     net = vae.VaeTask(32).build().eval()
     pictures = images.images_tensor("heldout", 32)[:32]
@@ -258,6 +265,8 @@ def test_whitening_changes_latents_and_not_images():
 
 @pytest.mark.parametrize("latent", [True, False])
 def test_the_objective_is_zero_for_the_right_noise(latent):
+    from quantarena.bench.training.noise import NoiseObjective, scheduler
+
     objective = NoiseObjective(scheduler(latent=latent))
     clean = torch.randn(16, 4, 8, 8)
 
@@ -279,6 +288,8 @@ def test_memorised_samples_are_found():
 
 
 def test_a_run_keeps_its_tokenizer(tmp_path):
+    from quantarena.bench.training import t2i
+
     captions = ["a red apple, 3d", "a green apple, flat", "a clock, flat"]
     first = t2i.run_tokenizer(tmp_path, captions)
     again = t2i.run_tokenizer(tmp_path, ["other words"])

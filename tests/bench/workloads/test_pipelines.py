@@ -158,10 +158,10 @@ def test_half_precision_files_alone(tmp_path):
     assert loaded.denoiser.dtype == torch.float32
 
 
-def test_grey_images_get_three_channels(tmp_path):
+def test_grey_images_get_three_channels(diffusers, tmp_path):
     unet = tiny_pipelines.pixel_unet(in_channels=1, out_channels=1)
-    scheduler = tiny_pipelines.diffusers.DDPMScheduler()
-    tiny_pipelines.diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "grey")
+    scheduler = diffusers.DDPMScheduler()
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "grey")
     info = registry.resolve(str(tmp_path / "grey"))
     images = draw_images(pipeline.load(info), info, Draw("evaluate", 1, 0, 1, 1)).images
     assert images.shape == (1, 3, 8, 8)

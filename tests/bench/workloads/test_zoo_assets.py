@@ -2,16 +2,15 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from quantarena.bench.training import zoo
-
-FOLDERS = sorted(path for path in zoo.zoo_dir().glob("*") if (path / "model_index.json").is_file())
+ZOO = Path(__file__).parents[3] / "bench" / "workloads" / "zoo"
+FOLDERS = sorted(path for path in ZOO.glob("*") if (path / "model_index.json").is_file())
 
 pytestmark = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
@@ -40,9 +39,9 @@ def test_weights_are_small_and_fp16(folder):
         assert kinds <= {"F16", "I64"}, path
 
 
-def test_it_loads_and_draws_finite_images(folder):
+def test_it_loads_and_draws_finite_images(diffusers, folder):
     settings = _settings(folder)
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert type(pipeline).__name__ == settings["pipeline_class"]
     pipeline.set_progress_bar_config(disable=True)
     arguments = {

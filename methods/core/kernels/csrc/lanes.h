@@ -71,8 +71,12 @@ QA_INLINE void exp_lanes(Lanes& x) {
     x = p * scale;
 }
 
+// Infinities go to the function's limits, NaN stays.
 template <int ACTIVATION>
 QA_INLINE void activate_lanes(Lanes& x) {
+    if (ACTIVATION == QA_PLAIN) return;
+    // The formulas give -inf / (e + 1) or -inf * 0 there; the limit of all three functions is 0.
+    const LaneBits bottom = x == -__builtin_inff();
     if (ACTIVATION == QA_SILU) {
         Lanes e = -x;
         exp_lanes(e);
@@ -100,6 +104,7 @@ QA_INLINE void activate_lanes(Lanes& x) {
         exp_lanes(e);
         x = x / (e + 1.0f);
     }
+    x = bottom ? Lanes{} : x;
 }
 
 // f(from[i], i) for eight elements at a time; the last ones are padded with zeros.

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import pickle
 import random
 
@@ -10,33 +9,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
-from quantarena.methods.core.cuda.device import interpreted_without_gpu, status
+from quantarena.methods.core.cuda.device import interpreted_without_gpu
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, SampleScaledLayer
-from quantarena.methods.core.packed.nodes.wrappers import MixedWidthLayer
-from quantarena.methods.core.packed.pack import PackedModel, pack
-from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.info import Effort
-from quantarena.methods.registry import entry
 
 pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")
+
+
 with interpreted_without_gpu():
     from quantarena.methods.core.cuda.layer import INTERPRETED, CudaPackedLayer
-    from quantarena.methods.core.cuda.place import on_cuda
     from quantarena.methods.core.cuda.tuning import Config
-    from quantarena.methods.timing import cuda as timing
-    from quantarena.methods.timing.cases import Case
+
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
 SMALL = Config(rows=16, columns=32, depth=32, warps=4, stages=2)
+
+
 WIDTHS = [(w, a) for w in range(1, 9) for a in (4, 8)] + [(4, 1), (8, 2), (3, 7)]
+
+
 CONVOLUTIONS = {
     "3x3": ((20, 12, 3, 3), (2, 12, 5, 4), {"padding": (1, 1)}),
     "3x3 of 3 channels, stride 2": ((5, 3, 3, 3), (1, 3, 8, 7), {"stride": (2, 2)}),
@@ -276,128 +272,3 @@ def test_copies_and_conversions_keep_working(make_layer, make_input):
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.bfloat16()):
         assert torch.equal(other(x), want)
     assert module.weight_scale.dtype == torch.float32
-
-
-def test_trees_run_on_cuda_leaves(make_layer, make_input):
-    parts = [
-        make_layer((8, n, 3, 3), b, 8, bias=n == 5, padding=(1, 1)) for n, b in ((5, 4), (3, 8))
-    ]
-    split = SplitPackedLayer(parts)
-    mixed = MixedWidthLayer(
-        [PackedLayer(make_layer((n, 8, 1, 1), n, 8)) for n in (2, 4)],
-        torch.tensor([5, 0, 3, 1, 2, 4]),
-    )
-    network, x = nn.Sequential(split, mixed), make_input((2, 8, 4, 4))
-    want = network(x)
-    leaf = cuda(make_layer((4, 4), 8, 8))
-    moved = on_cuda(nn.Sequential(network, nn.Flatten()), DEVICE)[0]
-    leaves = [m for m in moved.modules() if isinstance(m, PackedLayer)]
-    assert len(leaves) == 4
-    assert all(isinstance(m, CudaPackedLayer) for m in leaves)
-    assert torch.allclose(moved(x.to(DEVICE)).cpu(), want, rtol=0, atol=1e-5 * want.abs().max())
-    assert on_cuda(leaf, DEVICE) is leaf
-
-
-def test_leaves_below_ranges_found_at_run_time(make_layer, make_input):
-    def unit(layer, zeros):
-        return dataclasses.replace(layer, act_scale=torch.ones(zeros.shape), act_zero=zeros)
-
-    rows = make_layer((3 * 6, 8, 1, 1), 4, 8, asymmetric=True, bias=False, groups=3)
-    images = make_layer((6, 4, 3, 3), 4, 4, asymmetric=True, bias=False, padding=(1, 1))
-    by_row = RowScaledLayer(
-        PackedLayer(unit(rows, torch.tensor(0))), DynamicActQuantizer(8, group=8), None, None
-    )
-    by_sample = SampleScaledLayer(
-        [PackedLayer(unit(images, torch.arange(16)))], DynamicActQuantizer(4), None, None
-    )
-    for node, x in ((by_row, make_input((2, 3, 24))), (by_sample, make_input((2, 4, 4, 4)))):
-        moved = on_cuda(copy.deepcopy(node), DEVICE)
-        assert any(isinstance(m, CudaPackedLayer) for m in moved.modules())
-        want = node(x)
-        limit = 1e-5 * float(want.abs().max())
-        assert torch.allclose(moved(x.to(DEVICE)).cpu(), want, rtol=0, atol=limit)
-
-
-def test_shared_leaves_stay_shared_and_keep_their_clock(make_layer):
-    leaf = PackedLayer(make_layer((6, 6), 4, 8, steps=3))
-    leaf.set_clock(CallClock())
-    leaf.set_step(2)
-    moved = on_cuda(nn.ModuleList([leaf, nn.Sequential(leaf)]), DEVICE)
-    assert moved[0] is moved[1][0]
-    assert moved[0].clock is leaf.clock
-    assert moved[0]._step == 2
-
-
-def test_a_whole_network_equals_its_native_twin(pixel):
-    model = entry("rtn").method().run(pixel.context(Bits(4, 8), "paper", Effort(32, 0)))
-    packed, points = pack(model), pixel.heldout.rows(slice(0, 1))
-    network = on_cuda(copy.deepcopy(packed.module), DEVICE)
-    assert sum(isinstance(m, CudaPackedLayer) for m in network.modules()) == len(packed.layers)
-    batch = dataclasses.replace(
-        points, sample=points.sample.to(DEVICE), timestep=points.timestep.to(DEVICE)
-    )
-    with torch.no_grad():
-        want, got = points.call(packed.module), batch.call(network).cpu()
-    assert torch.allclose(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
-
-
-def timed(runs):
-    """A clock that runs all, and says 2, 3, 4 ... seconds."""
-    for run in runs.values():
-        run()
-    return {name: float(2 + i) for i, name in enumerate(runs)}
-
-
-def test_benchmark_rows_hold_what_was_timed():
-    case = Case("linear", (4, 32, 8))
-    row = timing.measure(case, (4, 8), timed, DEVICE, tune=False)
-    assert (row.seconds, row.product_seconds, row.bf16_seconds) == (2.0, 3.0, 4.0)
-    assert row.ratio == 2.0
-    assert row.tera_ops == pytest.approx(2e-12 * 4 * 32 * 8 / 3)
-    found = json.loads(json.dumps(timing.document([row])))
-    assert found["rows"][0]["ratio"] == 2.0
-    assert found["rows"][0]["config"]["rows"] == row.config.rows
-    assert "lin 4x32x8" in timing.line(row)
-
-
-def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, make_input):
-    class Network(nn.Module):
-        def __init__(self, conv):
-            super().__init__()
-            self.conv = conv
-
-        def forward(self, sample, timestep, scale, return_dict):
-            seen.append((sample.dtype, timestep.dtype, scale.dtype, scale[0].item()))
-            return (self.conv(sample),)
-
-    seen, clock = [], CallClock()
-    leaf = PackedLayer(make_layer((3, 3, 1, 1), 4, 8, steps=5))
-    leaf.set_clock(clock)
-    network = Network(leaf)
-    points = CalibrationSet(
-        make_input((2, 3, 2, 2)),
-        torch.tensor([7, 7]),
-        torch.tensor([4, 4]),
-        {"scale": torch.tensor([2.0, 3.0])},
-    )
-    row = timing.measure_step(
-        "tiny",
-        "w4a8",
-        PackedModel(network, {"conv": leaf}, "packed", clock),
-        Network(nn.Conv2d(3, 3, 1)),
-        points,
-        timed,
-        DEVICE,
-        lambda step, _: step,
-        lambda step: step,
-    )
-    assert isinstance(network.conv, CudaPackedLayer)
-    assert seen == [(torch.bfloat16, torch.int64, torch.bfloat16, 2.0)] * 3
-    assert (row.seconds, row.bf16_seconds, row.bf16_eager_seconds) == (2.0, 3.0, 4.0)
-    assert (row.batch, row.ratio) == (2, 1.5)
-
-
-@pytest.mark.skipif(not status().reason, reason="there is a GPU to time")
-def test_benchmark_without_a_gpu_says_so(capsys):
-    assert timing.main([]) == 2
-    assert "nothing to time: no CUDA device" in capsys.readouterr().err

@@ -171,16 +171,19 @@ def test_weight_only_networks(probe, tmp_path):
     assert packed.bytes() < 0.75 * sum(4 * p.numel() for p in probe.model.parameters())
 
 
-def test_attention_products_come_back(probe, tmp_path):
+def test_attention_products_come_back(probe, side_by_side, tmp_path):
     model = quantized(probe, per_step=True, attention=AttentionBits(8, 8, 8, 8))
     packed = pack(model)
     assert packed.attention.keys() == model.attention.keys() != set()
     assert not {id(q) for q in packed.attention.values()} & {
         id(q) for q in model.attention.values()
     }
-    with torch.no_grad():
-        fake = model.run(probe.heldout)
-    assert (run(packed, probe.heldout) - fake).square().mean() <= 1e-4 * fake.square().mean()
+    report = parity(model, packed, probe.heldout)
+    assert report.max_rel <= PARITY_LIMIT
+    assert report.layers == len(model.layers)
+    gaps = side_by_side(model, packed, probe.heldout)
+    assert gaps.keys() == {*model.layers, *model.attention, "network"}
+    assert max(gaps.values()) <= PARITY_LIMIT
     loaded = round_trip(probe, packed, tmp_path)
     assert loaded.attention.keys() == packed.attention.keys()
 

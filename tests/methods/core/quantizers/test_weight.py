@@ -15,14 +15,20 @@ def made(weight, bits=4, **options):
 
 
 def descend(quantizer, weight, groups, x, steps=300, lr=1e-2):
-    """Fit ``x @ Q(w)`` to ``x @ w``; returns the errors before and after, as frozen codes."""
+    """Fit ``x @ Q(w)`` to ``x @ w``; returns the errors before and after, as frozen codes.
+
+    The rate falls to zero: where rounding jumps to and fro at a fixed one, the last step is chance,
+    and each CPU's own.
+    """
     target = x @ weight.T
     before = float((x @ quantizer(weight).T - target).square().mean().detach())
     optimiser = torch.optim.Adam([p for group in groups.values() for p in group], lr=lr)
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     for _ in range(steps):
         optimiser.zero_grad()
         (x @ quantizer(weight).T - target).square().mean().backward()
         optimiser.step()
+        falling.step()
     quantizer.freeze(weight)
     return before, float((x @ quantizer(weight).T - target).square().mean())
 

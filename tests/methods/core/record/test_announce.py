@@ -2,7 +2,6 @@ import copy
 import inspect
 import json
 
-import diffusers
 import pytest
 import torch
 from torch import nn
@@ -53,7 +52,7 @@ def run(model, scheduler, steps=5, split=1, halves=1):
         ("LCMScheduler", {}, 5),
     ],
 )
-def test_every_call_uses_its_own_entry_in_every_run(kind, config, calls):
+def test_every_call_uses_its_own_entry_in_every_run(diffusers, kind, config, calls):
     scheduler = getattr(diffusers, kind)(**config)
     clock = calibrated(scheduler, 5)
     model = Banked(calls, clock)
@@ -64,7 +63,7 @@ def test_every_call_uses_its_own_entry_in_every_run(kind, config, calls):
     assert model.used == 2 * list(range(calls))
 
 
-def test_guidance_and_split_batches_are_one_step():
+def test_guidance_and_split_batches_are_one_step(diffusers):
     scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
     clock = calibrated(scheduler, 5)
     model = Banked(6, clock)
@@ -73,7 +72,7 @@ def test_guidance_and_split_batches_are_one_step():
     assert model.used == [k for k in range(6) for _ in range(2)]
 
 
-def test_a_run_that_was_cut_off_starts_again_at_0():
+def test_a_run_that_was_cut_off_starts_again_at_0(diffusers):
     scheduler = diffusers.DDIMScheduler()
     clock = calibrated(scheduler, 5)
     model = Banked(5, clock)
@@ -86,16 +85,17 @@ def test_a_run_that_was_cut_off_starts_again_at_0():
 
 
 @pytest.mark.parametrize(
-    ("other", "steps", "match"),
+    ("kind", "config", "steps", "match"),
     [
-        (diffusers.DDIMScheduler(), 50, "for 20 calls of DDIMScheduler .* has 50 calls of DDIM"),
-        (diffusers.PNDMScheduler(skip_prk_steps=True), 20, "has 21 calls of PNDMScheduler"),
-        (diffusers.DDIMScheduler(timestep_spacing="trailing"), 20, r"call 0 is at 999, not 950"),
-        (diffusers.DDIMScheduler(timestep_spacing="linspace"), 20, r"call 0 is at 999, not 950"),
-        (diffusers.DDIMScheduler(steps_offset=1), 20, r"call 0 is at 951, not 950"),
+        ("DDIMScheduler", {}, 50, "for 20 calls of DDIMScheduler .* has 50 calls of DDIM"),
+        ("PNDMScheduler", {"skip_prk_steps": True}, 20, "has 21 calls of PNDMScheduler"),
+        ("DDIMScheduler", {"timestep_spacing": "trailing"}, 20, r"call 0 is at 999, not 950"),
+        ("DDIMScheduler", {"timestep_spacing": "linspace"}, 20, r"call 0 is at 999, not 950"),
+        ("DDIMScheduler", {"steps_offset": 1}, 20, r"call 0 is at 951, not 950"),
     ],
 )
-def test_another_schedule_is_refused_before_the_first_call(other, steps, match):
+def test_another_schedule_is_refused_before_the_first_call(diffusers, kind, config, steps, match):
+    other = getattr(diffusers, kind)(**config)
     clock = calibrated(diffusers.DDIMScheduler(), 20)
     model = Banked(20, clock)
     with announcing(other, clock), pytest.raises(UserError, match=match) as caught:
@@ -104,7 +104,7 @@ def test_another_schedule_is_refused_before_the_first_call(other, steps, match):
     assert not model.used
 
 
-def test_another_sampler_at_the_same_timesteps_may_sample():
+def test_another_sampler_at_the_same_timesteps_may_sample(diffusers):
     first, other = diffusers.DDIMScheduler(), diffusers.DDPMScheduler()
     clock = calibrated(first, 5)
     model = Banked(5, clock)
@@ -119,7 +119,7 @@ def test_more_or_fewer_calls_are_another_schedule(times):
         require_same(CallSchedule("A", (9.0, 5.0, 1.0)), CallSchedule("B", times))
 
 
-def test_timesteps_survive_a_round_trip_through_json():
+def test_timesteps_survive_a_round_trip_through_json(diffusers):
     scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="linspace")
     scheduler.set_timesteps(7)
     found = schedule_of(scheduler)
@@ -128,7 +128,7 @@ def test_timesteps_survive_a_round_trip_through_json():
     require_same(again, found)
 
 
-def test_image_to_image_starts_where_it_says():
+def test_image_to_image_starts_where_it_says(diffusers):
     scheduler = diffusers.EulerDiscreteScheduler()
     clock = calibrated(scheduler, 5)
     model = Banked(5, clock)
@@ -141,7 +141,7 @@ def test_image_to_image_starts_where_it_says():
     assert model.used == [2, 3, 4]
 
 
-def test_skipped_calls_that_nobody_announced_are_refused():
+def test_skipped_calls_that_nobody_announced_are_refused(diffusers):
     scheduler = diffusers.DDIMScheduler()
     clock = calibrated(scheduler, 5)
     x = torch.ones(1, 1, 2, 2)
@@ -154,7 +154,7 @@ def test_skipped_calls_that_nobody_announced_are_refused():
             scheduler.step(x, scheduler.timesteps[4], x)
 
 
-def test_where_nothing_depends_on_the_call_a_lost_sampler_goes_on_and_says_nothing():
+def test_where_nothing_depends_on_the_call_a_lost_sampler_goes_on_and_says_nothing(diffusers):
     scheduler, clock = diffusers.DDIMScheduler(), CallClock()
     x = torch.ones(1, 1, 2, 2)
     with announcing(scheduler, clock):
@@ -187,7 +187,7 @@ def test_what_is_no_such_scheduler_announces_nothing():
     assert not vars(scheduler)
 
 
-def test_a_network_call_that_no_step_belongs_to_is_an_error():
+def test_a_network_call_that_no_step_belongs_to_is_an_error(diffusers):
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(5)
     clock = calibrated(scheduler, 5)
@@ -205,7 +205,7 @@ def test_a_network_call_that_no_step_belongs_to_is_an_error():
         model(x, 0)
 
 
-def test_results_and_signatures_stay_and_detaching_leaves_no_trace():
+def test_results_and_signatures_stay_and_detaching_leaves_no_trace(diffusers):
     scheduler, plain = diffusers.DDIMScheduler(), diffusers.DDIMScheduler()
     before = set(vars(scheduler))
     detach = attach(scheduler, CallClock())
@@ -225,7 +225,7 @@ def test_results_and_signatures_stay_and_detaching_leaves_no_trace():
     assert set(vars(scheduler)) - before <= set(vars(plain))
 
 
-def test_two_clocks_on_one_scheduler():
+def test_two_clocks_on_one_scheduler(diffusers):
     scheduler = diffusers.DDIMScheduler()
     outer, inner = CallClock(), CallClock()
     with announcing(scheduler, outer):
@@ -241,7 +241,7 @@ def test_two_clocks_on_one_scheduler():
     assert "step" not in vars(scheduler)
 
 
-def test_a_copy_announces_nothing_and_steps_for_itself():
+def test_a_copy_announces_nothing_and_steps_for_itself(diffusers):
     scheduler, clock = diffusers.EulerDiscreteScheduler(), CallClock()
     x = torch.ones(1, 1, 2, 2)
     with announcing(scheduler, clock):
@@ -252,13 +252,13 @@ def test_a_copy_announces_nothing_and_steps_for_itself():
         assert (other.step_index, scheduler.step_index) == (1, None)
 
 
-def test_no_clock_is_no_announcement():
+def test_no_clock_is_no_announcement(diffusers):
     scheduler = diffusers.DDIMScheduler()
     with announcing(scheduler, None):
         assert "step" not in vars(scheduler)
 
 
-def test_errors_inside_the_block_detach_too():
+def test_errors_inside_the_block_detach_too(diffusers):
     scheduler = diffusers.DDIMScheduler()
     with pytest.raises(RuntimeError), announcing(scheduler, CallClock()):
         raise RuntimeError

@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
 from quantarena.methods.core.clock import CallSchedule
@@ -42,10 +41,10 @@ def small(calls=5, rows=6):
     return Trajectory(sample, times, {"context": sample[..., 0, 0, 0] + 0.5})
 
 
-def test_record_equals_what_the_network_was_fed():
+def test_record_equals_what_the_network_was_fed(diffusers):
     model, batches = Denoiser(), [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)]
     with recording(model) as done:
-        run(model, DDIMScheduler(), batches)
+        run(model, diffusers.DDIMScheduler(), batches)
     recorded = done()
     assert recorded.calls == 4
     assert recorded.rows == 4
@@ -58,15 +57,15 @@ def test_record_equals_what_the_network_was_fed():
     assert not model._forward_pre_hooks
 
 
-def test_last_batch_may_be_smaller():
+def test_last_batch_may_be_smaller(diffusers):
     model = Denoiser()
     with recording(model) as done:
-        run(model, DDIMScheduler(), [torch.randn(3, 1, 2, 2), torch.randn(1, 1, 2, 2)])
+        run(model, diffusers.DDIMScheduler(), [torch.randn(3, 1, 2, 2), torch.randn(1, 1, 2, 2)])
     assert done().sample.shape == (4, 4, 1, 2, 2)
 
 
-def test_repeated_timesteps_are_keyed_by_call():
-    model, scheduler = Denoiser(), PNDMScheduler(skip_prk_steps=True)
+def test_repeated_timesteps_are_keyed_by_call(diffusers):
+    model, scheduler = Denoiser(), diffusers.PNDMScheduler(skip_prk_steps=True)
     scheduler.set_timesteps(4)
     visited = scheduler.timesteps.tolist()
     assert len(set(visited)) < len(visited), "this sampler no longer repeats a timestep"
@@ -80,10 +79,10 @@ def test_repeated_timesteps_are_keyed_by_call():
         assert torch.equal(recorded.sample[call, 2:], model.inputs[len(visited) + call][0])
 
 
-def test_conditions_travel_with_their_rows():
+def test_conditions_travel_with_their_rows(diffusers):
     model, context = Denoiser(), torch.randn(2, 5)
     with recording(model) as done:
-        run(model, DDIMScheduler(), [torch.randn(2, 1, 2, 2)], context=context)
+        run(model, diffusers.DDIMScheduler(), [torch.randn(2, 1, 2, 2)], context=context)
     recorded = done()
     assert recorded.conditions["context"].shape == (4, 2, 5)
     points = recorded.pick(torch.tensor([0, 3]), torch.tensor([1, 0]))
@@ -92,8 +91,8 @@ def test_conditions_travel_with_their_rows():
     assert points.step.tolist() == [0, 3]
 
 
-def test_replaying_recorded_points_gives_the_recorded_next_sample(pixel):
-    recorded, scheduler = pixel.trajectory, DDIMScheduler()
+def test_replaying_recorded_points_gives_the_recorded_next_sample(diffusers, pixel):
+    recorded, scheduler = pixel.trajectory, diffusers.DDIMScheduler()
     scheduler.set_timesteps(recorded.calls)
     for call in range(recorded.calls - 1):
         rows = torch.arange(recorded.rows)

@@ -2,10 +2,8 @@
 
 from collections import Counter
 
-import diffusers
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +13,8 @@ STEP = torch.tensor([5, 5])
 
 
 def pixart():
+    import diffusers
+
     model = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -35,6 +35,8 @@ def pixart():
 
 
 def joint():
+    import diffusers
+
     model = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -57,6 +59,8 @@ def joint():
 
 
 def flux():
+    import diffusers
+
     model = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
@@ -78,6 +82,8 @@ def flux():
 
 
 def two_encoders(processor=None):
+    import diffusers
+
     model = diffusers.UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -160,6 +166,8 @@ def test_added_embedding_is_time_embedding():
 
 
 def test_written_out_attention_is_the_same_graph():
+    from diffusers.models.attention_processor import AttnProcessor
+
     fused, written = two_encoders(), two_encoders(AttnProcessor())
     assert roles(fused) == roles(written)
     assert fused.other_macs == written.other_macs
