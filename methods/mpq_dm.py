@@ -43,7 +43,6 @@ from quantarena.methods.api import (
     smooth,
 )
 from quantarena.methods.core.record.points import evenly
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.distill import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
@@ -171,9 +170,9 @@ class MpqDm(Method):
             return
         few = spread(points, PAPER_INITIAL)
         calibrate_activations(model, few, mse_range, quantized_weights=False)
-        schedule = model.clock.schedule = bank_schedule(points)
+        schedule = model.use_schedule(points)
         for layer in model.layers.values():
-            for part in layer.part_list():
+            for part in layer.parts:
                 if part.static is not None:
                     bounds = part.static.scale, part.static.zero_point
                     part.static.set_bank(*(b.repeat(len(schedule.timesteps)) for b in bounds))

@@ -15,7 +15,6 @@ from quantarena.methods.api import (
     SEARCHES,
     CalibrationSet,
     Capabilities,
-    DynamicActQuantizer,
     Method,
     MethodContext,
     MethodInfo,
@@ -124,6 +123,6 @@ class ViditQ(Method):
             if layer.is_conv
             else self.options.dynamic
         )
-        for part in layer.part_list():
+        for part in layer.parts:
             if wanted and part.static is not None:
-                part.act_quantizer = DynamicActQuantizer(part.static.bits)
+                part.use_dynamic()

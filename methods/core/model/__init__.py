@@ -1,1 +1,1 @@
-"""The room methods/core/model."""
+"""Quantized layers, attention products and the network that holds them."""

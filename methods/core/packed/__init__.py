@@ -1,1 +1,1 @@
-"""The room methods/core/packed."""
+"""Networks on packed weights: lowering, packing, checkpoints, parity and footprint."""

@@ -1,1 +1,1 @@
-"""The room methods/core/quantizers."""
+"""Quantizers of weights, activations and softmax outputs."""

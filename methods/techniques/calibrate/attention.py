@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.affine import QuantParams
-from quantarena.methods.core.model.attention import QuantAttention, Watch
+from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_mode import Watch
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule, by_call
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 
 _KEEP = 1 << 16
 """Values kept of each range for its search; extremes are always kept."""
@@ -70,16 +71,11 @@ def watch_operands(
 
         return show
 
-    for name, quant in model.attention.items():
-        quant.watch = watcher(name, quant)
-    try:
-        with model.using(weights=quantized_weights, acts=False):
-            for subset in points.batches(batch):
-                current = subset
-                model.run(subset)
-    finally:
-        for quant in model.attention.values():
-            quant.watch = None
+    watches = {name: watcher(name, quant) for name, quant in model.attention.items()}
+    with model.using(weights=quantized_weights, acts=False), model.watching(watches):
+        for subset in points.batches(batch):
+            current = subset
+            model.run(subset)
 
 
 @torch.no_grad()
@@ -117,8 +113,7 @@ def calibrate_attention(
     """
     if not model.attention:
         return
-    schedule = bank_schedule(points) if per_step else None
-    calls = range(len(schedule.timesteps)) if schedule else range(1)
+    calls = calls_of(points) if per_step else [0]
     quota = max(1024, _KEEP // -(-len(points) // batch))
     found: dict[tuple[str, str], dict[int, RowSample]] = {}
 
@@ -139,8 +134,8 @@ def calibrate_attention(
         scale = torch.stack([r.scale.flatten() for r in ranges])
         zero = torch.stack([r.zero_point.flatten() for r in ranges])
         _set(model.attention[name], operand, scale, zero, per_step, per_head)
-    if schedule is not None:
-        model.clock.schedule = schedule
+    if per_step:
+        model.use_schedule(points)
 
 
 def _set(

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import watch_operands
-from quantarena.methods.techniques.calibrate.by_call import by_call, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 from quantarena.methods.techniques.calibrate.inputs import Bounds, watch_inputs
 from quantarena.methods.techniques.calibrate.kmeans import kmeans
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.points import calls_of
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.techniques.calibrate.attention import RowSample, calibrate_attention
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule, by_call, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 
 _KEEP, _KEEP_CALL = 1 << 16, 1 << 12
 """Activation values kept of each part for range searches, in all and at least of each sampler call
@@ -91,7 +92,7 @@ def calibrate_activations(
     found: dict[tuple[str, int], dict[int, RowSample]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
-        for index, part in enumerate(layer.part_list()):
+        for index, part in enumerate(layer.parts):
             if part.static is not None:
                 kept = found.setdefault((name, index), {})
                 for call, rows in by_call(layer.part_input(part, x), subset, per_step):
@@ -99,7 +100,7 @@ def calibrate_activations(
 
     watch_inputs(model, points, watch, quantized_weights=quantized_weights, batch=batch)
     for (name, index), kept in found.items():
-        quantizer = model.layers[name].part_list()[index].static
+        quantizer = model.layers[name].parts[index].static
         assert quantizer is not None
         ranges = [
             search(kept[call].values()[0], quantizer.bits, symmetric=symmetric) for call in calls
@@ -110,7 +111,7 @@ def calibrate_activations(
         else:
             quantizer.set_params(ranges[0])
     if per_step:
-        model.clock.schedule = bank_schedule(points)
+        model.use_schedule(points)
     calibrate_attention(
         model,
         points,

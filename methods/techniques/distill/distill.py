@@ -305,7 +305,7 @@ def _feature_gradients(
 @contextmanager
 def held_weights(model: QuantizedModel) -> Iterator[None]:
     """Quantize weights once for all passes inside; then send their gradients on together."""
-    parts = [(layer, part) for layer in model.layers.values() for part in layer.part_list()]
+    parts = [(layer, part) for layer in model.layers.values() for part in layer.parts]
     held: list[tuple[WeightQuantizer, Tensor]] = []
     try:
         for layer, part in parts:

@@ -70,7 +70,7 @@ def optimise(
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if schedule.act_drop:
-            acts = [part.static for x in layers.values() for part in x.part_list()]
+            acts = [part.static for x in layers.values() for part in x.parts]
             found = [a for a in acts if a is not None] + ground.model.product_quantizers(
                 ground.block.name
             )

@@ -29,9 +29,7 @@ class Freezing:
     @torch.no_grad()
     def of(self, model: QuantizedModel) -> "Freezer":
         """Watch the weights of this model that learn."""
-        found = [
-            part.weight_quantizer for layer in model.layers.values() for part in layer.part_list()
-        ]
+        found = [part.weight_quantizer for layer in model.layers.values() for part in layer.parts]
         return Freezer([_Watched(q) for q in found if q is not None and q.master is not None], self)
 
 

@@ -1,1 +1,1 @@
-"""The room methods/core/packed/nodes."""
+"""Packed modules, the nodes of the tree that a quantized layer packs to."""

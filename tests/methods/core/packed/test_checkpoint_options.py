@@ -10,13 +10,14 @@ from torch import nn
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import BrokenModel, Unsupported, UserError
 from quantarena.methods.core.model.model import wrap
+from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.packed import checkpoint, files
 from quantarena.methods.core.packed.checkpoint import load_packed, save_packed
-from quantarena.methods.core.packed.nodes.rebuild import leaves
+from quantarena.methods.core.packed.nodes.rebuild import leaf_nodes
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
-from quantarena.methods.core.packed.pack import PARITY_LIMIT, pack, parity
-from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.record.steps import AllSteps
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
@@ -42,16 +43,16 @@ def multipliers(model):
 
 def bit_maps(model):
     for layer in plain_layers(model):
-        for part in layer.part_list():
+        for part in layer.parts:
             rows = torch.arange(layer.weight.shape[0])
             part.weight_quantizer.set_bit_map(torch.tensor([2, 4, 8])[rows % 3])
 
 
 def weight_groups(model):
     for layer in plain_layers(model):
-        for part in layer.part_list():
+        for part in layer.parts:
             if (part.stop - part.start) % 4 == 0:
-                part.weight_quantizer.group = 4
+                part.use_weight_groups(4)
 
 
 def low_rank(model):
@@ -62,16 +63,9 @@ def low_rank(model):
 
 def dynamic(model):
     for index, layer in enumerate(model.layers.values()):
-        for part in layer.part_list():
+        for part in layer.parts:
             group = 4 if not layer.is_conv and (part.stop - part.start) % 4 == 0 else 0
-            part.act_quantizer = DynamicActQuantizer(8, symmetric=index % 2 == 0, group=group)
-
-
-def excluded(model):
-    for index, (name, layer) in enumerate(model.layers.items()):
-        if name.endswith(("to_k", "to_v")):
-            outputs = torch.randn(1, len(layer.weight)) if index % 2 else None
-            layer.exclude_tokens(1, outputs)
+            part.use_dynamic(symmetric=index % 2 == 0, group_size=group)
 
 
 def table(model):
@@ -85,7 +79,6 @@ CASES = {
     "bit maps, bank": ([bit_maps], True),
     "weight groups": ([multipliers, weight_groups], False),
     "low rank, dynamic, weight groups": ([multipliers, low_rank, weight_groups, dynamic], False),
-    "excluded, bank": ([excluded], True),
 }
 
 
@@ -224,7 +217,7 @@ def test_a_bias_that_a_fold_gave_comes_back(tmp_path):
     model = wrap(original, graph, {"1": Bits(4, 8)})
     model.module[0].bias = nn.Parameter(torch.randn(8))
     model.set_weight_ranges(minmax_range)
-    model.layers["1"].part_list()[0].act_quantizer.set_params(minmax_range(torch.randn(9), 8))
+    model.layers["1"].only_part.act_quantizer.set_params(minmax_range(torch.randn(9), 8))
     model.freeze()
     packed = pack(model)
     save_packed(packed, tmp_path, meta={})
@@ -247,9 +240,11 @@ def test_observed_widths_of_bit_maps(pixel):
 
 def test_bytes_count_float_branches(pixel):
     model = quantized(pixel, [low_rank])
-    branch = sum(4 * (x.low_down.numel() + x.low_up.numel()) for x in plain_layers(model))
+    branch = sum(
+        4 * t.numel() for x in plain_layers(model) for t in x.option(LowRankBranch).state().values()
+    )
     rest = [
-        packed.bytes() - sum(leaf.packed_bytes for leaf in leaves(packed.module))
+        packed.bytes() - sum(leaf.packed_bytes for leaf in leaf_nodes(packed.module))
         for packed in (pack(quantized(pixel)), pack(model))
     ]
     assert rest[1] == rest[0] + branch
@@ -257,7 +252,7 @@ def test_bytes_count_float_branches(pixel):
 
 def test_a_refusal_names_the_layer(pixel):
     model = quantized(pixel)
-    part = model.layers["conv_in"].part_list()[0]
+    part = model.layers["conv_in"].only_part
     part.act_quantizer.set_groups(2, torch.zeros(16).long(), torch.ones(1), torch.zeros(1))
     with pytest.raises(Unsupported, match=r"^conv_in: groups of pixels along axis 2"):
         pack(model)
@@ -265,7 +260,7 @@ def test_a_refusal_names_the_layer(pixel):
 
 def test_weight_only_leaves_are_found(pixel):
     packed = pack(quantized(pixel, bits=Bits(4, 16)))
-    assert all(isinstance(leaf, WeightOnlyLayer) for leaf in leaves(packed.module))
+    assert all(isinstance(leaf, WeightOnlyLayer) for leaf in leaf_nodes(packed.module))
 
 
 # ---- damage ----------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def quantizers(model, block):
     return [
         (part.weight_quantizer, model.layers[name].part_weight(part))
         for name in block.layers
-        for part in model.layers[name].part_list()
+        for part in model.layers[name].parts
     ]
 
 
@@ -286,7 +286,7 @@ def test_layer_terms_reach_every_layer_but_the_last(ground, watched):
         assert [*step.layers] == list(block.layers[:-1])
         if not alphas:
             for name in block.layers:
-                part = model.layers[name].part_list()[0]
+                part = model.layers[name].only_part
                 alphas[name] = part.weight_quantizer.soft.alpha
             loss = layer_loss(step, 2.0)
             found = torch.autograd.grad(
@@ -351,7 +351,7 @@ def calibrated(pixel, ground):
     model.freeze()
     calibrate_activations(model, points, minmax_range)
     block = blocks["mid_block"]
-    acts = [p.act_quantizer for n in block.layers for p in model.layers[n].part_list()]
+    acts = [p.act_quantizer for n in block.layers for p in model.layers[n].parts]
     return model, block, points, acts
 
 
