@@ -34,6 +34,7 @@ from quantarena.methods.api import (
     register,
     smooth,
 )
+from quantarena.methods.core.model.options.input_scale import scale_input
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.techniques.calibrate.inputs import Bounds

@@ -11,7 +11,8 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.info import Effort
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing.conformance import check
