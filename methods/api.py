@@ -31,24 +31,20 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
 from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.core.record.steps import (
-    CensoredNormalSteps,
-    PerStep,
-    StepPolicy,
-    UniformStride,
-    WholeWalks,
-    points_per_call,
-)
+from quantarena.methods.core.record.steps import PerCall, UniformStride, WholeWalks, points_per_call
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import AtLeast, MethodOptions, Within
 from quantarena.methods.registry import register
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
+from quantarena.methods.techniques.calibrate.bounds import input_bounds
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.distill.distill import Distillation, distill
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule
+from quantarena.methods.techniques.points.censored_normal import CensoredNormalCalls
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
 from quantarena.methods.techniques.ranges.named import SEARCHES, default_range
@@ -60,8 +56,9 @@ __all__ = [
     "AtLeast",
     "Bits",
     "CalibrationSet",
+    "CallPolicy",
     "Capabilities",
-    "CensoredNormalSteps",
+    "CensoredNormalCalls",
     "Decay",
     "Distillation",
     "DynamicActQuantizer",
@@ -70,12 +67,11 @@ __all__ = [
     "MethodContext",
     "MethodInfo",
     "MethodOptions",
-    "PerStep",
+    "PerCall",
     "QuantLayer",
     "QuantizedModel",
     "RangeSearch",
     "Schedule",
-    "StepPolicy",
     "UniformStride",
     "Unsupported",
     "WholeWalks",
@@ -88,8 +84,8 @@ __all__ = [
     "mse_range",
     "points_per_call",
     "reconstruct",
-    "recorded_walk",
     "register",
     "shrink_range",
     "smooth",
+    "teacher_walk",
 ]

@@ -19,7 +19,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
-from quantarena.methods.core.record.steps import StepPolicy
+from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
 from quantarena.methods.core.trace.network import Graph
@@ -37,7 +37,7 @@ class DrawRecord:
     def __init__(self) -> None:
         self._draws: list[dict[str, Any]] = []
 
-    def note(self, steps: StepPolicy, points: CalibrationSet, seed: int) -> None:
+    def note(self, steps: CallPolicy, points: CalibrationSet, seed: int) -> None:
         """Add one draw."""
         self._draws.append(
             {
@@ -130,7 +130,7 @@ class MethodContext:
             self.model, self.graph, widths.layers, splits=splits, attention=widths.attention
         )
 
-    def draw(self, steps: StepPolicy) -> CalibrationSet:
+    def draw(self, steps: CallPolicy) -> CalibrationSet:
         """Draw calibration points from the trajectory; the row shows what was drawn."""
         points = steps.draw(self.trajectory, self.seed)
         self.draws.note(steps, points, self.seed)

@@ -27,7 +27,7 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     MethodOptions,
-    PerStep,
+    PerCall,
     QuantizedModel,
     QuantLayer,
     RangeSearch,
@@ -42,16 +42,18 @@ from quantarena.methods.api import (
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.trace.network import AttentionKind
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.axis_groups import (
+from quantarena.methods.techniques.calibrate.axis_bounds import (
     Axes,
     axes_of_inputs,
     axes_of_products,
+)
+from quantarena.methods.techniques.calibrate.axis_groups import (
     group_params,
     groups_by_call,
     groups_of_all,
     spreads,
 )
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 
 PAPER_SAMPLES = 128
 """Points at each call: 64 captions and both guidance halves."""
@@ -156,7 +158,7 @@ class Dgq(Method):
             rule = replace(ctx.policy.attention, softmax=FP_WIDTH)
             policy = replace(ctx.policy, attention=rule)
         model = ctx.wrap(policy=policy)
-        points = ctx.draw(PerStep(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        points = ctx.draw(PerCall(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
         if self.options.per_step:

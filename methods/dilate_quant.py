@@ -23,7 +23,7 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     MethodOptions,
-    PerStep,
+    PerCall,
     QuantizedModel,
     Schedule,
     UniformStride,
@@ -112,7 +112,7 @@ class DilateQuant(Method):
         if self.options.dilation:
             model.notes["dilation"] = dilate_layers(model)
         count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.options.per_step else 0
-        points = ctx.draw(PerStep(count) if count else UniformStride(ctx.effort.samples))
+        points = ctx.draw(PerCall(count) if count else UniformStride(ctx.effort.samples))
         model.set_weight_ranges(SEARCHES[self.options.weight_search])
         calibrate_activations(
             model, points, mse_range, per_step=self.options.per_step, per_head=self.options.per_step

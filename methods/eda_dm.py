@@ -16,6 +16,7 @@ from quantarena.methods import published
 from quantarena.methods.api import (
     AtLeast,
     CalibrationSet,
+    CallPolicy,
     Capabilities,
     Decay,
     Group,
@@ -26,7 +27,6 @@ from quantarena.methods.api import (
     QuantizedModel,
     RangeSearch,
     Schedule,
-    StepPolicy,
     UniformStride,
     mse_range,
     reconstruct,
@@ -35,10 +35,10 @@ from quantarena.methods.api import (
 from quantarena.methods.core.record.features import FeatureTap, features, middle_module
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
-from quantarena.methods.techniques.calibrate.tdac import TDAC
 from quantarena.methods.techniques.learn.losses import RoundingTerm
 from quantarena.methods.techniques.learn.reconstruct import BlockReport
 from quantarena.methods.techniques.learn.schedule import scaled, small_batch
+from quantarena.methods.techniques.points.tdac import TDAC
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
 PAPER_ITERATIONS = 5_000
@@ -169,7 +169,7 @@ class EDADM(Method):
         model.notes["reconstruction"] = [report.note("soft") for report in reports]
         return model
 
-    def steps(self, ctx: MethodContext) -> StepPolicy:
+    def steps(self, ctx: MethodContext) -> CallPolicy:
         """The policy that draws the calibration points."""
         if not self.options.tdac:
             return UniformStride(ctx.effort.samples)

@@ -38,13 +38,13 @@ from quantarena.methods.api import (
     minmax_range,
     mse_range,
     points_per_call,
-    recorded_walk,
     register,
     smooth,
+    teacher_walk,
 )
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.distill.distill import WindowTerm
+from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
 
 PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
@@ -188,7 +188,7 @@ class MpqDm(Method):
         schedule = self.schedule(ctx.effort.iterations, terms)
         if not schedule.updates:
             return
-        walk = recorded_walk(points, self.options.batch)
+        walk = teacher_walk(points, self.options.batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
         model.notes["distillation"] = {**report.note(), "feature": module if terms else ""}
 

@@ -14,21 +14,21 @@ from torch import Tensor
 from quantarena.methods import published
 from quantarena.methods.api import (
     CalibrationSet,
+    CallPolicy,
     Capabilities,
-    CensoredNormalSteps,
+    CensoredNormalCalls,
     Method,
     MethodContext,
     MethodInfo,
     MethodOptions,
     QuantizedModel,
     RangeSearch,
-    StepPolicy,
     UniformStride,
     minmax_range,
     mse_range,
     register,
 )
-from quantarena.methods.core.record.steps import CountedSteps
+from quantarena.methods.core.record.call_counts import CountedCalls
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
@@ -50,7 +50,7 @@ class Mislabelled:
         policy: policy that draws t.
     """
 
-    policy: CountedSteps
+    policy: CountedCalls
 
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
         """Number of points whose sample comes from each call, (S,) integers."""
@@ -81,7 +81,7 @@ class Recipe:
     """
 
     search: RangeSearch
-    points: Callable[[CountedSteps], StepPolicy]
+    points: Callable[[CountedCalls], CallPolicy]
     calibrate: Calibrate
 
 
@@ -146,11 +146,11 @@ class PTQ4DM(Method):
         ctx.progress(2, 2)
         return model
 
-    def steps(self, samples: int, recipe: Recipe) -> StepPolicy:
+    def steps(self, samples: int, recipe: Recipe) -> CallPolicy:
         """The policy that draws the calibration points."""
-        policy: CountedSteps = UniformStride(samples)
+        policy: CountedCalls = UniformStride(samples)
         if self.options.ndtc:
-            policy = CensoredNormalSteps(samples, MEAN_FRACTION, STD_FRACTION, repeat=True)
+            policy = CensoredNormalCalls(samples, MEAN_FRACTION, STD_FRACTION, repeat=True)
         return recipe.points(policy)
 
     def search(self, recipe: Recipe) -> RangeSearch:

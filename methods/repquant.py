@@ -45,12 +45,9 @@ from quantarena.methods.techniques.scaling.channel_clips import (
     learn_clips,
     search_clips,
 )
-from quantarena.methods.techniques.scaling.norm_sites import (
-    NormSite,
-    check_folds,
-    fold_site,
-    norm_sites,
-)
+from quantarena.methods.techniques.scaling.norm_fold_sites import check_folds, fold_site
+from quantarena.methods.techniques.scaling.norm_rows import NormSite
+from quantarena.methods.techniques.scaling.norm_sites import norm_sites
 
 SAMPLED_VALUES = 1 << 20
 """Largest number of values of each layer's input that weights are reconstructed on."""

@@ -39,7 +39,9 @@ from quantarena.methods.api import (
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.distill.student_walk import Stages, learn_on_walks, prepare
+from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
+from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
+from quantarena.methods.techniques.distill.student_walk import fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
 
@@ -138,8 +140,8 @@ class SerialToParallel(Method):
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
         rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.options.serial or self.options.epochs):
-            ground = prepare(ctx.model, points)
-            report = learn_on_walks(
+            ground = fit_walks(ctx.model, points)
+            report = distill_on_student_walks(
                 model,
                 ctx.model,
                 ground,
@@ -155,7 +157,7 @@ class SerialToParallel(Method):
 
     def stages(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, rounds: int
-    ) -> Stages:
+    ) -> SerialParallel:
         """What learns, and in which order."""
 
         def rate(value: float) -> Group:
@@ -170,7 +172,7 @@ class SerialToParallel(Method):
         features: tuple[str, ...] = ()
         if self.options.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
-        return Stages(
+        return SerialParallel(
             groups,
             rounds,
             self.options.epochs,

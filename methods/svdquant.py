@@ -37,7 +37,7 @@ from quantarena.methods.api import (
 from quantarena.methods.core.model.options.input_scale import scale_input
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 

@@ -29,8 +29,8 @@ from quantarena.methods.api import (
     distill,
     minmax_range,
     points_per_call,
-    recorded_walk,
     register,
+    teacher_walk,
 )
 from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
 
@@ -102,7 +102,7 @@ class TuneQdm(Method):
             layer.set_gains(of_call, self.options.experts)
         found = self.schedule(ctx.effort.iterations)
         if self.options.tune and found.updates:
-            walk = recorded_walk(points, self.options.batch)
+            walk = teacher_walk(points, self.options.batch)
             report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
             parameters = trainable(model, inputs=self.options.inputs)
             model.notes["tuning"] = {**report.note(), "parameters": parameters}

@@ -217,7 +217,7 @@ def main() -> None:
             if name != "not tuned":
                 rates = dict.fromkeys(names, Group(given.gain_lr, Decay.LINEAR))
                 learning = start_learning(model.layers, [], names)
-                optimiser = Optimiser(learning.found, rates)
+                optimiser = Optimiser(learning.parameters, rates)
                 tune(ours, optimiser, chosen.train, given.updates, given.batch)
                 learning.finish()
                 learn = trainable(model, inputs=inputs)

@@ -16,7 +16,7 @@ from quantarena.methods.core.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class StepSchedule:
+class CallSchedule:
     """The sampler calls that step banks were calibrated on, entry k of a bank is call k.
 
     Attributes:
@@ -35,7 +35,7 @@ class StepSchedule:
         return f"{len(self.timesteps)} calls{name} from timestep {first:g} to {last:g}"
 
 
-class StepClock:
+class CallClock:
     """The sampler call that all layers of one model share.
 
     Attributes:
@@ -45,12 +45,12 @@ class StepClock:
 
     __slots__ = ("_index", "schedule")
 
-    def __init__(self, schedule: StepSchedule | None = None) -> None:
+    def __init__(self, schedule: CallSchedule | None = None) -> None:
         self.schedule = schedule
         self._index: int | Tensor | None = None
 
     def __repr__(self) -> str:
-        return f"StepClock(index={self._index}, schedule={self.schedule})"
+        return f"CallClock(index={self._index}, schedule={self.schedule})"
 
     @property
     def is_set(self) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from triton.runtime.errors import OutOfResources
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import gemm, tuning
 from quantarena.methods.core.cuda.device import status
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
@@ -210,7 +210,7 @@ def measure_step(
     points: CalibrationSet,
     clock: Clock = event_times,
     device: str = "cuda",
-    capture: Callable[[nn.Module, StepClock], Run] | None = None,
+    capture: Callable[[nn.Module, CallClock], Run] | None = None,
     optimize: Callable[[nn.Module], Run] | None = None,
 ) -> StepRow:
     """Times a packed network against the original in bfloat16.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.dilate_quant import DilateQuant, dilate_layers
@@ -127,7 +127,7 @@ def test_dilation_is_as_large_as_rows_allow(probe):
 
 
 def bank(calls=4):
-    quantizer = ActQuantizer(4, StepClock())
+    quantizer = ActQuantizer(4, CallClock())
     quantizer.set_bank(torch.linspace(0.1, 0.4, calls), torch.arange(calls).float() + 5)
     return quantizer
 

@@ -10,7 +10,7 @@ from torch import nn
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import FLOAT, Policy
-from quantarena.methods.core.record.steps import CensoredNormalSteps, UniformStride
+from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.info import Capabilities, Effort
@@ -18,6 +18,7 @@ from quantarena.methods.ptq4dm import PTQ4DM, RECIPES, Mislabelled
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.points.censored_normal import CensoredNormalCalls
 from quantarena.methods.techniques.ranges.ema import EmaRange
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
@@ -107,7 +108,7 @@ def test_points_are_the_samplers_own_inputs_at_their_timesteps(pixel):
 
 def test_steps_are_the_censored_normal_of_the_release():
     policy = PTQ4DM().steps(20000, PAPER)
-    assert isinstance(policy, CensoredNormalSteps)
+    assert isinstance(policy, CensoredNormalCalls)
     wide = Trajectory(torch.zeros(250, 1, 1), torch.arange(250).flip(0), {})
     share = policy.counts(wide, seed=0) / 20000
     for call, mass in ((249, 0.161), (0, 0.068)):  # t = 0 is the last call
@@ -125,7 +126,7 @@ def test_more_points_than_images_repeat_instead_of_failing(pixel):
 
 def test_release_pairs_samples_with_mirrored_unmapped_labels():
     trajectory = replace(recorded(), timestep=torch.arange(CALLS).flip(0) * 50.0)
-    policy = CensoredNormalSteps(64, repeat=True)
+    policy = CensoredNormalCalls(64, repeat=True)
     meant = policy.draw(trajectory, 1)
     points = PTQ4DM().steps(64, RELEASE).draw(trajectory, 1)
     label = points.timestep

@@ -8,7 +8,7 @@ from torch import nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.pack import observe, pack
@@ -110,7 +110,7 @@ def toys():
             noise[:, 2] *= 0.02
         full = walks(network, noise)
         times = torch.arange(CALLS).float()
-        schedule = StepSchedule("", tuple(times.tolist()))
+        schedule = CallSchedule("", tuple(times.tolist()))
         recorded = Trajectory(full[:-1, :IMAGES], times, {}, schedule=schedule)
         graph = trace(network, noise[:2], timestep=times[:1].expand(2))
 

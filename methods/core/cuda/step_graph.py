@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 
 Step = Callable[..., Any]
@@ -45,7 +45,7 @@ class StepGraph:
         step: Step,
         device: torch.device | str = "cuda",
         *,
-        clock: StepClock | None = None,
+        clock: CallClock | None = None,
         limit: int = 64,
         record: Record | None = None,
     ) -> None:

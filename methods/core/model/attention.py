@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.model.attention_mode import Fake, Mode
 from quantarena.methods.core.model.attention_products import (
@@ -44,7 +44,7 @@ class QuantAttention(nn.Module):
         mode: the present way to compute the products.
     """
 
-    def __init__(self, info: AttentionInfo, bits: AttentionBits, clock: StepClock) -> None:
+    def __init__(self, info: AttentionInfo, bits: AttentionBits, clock: CallClock) -> None:
         super().__init__()
         self.info, self.bits = info, bits
         self.quantizers = nn.ModuleDict(

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from quantarena.methods.core.bits import AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.trace.network import Graph
@@ -154,7 +154,7 @@ def installed(root: nn.Module) -> dict[str, QuantAttention]:
 
 
 def wrap_attention(
-    module: nn.Module, graph: Graph, widths: Mapping[str, AttentionBits], clock: StepClock
+    module: nn.Module, graph: Graph, widths: Mapping[str, AttentionBits], clock: CallClock
 ) -> dict[str, QuantAttention]:
     """Quantize attention products of a network that may be changed.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.layer_geometry import LayerGeometry, Quantizable
 from quantarena.methods.core.model.options.call_gains import CallGains
@@ -59,7 +59,7 @@ class QuantLayer(nn.Module):
         module: Quantizable,
         bits: Bits,
         splits: Sequence[int] = (),
-        clock: StepClock | None = None,
+        clock: CallClock | None = None,
     ) -> None:
         super().__init__()
         self.bits, self.clock = bits, clock

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import AttentionBits, Bits
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, wrap_attention
@@ -50,7 +50,7 @@ class QuantizedModel:
     layers: dict[str, QuantLayer]
     graph: Graph
     original: nn.Module
-    clock: StepClock = field(default_factory=StepClock)
+    clock: CallClock = field(default_factory=CallClock)
     attention: dict[str, QuantAttention] = field(default_factory=dict)
     tables: dict[str, ScheduledTable] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class QuantizedModel:
                 stack.enter_context(self.attention[name].using(Watched(watch)))
             yield
 
-    def use_schedule(self, points: CalibrationSet) -> StepSchedule:
+    def use_schedule(self, points: CalibrationSet) -> CallSchedule:
         """Tie the model to the sampler calls of these points, which its banks have entries for.
 
         The clock refuses a sampler with other calls from then on.
@@ -170,7 +170,7 @@ class QuantizedModel:
         for name, value in under(state, "float:").items():
             put_tensor(self.module, name, value)
         if "schedule" in state:
-            self.clock.schedule = StepSchedule("", tuple(state["schedule"].tolist()))
+            self.clock.schedule = CallSchedule("", tuple(state["schedule"].tolist()))
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -203,7 +203,7 @@ def wrap(
     """
     module = copy.deepcopy(model).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
-    clock = StepClock()
+    clock = CallClock()
     for name, info in graph.layers.items():
         bits = assignment[name]
         if bits.is_fp:

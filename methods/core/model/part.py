@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 
@@ -24,7 +24,7 @@ class Part(nn.Module):
     weight_quantizer: WeightQuantizer | None
     act_quantizer: ActQuantizer | DynamicActQuantizer | None
 
-    def __init__(self, start: int, stop: int, bits: Bits, clock: StepClock | None = None) -> None:
+    def __init__(self, start: int, stop: int, bits: Bits, clock: CallClock | None = None) -> None:
         super().__init__()
         self.start, self.stop, self.clock = start, stop, clock
         self.weight_quantizer = None if bits.weight == FP_WIDTH else WeightQuantizer(bits.weight)

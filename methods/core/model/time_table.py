@@ -8,7 +8,7 @@ function of the call and do not belong here.
 
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
 
 
@@ -22,7 +22,7 @@ class ScheduledTable(nn.Module):
 
     values: Tensor
 
-    def __init__(self, values: Tensor, clock: StepClock | None = None) -> None:
+    def __init__(self, values: Tensor, clock: CallClock | None = None) -> None:
         super().__init__()
         self.clock = clock
         self.register_buffer("values", values)

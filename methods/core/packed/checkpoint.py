@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from quantarena.methods.core.bits import AttentionBits
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, install
@@ -120,7 +120,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     document, tensors = read(folder)
     file = folder / DOCUMENT
     try:
-        clock = StepClock(_schedule(document["schedule"]))
+        clock = CallClock(_schedule(document["schedule"]))
         tables, attention = list(document["tables"]), dict(document["attention"])
         products = {n: _attention(n, d, tensors, clock) for n, d in attention.items()}
         nodes = {n: _node(n, d, tensors) for n, d in document["layers"].items()}
@@ -170,10 +170,10 @@ def _describe(packed: PackedModel) -> Document:
     }  # as it is read back
 
 
-def _schedule(document: Mapping[str, Any] | None) -> StepSchedule | None:
+def _schedule(document: Mapping[str, Any] | None) -> CallSchedule | None:
     if document is None:
         return None
-    return StepSchedule(document["sampler"], tuple(float(t) for t in document["timesteps"]))
+    return CallSchedule(document["sampler"], tuple(float(t) for t in document["timesteps"]))
 
 
 def _node(name: str, document: Mapping[str, Any], tensors: Tensors) -> Node:
@@ -184,7 +184,7 @@ def _node(name: str, document: Mapping[str, Any], tensors: Tensors) -> Node:
 
 
 def _attention(
-    name: str, document: Mapping[str, Any], tensors: Tensors, clock: StepClock
+    name: str, document: Mapping[str, Any], tensors: Tensors, clock: CallClock
 ) -> QuantAttention:
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in document["info"].items()

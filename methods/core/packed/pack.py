@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import installed
@@ -38,7 +38,7 @@ class PackedModel:
     module: nn.Module
     layers: Mapping[str, nn.Module]
     backend: str
-    clock: StepClock = field(default_factory=StepClock)
+    clock: CallClock = field(default_factory=CallClock)
     attention: Mapping[str, QuantAttention] = field(default_factory=dict)
 
     def parts(self, name: str) -> list[Leaf]:

@@ -18,7 +18,7 @@ from quantarena.methods.core.affine import (
     project_zero_point,
     round_ste,
 )
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizers.call_tables import bank_entry
 from quantarena.methods.core.quantizers.group_views import grouped, ungrouped
@@ -40,7 +40,7 @@ class ActQuantizer(nn.Module):
     ids: Tensor | None
     axis: int | None
 
-    def __init__(self, bits: int, clock: StepClock | None = None) -> None:
+    def __init__(self, bits: int, clock: CallClock | None = None) -> None:
         super().__init__()
         self.bits, self.clock = bits, clock
         self.steps, self.axis = 0, None

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
 
 
-def bank_entry(clock: StepClock | None, entries: int, rows: int) -> int | Tensor:
+def bank_entry(clock: CallClock | None, entries: int, rows: int) -> int | Tensor:
     """The entry of a bank that the clock points at.
 
     Args:

@@ -15,21 +15,21 @@ from typing import Any
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import UserError
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Called with a method's arguments after it has run."""
 
 
-def schedule_of(scheduler: Any) -> StepSchedule:
+def schedule_of(scheduler: Any) -> CallSchedule:
     """The calls that the scheduler is set to, named after its class."""
     times = scheduler.timesteps
     values = times.tolist() if hasattr(times, "tolist") else list(times)
-    return StepSchedule(type(scheduler).__name__, tuple(float(t) for t in values))
+    return CallSchedule(type(scheduler).__name__, tuple(float(t) for t in values))
 
 
-def require_same(calibrated: StepSchedule, found: StepSchedule) -> None:
+def require_same(calibrated: CallSchedule, found: CallSchedule) -> None:
     """Refuse to sample with settings of other calls.
 
     Timesteps decide; another sampler over the same timesteps feeds the network the same way.
@@ -56,7 +56,7 @@ def can_announce(scheduler: Any) -> bool:
     return all(hasattr(scheduler, name) for name in ("set_timesteps", "timesteps", "step"))
 
 
-def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
+def attach(scheduler: Any, clock: CallClock) -> Callable[[], None]:
     """Let every step of ``scheduler`` move ``clock`` until the returned function is called.
 
     The clock is unset before ``set_timesteps`` and after the last step, so a network call that no
@@ -89,7 +89,7 @@ def attach(scheduler: Any, clock: StepClock) -> Callable[[], None]:
 
 
 @contextmanager
-def announcing(scheduler: Any, clock: StepClock | None) -> Iterator[None]:
+def announcing(scheduler: Any, clock: CallClock | None) -> Iterator[None]:
     """``attach`` inside the block; nothing where there is no clock.
 
     Raises:
@@ -105,9 +105,9 @@ def announcing(scheduler: Any, clock: StepClock | None) -> Iterator[None]:
 class _Announcer:
     """Counts one scheduler's steps into one clock."""
 
-    def __init__(self, scheduler: Any, clock: StepClock) -> None:
+    def __init__(self, scheduler: Any, clock: CallClock) -> None:
         self.scheduler, self.clock = scheduler, clock
-        self.schedule: StepSchedule | None = None
+        self.schedule: CallSchedule | None = None
         self.next = 0
 
     def started(self) -> None:

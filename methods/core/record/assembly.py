@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, leaves, map_leaves
 from quantarena.methods.core.record.spill import Spool
@@ -49,7 +49,7 @@ class Call:
     feature: int | None = None
 
 
-def by_step(calls: Sequence[Call], schedule: StepSchedule | None) -> list[list[Call]]:
+def by_step(calls: Sequence[Call], schedule: CallSchedule | None) -> list[list[Call]]:
     """Calls of the network by sampler call; those of one come from several runs or batches.
 
     Without a schedule, runs are told apart by the period of the timesteps: a sampler may visit one
@@ -76,7 +76,7 @@ def by_step(calls: Sequence[Call], schedule: StepSchedule | None) -> list[list[C
 
 
 def assemble(
-    steps: Sequence[Sequence[Call]], spool: Spool, halves: int, schedule: StepSchedule | None
+    steps: Sequence[Sequence[Call]], spool: Spool, halves: int, schedule: CallSchedule | None
 ) -> tuple[dict[str, Column], dict[str, str]]:
     """Tensors and metadata of the trajectory's file.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.nested import leaves, map_leaves
 
 
@@ -36,7 +36,7 @@ class CalibrationSet:
     fixed: frozenset[str] = frozenset()
     image: Tensor | None = None
     half: Tensor | None = None
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])
@@ -96,13 +96,13 @@ def evenly(total: int, count: int) -> Tensor:
     return torch.linspace(0, total - 1, min(count, total)).round().long()
 
 
-def bank_schedule(points: CalibrationSet) -> StepSchedule:
+def bank_schedule(points: CalibrationSet) -> CallSchedule:
     """The sampler calls that a bank made from these points has entries for."""
     calls = calls_of(points)
     if points.schedule is not None:
         return points.schedule
     times = [float(points.timestep[points.step == call][0]) for call in calls]
-    return StepSchedule("", tuple(times))
+    return CallSchedule("", tuple(times))
 
 
 def calls_of(points: CalibrationSet) -> list[int]:
@@ -117,6 +117,6 @@ def calls_of(points: CalibrationSet) -> list[int]:
         missing = min(set(range(count)) - set(calls))
         raise ValueError(
             f"ranges by sampler call need points at every call, call {missing} has none: draw "
-            "them with PerStep or AllSteps"
+            "them with PerCall or AllCalls"
         )
     return calls

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import map_leaves
 from quantarena.methods.core.record import tensor_file
@@ -80,7 +80,7 @@ class Recorder:
         spool: Spool,
         folder: Path | None,
     ) -> None:
-        self.clock = StepClock()
+        self.clock = CallClock()
         self._scheduler, self._tap, self._spool, self._folder = scheduler, tap, spool, folder
         self._calls: list[Call] = []
         self._taken: dict[int, int] = {}

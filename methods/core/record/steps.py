@@ -17,7 +17,7 @@ from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.record.trajectory import Trajectory
 
 
-class StepPolicy(Protocol):
+class CallPolicy(Protocol):
     """Chooses calibration points from a trajectory; the same seed gives the same points."""
 
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
@@ -62,7 +62,7 @@ def deal(
     return calls, order[torch.arange(len(calls)) % trajectory.rows]
 
 
-class CountedSteps(ABC):
+class CountedCalls(ABC):
     """A policy that says how many points each call gives; the rest is common to all."""
 
     __slots__ = ()
@@ -110,7 +110,7 @@ def require_points(samples: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class AllSteps(CountedSteps):
+class AllCalls(CountedCalls):
     """Every recorded point; the seed orders the images."""
 
     def count(self, trajectory: Trajectory, generator: torch.Generator) -> Tensor:
@@ -119,7 +119,7 @@ class AllSteps(CountedSteps):
 
 
 @dataclass(frozen=True, slots=True)
-class PerStep(CountedSteps):
+class PerCall(CountedCalls):
     """Equally many points at every call, for ranges that are found step by step.
 
     Attributes:
@@ -149,7 +149,7 @@ def points_per_call(trajectory: Trajectory, samples: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class UniformStride(CountedSteps):
+class UniformStride(CountedCalls):
     """Equally many points at equally spaced sampler calls (Q-Diffusion, section 4.2).
 
     Attributes:
@@ -173,7 +173,7 @@ class UniformStride(CountedSteps):
 
 
 @dataclass(frozen=True, slots=True)
-class CensoredNormalSteps(CountedSteps):
+class CensoredNormalCalls(CountedCalls):
     """Calls drawn from a clamped normal (PTQ4DM, Shang et al., CVPR 2023, Eq. 15).
 
     With T calls, ``t = floor(T * Normal(mean_fraction, std_fraction))`` is clamped to [0, T - 1]:
@@ -216,7 +216,7 @@ class CensoredNormalSteps(CountedSteps):
 
 
 @dataclass(frozen=True, slots=True)
-class WholeWalks(CountedSteps):
+class WholeWalks(CountedCalls):
     """The same rows at every call, so that the points of a row are one walk of the sampler.
 
     An image's guidance halves are taken together while there is room.
@@ -255,7 +255,7 @@ class Paired:
         policy: draws images: as many points come out as it draws, times the halves.
     """
 
-    policy: CountedSteps
+    policy: CountedCalls
 
     def counts(self, trajectory: Trajectory, seed: int) -> Tensor:
         """Points of each call, (S,) integers that sum to the number of points."""
@@ -265,7 +265,7 @@ class Paired:
         """The points, call after call; with two halves points 2i and 2i + 1 are one image's.
 
         Raises:
-            ValueError: as ``CountedSteps.places``.
+            ValueError: as ``CountedCalls.places``.
         """
         call, image = self.policy.places(trajectory.first_half(), seed)
         halves = torch.arange(trajectory.halves) * trajectory.images

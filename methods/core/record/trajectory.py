@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, from_json, leaves, map_leaves, to_json
 from quantarena.methods.core.record import tensor_file
@@ -43,7 +43,7 @@ class Trajectory:
     conditions: Mapping[str, Any]
     fixed: frozenset[str] = frozenset()
     halves: int = 1
-    schedule: StepSchedule | None = None
+    schedule: CallSchedule | None = None
     features: Tensor | None = None
 
     @property
@@ -127,7 +127,7 @@ def describe(
     fixed: Iterable[str],
     once: Iterable[str],
     halves: int,
-    schedule: StepSchedule | None,
+    schedule: CallSchedule | None,
 ) -> dict[str, str]:
     """Metadata of a trajectory's file.
 
@@ -171,7 +171,7 @@ def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Traject
         from_json(notes["conditions"], found),
         frozenset(notes["fixed"]),
         notes["halves"],
-        None if schedule is None else StepSchedule(schedule[0], tuple(schedule[1])),
+        None if schedule is None else CallSchedule(schedule[0], tuple(schedule[1])),
         tensors.get("features"),
     )
 

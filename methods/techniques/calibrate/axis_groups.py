@@ -16,10 +16,10 @@ from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
-from quantarena.methods.techniques.calibrate.attention import watch_operands
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.by_call import by_call
-from quantarena.methods.techniques.calibrate.inputs import Bounds, watch_inputs
 from quantarena.methods.techniques.calibrate.kmeans import kmeans
+from quantarena.methods.techniques.calibrate.watch import watch_inputs, watch_operands
 
 
 @dataclass(frozen=True, slots=True)

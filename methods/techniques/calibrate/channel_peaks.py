@@ -11,8 +11,9 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.bounds import channel_axis
 from quantarena.methods.techniques.calibrate.by_call import by_call
-from quantarena.methods.techniques.calibrate.inputs import channel_axis, watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 from quantarena.methods.techniques.ranges.ema import EmaRange
 
 

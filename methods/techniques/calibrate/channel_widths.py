@@ -15,7 +15,8 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.inputs import channel_axis, watch_inputs
+from quantarena.methods.techniques.calibrate.bounds import channel_axis
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 
 def swapped_widths(scores: Tensor, bits: int, count: int) -> Tensor:

@@ -12,8 +12,9 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import calls_of
 from quantarena.methods.core.record.trajectory import CalibrationSet
-from quantarena.methods.techniques.calibrate.attention import RowSample, calibrate_attention
+from quantarena.methods.techniques.calibrate.attention import calibrate_attention
 from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.row_sample import RowSample
 
 _KEEP, _KEEP_CALL = 1 << 16, 1 << 12
 """Activation values kept of each part for range searches, in all and at least of each sampler call

@@ -5,7 +5,7 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, evenly
-from quantarena.methods.techniques.calibrate.inputs import watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 MOST = 1 << 20
 """Values kept of a layer: 4 MiB."""

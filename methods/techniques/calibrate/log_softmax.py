@@ -9,7 +9,7 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.log import LogParams, LogQuantizer, log_fake_quantize
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.attention import watch_operands
+from quantarena.methods.techniques.calibrate.watch import watch_operands
 
 _KEEP = 1 << 16
 KEEPS = (0.999, 0.9999, 0.99999)

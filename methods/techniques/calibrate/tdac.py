@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantarena.methods.core.record.steps import CountedSteps, require_points
+from quantarena.methods.core.record.call_counts import CountedCalls, require_points
 from quantarena.methods.core.record.trajectory import Trajectory
 
 
@@ -40,7 +40,7 @@ def apportion(share: Tensor, total: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TDAC(CountedSteps):
+class TDAC(CountedCalls):
     """More points where features are dense and diverse (EDA-DM, arXiv:2401.04585).
 
     Density D_t counts the other calls whose features lie within a mean squared distance; diversity

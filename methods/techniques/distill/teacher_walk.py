@@ -10,10 +10,10 @@ from torch import Tensor
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.nested import leaves
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
-from quantarena.methods.techniques.distill.distill import Walk
+from quantarena.methods.techniques.distill.walk import Walk
 
 
-def recorded_walk(points: CalibrationSet, batch: int) -> Walk:
+def teacher_walk(points: CalibrationSet, batch: int) -> Walk:
     """Walks of ``batch`` images, drawn anew each time, over all calls.
 
     Args:

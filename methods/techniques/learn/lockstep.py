@@ -3,7 +3,7 @@
 Each chunk travels in a thread of its own, but only one of them runs at a time: a thread is used as
 a coroutine that can stop in the middle of a network it knows nothing of. So every block's prefix is
 computed once, whatever the number of blocks, and what is alive between blocks is the network's own
-streams. Those can live in files, see ``Convoy``.
+streams. Those can live in files, see ``PausedPasses``.
 """
 
 import threading
@@ -76,7 +76,7 @@ class _Traveller:
             self.thread.join()
 
 
-class Convoy:
+class PausedPasses:
     """Chunks of points on their way through one network, stopping at its blocks.
 
     Args:

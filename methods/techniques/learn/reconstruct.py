@@ -29,7 +29,7 @@ from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.learn.block_rows import Arrival, Given, gathered
 from quantarena.methods.techniques.learn.cost import Meter
 from quantarena.methods.techniques.learn.learning import start_learning
-from quantarena.methods.techniques.learn.lockstep import Convoy
+from quantarena.methods.techniques.learn.lockstep import PausedPasses
 from quantarena.methods.techniques.learn.optimise import Ground, layer_outputs, optimise
 from quantarena.methods.techniques.learn.schedule import Schedule
 
@@ -119,8 +119,8 @@ def reconstruct(
     engine = _Engine(model, schedule, chunks, points.step, place, acts)
     generator = torch.Generator().manual_seed(seed)
     reports: list[BlockReport] = []
-    ours = Convoy(model, blocks, chunks, engine.quantized, place)
-    theirs = Convoy(model, blocks, chunks, engine.full, place, departures=True)
+    ours = PausedPasses(model, blocks, chunks, engine.quantized, place)
+    theirs = PausedPasses(model, blocks, chunks, engine.full, place, departures=True)
     with closing(ours), closing(theirs):
         for block in blocks:
             reports.append(engine.work(block, ours, theirs, generator))
@@ -149,7 +149,7 @@ class _Engine:
         return self.model.using(weights=False, acts=False)
 
     def work(
-        self, block: Block, ours: Convoy, theirs: Convoy, generator: torch.Generator
+        self, block: Block, ours: PausedPasses, theirs: PausedPasses, generator: torch.Generator
     ) -> BlockReport:
         """Let both passes arrive at the block and optimise it."""
         with Meter() as meter:
@@ -170,7 +170,7 @@ class _Engine:
             nbytes,
         )
 
-    def _ground(self, block: Block, given: list[Given], theirs: Convoy) -> tuple[Ground, int]:
+    def _ground(self, block: Block, given: list[Given], theirs: PausedPasses) -> tuple[Ground, int]:
         """Rows of the block's inputs and targets, and their bytes."""
         sizes = [len(chunk) for chunk in self.chunks]
         arrival = Arrival(block.name, given, sizes, self.folder)

@@ -23,7 +23,7 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.inputs import watch_inputs
+from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 ROWS = 4096
 """Places kept of each input, and with them the two extremes of each channel."""

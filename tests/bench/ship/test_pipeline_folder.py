@@ -297,7 +297,7 @@ STEPPED = """
 from quantarena.methods.api import Capabilities, Method, MethodInfo
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.core.record.steps import PerStep
+from quantarena.methods.core.record.steps import PerCall
 from quantarena.methods.registry import register
 
 
@@ -309,7 +309,7 @@ class Stepped(Method):
     def quantize(self, ctx):
         model = ctx.wrap()
         model.set_weight_ranges(minmax_range)
-        calibrate_activations(model, ctx.draw(PerStep(2)), minmax_range, per_step=True)
+        calibrate_activations(model, ctx.draw(PerCall(2)), minmax_range, per_step=True)
         return model
 """
 

@@ -16,7 +16,7 @@ from quantarena.bench.stages.quantize import Quantized
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.sample import sampled
 from quantarena.bench.stages.workspace import open_workspace
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.packed.pack import PackedModel
 
 BUDGET = Budget(
@@ -37,7 +37,7 @@ def cache(tmp_path_factory):
 
 def banked(workspace, recorded):
     """The network itself, noting the sampler call of each of its calls."""
-    clock, module, used = StepClock(recorded.schedule), copy.deepcopy(workspace.loaded.denoiser), []
+    clock, module, used = CallClock(recorded.schedule), copy.deepcopy(workspace.loaded.denoiser), []
 
     def note(module, args, kwargs):
         used.append(clock.index)

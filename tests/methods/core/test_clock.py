@@ -3,19 +3,19 @@ import copy
 import pytest
 import torch
 
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import UserError
 
 
 def test_an_unset_clock_is_an_error_and_not_call_0():
-    clock = StepClock()
+    clock = CallClock()
     assert not clock.is_set
     with pytest.raises(UserError, match=r"nobody said which call.*announcing"):
         _ = clock.index
 
 
 def test_one_index_or_one_a_row():
-    clock = StepClock()
+    clock = CallClock()
     clock.set(3)
     assert clock.index == 3
     clock.set(torch.tensor([1, 0, 2], dtype=torch.int32))
@@ -26,7 +26,7 @@ def test_one_index_or_one_a_row():
 
 
 def test_at_restores_what_was_before_also_after_an_error():
-    clock = StepClock()
+    clock = CallClock()
     with clock.at(2):
         with clock.at(torch.tensor([5])):
             assert clock.index.tolist() == [5]
@@ -48,7 +48,7 @@ def test_at_restores_what_was_before_also_after_an_error():
     ],
 )
 def test_what_is_no_call_is_refused(index, match):
-    clock = StepClock()
+    clock = CallClock()
     clock.set(1)
     with pytest.raises(ValueError, match=match):
         clock.set(index)
@@ -56,7 +56,7 @@ def test_what_is_no_call_is_refused(index, match):
 
 
 def test_layers_of_a_copied_model_still_share_one_clock():
-    clock = StepClock()
+    clock = CallClock()
     layers = [type("Layer", (), {"clock": clock})() for _ in range(2)]
     for layer in layers:
         layer.clock = clock
@@ -67,5 +67,5 @@ def test_layers_of_a_copied_model_still_share_one_clock():
 
 
 def test_a_schedule_says_what_it_is():
-    assert str(StepSchedule("DDIM", (750.0, 250.0))) == "2 calls of DDIM from timestep 750 to 250"
-    assert str(StepSchedule("", ())) == "0 calls"
+    assert str(CallSchedule("DDIM", (750.0, 250.0))) == "2 calls of DDIM from timestep 750 to 250"
+    assert str(CallSchedule("", ())) == "0 calls"

@@ -17,7 +17,8 @@ from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations, input_bounds
+from quantarena.methods.techniques.calibrate.bounds import input_bounds
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 from quantarena.methods.techniques.scaling.norm_fold import Affine, fold_norm

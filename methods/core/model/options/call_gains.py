@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.options.option import Host, LayerOption, PackedForm, Product
@@ -55,7 +55,7 @@ class CallGains(LayerOption):
     of_call: Tensor
 
     def __init__(
-        self, d_in: Tensor, d_out: Tensor, of_call: Tensor, clock: StepClock | None = None
+        self, d_in: Tensor, d_out: Tensor, of_call: Tensor, clock: CallClock | None = None
     ) -> None:
         """Takes the gains.
 

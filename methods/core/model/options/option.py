@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.model.layer_geometry import LayerGeometry
 from quantarena.methods.core.model.part import Part
 
@@ -26,7 +26,7 @@ class Host(Protocol):
     bias: nn.Parameter | None
     in_channels: int
     geometry: LayerGeometry
-    clock: StepClock | None
+    clock: CallClock | None
 
     @property
     def parts(self) -> tuple[Part, ...]:

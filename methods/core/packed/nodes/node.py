@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.oracle import channels_last
 from quantarena.methods.core.packed.nodes.fusion import Follower, Watched, plain
 from quantarena.methods.core.quantizers.call_tables import bank_entry
@@ -39,7 +39,7 @@ class Node(nn.Module):
 
     def __init__(self, children: tuple["Node", ...] = ()) -> None:
         super().__init__()
-        self.clock: StepClock | None = None
+        self.clock: CallClock | None = None
         self.follower: Follower | None = None
         self._step = 0
         sizes = {child.entries for child in children} - {0}
@@ -62,7 +62,7 @@ class Node(nn.Module):
             raise IndexError(f"step {index} is not in the table of {max(1, self.entries)}")
         self._step = index
 
-    def set_clock(self, clock: StepClock | None) -> None:
+    def set_clock(self, clock: CallClock | None) -> None:
         """Share the model's clock with the whole tree."""
         for module in self.modules():
             if isinstance(module, Node):

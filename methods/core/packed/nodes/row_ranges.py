@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.affine import QuantParams, affine_params
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.float_ops import extremes
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import (
@@ -301,7 +301,7 @@ def own_quantizer(
         return DynamicActQuantizer(
             quantizer.bits, symmetric=quantizer.symmetric, group_size=quantizer.group_size
         )
-    copy = ActQuantizer(quantizer.bits, StepClock())
+    copy = ActQuantizer(quantizer.bits, CallClock())
     copy.load({name: value.clone() for name, value in quantizer.state().items()})
     return copy
 
@@ -326,7 +326,7 @@ def build_quantizer(
         return DynamicActQuantizer(
             document["bits"], symmetric=document["symmetric"], group_size=document["group"]
         )
-    quantizer = ActQuantizer(document["bits"], StepClock())
+    quantizer = ActQuantizer(document["bits"], CallClock())
     scale, zero = tensors["scale"], tensors["zero_point"]
     quantizer.set_groups(document["axis"], tensors["ids"], scale, zero)
     return quantizer

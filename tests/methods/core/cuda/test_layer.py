@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda.device import interpreted_without_gpu, status
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import oracle
@@ -198,7 +198,7 @@ def test_step_table_selects_without_repacking(make_layer, make_input):
         check(layer, module, x, step)
     module.set_step(2)
     assert torch.equal(module(x.to(DEVICE)), module(x.to(DEVICE), 2))
-    module.set_clock(StepClock())
+    module.set_clock(CallClock())
     with module.clock.at(1):
         assert torch.equal(module(x.to(DEVICE)), module(x.to(DEVICE), 1))
     assert module.weights.data_ptr() == before
@@ -320,7 +320,7 @@ def test_leaves_below_ranges_found_at_run_time(make_layer, make_input):
 
 def test_shared_leaves_stay_shared_and_keep_their_clock(make_layer):
     leaf = PackedLayer(make_layer((6, 6), 4, 8, steps=3))
-    leaf.set_clock(StepClock())
+    leaf.set_clock(CallClock())
     leaf.set_step(2)
     moved = on_cuda(nn.ModuleList([leaf, nn.Sequential(leaf)]), DEVICE)
     assert moved[0] is moved[1][0]
@@ -370,7 +370,7 @@ def test_benchmark_of_a_step_runs_all_contestants_on_the_same_batch(make_layer, 
             seen.append((sample.dtype, timestep.dtype, scale.dtype, scale[0].item()))
             return (self.conv(sample),)
 
-    seen, clock = [], StepClock()
+    seen, clock = [], CallClock()
     leaf = PackedLayer(make_layer((3, 3, 1, 1), 4, 8, steps=5))
     leaf.set_clock(clock)
     network = Network(leaf)

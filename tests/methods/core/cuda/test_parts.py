@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import device, packing, tuning
 from quantarena.methods.core.cuda.step_graph import CudaRecorder, StepGraph
 from quantarena.methods.core.errors import Unsupported
@@ -106,7 +106,7 @@ def test_graph_captured_in_inference_mode_replays_outside(record):
 
 
 def test_another_shape_type_constant_or_call_makes_another_graph(record):
-    clock = StepClock()
+    clock = CallClock()
     offset = [10.0, 20.0]
     graph = StepGraph(
         lambda x, n: {"y": x * n + (offset[clock.index] if clock.is_set else 0)},

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, fake_quantize
 from quantarena.methods.core.bits import AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import install, wrap_attention
@@ -36,7 +36,7 @@ def tensors(batch=3, heads=2, queries=6, keys=6, width=8, seed=0):
 
 def ready(bits, q, k, v, *, heads=2, clock=None):
     """With min-max ranges of these tensors."""
-    quant = QuantAttention(info(heads), bits, clock or StepClock())
+    quant = QuantAttention(info(heads), bits, clock or CallClock())
     probs = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
     for name, x in zip(("query", "key", "value", "softmax"), (q, k, v, probs), strict=True):
         if (quantizer := quant.static(name)) is not None:
@@ -174,7 +174,7 @@ def test_arguments_mean_what_torch_says(given):
 
 def test_grouped_queries_and_other_lengths():
     q, k, v = tensors(heads=4, keys=9)
-    quant = QuantAttention(info(4), EIGHT, StepClock())
+    quant = QuantAttention(info(4), EIGHT, CallClock())
     quant.mode = Plain()
     k, v = k[:, :2], v[:, :2]
     expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
@@ -189,7 +189,7 @@ def test_what_cannot_be_quantized_is_refused_by_name():
     with pytest.raises(Unsupported, match=r"2 heads on a tensor of shape \(3, 6, 8\)"):
         quant.attend(q[:, 0], k[:, 0], v[:, 0])
     with pytest.raises(Unsupported, match="2 attentions in one call"):
-        install(nn.Sequential(), QuantAttention(info(products=2), EIGHT, StepClock()))
+        install(nn.Sequential(), QuantAttention(info(products=2), EIGHT, CallClock()))
 
 
 def test_gradients_are_those_of_fake_quantization():
@@ -240,7 +240,7 @@ def test_a_range_for_each_head_where_heads_differ():
 
 
 def test_a_range_for_each_call_where_calls_differ():
-    clock = StepClock()
+    clock = CallClock()
     q, k, v = tensors(batch=4)
     factors = torch.tensor([1.0, 1.0, 40.0, 40.0])[:, None, None, None]
     quant = ready(AttentionBits(16, 16, 4, 16), q, k, v * factors, clock=clock)
@@ -294,7 +294,7 @@ def test_joint_attention_in_a_network():
     with torch.no_grad():
         clean = model(x, **given).sample
         for quant in wrap_attention(
-            model, graph, dict.fromkeys(graph.attention, AttentionBits(softmax=3)), StepClock()
+            model, graph, dict.fromkeys(graph.attention, AttentionBits(softmax=3)), CallClock()
         ).values():
             quant.use_log()
         rough = model(x, **given).sample
@@ -318,7 +318,7 @@ def test_transposed_products():
     model, x = Transposed(), torch.randn(3, 8, 6)
     graph = trace(model, x)
     clean = model(x)
-    quant = wrap_attention(model, graph, {"": EIGHT}, StepClock())[""]
+    quant = wrap_attention(model, graph, {"": EIGHT}, CallClock())[""]
     q, k, v = (t.mT.unsqueeze(1) for t in model.qkv(x).chunk(3, dim=1))
     quant.load({**ready(EIGHT, q, k, v, heads=1).state()})
     expected = model.last(quant.attend(q, k, v)[:, 0].mT)

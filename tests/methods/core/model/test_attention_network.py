@@ -101,7 +101,7 @@ def test_a_copy_has_its_own_quantizers(pixel):
 def test_state_round_trip(conditional, per_step, log):
     model = wrapped(conditional)
     calibrate_attention(
-        model, conditional.heldout, minmax_range, per_step=per_step, per_head=True, symmetric=True
+        model, conditional.heldout, minmax_range, per_call=per_step, per_head=True, symmetric=True
     )
     if log:
         for quant in model.attention.values():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quantarena.methods.core.affine import QuantParams, fake_quantize
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -12,7 +12,7 @@ from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 def bank(x, bits=4):
     """A bank with the min-max range of each row of ``x`` at its call."""
-    clock = StepClock()
+    clock = CallClock()
     quantizer = ActQuantizer(bits, clock)
     found = [minmax_range(row, bits) for row in x]
     quantizer.set_bank(
@@ -115,7 +115,7 @@ def test_groups_are_ranges_of_their_slices():
 
 
 def test_bank_of_heads():
-    clock = StepClock()
+    clock = CallClock()
     quantizer = ActQuantizer(8, clock)
     scale = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     quantizer.set_groups(1, torch.arange(2), scale, torch.full_like(scale, 128.0))
@@ -129,7 +129,7 @@ def test_bank_of_heads():
 
 
 def test_groups_that_differ_by_call():
-    quantizer = ActQuantizer(4, StepClock())
+    quantizer = ActQuantizer(4, CallClock())
     scale = torch.tensor([[0.1, 1.0], [0.2, 2.0]])
     ids = torch.tensor([[0, 0, 1], [1, 0, 0]])
     quantizer.set_groups(-2, ids, scale, torch.full_like(scale, 8.0))
@@ -149,7 +149,7 @@ def test_groups_that_differ_by_call():
 
 @pytest.mark.parametrize("kind", ["tensor", "bank", "groups", "both", "by call"])
 def test_state_round_trip(kind):
-    clock = StepClock()
+    clock = CallClock()
     one, other = ActQuantizer(8, clock), ActQuantizer(8, clock)
     scale = torch.rand(3, 2) + 0.1
     zero = torch.full_like(scale, 9.0)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import affine_params
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.packed.lowering.lower import pack_layer
@@ -52,7 +52,7 @@ CALLS, IMAGE = 2, (2, 6, 7, 5)
 
 def grouped(settings, *, mult=False, dynamic=False, splits=()):
     """A layer whose output pixels have ranges that differ by call and group."""
-    clock = StepClock()
+    clock = CallClock()
     layer = QuantLayer(nn.Conv2d(6, 4, **settings), Bits(4, 4), splits, clock)
     layer.use_patches()
     if mult:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.core.clock import StepClock, StepSchedule
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.record.announce import announcing, attach, require_same, schedule_of
 
@@ -28,7 +28,7 @@ def calibrated(scheduler, steps):
     """A clock of a model calibrated on this scheduler's calls."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
-    return StepClock(schedule_of(scheduler))
+    return CallClock(schedule_of(scheduler))
 
 
 def run(model, scheduler, steps=5, split=1, halves=1):
@@ -116,7 +116,7 @@ def test_another_sampler_at_the_same_timesteps_may_sample():
 @pytest.mark.parametrize("times", [(9.0, 5.0), (9.0, 5.0, 1.0, 0.0), ()])
 def test_more_or_fewer_calls_are_another_schedule(times):
     with pytest.raises(UserError, match=f"for 3 calls of A .* has {len(times)} calls of B"):
-        require_same(StepSchedule("A", (9.0, 5.0, 1.0)), StepSchedule("B", times))
+        require_same(CallSchedule("A", (9.0, 5.0, 1.0)), CallSchedule("B", times))
 
 
 def test_timesteps_survive_a_round_trip_through_json():
@@ -124,7 +124,7 @@ def test_timesteps_survive_a_round_trip_through_json():
     scheduler.set_timesteps(7)
     found = schedule_of(scheduler)
     assert any(t != round(t) for t in found.timesteps)
-    again = StepSchedule("Euler", tuple(json.loads(json.dumps(found.timesteps))))
+    again = CallSchedule("Euler", tuple(json.loads(json.dumps(found.timesteps))))
     require_same(again, found)
 
 
@@ -155,7 +155,7 @@ def test_skipped_calls_that_nobody_announced_are_refused():
 
 
 def test_where_nothing_depends_on_the_call_a_lost_sampler_goes_on_and_says_nothing():
-    scheduler, clock = diffusers.DDIMScheduler(), StepClock()
+    scheduler, clock = diffusers.DDIMScheduler(), CallClock()
     x = torch.ones(1, 1, 2, 2)
     with announcing(scheduler, clock):
         scheduler.set_timesteps(5)
@@ -180,7 +180,7 @@ class Odd:
 
 
 def test_what_is_no_such_scheduler_announces_nothing():
-    scheduler, clock = Odd(), StepClock()
+    scheduler, clock = Odd(), CallClock()
     with announcing(scheduler, clock):
         scheduler.set_timesteps(2)
         assert not clock.is_set
@@ -208,7 +208,7 @@ def test_a_network_call_that_no_step_belongs_to_is_an_error():
 def test_results_and_signatures_stay_and_detaching_leaves_no_trace():
     scheduler, plain = diffusers.DDIMScheduler(), diffusers.DDIMScheduler()
     before = set(vars(scheduler))
-    detach = attach(scheduler, StepClock())
+    detach = attach(scheduler, CallClock())
     for name in ("step", "set_timesteps"):
         assert inspect.signature(getattr(scheduler, name)) == inspect.signature(
             getattr(plain, name)
@@ -227,7 +227,7 @@ def test_results_and_signatures_stay_and_detaching_leaves_no_trace():
 
 def test_two_clocks_on_one_scheduler():
     scheduler = diffusers.DDIMScheduler()
-    outer, inner = StepClock(), StepClock()
+    outer, inner = CallClock(), CallClock()
     with announcing(scheduler, outer):
         with announcing(scheduler, inner):
             scheduler.set_timesteps(3)
@@ -242,7 +242,7 @@ def test_two_clocks_on_one_scheduler():
 
 
 def test_a_copy_announces_nothing_and_steps_for_itself():
-    scheduler, clock = diffusers.EulerDiscreteScheduler(), StepClock()
+    scheduler, clock = diffusers.EulerDiscreteScheduler(), CallClock()
     x = torch.ones(1, 1, 2, 2)
     with announcing(scheduler, clock):
         scheduler.set_timesteps(4)
@@ -260,6 +260,6 @@ def test_no_clock_is_no_announcement():
 
 def test_errors_inside_the_block_detach_too():
     scheduler = diffusers.DDIMScheduler()
-    with pytest.raises(RuntimeError), announcing(scheduler, StepClock()):
+    with pytest.raises(RuntimeError), announcing(scheduler, CallClock()):
         raise RuntimeError
     assert "step" not in vars(scheduler)

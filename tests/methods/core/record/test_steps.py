@@ -7,17 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from quantarena.methods.core.record.call_counts import deal
 from quantarena.methods.core.record.recorder import recording
-from quantarena.methods.core.record.steps import (
-    AllSteps,
-    CensoredNormalSteps,
-    Paired,
-    PerStep,
-    UniformStride,
-    deal,
-)
+from quantarena.methods.core.record.steps import AllCalls, Paired, PerCall, UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
-from quantarena.methods.techniques.calibrate.tdac import TDAC, apportion
+from quantarena.methods.techniques.points.censored_normal import CensoredNormalCalls
+from quantarena.methods.techniques.points.tdac import TDAC, apportion
 
 
 def small(calls=5, rows=6):
@@ -33,9 +28,9 @@ def features(calls, seed=0):
 
 
 POLICIES = [
-    AllSteps(),
-    PerStep(4),
-    CensoredNormalSteps(12, std_fraction=0.3),
+    AllCalls(),
+    PerCall(4),
+    CensoredNormalCalls(12, std_fraction=0.3),
     TDAC(12, features(5)),
     UniformStride(12, 3),
 ]
@@ -47,7 +42,7 @@ def test_every_policy_keeps_its_word(policy):
     trajectory = small()
     points = policy.draw(trajectory, seed=3)
     counts = policy.counts(trajectory, seed=3)
-    asked = {"AllSteps": 30, "PerStep": 20}.get(type(policy).__name__, 12)
+    asked = {"AllCalls": 30, "PerCall": 20}.get(type(policy).__name__, 12)
     assert len(points) == int(counts.sum()) == asked
     assert [points.histogram().get(k, 0) for k in range(5)] == counts.tolist()
     assert torch.equal(points.timestep, trajectory.timestep[points.step])
@@ -76,7 +71,7 @@ def guided(calls=5, images=4):
 @pytest.mark.parametrize("policy", [*POLICIES, TDAC(6, features(5))], ids=[*names, "TDAC-6"])
 def test_halves_of_an_image_can_be_drawn_together(policy):
     trajectory = guided()
-    if isinstance(policy, PerStep | CensoredNormalSteps | TDAC):
+    if isinstance(policy, PerCall | CensoredNormalCalls | TDAC):
         policy = dataclasses.replace(policy, samples=4)
     points = Paired(policy).draw(trajectory, seed=2)
     counts = Paired(policy).counts(trajectory, seed=2)
@@ -98,17 +93,17 @@ def test_a_policy_is_noted_in_one_short_line():
 
 
 def test_all_steps_is_every_point():
-    assert sorted(AllSteps().draw(small(), 0).sample.flatten().tolist()) == list(range(30))
+    assert sorted(AllCalls().draw(small(), 0).sample.flatten().tolist()) == list(range(30))
 
 
 def test_no_image_twice_while_images_last():
-    points = CensoredNormalSteps(40).draw(small(calls=8, rows=40), seed=1)
+    points = CensoredNormalCalls(40).draw(small(calls=8, rows=40), seed=1)
     assert len((points.sample.flatten() % 40).unique()) == 40
 
 
 @pytest.mark.parametrize(
     "policy",
-    [PerStep(7), CensoredNormalSteps(200), TDAC(200, features(5))],
+    [PerCall(7), CensoredNormalCalls(200), TDAC(200, features(5))],
     ids=["per_step", "censored", "tdac"],
 )
 def test_more_than_recorded_is_an_error(policy):
@@ -118,7 +113,7 @@ def test_more_than_recorded_is_an_error(policy):
 
 @pytest.mark.parametrize(
     "policy",
-    [CensoredNormalSteps(200, repeat=True), TDAC(200, features(5), repeat=True)],
+    [CensoredNormalCalls(200, repeat=True), TDAC(200, features(5), repeat=True)],
     ids=["censored", "tdac"],
 )
 def test_repeats_are_even_when_asked_for(policy):
@@ -139,11 +134,11 @@ def test_counts_must_fit_the_trajectory():
 @pytest.mark.parametrize(
     ("policy", "match"),
     [
-        (PerStep(0), "at least 1"),
+        (PerCall(0), "at least 1"),
         (UniformStride(0), "at least 1"),
-        (CensoredNormalSteps(0), "at least 1"),
-        (CensoredNormalSteps(4, std_fraction=-0.1), "std_fraction"),
-        (CensoredNormalSteps(4, mean_fraction=math.nan), "mean_fraction"),
+        (CensoredNormalCalls(0), "at least 1"),
+        (CensoredNormalCalls(4, std_fraction=-0.1), "std_fraction"),
+        (CensoredNormalCalls(4, mean_fraction=math.nan), "mean_fraction"),
         (TDAC(0, features(5)), "at least 1"),
         (TDAC(4, features(4)), "features of 4 calls, 5 recorded"),
         (TDAC(4, torch.zeros(5, 2)), r"\(S, n, C"),
@@ -169,7 +164,7 @@ def ks_distance(draws, mean, std):
 
 
 def test_draws_before_the_clamp_are_normal():
-    draws = CensoredNormalSteps(4000).unclamped(250, seed=7)
+    draws = CensoredNormalCalls(4000).unclamped(250, seed=7)
     limit = 1.63 / math.sqrt(len(draws))  # at 1 %
     assert ks_distance(draws, 100, 100) < limit
     assert ks_distance(draws, 110, 100) > limit, "the test has no power"
@@ -177,7 +172,7 @@ def test_draws_before_the_clamp_are_normal():
 
 def test_tails_pile_up_at_both_ends():
     samples, trajectory = 20000, Trajectory(torch.zeros(250, 1, 1), torch.arange(250).flip(0), {})
-    share = CensoredNormalSteps(samples).counts(trajectory, seed=0) / samples
+    share = CensoredNormalCalls(samples).counts(trajectory, seed=0) / samples
     for call, mass in ((249, 0.161), (0, 0.068)):  # the last call is the clean end, t = 0
         sigma = math.sqrt(mass * (1 - mass) / samples)
         assert abs(float(share[call]) - mass) < 3 * sigma + 5e-4  # the masses have three digits
@@ -190,13 +185,13 @@ def test_tails_pile_up_at_both_ends():
 
 
 def test_wide_normal_is_all_ends():
-    counts = CensoredNormalSteps(1024, 0.5, 1e6).counts(small(calls=50), seed=0)
+    counts = CensoredNormalCalls(1024, 0.5, 1e6).counts(small(calls=50), seed=0)
     assert int(counts[0] + counts[-1]) == 1024
     assert counts[0] == pytest.approx(512, abs=60)
 
 
 def test_narrow_normal_knows_which_end_is_clean():
-    points = CensoredNormalSteps(6, 0.0, 0.0).draw(small(), seed=0)
+    points = CensoredNormalCalls(6, 0.0, 0.0).draw(small(), seed=0)
     assert points.histogram() == {4: 6}
     assert set(points.timestep.tolist()) == {0}
 
@@ -220,7 +215,7 @@ def test_points_are_what_the_network_sees_at_that_timestep():
     model = Denoiser()
     with recording(model) as done:
         run(model, 10)
-    points = CensoredNormalSteps(16).draw(done(), seed=2)
+    points = CensoredNormalCalls(16).draw(done(), seed=2)
     again = run(model, 10)
     assert len(points.histogram()) > 3
     for sample, timestep in zip(points.sample, points.timestep, strict=True):

@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
-from quantarena.methods.core.clock import StepSchedule
+from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.record.recorder import recording
 from quantarena.methods.core.record.steps import UniformStride
@@ -201,7 +201,7 @@ def nested():
         {"a": {"x": rows, "y": [once, None]}, "ids": torch.arange(7), "flag": True, "word": "w"},
         frozenset({"ids"}),
         2,
-        StepSchedule("Some", (9.5, 5.0, 5.0)),
+        CallSchedule("Some", (9.5, 5.0, 5.0)),
         rows[..., None, None],
     )
 

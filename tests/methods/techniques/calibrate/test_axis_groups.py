@@ -9,15 +9,14 @@ from quantarena.methods.core.model.attention_mode import Fake
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.calibrate.axis_bounds import axes_of_inputs, axes_of_products
 from quantarena.methods.techniques.calibrate.axis_groups import (
-    axes_of_inputs,
-    axes_of_products,
     group_params,
     groups_by_call,
     groups_of_all,
     spreads,
 )
-from quantarena.methods.techniques.calibrate.inputs import Bounds
+from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 

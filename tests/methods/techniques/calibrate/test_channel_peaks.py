@@ -7,8 +7,8 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.calibrate.bounds import input_bounds
 from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
-from quantarena.methods.techniques.calibrate.inputs import input_bounds
 
 
 class Layers(nn.Module):

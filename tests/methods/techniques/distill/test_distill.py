@@ -14,13 +14,9 @@ from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.distill import distill as module
-from quantarena.methods.techniques.distill.distill import (
-    Distillation,
-    Driver,
-    Walk,
-    WindowTerm,
-    distill,
-)
+from quantarena.methods.techniques.distill.distill import Distillation, distill
+from quantarena.methods.techniques.distill.walk import Driver, Walk
+from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
@@ -117,7 +113,7 @@ def test_window_gradients_are_those_of_one_whole_graph(pixel, student):
     from quantarena.methods.techniques.learn.learning import start_learning
 
     learning = start_learning(student.layers, [], ["lora"], 4)
-    parameters = [x.parameter for x in learning.found["lora"]]
+    parameters = [x.parameter for x in learning.parameters["lora"]]
     for parameter in parameters:
         parameter.data += 0.01 * torch.randn_like(parameter)
     window = window_of(pixel, 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.record.steps import PerStep, WholeWalks
+from quantarena.methods.core.record.steps import PerCall, WholeWalks
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.techniques.distill.sampler_fit import (
     TOLERANCE,
@@ -117,7 +117,7 @@ def test_what_is_no_walk_is_refused():
     )
     with pytest.raises(Unsupported, match="the same sample"):
         by_image(moved)
-    single = PerStep(2).draw(Trajectory(samples, torch.arange(CALLS), {}), seed=0)
+    single = PerCall(2).draw(Trajectory(samples, torch.arange(CALLS), {}), seed=0)
     assert by_image(single) == (CALLS, 2, 1)
     with pytest.raises(ValueError, match="two recorded calls"):
         fit_step(samples[:1], predict(samples[0])[None])

@@ -12,14 +12,12 @@ from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.record.steps import WholeWalks
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.distill import student_walk as module
-from quantarena.methods.techniques.distill.student_walk import (
-    Pairs,
-    StageReport,
-    Stages,
-    learn_on_walks,
-    prepare,
-    walk,
+from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
+from quantarena.methods.techniques.distill.serial_parallel_settings import (
+    SerialParallel,
+    SerialParallelReport,
 )
+from quantarena.methods.techniques.distill.student_walk import LabelledPoints, fit_walks, walk
 from quantarena.methods.techniques.learn.learning import start_learning
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.param_groups import Group
@@ -33,12 +31,14 @@ def student(probe):
     points = WholeWalks(4).draw(probe.trajectory, 0)
     model.set_weight_ranges(minmax_range)
     calibrate_activations(model, points, minmax_range, per_step=True)
-    return model, prepare(probe.model, points)
+    return model, fit_walks(probe.model, points)
 
 
 def learner(model, probe, ground, stages, groups=SCALES):
     learning = start_learning(model.layers, [], groups)
-    return module._Learner(model, probe.model, ground, stages, learning, StageReport(), None)
+    return module._Learner(
+        model, probe.model, ground, stages, learning, SerialParallelReport(), None
+    )
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def test_full_precision_walks_as_recorded(probe):
 
 def test_the_serial_stage_keeps_the_students_samples(pixel):
     model, ground = student(pixel)
-    still = Stages({n: Group(0.0) for n in SCALES}, 1, 0)
+    still = SerialParallel({n: Group(0.0) for n in SCALES}, 1, 0)
     kept = learner(model, pixel, ground, still).serial(torch.Generator().manual_seed(0))
     assert torch.allclose(kept.points.sample, walked(model, ground), atol=1e-5)
     assert torch.equal(kept.points.step, ground.recorded.points.step)
@@ -85,8 +85,12 @@ def test_whose_samples_the_first_parallel_stage_sees(pixel, monkeypatch, serial,
     model, ground = student(pixel)
     seen = []
     monkeypatch.setattr(module._Learner, "parallel", lambda self, pairs, _: seen.append(pairs))
-    learn_on_walks(
-        model, pixel.model, ground, Stages(SCALES, 2, 1, serial=serial, serial_first=first), seed=0
+    distill_on_student_walks(
+        model,
+        pixel.model,
+        ground,
+        SerialParallel(SCALES, 2, 1, serial=serial, serial_first=first),
+        seed=0,
     )
     assert (seen[0] is not ground.recorded) == own
     assert (seen[1] is not ground.recorded) == serial
@@ -106,8 +110,8 @@ def test_scales_of_a_call_that_was_not_met_stay(pixel):
     model, ground = student(pixel)
     before = {n: x.parts[0].static.scale.detach().clone() for n, x in model.layers.items()}
     met = torch.cat([ground.rows(call, torch.arange(ground.images)) for call in (0, 2)])
-    pairs = Pairs(ground.recorded.points.rows(met), ground.recorded.wanted[met])
-    teach = learner(model, pixel, ground, Stages(SCALES, 1, 5, batch=3))
+    pairs = LabelledPoints(ground.recorded.points.rows(met), ground.recorded.wanted[met])
+    teach = learner(model, pixel, ground, SerialParallel(SCALES, 1, 5, batch=3))
     teach.parallel(pairs, torch.Generator().manual_seed(0))
     moved = torch.zeros(ground.calls)
     for name, layer in model.layers.items():
@@ -121,7 +125,7 @@ def test_the_order_of_one_batch_does_not_matter(pixel):
     found = []
     for seed in (0, 1):
         model, ground = student(pixel)
-        teach = learner(model, pixel, ground, Stages(SCALES, 1, 1, batch=64))
+        teach = learner(model, pixel, ground, SerialParallel(SCALES, 1, 1, batch=64))
         teach.parallel(ground.recorded, torch.Generator().manual_seed(seed))
         found.append(torch.cat([x.parts[0].static.scale.detach() for x in model.layers.values()]))
     assert torch.allclose(*found, rtol=1e-3)
@@ -132,10 +136,10 @@ def test_a_guided_error_is_that_of_the_guided_prediction(pixel):
     step = dataclasses.replace(ground.step, halves=torch.tensor([[2.0, -6.0]]).expand(3, 2))
     two = dataclasses.replace(ground, step=step, halves=2, images=2)
     calls, gap = torch.tensor([0, 0, 3, 3]), torch.randn(4, 3, 8, 8)
-    teach = learner(model, pixel, two, Stages(SCALES, 1, 1))
+    teach = learner(model, pixel, two, SerialParallel(SCALES, 1, 1))
     wanted = (-0.5 * gap[::2] + 1.5 * gap[1::2]).square().mean()
     assert torch.allclose(teach.error(calls, gap), wanted)
-    plain = learner(model, pixel, two, Stages(SCALES, 1, 1, guided=False))
+    plain = learner(model, pixel, two, SerialParallel(SCALES, 1, 1, guided=False))
     assert torch.allclose(plain.error(calls, gap), gap.square().mean())
 
 
@@ -143,7 +147,7 @@ def test_a_guided_error_is_that_of_the_guided_prediction(pixel):
 def test_losses_fall_and_codes_are_frozen(pixel, features):
     model, ground = student(pixel)
     ticks = []
-    stages = Stages(
+    stages = SerialParallel(
         SCALES | {"weight": Group(0.01, relative=True)},
         4,
         4,
@@ -152,7 +156,7 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
         features=features,
         feature_weight=0.1,
     )
-    report = learn_on_walks(
+    report = distill_on_student_walks(
         model, pixel.model, ground, stages, seed=0, progress=lambda *tick: ticks.append(tick)
     )
     counts = {stage: len(losses) for stage, losses in report.losses.items()}
@@ -168,25 +172,27 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
 
 def test_scales_stay_positive_at_any_rate(pixel):
     model, ground = student(pixel)
-    wild = Stages({"act_scale": Group(3.0, relative=True)}, 1, 3, batch=8)
-    learn_on_walks(model, pixel.model, ground, wild, seed=0)
+    wild = SerialParallel({"act_scale": Group(3.0, relative=True)}, 1, 3, batch=8)
+    distill_on_student_walks(model, pixel.model, ground, wild, seed=0)
     assert all(bool((x.parts[0].static.scale > 0).all()) for x in model.layers.values())
 
 
 def test_weights_that_turn_are_frozen_and_reported(pixel):
     model, ground = student(pixel)
     groups = {"weight": Group(0.3, relative=True)}
-    stages = Stages(groups, 1, 12, batch=8, freezing=Freezing(0.01, 0.2))
-    assert 0 < learn_on_walks(model, pixel.model, ground, stages, seed=0).frozen < 1
+    stages = SerialParallel(groups, 1, 12, batch=8, freezing=Freezing(0.01, 0.2))
+    assert 0 < distill_on_student_walks(model, pixel.model, ground, stages, seed=0).frozen < 1
     model, _ = student(pixel)
     still = dataclasses.replace(stages, freezing=None)
-    assert learn_on_walks(model, pixel.model, ground, still, seed=0).frozen == 0
+    assert distill_on_student_walks(model, pixel.model, ground, still, seed=0).frozen == 0
 
 
 def test_a_loss_that_is_no_number_ends_it_with_codes(pixel):
     model, ground = student(pixel)
     wanted = torch.full_like(ground.recorded.wanted, float("nan"))
-    broken = dataclasses.replace(ground, recorded=Pairs(ground.recorded.points, wanted))
+    broken = dataclasses.replace(ground, recorded=LabelledPoints(ground.recorded.points, wanted))
     with pytest.raises(UserError, match="diverged at update 0"):
-        learn_on_walks(model, pixel.model, broken, Stages(SCALES, 1, 1, serial=False), seed=0)
+        distill_on_student_walks(
+            model, pixel.model, broken, SerialParallel(SCALES, 1, 1, serial=False), seed=0
+        )
     assert all(x.parts[0].weight_quantizer.codes is not None for x in model.layers.values())

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.record.steps import PerStep, WholeWalks, points_per_call
+from quantarena.methods.core.record.steps import PerCall, WholeWalks, points_per_call
 from quantarena.methods.core.record.trajectory import Trajectory
-from quantarena.methods.techniques.distill.distill import Driver, calls
-from quantarena.methods.techniques.distill.teacher_walk import recorded_walk
+from quantarena.methods.techniques.distill.distill import calls
+from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
+from quantarena.methods.techniques.distill.walk import Driver
 
 CALLS, IMAGES = 5, 4
 
@@ -37,7 +38,7 @@ def test_rows_are_the_same_at_every_call_and_halves_stay_together():
 
 
 def test_a_walk_reads_the_recording():
-    walk = recorded_walk(WholeWalks(6).draw(recorded(), seed=1), batch=3)
+    walk = teacher_walk(WholeWalks(6).draw(recorded(), seed=1), batch=3)
     assert walk.timesteps.tolist() == [40, 30, 20, 10, 0]
     unused = {driver: lambda points: torch.tensor(float("nan")) for driver in Driver}
     generator = torch.Generator().manual_seed(0)
@@ -52,11 +53,11 @@ def test_a_walk_reads_the_recording():
 
 
 def test_points_that_are_no_walks_are_refused():
-    points = PerStep(2).draw(recorded(), seed=0)
+    points = PerCall(2).draw(recorded(), seed=0)
     with pytest.raises(ValueError, match="call after call"):
-        recorded_walk(points.rows(torch.arange(len(points)).flip(0)), batch=2)
+        teacher_walk(points.rows(torch.arange(len(points)).flip(0)), batch=2)
     with pytest.raises(Unsupported, match="context changes from call to call"):
-        recorded_walk(WholeWalks(4).draw(recorded(constant=False), seed=0), batch=2)
+        teacher_walk(WholeWalks(4).draw(recorded(constant=False), seed=0), batch=2)
 
 
 def test_conditions_of_all_points_may_be_anything():
@@ -64,7 +65,7 @@ def test_conditions_of_all_points_may_be_anything():
     fixed = dataclasses.replace(
         points, conditions=points.conditions | {"grid": torch.rand(3)}, fixed=frozenset({"grid"})
     )
-    assert len(recorded_walk(fixed, batch=2).timesteps) == CALLS
+    assert len(teacher_walk(fixed, batch=2).timesteps) == CALLS
 
 
 @pytest.mark.parametrize(("samples", "count"), [(5, 1), (17, 3), (1000, 8)])

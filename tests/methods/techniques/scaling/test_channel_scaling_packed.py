@@ -8,7 +8,7 @@ from torch import nn
 
 from quantarena.methods.core.affine import QuantParams, affine_params, quantize
 from quantarena.methods.core.bits import AttentionBits, Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_mode import IntegerOracle
 from quantarena.methods.core.model.layer import QuantLayer
@@ -18,7 +18,7 @@ from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.quantizers.log import LogParams, log_dequantize
-from quantarena.methods.core.record.steps import AllSteps
+from quantarena.methods.core.record.steps import AllCalls
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -188,7 +188,7 @@ def test_halves_of_octaves_are_octaves_and_a_parity(bits):
 def test_logarithmic_attention_in_integers(bits, per_octave, transformer):
     """Shifts and one accumulator, or two, give what the fake product gives."""
     info = next(iter(transformer.graph.attention.values()))
-    quant = QuantAttention(info, AttentionBits(8, 8, 8, bits), StepClock())
+    quant = QuantAttention(info, AttentionBits(8, 8, 8, bits), CallClock())
     quant.use_log(per_octave=per_octave)
     tensors = {n: torch.randn(2, info.heads, 9, 6) for n in ("query", "key", "value")}
     for name, x in tensors.items():
@@ -206,7 +206,7 @@ def test_a_time_table_keeps_the_function(pixel, dtype, bound):
     values = embedding_table(network, pixel.trajectory.timestep, dtype)
     with torch.no_grad():
         want = network(points.sample.to(dtype), points.timestep).sample
-        clock = StepClock()
+        clock = CallClock()
         place(network, "time_embedding", ScheduledTable(values, clock))
         with clock.at(points.step):
             assert apart(network(points.sample.to(dtype), points.timestep).sample, want) <= bound
@@ -229,8 +229,8 @@ def test_a_network_with_a_time_table_packs(pixel, per_step):
     values = embedding_table(pixel.model, pixel.trajectory.timestep)
     model.tabulate("time_embedding", ScheduledTable(values))
     model.set_weight_ranges(minmax_range)
-    points = AllSteps().draw(pixel.trajectory, 0)
-    calibrate_activations(model, points, minmax_range, per_step=per_step)
+    points = AllCalls().draw(pixel.trajectory, 0)
+    calibrate_activations(model, points, minmax_range, per_call=per_step)
     model.freeze()
     packed = pack(model)
     assert parity(model, packed, pixel.heldout).max_rel <= PARITY_LIMIT

@@ -9,7 +9,8 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
-from quantarena.methods.techniques.scaling.norm_sites import check_folds, fold_site, norm_sites
+from quantarena.methods.techniques.scaling.norm_fold_sites import check_folds, fold_site
+from quantarena.methods.techniques.scaling.norm_sites import norm_sites
 
 WIDTH = 6
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel, UserError
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
@@ -26,7 +26,7 @@ MODULES = {
 def layer_of(kind, bits=4, random=True):
     make, shape = MODULES[kind]
     module = make()
-    layer = QuantLayer(module, Bits(bits, 16), clock=StepClock())
+    layer = QuantLayer(module, Bits(bits, 16), clock=CallClock())
     layer.set_weight_ranges(minmax_range, symmetric=False)
     layer.freeze()
     experts = layer.set_gains(OF_CALL, 2)
@@ -107,7 +107,7 @@ def test_only_the_active_expert_learns_and_codes_stay():
     quantizer = layer.only_part.weight_quantizer
     kept = [t.clone() for t in (quantizer.codes, quantizer.zero_point, quantizer.scale, layer.bias)]
     learning = start_learning({"a": layer}, [], ("gain_in", "gain_out"))
-    assert sum(f.parameter.numel() for g in learning.found.values() for f in g) == 2 * (10 + 6)
+    assert sum(f.parameter.numel() for g in learning.parameters.values() for f in g) == 2 * (10 + 6)
     with layer.clock.at(0), torch.enable_grad():
         layer(x).square().mean().backward()
     grads = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from quantarena.methods.core.affine import affine_params
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.packed.lowering.lower import pack_layer
@@ -26,7 +26,7 @@ class Maker:
 
     def __init__(self, module, bits, x, *, splits=(), seed=0):
         torch.manual_seed(seed)
-        self.clock = StepClock()
+        self.clock = CallClock()
         self.layer = QuantLayer(module, bits, splits, self.clock)
         self.x, self.bits = x, bits
         self.parts = self.layer.parts

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams
 from quantarena.methods.core.bits import AttentionBits
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.model.attention import QuantAttention
@@ -62,7 +62,7 @@ def quantized(q, k, v, bits=(8, 8, 8, 8), *, clock=None, excluded=0, log=None):
         fused=True,
         products=1,
     )
-    quant = QuantAttention(info, AttentionBits(*bits), clock or StepClock())
+    quant = QuantAttention(info, AttentionBits(*bits), clock or CallClock())
     probs = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
     for name, x in zip(("query", "key", "value", "softmax"), (q, k, v, probs), strict=True):
         found = minmax_range(x, quant.static(name).bits)
@@ -232,7 +232,7 @@ def test_masks(library, log, excluded):
 @pytest.mark.parametrize("banked", ["one", "rows"])
 def test_ranges_by_call_and_head(library, banked):
     """Tables of two calls and two groups of three heads, chosen by the clock, row by row."""
-    clock = StepClock()
+    clock = CallClock()
     q, k, v = operands((4, 3, 6, 7, 8))
     quant = quantized(q, k, v, clock=clock)
     make = torch.Generator().manual_seed(1)
@@ -306,7 +306,7 @@ def test_what_the_kernels_leave_to_the_float_form():
         )
         assert not kernel_products(by_channel).apply()
         near(by_channel.attend(q, k, v), plain, 0.2)
-    half = QuantAttention(quant.info, AttentionBits(softmax=8), StepClock())
+    half = QuantAttention(quant.info, AttentionBits(softmax=8), CallClock())
     half.mode = Native()
     half.static("softmax").set_params(quant.static("softmax").params)
     assert kernel_products(half) is None

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from quantarena.methods.core.clock import StepClock
+from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -92,7 +92,7 @@ def test_rows_of_two_widths(make_layer, make_input, library):
 def test_banks_by_row(make_layer, make_input, library):
     layer = make_layer((20, 8, 1, 3), 4, 8, steps=4, padding=(0, 1))
     node = Conv1dLayer(PackedLayer(layer, library))
-    clock = StepClock()
+    clock = CallClock()
     node.set_clock(clock)
     x = make_input((6, 8, 9))
     with clock.at(torch.tensor([3, 0, 3])):
@@ -112,7 +112,7 @@ def tree(make_layer):
     parts = [PackedLayer(make_layer((n, 24), w, 8, seed=w, steps=3)) for n, w in ((7, 2), (12, 8))]
     mixed = MixedWidthLayer(parts, torch.randperm(19))
     node = LowRankLayer(mixed, torch.randn(2, 24), torch.randn(19, 2), {})
-    node.set_clock(StepClock())
+    node.set_clock(CallClock())
     return node
 
 
@@ -121,7 +121,7 @@ def test_trees_are_copied_pickled_and_rebuilt(make_layer, make_input):
     with node.clock.at(2):
         want = node(x)
     again = build(node.describe(), dict(node.state_dict()))
-    again.set_clock(StepClock())
+    again.set_clock(CallClock())
     for other in (copy.deepcopy(node), pickle.loads(pickle.dumps(node)), again):
         (clock,) = {m.clock for m in other.modules() if hasattr(m, "clock")}
         assert clock is not node.clock
