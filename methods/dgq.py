@@ -54,7 +54,6 @@ from quantarena.methods.techniques.calibrate.axis_groups import (
     spreads,
 )
 from quantarena.methods.techniques.calibrate.bounds import Bounds
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 
 PAPER_SAMPLES = 128
@@ -164,12 +163,12 @@ class Dgq(Method):
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
         if self.options.per_step:
-            model.clock.schedule = bank_schedule(points)
+            model.use_schedule(points)
         reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_step else 0
         notes: dict[str, Any] = {}
         for name, axes in axes_of_inputs(model, points, per_call=self.options.per_step).items():
             layer = model.layers[name]
-            quantizer = layer.part_list()[0].static
+            quantizer = layer.only_part.static
             if quantizer is not None:
                 notes[name] = self.group_layer(layer, quantizer, axes.pooled(reach), ctx.seed)
         if not self.options.log2:
@@ -214,7 +213,7 @@ class Dgq(Method):
             if self.options.log2 and quant.bits.softmax != FP_WIDTH:
                 quant.use_log()
             if self.options.start_token and model.graph.attention[name].kind is AttentionKind.CROSS:
-                quant.excluded = 1
+                quant.exclude_keys(1)
 
     def group_layer(
         self, layer: QuantLayer, quantizer: ActQuantizer, axes: Axes, seed: int

@@ -157,7 +157,7 @@ def dilate_layers(model: QuantizedModel) -> dict[str, dict[str, float]]:
     """
     activity: dict[str, dict[str, float]] = {}
     for name, layer in model.layers.items():
-        if layer.groups != 1 or all(p.weight_quantizer is None for p in layer.part_list()):
+        if layer.groups != 1 or all(p.weight_quantizer is None for p in layer.parts):
             continue
         found = dilate(layer.weight.detach())
         layer.scale_input(found.factor)

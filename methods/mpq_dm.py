@@ -45,7 +45,6 @@ from quantarena.methods.api import (
     teacher_walk,
 )
 from quantarena.methods.core.record.points import evenly
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
@@ -176,9 +175,9 @@ class MpqDm(Method):
             return
         few = spread(points, PAPER_INITIAL)
         calibrate_activations(model, few, mse_range, FLOAT_WEIGHTS)
-        schedule = model.clock.schedule = bank_schedule(points)
+        schedule = model.use_schedule(points)
         for layer in model.layers.values():
-            for part in layer.part_list():
+            for part in layer.parts:
                 if part.static is not None:
                     bounds = part.static.scale, part.static.zero_point
                     part.static.set_bank(*(b.repeat(len(schedule.timesteps)) for b in bounds))

@@ -134,7 +134,7 @@ class RepQuant(Method):
         calibrate_activations(model, points, search, FLOAT_WEIGHTS)
         for site in sites:
             for name in site.readers:
-                quantizer = model.layers[name].part_list()[0].static
+                quantizer = model.layers[name].only_part.static
                 assert quantizer is not None
                 quantizer.set_params(folded[site.norm])
         if self.options.reconstruction == "columns":
@@ -174,7 +174,7 @@ class RepQuant(Method):
         self, ctx: MethodContext, model: QuantizedModel, points: CalibrationSet
     ) -> tuple[NormSite, ...]:
         """The norms to fold: those whose readers' inputs all have one width."""
-        static = {n: q.bits for n, x in model.layers.items() if (q := x.part_list()[0].static)}
+        static = {n: q.bits for n, x in model.layers.items() if (q := x.only_part.static)}
         found = norm_sites(ctx.model, static.keys(), points)
         return tuple(site for site in found if len({static[name] for name in site.readers}) == 1)
 

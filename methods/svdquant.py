@@ -20,7 +20,6 @@ from quantarena.methods.api import (
     SEARCHES,
     AtLeast,
     Capabilities,
-    DynamicActQuantizer,
     Method,
     MethodContext,
     MethodInfo,
@@ -36,7 +35,7 @@ from quantarena.methods.api import (
     register,
     smooth,
 )
-from quantarena.methods.core.model.layer import scale_input
+from quantarena.methods.core.model.options.input_scale import scale_input
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.techniques.calibrate.bounds import Bounds
@@ -139,7 +138,7 @@ class SvdQuant(Method):
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:
         """Set groups of weights and run-time ranges, where integers allow them."""
-        (part,) = layer.part_list()
+        part = layer.only_part
         if layer.is_conv:
             return
         group = (
@@ -147,14 +146,11 @@ class SvdQuant(Method):
             if self.options.group and layer.in_channels % self.options.group == 0
             else 0
         )
-        if part.weight_quantizer is not None:
-            part.weight_quantizer.group = group
+        part.use_weight_groups(group)
         if part.static is not None and self.options.dynamic:
             # symmetric codes would leave a quarter of themselves unused
             unsigned = self.options.one_sided and bool(-bounds.low.min() <= bounds.high.max() / 2)
-            part.act_quantizer = DynamicActQuantizer(
-                part.static.bits, symmetric=not unsigned, group=group
-            )
+            part.use_dynamic(symmetric=not unsigned, group_size=group)
 
     def decompose(self, layer: QuantLayer, x: Tensor, absmax: Tensor) -> dict[str, Any]:
         """Smooth the layer and move its branch out, in place.
@@ -209,7 +205,7 @@ class Trial:
 
     def __init__(self, layer: QuantLayer, x: Tensor, search: RangeSearch, rank: int) -> None:
         self.layer, self.x, self.search, self.rank = layer, x, search, rank
-        (self.part,) = layer.part_list()
+        self.part = layer.only_part
         self.target = layer.affine(x, layer.weight, None)
         self.power = max(float(self.target.square().sum()), 1e-30)
 
@@ -248,7 +244,7 @@ class Trial:
         """What codes of ``weight`` stand for."""
         quantizer = self.part.weight_quantizer
         assert quantizer is not None
-        other = WeightQuantizer(quantizer.bits, quantizer.group)
+        other = WeightQuantizer(quantizer.bits, quantizer.group_size)
         other.find_params(weight, self.search, symmetric=True)
         value: Tensor = other(weight)
         return value.detach()

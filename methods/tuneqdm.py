@@ -32,8 +32,7 @@ from quantarena.methods.api import (
     register,
     teacher_walk,
 )
-from quantarena.methods.core.quantizers.call_gains import expert_of
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule
+from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
 
 PAPER_UPDATES, PAPER_EXPERTS = 400, 4
 
@@ -94,13 +93,13 @@ class TuneQdm(Method):
         model = ctx.wrap()
         points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
         model.set_weight_ranges(minmax_range)
-        schedule = model.clock.schedule = bank_schedule(points)
-        of_call = expert_of(
+        schedule = model.use_schedule(points)
+        of_call = pair_of(
             torch.tensor(schedule.timesteps), self.options.experts, self.options.horizon
         )
         for layer in model.layers.values():
             layer.freeze()  # codes and zero points do not change again
-            layer.set_experts(of_call, self.options.experts)
+            layer.set_gains(of_call, self.options.experts)
         found = self.schedule(ctx.effort.iterations)
         if self.options.tune and found.updates:
             walk = teacher_walk(points, self.options.batch)
@@ -112,7 +111,7 @@ class TuneQdm(Method):
     def schedule(self, iterations: int) -> Distillation:
         """The schedule of the tuning."""
         group = Group(self.options.lr, Decay.LINEAR)
-        groups = {"expert_out": group} | ({"expert_in": group} if self.options.inputs else {})
+        groups = {"gain_out": group} | ({"gain_in": group} if self.options.inputs else {})
         return Distillation(min(iterations, PAPER_UPDATES), groups)
 
 
@@ -120,8 +119,9 @@ def trainable(model: QuantizedModel, *, inputs: bool = True) -> int:
     """Parameters that tuning changes: N times the output channels, and the input channels."""
     total = 0
     for layer in model.layers.values():
-        if layer.experts is not None:
-            kinds = layer.experts.parameter_groups()
-            names = ("expert_in", "expert_out") if inputs else ("expert_out",)
+        gains = layer.option(CallGains)
+        if gains is not None:
+            kinds = gains.parameter_groups()
+            names = ("gain_in", "gain_out") if inputs else ("gain_out",)
             total += sum(p.numel() for name in names for p in kinds[name])
     return total

@@ -16,7 +16,6 @@ from quantarena.methods.api import (
     SEARCHES,
     CalibrationSet,
     Capabilities,
-    DynamicActQuantizer,
     Method,
     MethodContext,
     MethodInfo,
@@ -125,6 +124,6 @@ class ViditQ(Method):
             if layer.is_conv
             else self.options.dynamic
         )
-        for part in layer.part_list():
+        for part in layer.parts:
             if wanted and part.static is not None:
-                part.act_quantizer = DynamicActQuantizer(part.static.bits)
+                part.use_dynamic()

@@ -74,7 +74,7 @@ def verify(model: QuantizedModel, wanted: Widths, name: str) -> None:
     for path, layer in model.layers.items():
         if layer.bits != layers[path]:
             raise QuantArenaError(f"{name}: {path} is {layer.bits}, the policy says {layers[path]}")
-        for part in layer.part_list():
+        for part in layer.parts:
             quantizers = {"weight": part.weight_quantizer, "activation": part.static}
             for side, quantizer in quantizers.items():
                 if quantizer is not None:

@@ -17,7 +17,8 @@ from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads import registry
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.packed.pack import PackedModel, observe, pack, parity
+from quantarena.methods.core.packed.pack import PackedModel, observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.registry import entry
 
 PARITY_ROWS = 4

@@ -150,9 +150,9 @@ def _save(
     state, notes = (folder / name for name in _FOLDER_FILES)
     save_file(model.state(), state)
     splits = {
-        name: [part.stop - part.start for part in layer.part_list()]
+        name: [part.stop - part.start for part in layer.parts]
         for name, layer in model.layers.items()
-        if len(layer.part_list()) > 1
+        if len(layer.parts) > 1
     }
     document = {
         "notes": model.notes,

@@ -35,7 +35,8 @@ from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads.sampling import Drawn
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.packed.pack import PARITY_LIMIT, PackedModel, observe, pack, parity
+from quantarena.methods.core.packed.pack import PackedModel, observe, pack
+from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.registry import RegisteredMethod, entry
 

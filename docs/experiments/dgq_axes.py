@@ -37,13 +37,13 @@ def start_token_shares(model: QuantizedModel, points: CalibrationSet) -> dict[st
 
         return watch
 
-    for name, quant in model.attention.items():
-        if model.graph.attention[name].kind is AttentionKind.CROSS:
-            quant.watch = note(name)
-    with torch.no_grad(), model.using(weights=False, acts=False):
+    crossing = {
+        name: note(name)
+        for name in model.attention
+        if model.graph.attention[name].kind is AttentionKind.CROSS
+    }
+    with torch.no_grad(), model.using(weights=False, acts=False), model.watching(crossing):
         model.run(points)
-    for quant in model.attention.values():
-        quant.watch = None
     return seen
 
 

@@ -149,7 +149,7 @@ def act_params(model: QuantizedModel) -> dict[tuple[str, int], QuantParams]:
     """Returns the present activation ranges by layer and part."""
     found = {}
     for name, layer in model.layers.items():
-        for index, part in enumerate(layer.part_list()):
+        for index, part in enumerate(layer.parts):
             if part.act_quantizer is not None:
                 quantizer = part.act_quantizer
                 found[name, index] = QuantParams(
@@ -179,7 +179,7 @@ def quantize(study: Study, setting: Setting) -> QuantizedModel:
         calibrate(minmax_range)
         for (name, index), params in found.items():
             if chosen(name):
-                quantizer = model.layers[name].part_list()[index].act_quantizer
+                quantizer = model.layers[name].parts[index].act_quantizer
                 assert quantizer is not None
                 quantizer.set_params(params)
     else:

@@ -85,7 +85,7 @@ def compare(only: list[str]) -> None:
         prefix = [
             b
             for b in blocks[:place]
-            if model.layers[b.layers[0]].part_list()[0].weight_quantizer.codes is None
+            if model.layers[b.layers[0]].parts[0].weight_quantizer.codes is None
         ]
         reconstruct(model, prefix, points, Schedule.adaround(150), acts=False, seed=0)
         for label, schedule in SCHEDULES.items():

@@ -32,8 +32,8 @@ from quantarena.bench.workloads import emoji64
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.core.model.model import QuantizedModel, wrap
+from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
 from quantarena.methods.core.packed.pack import pack
-from quantarena.methods.core.quantizers.call_gains import expert_of
 from quantarena.methods.core.record.announce import announcing, schedule_of
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
@@ -109,10 +109,10 @@ def quantized(workspace: Workspace, bits: str, label: int, experts: int) -> Quan
     graph = trace(network, sample, timestep=torch.ones(2).long(), class_labels=labels)
     model = wrap(network, graph, TuneQdm.published.assign(graph, parse_bits(bits)))
     model.set_weight_ranges(minmax_range)
-    of_time = expert_of(torch.arange(TRAINED), experts, TRAINED)
+    of_time = pair_of(torch.arange(TRAINED), experts, TRAINED)
     for layer in model.layers.values():
         layer.freeze()
-        layer.set_experts(of_time, experts)  # while tuning, every timestep is a call
+        layer.set_gains(of_time, experts)  # while tuning, every timestep is a call
     return model
 
 
@@ -121,10 +121,11 @@ def deploy(model: QuantizedModel, workspace: Workspace, experts: int) -> None:
     scheduler = workspace.loaded.pipe.scheduler
     scheduler.set_timesteps(workspace.steps)
     schedule = model.clock.schedule = schedule_of(scheduler)
-    of_call = expert_of(torch.tensor(schedule.timesteps), experts, TRAINED)
+    of_call = pair_of(torch.tensor(schedule.timesteps), experts, TRAINED)
     for layer in model.layers.values():
-        assert layer.experts is not None
-        layer.experts.of_call = of_call
+        gains = layer.option(CallGains)
+        assert gains is not None
+        gains.of_call = of_call
 
 
 def drawn(workspace: Workspace, network: nn.Module, clock: Any = None) -> Tensor:
@@ -205,7 +206,7 @@ def main() -> None:
         ):
             torch.manual_seed(given.seed)
             model = quantized(workspace, bits, chosen.label, experts)
-            names = ("expert_out", "expert_in") if inputs else ("expert_out",)
+            names = ("gain_out", "gain_in") if inputs else ("gain_out",)
 
             def predict(points: CalibrationSet, model: QuantizedModel = model) -> Tensor:
                 found: Tensor = model.run(points)

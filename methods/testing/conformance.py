@@ -19,7 +19,8 @@ from quantarena.methods.contract import Method, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry

@@ -9,8 +9,12 @@ from torch import nn
 
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
+from quantarena.methods.core.model.attention_mode import Fake
+from quantarena.methods.core.model.options.patches import Patches
+from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.dgq import Dgq
@@ -181,10 +185,14 @@ def test_positions_have_patches_where_they_are_wanted(pixel):
     notes = made.notes["groups"]
     for name, layer in made.layers.items():
         patched = isinstance(packed.layers[name], PatchLayer)
-        assert patched == layer.patches == (layer.is_conv and notes[name]["axis"] == "positions")
-    assert any(layer.patches for layer in made.layers.values())
+        assert (
+            patched
+            == (layer.option(Patches) is not None)
+            == (layer.is_conv and notes[name]["axis"] == "positions")
+        )
+    assert any(layer.option(Patches) for layer in made.layers.values())
     for layer in plain(pixel, patches=False).layers.values():
-        assert not layer.patches
+        assert layer.option(Patches) is None
 
 
 def test_freezing_channels_is_for_packing(pixel):
@@ -271,11 +279,11 @@ def test_log_codes_are_exact_on_their_grid_and_bounded_between(attentive):
 def test_a_prompt_alone_is_as_in_its_batch(attentive, native):
     quant, query, key, value = cross(attentive)
     query[1:] *= 6  # its mates are sharper: a scale over the batch would be theirs
-    quant.native = native
+    quant.mode = Native() if native else Fake()
     with attentive.clock.at(0), torch.no_grad():
         alone = quant.attend(query[:1], key[:1], value[:1])
         together = quant.attend(query, key, value)
-    quant.native = False
+    quant.mode = Fake()
     assert torch.allclose(alone[0], together[0], atol=1e-6)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model.layer import ActQuantizer
+from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.dilate_quant import DilateQuant, dilate_layers
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
@@ -102,7 +102,7 @@ def test_dilation_keeps_function_ranges_and_extremes(probe):
             assert torch.allclose(old, new, rtol=3e-7, atol=0.0)
         scales = [m.layers[name].parts[0].weight_quantizer.scale for m in (plain, model)]
         assert torch.allclose(*scales, rtol=1e-6, atol=0.0), "the weight scale moved"
-        factor = layer.in_mult.reciprocal()
+        factor = layer.input_factor.reciprocal()
         assert float(factor.min()) >= 1 - 1e-6
         stretched += int((factor > 1.01).sum())
         at_one = float((factor < 1 + 1e-6).float().mean())
@@ -117,7 +117,10 @@ def test_dilation_is_as_large_as_rows_allow(probe):
     dilate_layers(model)
     for name, layer in model.layers.items():
         low, high = (bound[:, None] * 1.0005 for bound in low_high[name])
-        weight, factor = layer.weight.flatten(2) if layer.is_conv else layer.weight, layer.in_mult
+        weight, factor = (
+            layer.weight.flatten(2) if layer.is_conv else layer.weight,
+            layer.input_factor,
+        )
         for channel in (factor < 0.999).nonzero().flatten().tolist():
             column = weight[:, channel].reshape(len(weight), -1) * 1.001
             assert bool(((column > high.clamp(min=0)) | (column < low.clamp(max=0))).any()), name

@@ -169,11 +169,11 @@ def test_one_range_a_tensor_and_a_pair_for_split_shortcuts(pixel):
         m().run(pixel.context(Bits(4, 4), "paper", Effort(8, 1)))
         for m in (EDADM, without(split_shortcuts=False))
     ]
-    parts = [[len(x.part_list()) for x in model.layers.values()] for model in made]
+    parts = [[len(x.parts) for x in model.layers.values()] for model in made]
     assert max(parts[0]) == 2
     assert max(parts[1]) == 1
     for layer in made[0].layers.values():
-        for part in layer.part_list():
+        for part in layer.parts:
             assert part.static.scale.shape == ()  # no axis of sampler calls
             assert part.static.steps == 0
 

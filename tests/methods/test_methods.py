@@ -12,7 +12,8 @@ from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.policy import UNIFORM, Policy
-from quantarena.methods.core.packed.pack import pack, parity
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.network import trace
@@ -106,7 +107,7 @@ def test_switches_change_the_result(skip):
     models = [
         m().run(context(skip, Bits(4, 4), Effort(32, 0))[0]) for m in (QDiffusion, without_split)
     ]
-    parts = [len(m.layers["shortcut"].part_list()) for m in models]
+    parts = [len(m.layers["shortcut"].parts) for m in models]
     assert parts == [2, 1]
 
 
@@ -182,7 +183,7 @@ def test_rtn_says_what_it_cannot_do(pixel, bits):
 
 def test_rtn_quantizes_weights_alone(pixel):
     made = RoundToNearest().run(pixel.context(Bits(4, FP_WIDTH), "paper", Effort(8, 0)))
-    parts = [part for layer in made.layers.values() for part in layer.part_list()]
+    parts = [part for layer in made.layers.values() for part in layer.parts]
     assert all(part.act_quantizer is None for part in parts)
     assert any(part.weight_quantizer.bits == 4 for part in parts)
     assert parity(made, pack(made), pixel.heldout.rows(slice(0, 4))).max_rel <= 1e-5

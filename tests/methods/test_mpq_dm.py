@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
 from quantarena.methods.info import Capabilities, Effort
 from quantarena.methods.mpq_dm import MpqDm, candidates, kurtosis, relation_loss, smooth_layers
@@ -169,7 +170,7 @@ def test_candidates_are_tenths_of_the_channels(channels, most, wanted):
 def test_smoothing_keeps_the_function(probe):
     model = probe.context(Bits(4, 8), "paper", Effort(16, 0)).wrap()
     smooth_layers(model, probe.heldout)
-    assert all(layer.in_mult is not None for layer in model.layers.values())
+    assert all(layer.input_factor is not None for layer in model.layers.values())
     with torch.no_grad(), model.using(weights=False, acts=False):
         target = probe.heldout.call(probe.model)
         gap = (model.run(probe.heldout) - target).abs().max() / target.abs().max()

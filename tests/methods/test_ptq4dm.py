@@ -157,7 +157,7 @@ def test_variants_search_as_said(pixel):
 def test_weights_and_activations_have_one_range_a_channel_and_one_a_tensor(pixel):
     model = PTQ4DM().run(pixel.context(Bits(4, 4), "paper", Effort(16, 0)))
     for layer in model.layers.values():
-        (part,) = layer.part_list()
+        (part,) = layer.parts
         assert part.static.scale.shape == ()
         assert part.weight_quantizer.scale.numel() == layer.weight.shape[0]
         assert part.static.steps == 0
@@ -171,7 +171,7 @@ def test_averaged_ranges_follow_the_windows(pixel):
         model = ctx.wrap()
         model.set_weight_ranges(minmax_range)
         calibrate(model)
-        return model.layers["conv_in"].part_list()[0].static.scale
+        return model.layers["conv_in"].only_part.static.scale
 
     whole = layer_of(lambda m: calibrate_activations(m, points, minmax_range))
     one = layer_of(lambda m: calibrate_averaged(m, points, minmax_range, seed=5))

@@ -9,7 +9,8 @@ from torch import nn
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.packed.attention_parity import attention_parity
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.log import LogQuantizer
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.record.trajectory import Trajectory
@@ -99,7 +100,7 @@ def test_no_imbalance_no_harm(judged):
 def test_readers_of_one_norm_share_the_range_and_codes_are_channelwise(judged):
     network = Normed()
     made = judged(variant(clipping=False), network, Bits(8, 4))[0]
-    one, two = (made.layers[name].part_list()[0].static for name in ("one", "two"))
+    one, two = (made.layers[name].only_part.static for name in ("one", "two"))
     assert torch.equal(one.scale, two.scale)
     assert float(one.zero_point) == round(float(one.zero_point))
     assert 0 <= float(one.zero_point) <= 15
@@ -117,7 +118,7 @@ def test_readers_of_one_norm_share_the_range_and_codes_are_channelwise(judged):
 
 def test_weight_ranges_are_those_of_the_folded_weights(judged):
     made = judged(variant(reconstruction="none"), Normed(), Bits(4, 4))[0]
-    quantizer = made.layers["one"].part_list()[0].weight_quantizer
+    quantizer = made.layers["one"].only_part.weight_quantizer
     stale = minmax_range(made.original.one.weight, 4, axis=0).scale
     assert float((quantizer.scale / stale - 1).abs().median()) > 0.3
     codes = quantize(made.layers["one"].weight, quantizer.params)
@@ -219,7 +220,7 @@ def test_layers_beside_norms_have_the_plain_range(judged):
     network = Normed()
     made = judged(RepQuant, network, Bits(8, 4))[0]
     other = judged(variant(fold=False), network, Bits(8, 4))[0]
-    quantizers = [m.layers["first"].part_list()[0].static for m in (made, other)]
+    quantizers = [m.layers["first"].only_part.static for m in (made, other)]
     assert torch.equal(*(q.scale for q in quantizers))
 
 

@@ -11,7 +11,8 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role, trace

@@ -9,8 +9,10 @@ from torch import nn
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.packed.lower import pack_layer
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.model.options.low_rank import LowRankBranch
+from quantarena.methods.core.packed.lowering.lower import pack_layer
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
@@ -89,13 +91,15 @@ def test_branch_and_rest_are_the_smoothed_weight(probe):
     model = variant(grid=2, rounds=2)().run(probe.context(Bits(4, 4), "paper", SMALL))
     smoothed = 0
     for name, layer in model.layers.items():
-        if layer.low_down is None:
+        if layer.option(LowRankBranch) is None:
             continue
-        whole = layer.weight + product(layer.low_down, layer.low_up)
+        whole = layer.weight + product(
+            layer.option(LowRankBranch).down, layer.option(LowRankBranch).up
+        )
         original = probe.model.get_submodule(name).weight
-        if layer.in_mult is not None:
+        if layer.input_factor is not None:
             smoothed += 1
-            whole = whole * layer.in_mult.reshape(1, -1, *[1] * layer.spatial)
+            whole = whole * layer.input_factor.reshape(1, -1, *[1] * layer.spatial)
         assert torch.allclose(whole, original, atol=1e-5 * float(original.abs().max()))
     assert smoothed > 0
 
@@ -105,12 +109,12 @@ def test_without_branch_and_smoothing_it_is_plain_groups(judged):
     network, bits = Layers(), Bits(4, 4)
     made = judged(variant(rank=0, smoothing=False), network, bits)[0]
     layer = made.layers["middle"]
-    assert (layer.low_down, layer.in_mult) == (None, None)
+    assert layer.options == ()
     other = QuantLayer(network.middle, bits)
-    part = other.part_list()[0]
-    part.weight_quantizer.group = 64
+    part = other.only_part
+    part.weight_quantizer.group_size = 64
     other.set_weight_ranges(minmax_range, symmetric=True)
-    part.act_quantizer = DynamicActQuantizer(4, symmetric=True, group=64)
+    part.act_quantizer = DynamicActQuantizer(4, symmetric=True, group_size=64)
     x = torch.randn(7, 128)
     assert torch.equal(layer(x), other(x))
 
@@ -147,8 +151,8 @@ def test_the_branch_is_counted(transformer):
 def test_groups_of_64_pack(judged):
     made = judged(SvdQuant, Outliers(), Bits(4, 4))[0]
     layer = made.layers["middle"]
-    part = layer.part_list()[0]
-    assert (part.weight_quantizer.group, part.act_quantizer.group) == (64, 64)
+    part = layer.only_part
+    assert (part.weight_quantizer.group_size, part.act_quantizer.group_size) == (64, 64)
     assert part.weight_quantizer.scale.numel() == 96 * 2
     x = torch.randn(3, 9, 128) * Outliers.gains
     fake, packed = layer(x), pack_layer(layer)(x)
@@ -158,14 +162,14 @@ def test_groups_of_64_pack(judged):
 def test_unsigned_codes_are_signed_ones_of_the_shifted_input():
     """What the code does after GELU: shift up, unsigned codes, ``-shift * rowsum(Q(W))``."""
     weight, x = torch.randn(12, 64), torch.nn.functional.gelu(torch.randn(5, 64))
-    quantizer = DynamicActQuantizer(4, symmetric=False, group=64)
+    quantizer = DynamicActQuantizer(4, symmetric=False, group_size=64)
     codes, params = quantizer.codes(x)
     shift = params.zero_point * params.scale  # (5, 1, 1), a whole number of steps
     unsigned = (codes * params.scale.squeeze(-1)) @ weight.T
     reference = unsigned - shift.squeeze(-1) * weight.sum(1)
     assert torch.allclose(quantizer(x) @ weight.T, reference, atol=1e-5)
     assert float(shift.max()) == pytest.approx(0.171875, abs=float(params.scale.max()) / 2 + 0.01)
-    signed = DynamicActQuantizer(4, symmetric=True, group=64)
+    signed = DynamicActQuantizer(4, symmetric=True, group_size=64)
     assert (quantizer(x) - x).square().mean() < 0.5 * (signed(x) - x).square().mean()
 
 
@@ -174,13 +178,13 @@ def test_tokens_after_gelu_get_unsigned_codes(transformer):
     signs = {
         name: part.act_quantizer.symmetric
         for name, layer in made.layers.items()
-        for part in layer.part_list()
+        for part in layer.parts
         if isinstance(part.act_quantizer, DynamicActQuantizer)
     }
     assert not any(value for name, value in signs.items() if name.endswith("ff.net.2"))
     assert all(value for name, value in signs.items() if name.endswith("attn1.to_q"))
     signed = variant(one_sided=False)().run(transformer.context(Bits(4, 4), "paper", SMALL))
-    assert signed.layers["transformer_blocks.0.ff.net.2"].part_list()[0].act_quantizer.symmetric
+    assert signed.layers["transformer_blocks.0.ff.net.2"].only_part.act_quantizer.symmetric
 
 
 def test_a_token_does_not_depend_on_others(judged):
@@ -243,7 +247,7 @@ class Grouped(nn.Module):
 
 def test_convolutions_in_groups_have_no_branch(judged):
     made, error = judged(SvdQuant, Grouped(), Bits(4, 8))
-    assert made.layers["grouped"].low_down is None
+    assert made.layers["grouped"].option(LowRankBranch) is None
     assert "grouped" not in made.notes["branches"]
     assert error < 0.1
 

@@ -9,8 +9,10 @@ from torch import nn
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.info import Effort
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing.conformance import check
@@ -112,7 +114,7 @@ def test_before_tuning_it_is_rtn(probe):
 
 
 def gains(model):
-    return [p for layer in model.layers.values() for p in layer.experts.parameters()]
+    return [p for layer in model.layers.values() for p in layer.option(CallGains).parameters()]
 
 
 def test_tuning_changes_gains_and_nothing_else(pixel):
@@ -123,7 +125,7 @@ def test_tuning_changes_gains_and_nothing_else(pixel):
     old, new = before.state(), after.state()
     assert old.keys() == new.keys()
     moved = {name.rsplit("/", 1)[1] for name in old if not torch.equal(old[name], new[name])}
-    assert moved == {"expert_in", "expert_out"}
+    assert moved == {"gain_in", "gain_out"}
     for (name, layer), twin in zip(after.layers.items(), before.layers.values(), strict=True):
         bias = layer.bias
         assert bias is None or torch.equal(bias, twin.bias), name
@@ -134,8 +136,8 @@ def test_tuning_changes_gains_and_nothing_else(pixel):
 def test_one_update_moves_the_first_calls_expert_alone(pixel):
     made = TuneQdm().run(pixel.context(W4, "paper", Effort(16, 1)))
     for layer in made.layers.values():
-        first = int(layer.experts.of_call[0])
-        for rows in layer.experts.parameter_groups().values():
+        first = int(layer.option(CallGains).of_call[0])
+        for rows in layer.option(CallGains).parameter_groups().values():
             moved = [not torch.equal(row, torch.ones_like(row)) for row in rows]
             assert not any(m for index, m in enumerate(moved) if index != first)
     assert any(not torch.equal(g, torch.ones_like(g)) for g in gains(made))
@@ -143,7 +145,7 @@ def test_one_update_moves_the_first_calls_expert_alone(pixel):
 
 def test_without_inputs_it_is_peqa(pixel):
     made = variant(inputs=False)().run(pixel.context(W4, "paper", Effort(16, 8)))
-    kept = [p for layer in made.layers.values() for p in layer.experts.d_in]
+    kept = [p for layer in made.layers.values() for p in layer.option(CallGains).d_in]
     assert all(torch.equal(p, torch.ones_like(p)) for p in kept)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import FP, Bits
-from quantarena.methods.core.packed.pack import observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.info import Effort
@@ -103,7 +104,7 @@ def test_balancing_keeps_the_function_and_is_the_formula(probe):
     assert float(gap) <= 1e-5
     for name, layer in model.layers.items():
         factor = smooth(peaks[name], before[name], alpha=0.3).factor
-        assert torch.allclose(layer.in_mult, 1 / factor, rtol=1e-4)
+        assert torch.allclose(layer.input_factor, 1 / factor, rtol=1e-4)
 
 
 def test_a_tokens_codes_do_not_depend_on_the_others(transformer):
@@ -111,7 +112,7 @@ def test_a_tokens_codes_do_not_depend_on_the_others(transformer):
     linears = [layer for layer in made.layers.values() if not layer.is_conv]
     assert linears
     for layer in linears:
-        quantizer = layer.part_list()[0].act_quantizer
+        quantizer = layer.only_part.act_quantizer
         assert isinstance(quantizer, DynamicActQuantizer)
         x = torch.randn(2, 5, layer.in_channels)
         alone = quantizer(x[:1, 2:3])
@@ -135,7 +136,7 @@ def test_images_have_one_range_unless_asked(pixel):
         method = variant(dynamic_images=images)
         made = method().run(pixel.context(Bits(4, 4), "paper", SMALL))
         convolutions = [layer for layer in made.layers.values() if layer.is_conv]
-        kinds[images] = {type(layer.part_list()[0].act_quantizer) for layer in convolutions}
+        kinds[images] = {type(layer.only_part.act_quantizer) for layer in convolutions}
         assert parity(made, pack(made), pixel.heldout).max_rel <= 1e-5
     assert kinds == {False: {ActQuantizer}, True: {DynamicActQuantizer}}
 
@@ -144,10 +145,8 @@ def test_images_have_one_range_unless_asked(pixel):
 def test_declared_bits_are_those_of_the_codes(probe, bits):
     made = ViditQ().run(probe.context(bits, "paper", SMALL))
     for layer in made.layers.values():
-        assert len(torch.unique(layer.part_list()[0].weight_quantizer.codes)) <= (
-            2**layer.bits.weight
-        )
-        assert int(layer.part_list()[0].weight_quantizer.codes.max()) < 2**layer.bits.weight
+        assert len(torch.unique(layer.only_part.weight_quantizer.codes)) <= (2**layer.bits.weight)
+        assert int(layer.only_part.weight_quantizer.codes.max()) < 2**layer.bits.weight
     packed = pack(made)
     assert parity(made, packed, probe.heldout).max_rel <= 1e-5
     seen = observe(made, packed, probe.model)  # refuses widths that are not the declared ones
@@ -159,7 +158,7 @@ def test_declared_bits_are_those_of_the_codes(probe, bits):
 def test_weights_are_min_max_to_nearest(transformer):
     made = ViditQ().run(transformer.context(Bits(4, 8), "paper", SMALL))
     for layer in made.layers.values():
-        quantizer = layer.part_list()[0].weight_quantizer
+        quantizer = layer.only_part.weight_quantizer
         wanted = minmax_range(layer.weight, quantizer.bits, axis=0)
         assert torch.equal(quantizer.scale, wanted.scale)
         codes = quantize(layer.weight, wanted).to(torch.uint8)

@@ -1,1 +1,1 @@
-"""The quantized model: simulated layers and attention, and policies of bit-widths."""
+"""Quantized layers, attention products and the network that holds them."""

@@ -1,11 +1,12 @@
-"""Quantized attention products: what happens around ``softmax(q k) v`` of one module.
+"""Quantized attention products: the two products and the softmax of one module.
 
 Queries, keys, values and the softmax's output each have a quantizer or stay in floating point. All
 four are seen as (samples, heads, tokens, width), so a range for each head is a group along axis 1
 and one for each sampler call a bank. ``attention_hooks`` puts this into a network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,17 +14,20 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, AttentionBits
 from quantarena.methods.core.clock import CallClock
-from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.model.attention_products import Codes, code_product, log_product
-from quantarena.methods.core.packed.nodes import attention as native_products
+from quantarena.methods.core.errors import BrokenModel, Unsupported
+from quantarena.methods.core.model.attention_mode import Fake, Mode
+from quantarena.methods.core.model.attention_products import (
+    OperandCodes,
+    code_product,
+    log_product,
+)
+from quantarena.methods.core.model.part import under
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.log import LogQuantizer
 from quantarena.methods.core.trace.network import AttentionInfo
 
 OPERANDS = ("query", "key", "value", "softmax")
-"""What has a quantizer."""
-Watch = Callable[[str, Tensor], None]
-"""Called with an operand's name and its values, (samples, heads, rows, columns)."""
+"""Names of the operands that can have a quantizer."""
 
 
 class QuantAttention(nn.Module):
@@ -32,17 +36,12 @@ class QuantAttention(nn.Module):
     Args:
         info: the products, as the traced pass saw them.
         bits: widths of the operands.
-        clock: of the model.
+        clock: the clock of the model.
 
     Attributes:
         excluded: leading key tokens whose scores and key rows stay in floating point, outside the
             softmax's range (DGQ's start token).
-        use_act_quantizer: whether operands are quantized.
-        integer: sum up integers, log codes by shifts, where operands have codes on both sides:
-            the slow oracle of the float sums, without gradient.
-        native: compute with the integer kernels where they apply (``kernels.attention``); elsewhere
-            the float sums stay.
-        watch: sees every operand while set; nothing is quantized then.
+        mode: the present way to compute the products.
     """
 
     def __init__(self, info: AttentionInfo, bits: AttentionBits, clock: CallClock) -> None:
@@ -56,16 +55,24 @@ class QuantAttention(nn.Module):
             }
         )
         self.excluded = 0
-        self.use_act_quantizer, self.integer, self.native = True, False, False
-        self.watch: Watch | None = None
+        self.mode: Mode = Fake()
+
+    @contextmanager
+    def using(self, mode: Mode) -> Iterator[None]:
+        """Compute in this mode inside the block."""
+        before, self.mode = self.mode, mode
+        try:
+            yield
+        finally:
+            self.mode = before
 
     def static(self, operand: str) -> ActQuantizer | None:
-        """The operand's quantizer, where its range is found before it runs."""
-        found = dict(self.quantizers.items()).get(operand)
-        return found if isinstance(found, ActQuantizer) else None
+        """The operand's quantizer if its range is found before it runs, else None."""
+        quantizer = dict(self.quantizers.items()).get(operand)
+        return quantizer if isinstance(quantizer, ActQuantizer) else None
 
     def use_log(
-        self, *, per_octave: Literal[1, 2] = 1, kept: Literal[1, 2] = 1, zero_code: bool = False
+        self, *, per_octave: Literal[1, 2] = 1, axes: Literal[1, 2] = 1, zero_code: bool = False
     ) -> None:
         """Quantize the softmax's output logarithmically, at the width that it has.
 
@@ -75,11 +82,15 @@ class QuantAttention(nn.Module):
         if "softmax" not in self.quantizers:
             raise ValueError(f"the softmax of {self.info.name} stays in floating point")
         self.quantizers["softmax"] = LogQuantizer(
-            self.bits.softmax, per_octave=per_octave, kept=kept, zero_code=zero_code
+            self.bits.softmax, per_octave=per_octave, axes=axes, zero_code=zero_code
         )
 
+    def exclude_keys(self, count: int) -> None:
+        """Leave the scores and key rows of the first ``count`` keys in floating point."""
+        self.excluded = count
+
     def unset(self) -> list[str]:
-        """Operands whose range nobody has found yet."""
+        """The operands that have no range yet."""
         static = ((name, self.static(name)) for name in OPERANDS)
         return [
             name
@@ -88,12 +99,12 @@ class QuantAttention(nn.Module):
         ]
 
     def observed(self) -> AttentionBits:
-        """The widths that its quantizers have."""
-        found = {name: quantizer.bits for name, quantizer in self.quantizers.items()}
-        return AttentionBits(**found)  # type: ignore[arg-type]
+        """The widths of the quantizers as they are."""
+        widths = {name: quantizer.bits for name, quantizer in self.quantizers.items()}
+        return AttentionBits(**widths)  # type: ignore[arg-type]
 
     def inside(self, operand: str, x: Tensor) -> Tensor:
-        """The part of an operand that its quantizer sees: without the excluded tokens."""
+        """An operand without the excluded tokens: the part that its quantizer sees."""
         if operand == "key":
             return x[..., self.excluded :, :]
         return x[..., self.excluded :] if operand == "softmax" else x
@@ -101,23 +112,7 @@ class QuantAttention(nn.Module):
     @property
     def active(self) -> bool:
         """Whether the products differ from the plain ones, or are watched."""
-        return self.watch is not None or (self.use_act_quantizer and len(self.quantizers) > 0)
-
-    @property
-    def products(self) -> native_products.Products | None:
-        """What the kernels are to compute with; None where they are not, or an operand has none."""
-        idle = self.integer or self.watch is not None or not self.use_act_quantizer
-        return None if idle or not self.native else self.for_kernels()
-
-    def for_kernels(self) -> native_products.Products | None:
-        """The quantizers as the kernels take them; None where an operand has none."""
-        found = dict(self.quantizers.items())
-        static = [q for q in map(found.get, OPERANDS[:3]) if isinstance(q, ActQuantizer)]
-        softmax = found.get("softmax")
-        if len(static) < 3 or not isinstance(softmax, ActQuantizer | LogQuantizer):
-            return None
-        query, key, value = static
-        return native_products.Products(query, key, value, softmax, self.excluded)
+        return self.mode.active and (len(self.quantizers) > 0 or not self.mode.quantizes)
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
         """``query @ key^T`` of quantized operands, before any scaling.
@@ -129,17 +124,17 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, keys).
         """
-        if (products := self.products) is not None:
-            native = native_products.scores(products, query, key)
-            if native is not None:
-                return native
-        self._show(query=query, key=key)
+        if (scores := self.mode.scores(self, query, key)) is not None:
+            return scores
+        self.mode.show("query", query)
+        self.mode.show("key", key)
         outside, rest = key[..., : self.excluded, :], self.inside("key", key)
         left, right = self._operand("query", query), self._operand("key", rest)
-        found = self._product(left, right.transposed if isinstance(right, Codes) else right.mT)
+        keys = right.transposed if isinstance(right, OperandCodes) else right.mT
+        scores = self._product(left, keys)
         if not self.excluded:
-            return found
-        return torch.cat([_value(left) @ outside.mT, found], dim=-1)
+            return scores
+        return torch.cat([_value(left) @ outside.mT, scores], dim=-1)
 
     def mix(self, probs: Tensor, value: Tensor) -> Tensor:
         """``probs @ value`` of quantized operands.
@@ -151,23 +146,22 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, width).
         """
-        if (products := self.products) is not None:
-            native = native_products.mix(products, probs, value)
-            if native is not None:
-                return native
-        self._show(softmax=probs, value=value)
+        if (mixed := self.mode.mix(self, probs, value)) is not None:
+            return mixed
+        self.mode.show("softmax", probs)
+        self.mode.show("value", value)
         outside, rest = probs[..., : self.excluded], self.inside("softmax", probs)
         right = self._operand("value", value)
         inside = slice(self.excluded, None)
-        later = right.rows(inside) if isinstance(right, Codes) else right[..., inside, :]
+        later = right.rows(inside) if isinstance(right, OperandCodes) else right[..., inside, :]
         softmax = dict(self.quantizers.items()).get("softmax")
         if isinstance(softmax, LogQuantizer) and self._quantizes("softmax"):
-            found = self._log_product(softmax, rest, later)
+            mixed = self._log_product(softmax, rest, later)
         else:
-            found = self._product(self._operand("softmax", rest), later)
+            mixed = self._product(self._operand("softmax", rest), later)
         if not self.excluded:
-            return found
-        return found + outside @ _value(right)[..., : self.excluded, :]
+            return mixed
+        return mixed + outside @ _value(right)[..., : self.excluded, :]
 
     def attend(
         self,
@@ -181,7 +175,7 @@ class QuantAttention(nn.Module):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """As ``scaled_dot_product_attention``, same arguments, quantized.
+        """Quantized attention with the arguments of ``scaled_dot_product_attention``.
 
         Raises:
             Unsupported: dropout.
@@ -196,10 +190,9 @@ class QuantAttention(nn.Module):
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         if is_causal:
             attn_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        if (products := self.products) is not None:
-            native = native_products.attend(products, query, key, value, attn_mask, factor)
-            if native is not None:
-                return native.reshape(shape)
+        attended = self.mode.attend(self, query, key, value, attn_mask, factor)
+        if attended is not None:
+            return attended.reshape(shape)
         scores = self.scores(query, key) * factor
         if attn_mask is not None:
             scores = _masked(scores, attn_mask)
@@ -224,59 +217,75 @@ class QuantAttention(nn.Module):
         return x.reshape(-1, self.info.heads, *x.shape[1:])
 
     def settle(self) -> float:
-        """Stop learning; zero points become integers. Returns how far the farthest moved."""
+        """Stop learning and round zero points to integers; returns the largest move."""
         static = (self.static(name) for name in OPERANDS)
         return max((q.settle() for q in static if q is not None), default=0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that quantization decided, structure included."""
-        found = {"excluded": torch.tensor(self.excluded)}
-        for name, quantizer in self.quantizers.items():
-            assert isinstance(quantizer, ActQuantizer | LogQuantizer)
-            found |= {f"{name}/{n}": t for n, t in quantizer.state().items()}
-        return {name: tensor.detach() for name, tensor in found.items()}
+        """Everything that quantization decided, structure and widths included."""
+        widths = torch.tensor([getattr(self.bits, name) for name in OPERANDS])
+        return {"widths": widths, **self.ranges()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take what ``state`` gave.
 
         Raises:
+            BrokenModel: other widths, or shapes that do not fit.
+            KeyError: something is missing.
+        """
+        bits = AttentionBits(*state["widths"].tolist())
+        if bits != self.bits:
+            raise BrokenModel(f"it has {bits} in the state, {self.bits} in the model")
+        self.load_ranges(state)
+
+    def ranges(self) -> dict[str, Tensor]:
+        """The ranges of all operands and the excluded tokens, without the widths."""
+        tensors = {"excluded": torch.tensor(self.excluded)}
+        for name, quantizer in self.quantizers.items():
+            assert isinstance(quantizer, ActQuantizer | LogQuantizer)
+            tensors |= {f"{name}/{n}": t for n, t in quantizer.state().items()}
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def load_ranges(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what ``ranges`` gave at the same widths.
+
+        Raises:
             BrokenModel: shapes do not fit.
             KeyError: something is missing.
         """
-        self.excluded = int(state["excluded"])
+        self.excluded = int(tensors["excluded"])
         for name, quantizer in self.quantizers.items():
-            kept = {n.partition("/")[2]: t for n, t in state.items() if n.startswith(f"{name}/")}
-            if "log" in kept:
-                self.quantizers[name] = LogQuantizer.load(self.bits.softmax, kept)
+            ranges = under(tensors, f"{name}/")
+            if "log" in ranges:
+                self.quantizers[name] = LogQuantizer.load(self.bits.softmax, ranges)
             elif isinstance(quantizer, ActQuantizer):
-                quantizer.load(kept)
-
-    def _show(self, **operands: Tensor) -> None:
-        if self.watch is not None:
-            for name, x in operands.items():
-                self.watch(name, x)
+                quantizer.load(ranges)
 
     def _quantizes(self, name: str) -> bool:
-        return self.watch is None and self.use_act_quantizer and name in self.quantizers
+        return self.mode.quantizes and name in self.quantizers
 
-    def _operand(self, name: str, x: Tensor) -> Codes | Tensor:
+    def _operand(self, name: str, x: Tensor) -> OperandCodes | Tensor:
         quantizer = self.static(name)
-        return x if quantizer is None or not self._quantizes(name) else Codes.of(quantizer, x)
+        return (
+            x if quantizer is None or not self._quantizes(name) else OperandCodes.of(quantizer, x)
+        )
 
-    def _product(self, left: Codes | Tensor, right: Codes | Tensor) -> Tensor:
-        if isinstance(left, Codes) and isinstance(right, Codes):
-            return code_product(left, right, integer=self.integer)
+    def _product(self, left: OperandCodes | Tensor, right: OperandCodes | Tensor) -> Tensor:
+        if isinstance(left, OperandCodes) and isinstance(right, OperandCodes):
+            return code_product(left, right, integer=self.mode.integer)
         return _value(left) @ _value(right)
 
-    def _log_product(self, softmax: LogQuantizer, probs: Tensor, value: Codes | Tensor) -> Tensor:
-        if self.integer and isinstance(value, Codes):
+    def _log_product(
+        self, softmax: LogQuantizer, probs: Tensor, value: OperandCodes | Tensor
+    ) -> Tensor:
+        if self.mode.integer and isinstance(value, OperandCodes):
             return log_product(*softmax.codes(probs), value)
         result: Tensor = softmax(probs) @ _value(value)
         return result
 
 
-def _value(operand: Codes | Tensor) -> Tensor:
-    return operand.value() if isinstance(operand, Codes) else operand
+def _value(operand: OperandCodes | Tensor) -> Tensor:
+    return operand.value() if isinstance(operand, OperandCodes) else operand
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ of the module and its hooks are its own methods, so a copy of the network has ho
 its own copy.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ class _Products(TorchFunctionMode):
     def __init__(self, quant: QuantAttention) -> None:
         super().__init__()
         self.quant = quant
-        self.found = 0
+        self.attentions = 0
         self._scores: Any = WeakTensorKeyDictionary()  # result of the first product, till softmax
         self._probs: Any = WeakTensorKeyDictionary()  # result of softmax, till the second product
 
@@ -43,7 +44,7 @@ class _Products(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.scaled_dot_product_attention:
-            self.found += 1
+            self.attentions += 1
             return self.quant.attend(*args, **kwargs)
         if self.quant.info.fused:
             return func(*args, **kwargs)
@@ -58,7 +59,7 @@ class _Products(TorchFunctionMode):
         if name in {"bmm", "matmul", "__matmul__", "baddbmm"}:
             factors = product_operands(name, args, kwargs)
             if probs:
-                self.found += 1
+                self.attentions += 1
                 return self._second(*factors)
             if not scores and all(t.dim() >= 3 for t in factors):
                 result = self._first(name, args, kwargs, *factors)
@@ -96,17 +97,18 @@ class _Products(TorchFunctionMode):
 
 
 class _Hooks(nn.Module):
-    """What a module holds: its ``QuantAttention`` and the hooks around its forward."""
+    """The child of a module that holds its ``QuantAttention`` and the hooks around its forward."""
 
     def __init__(self, quant: QuantAttention) -> None:
         super().__init__()
         self.quant = quant
-        self._modes: list[_Products | None] = []
+        self._modes: dict[int, list[_Products | None]] = {}  # by thread
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Before the module's forward."""
-        self._modes.append(_Products(self.quant) if self.quant.active else None)
-        if (mode := self._modes[-1]) is not None:
+        mode = _Products(self.quant) if self.quant.active else None
+        self._modes.setdefault(threading.get_ident(), []).append(mode)
+        if mode is not None:
             mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -115,14 +117,15 @@ class _Hooks(nn.Module):
         Raises:
             BrokenModel: it computed other products than the traced pass saw.
         """
-        mode = self._modes.pop() if self._modes else None
+        modes = self._modes.get(threading.get_ident())
+        mode = modes.pop() if modes else None
         if mode is None:
             return
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if output is not None and mode.found != 1:
+        if output is not None and mode.attentions != 1:
             raise BrokenModel(
-                f"{self.quant.info.name} computed {mode.found} attentions in a call, 1 when it "
-                "was traced: trace the network with the attention that it will run with"
+                f"{self.quant.info.name} computed {mode.attentions} attentions in a call, 1 when "
+                "it was traced: trace the network with the attention that it will run with"
             )
 
 
@@ -158,20 +161,20 @@ def wrap_attention(
     Args:
         module: the copy of the network that is being quantized.
         graph: trace of the original.
-        widths: of the operands, by module path as in ``graph.attention``; products that are not
-            named or have 16 bits throughout stay as they are.
-        clock: of the model.
+        widths: widths of the operands, by module path as in ``graph.attention``; products that are
+            not named or have 16 bits throughout stay as they are.
+        clock: the clock of the model.
 
     Returns:
-        What was installed, in execution order; ranges not set yet.
+        The quantized products in execution order, by module path; ranges are not set yet.
 
     Raises:
         Unsupported: a module computes several attentions in one call.
     """
-    made: dict[str, QuantAttention] = {}
+    products: dict[str, QuantAttention] = {}
     for name, info in graph.attention.items():
         bits = widths.get(name, AttentionBits())
         if not bits.is_fp:
-            made[name] = QuantAttention(info, bits, clock)
-            install(module, made[name])
-    return made
+            products[name] = QuantAttention(info, bits, clock)
+            install(module, products[name])
+    return products

@@ -4,7 +4,7 @@ Codes less their zero points are small integers. A float32 matmul of them is exa
 partial sum stays below 2**24, whatever the order of summation: K products of two such codes are
 bounded by ``K * top_a * top_b``. Above that bound float64 is used, exact up to 2**53. So fake
 quantization and integers give the same sums, and its gradients are those of the straight-through
-estimator and of LSQ. Logarithmic codes are summed by shifts (``logquant``).
+estimator and of LSQ. Logarithmic codes are summed by shifts (``quantizers.log``).
 """
 
 import math
@@ -21,12 +21,12 @@ _EXACT_32, _EXACT_64 = 1 << 24, 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
+class OperandCodes:
     """An operand on a uniform grid.
 
     Attributes:
         values: codes less their zero point, integer-valued float32.
-        scale: what 1 stands for; broadcasts over ``values``.
+        scale: the value that 1 stands for; broadcasts over ``values``.
         top: largest magnitude of a value.
     """
 
@@ -35,7 +35,7 @@ class Codes:
     top: int
 
     @classmethod
-    def of(cls, quantizer: ActQuantizer, x: Tensor) -> "Codes":
+    def of(cls, quantizer: ActQuantizer, x: Tensor) -> "OperandCodes":
         """The codes that the quantizer gives ``x``; differentiable in ``x`` and its ranges."""
         params = quantizer.at(x)
         zero = params.zero_point
@@ -47,17 +47,17 @@ class Codes:
         return cls(codes, scale, math.ceil(max(float(high), params.levels - 1 - float(low))))
 
     @property
-    def transposed(self) -> "Codes":
+    def transposed(self) -> "OperandCodes":
         """The last two axes changed over."""
-        return Codes(self.values.transpose(-1, -2), self.scale.transpose(-1, -2), self.top)
+        return OperandCodes(self.values.transpose(-1, -2), self.scale.transpose(-1, -2), self.top)
 
-    def rows(self, index: Tensor | slice) -> "Codes":
+    def rows(self, index: Tensor | slice) -> "OperandCodes":
         """A part of the last axis but one."""
         scale = self.scale if self.scale.shape[-2] == 1 else self.scale[..., index, :]
-        return Codes(self.values[..., index, :], scale, self.top)
+        return OperandCodes(self.values[..., index, :], scale, self.top)
 
     def value(self) -> Tensor:
-        """What the codes stand for."""
+        """The values that the codes stand for."""
         return self.values * self.scale
 
 
@@ -75,7 +75,7 @@ def exact_dtype(inner: int, top: int) -> torch.dtype:
     raise ValueError(f"a sum of {inner} products of up to {top} is exact in no float")
 
 
-def code_product(a: Codes, b: Codes, *, integer: bool = False) -> Tensor:
+def code_product(a: OperandCodes, b: OperandCodes, *, integer: bool = False) -> Tensor:
     """``a.value() @ b.value()`` with one exact accumulator for each group of the inner axis.
 
     Args:
@@ -98,7 +98,7 @@ def code_product(a: Codes, b: Codes, *, integer: bool = False) -> Tensor:
     return total
 
 
-def log_product(codes: Tensor, params: LogParams, values: Codes) -> Tensor:
+def log_product(codes: Tensor, params: LogParams, values: OperandCodes) -> Tensor:
     """``p @ values`` for logarithmic codes of ``p``, by shifts and integer sums.
 
     Args:

@@ -2,65 +2,34 @@
 
 A layer has one part, or one part for each half of a concatenated input (Q-Diffusion's split
 shortcut). A part owns a channel range with its own weight and activation quantizer, and packs to
-one integer layer; the layer's output is the sum of its parts plus the bias. Around the parts there
-may be a multiplier per input channel (smoothing, dilation), a low-rank branch in floating point
-(SVDQuant), and leading tokens that are not quantized (MixDQ, DGQ).
+one integer layer; the layer's output is the sum of its parts plus the bias. What may be around the
+parts are options, each an object in a file of ``model.options``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from quantarena.methods.core.affine import QuantParams
-from quantarena.methods.core.bits import FP_WIDTH, Bits
+from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
-from quantarena.methods.core.quantizers.call_gains import ScaleExperts
-from quantarena.methods.core.quantizers.patches import Window, tap_rows, weight_rows
+from quantarena.methods.core.model.layer_geometry import LayerGeometry, Quantizable
+from quantarena.methods.core.model.options.call_gains import CallGains
+from quantarena.methods.core.model.options.input_scale import InputScale
+from quantarena.methods.core.model.options.low_rank import LowRankBranch
+from quantarena.methods.core.model.options.option import LayerOption, Operand, Product
+from quantarena.methods.core.model.options.patches import Patches
+from quantarena.methods.core.model.part import Part, under
+from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.quantizers.weight import WeightQuantizer
 
-Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
+OPTIONS: tuple[type[LayerOption], ...] = (InputScale, Patches, CallGains, LowRankBranch)
+"""Every kind of option, in the order in which a layer calls them."""
 
-
-class Part(nn.Module):
-    """A range of input channels with its own quantizers; None leaves a side in floating point."""
-
-    act_quantizer: ActQuantizer | DynamicActQuantizer | None
-
-    def __init__(self, start: int, stop: int, bits: Bits, clock: CallClock | None = None) -> None:
-        super().__init__()
-        self.start, self.stop = start, stop
-        self.weight_quantizer = None if bits.weight == FP_WIDTH else WeightQuantizer(bits.weight)
-        self.act_quantizer = None if bits.act == FP_WIDTH else ActQuantizer(bits.act, clock)
-
-    @property
-    def static(self) -> ActQuantizer | None:
-        """The activation quantizer, where its ranges are found before it runs."""
-        return self.act_quantizer if isinstance(self.act_quantizer, ActQuantizer) else None
-
-
-def scale_input(weight: Tensor, factor: Tensor) -> Tensor:
-    """``weight`` with input channel k multiplied by ``factor[k]``.
-
-    Args:
-        weight: (O, K) or (O, K, ...).
-        factor: (K,).
-
-    Raises:
-        ValueError: the factor is not (K,). A grouped convolution's weight has fewer input channels
-            than its input, so it ends here.
-    """
-    if weight.dim() < 2 or factor.shape != weight.shape[1:2]:
-        raise ValueError(
-            f"a factor of shape {tuple(factor.shape)} does not fit the input channels of a weight "
-            f"of shape {tuple(weight.shape)}"
-        )
-    return weight * factor.reshape(1, -1, *[1] * (weight.dim() - 2))
+_Option = TypeVar("_Option", bound=LayerOption)
 
 
 class QuantLayer(nn.Module):
@@ -70,23 +39,20 @@ class QuantLayer(nn.Module):
         module: the full-precision layer; its tensors are shared, not copied.
         bits: widths of every part.
         splits: widths of the input-channel parts, summing to the input channels; empty for one.
-        clock: of the model; None for a layer on its own.
+        clock: the clock of the model; None for a layer outside a model.
 
     Attributes:
-        in_mult: (K,) multiplier of each input channel before it is quantized, or None.
-        low_down: (r, K, ...) into the floating-point branch, or None.
-        low_up: (O, r) out of it.
-        excluded: leading tokens that stay in floating point.
-        patches: whether a convolution quantizes what each output pixel reads, (B, pixels, taps *
-            channels), instead of its input image; see ``core.patches``.
-        token_outputs: (excluded, O), their outputs where those are constant.
-        experts: gains by sampler call around a weight-only layer (TuneQDM), or None.
+        weight: full precision, (O, K / groups, ...); options that move something out of it change
+            it.
+        bias: (O,), or None.
+        in_channels: K.
+        geometry: stride, padding, dilation and groups.
+        use_weight_quantizer: whether weights are quantized.
+        use_act_quantizer: whether inputs are quantized.
     """
 
-    in_mult: Tensor | None
-    low_down: Tensor | None
-    low_up: Tensor | None
-    token_outputs: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -97,24 +63,16 @@ class QuantLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.bits, self.clock = bits, clock
+        self.geometry = LayerGeometry.of(module)
         self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
         self.bias = (
             None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
         )
-        self.spatial = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            if isinstance(module.padding, str) or module.padding_mode != "zeros":
-                raise ValueError("only convolutions with numeric zero padding can be quantized")
-            self.stride, self.padding = module.stride, module.padding
-            self.dilation, self.groups = module.dilation, module.groups
-            self.in_channels = module.in_channels
-        else:
-            self.groups, self.in_channels = 1, module.in_features
-        self.excluded, self.patches = 0, False
-        for name in ("in_mult", "low_down", "low_up", "token_outputs"):
-            self.register_buffer(name, None)
-        self.experts: ScaleExperts | None = None
+        self.in_channels = (
+            module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        )
         self._cut(tuple(splits) or (self.in_channels,))
+        self._hold(())
         self.use_weight_quantizer = True
         self.use_act_quantizer = True
 
@@ -124,58 +82,101 @@ class QuantLayer(nn.Module):
                 f"splits {tuple(widths)} do not sum to {self.in_channels} input channels"
             )
         edges = pairwise(accumulate(widths, initial=0))
-        self.parts = nn.ModuleList(Part(a, b, self.bits, self.clock) for a, b in edges)
+        self._parts = nn.ModuleList(Part(a, b, self.bits, self.clock) for a, b in edges)
+
+    # ---- parts and geometry ----------------------------------------------------------------
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts, in the order of their channels."""
+        return tuple(part for part in self._parts if isinstance(part, Part))
+
+    @property
+    def only_part(self) -> Part:
+        """The single part of a layer that is not split.
+
+        Raises:
+            ValueError: the layer has several.
+        """
+        if len(self._parts) > 1:
+            raise ValueError(f"the layer has {len(self._parts)} parts, not one")
+        return self.parts[0]
+
+    @property
+    def spatial(self) -> int:
+        """Number of spatial axes: 0 for a linear layer."""
+        return self.geometry.spatial
+
+    @property
+    def groups(self) -> int:
+        """Channel groups of a convolution; 1 for a linear layer."""
+        return self.geometry.groups
 
     @property
     def is_conv(self) -> bool:
-        """Whether channels are axis 1 of its input; else they are the last."""
-        return self.spatial > 0
+        """Whether channels are axis 1 of the input; for a linear layer they are the last axis."""
+        return self.geometry.is_conv
 
     @property
     def window(self) -> Window:
-        """What an output pixel of a 2-d convolution reads."""
-        return Window.of(self.weight.shape[2:], self.stride, self.padding, self.dilation)
-
-    def use_patches(self) -> None:
-        """Quantize what each output pixel reads, so that pixels can have ranges.
-
-        Raises:
-            ValueError: no 2-d convolution, or one in groups.
-        """
-        if self.spatial != 2 or self.groups != 1:
-            raise ValueError("only a 2-d convolution without groups has patches")
-        self.patches = True
-
-    def part_list(self) -> list[Part]:
-        """The parts, typed."""
-        return [part for part in self.parts if isinstance(part, Part)]
+        """The input pixels that one output pixel of a 2-d convolution reads."""
+        return self.geometry.window(self.weight.shape[2:])
 
     def part_weight(self, part: Part) -> Tensor:
         """That part's slice of the full-precision weight."""
-        if len(self.parts) == 1:
+        if len(self._parts) == 1:
             return self.weight
         return self.weight[:, part.start : part.stop]
 
     def part_input(self, part: Part, x: Tensor) -> Tensor:
         """That part's slice of the layer's input."""
-        if len(self.parts) == 1:
+        if len(self._parts) == 1:
             return x
         return x[:, part.start : part.stop] if self.is_conv else x[..., part.start : part.stop]
 
-    def part_mult(self, part: Part) -> Tensor | None:
-        """That part's multipliers, shaped over its input."""
-        if self.in_mult is None:
-            return None
-        piece = self.in_mult[part.start : part.stop]
-        return piece.reshape(-1, *[1] * self.spatial) if self.is_conv else piece
+    def affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's product with another weight."""
+        return self.geometry.product(x, weight, bias)
 
-    def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool) -> None:
-        """Find per-output-channel ranges of every part's weight."""
-        for part in self.part_list():
-            if part.weight_quantizer is not None:
-                part.weight_quantizer.find_params(
-                    self.part_weight(part), search, symmetric=symmetric
-                )
+    # ---- options ---------------------------------------------------------------------------
+
+    @property
+    def options(self) -> tuple[LayerOption, ...]:
+        """The options that the layer has, in the order of ``OPTIONS``."""
+        return tuple(option for option in self._options if isinstance(option, LayerOption))
+
+    def option(self, kind: type[_Option]) -> _Option | None:
+        """The option of this kind, None where the layer has none."""
+        return next((option for option in self.options if isinstance(option, kind)), None)
+
+    def put(self, option: _Option) -> _Option:
+        """Add an option, in the place of an earlier one of its kind.
+
+        Raises:
+            ValueError: the layer has an option that does not go together with it.
+        """
+        others = [other for other in self.options if type(other) is not type(option)]
+        for other in others:
+            if isinstance(other, option.excludes) or isinstance(option, other.excludes):
+                raise ValueError(f"{option.title} and {other.title} do not go together")
+        self._hold((*others, option))
+        return option
+
+    def _hold(self, options: Iterable[LayerOption]) -> None:
+        self._options = nn.ModuleList(
+            sorted(options, key=lambda option: OPTIONS.index(type(option)))
+        )
+
+    @property
+    def input_factor(self) -> Tensor | None:
+        """(K,) multiplier of each input channel before it is quantized; None for none."""
+        scale = self.option(InputScale)
+        return None if scale is None else scale.factor
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """The input as the quantizers see it: multipliers applied."""
+        factor = self.input_factor
+        return x if factor is None else x * self.geometry.over_channels(factor)
 
     def scale_input(self, factor: Tensor) -> None:
         """Multiply input channel k of the weight by ``factor[k]`` and its input by the inverse.
@@ -185,11 +186,7 @@ class QuantLayer(nn.Module):
         Raises:
             ValueError: the factor does not fit, or is not positive and finite.
         """
-        if not bool(((factor > 0) & torch.isfinite(factor)).all()):
-            raise ValueError("factors of input channels must be positive and finite")
-        self.weight = nn.Parameter(scale_input(self.weight.detach(), factor), requires_grad=False)
-        inverse = factor.reciprocal()
-        self.in_mult = inverse if self.in_mult is None else self.in_mult * inverse
+        self.put(InputScale.moved(factor, self))
 
     def set_low_rank(self, down: Tensor, up: Tensor) -> None:
         """Move ``up @ down`` out of the weight into a branch that stays in floating point.
@@ -201,209 +198,110 @@ class QuantLayer(nn.Module):
         Raises:
             ValueError: shapes that do not fit, or a grouped convolution.
         """
-        fits = down.shape[1:] == self.weight.shape[1:] and up.shape == (
-            self.weight.shape[0],
-            down.shape[0],
-        )
-        if not fits or self.groups != 1:
-            raise ValueError(
-                f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "
-                f"{tuple(self.weight.shape)} in {self.groups} groups"
-            )
-        taken = (up @ down.flatten(1)).reshape(self.weight.shape)
-        self.weight = nn.Parameter(self.weight.detach() - taken, requires_grad=False)
-        # As they come back from a file: with other strides BLAS may add up in another order.
-        self.low_down, self.low_up = down.detach().contiguous(), up.detach().contiguous()
+        self.put(LowRankBranch.moved(down, up, self))
 
-    def exclude_tokens(self, count: int, outputs: Tensor | None = None) -> None:
-        """Leave the first ``count`` tokens in floating point.
-
-        Args:
-            count: tokens along the axis before the last.
-            outputs: (count, O) where their outputs are the same for every input, such as those of
-                a start token; then no float weight has to be kept for them.
+    def use_patches(self) -> None:
+        """Quantize what each output pixel reads, so that pixels can have ranges.
 
         Raises:
-            ValueError: a convolution, or outputs that do not fit.
+            ValueError: no 2-d convolution, or one in groups.
         """
-        if self.is_conv or (outputs is not None and outputs.shape != (count, self.weight.shape[0])):
-            raise ValueError("only tokens of a linear layer can be excluded, with one output each")
-        self.excluded = count
-        self.token_outputs = None if outputs is None else outputs.detach()
+        self.put(Patches.of(self))
 
-    def set_experts(self, of_call: Tensor, experts: int) -> ScaleExperts:
+    def set_gains(self, of_call: Tensor, pairs: int) -> CallGains:
         """Put gains by sampler call around the weight, all 1 at first.
 
         Args:
-            of_call: expert of each call, (S,) integers.
-            experts: how many there are.
+            of_call: pair of gains of each call, (S,) integers.
+            pairs: number of pairs.
 
         Raises:
-            ValueError: a layer with quantized input, several parts, a branch or excluded tokens.
+            ValueError: a layer with quantized input, several parts, patches or a branch.
         """
-        plain = len(self.parts) == 1 and self.low_down is None and not self.excluded
-        if self.part_list()[0].act_quantizer is not None or not plain:
-            raise ValueError(
-                "gains by sampler call go around a weight-only layer of one part, without branch "
-                "or excluded tokens"
-            )
-        self.experts = ScaleExperts.ones(
-            self.in_channels, self.weight.shape[0], of_call, experts, self.clock
-        )
-        return self.experts
+        return self.put(CallGains.ones(of_call, pairs, self))
+
+    # ---- computing -------------------------------------------------------------------------
+
+    def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool) -> None:
+        """Find per-output-channel ranges of every part's weight."""
+        for part in self.parts:
+            if part.weight_quantizer is not None:
+                part.weight_quantizer.find_params(
+                    self.part_weight(part), search, symmetric=symmetric
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum of the parts plus bias; shapes as the full-precision layer."""
-        if self.experts is not None and self.use_weight_quantizer:
-            return self._with_gains(x, self.experts)
-        result: Tensor | None = None
-        for index, part in enumerate(self.part_list()):
-            piece, mult = self.part_input(part, x), self.part_mult(part)
-            weight = self.part_weight(part)
-            if self.patches:
-                piece = self.window.rows(piece)
-                mult = None if mult is None else tap_rows(mult.flatten(), self.window)
-            if part.act_quantizer is not None and self.use_act_quantizer:
-                piece = part.act_quantizer(piece, mult)
-            elif mult is not None:
-                piece = piece * mult
-            if part.weight_quantizer is not None and self.use_weight_quantizer:
-                weight = part.weight_quantizer(weight)
-            bias = self.bias if index == 0 else None
-            if self.patches:
-                term = self.window.image(F.linear(piece, weight_rows(weight), bias), x)
-            else:
-                term = self.affine(piece, weight, bias)
-            result = term if result is None else result + term
-        assert result is not None
-        if self.low_down is not None:
-            result = result + self.branch(x)
-        if self.excluded:
-            result = torch.cat([self.plain_tokens(x), result[..., self.excluded :, :]], dim=-2)
-        return result
+        options = [o for o in self.options if self.use_weight_quantizer or not o.with_weights]
+        first, *rest = self.parts
+        y = self._product(first, x, self.bias, options)
+        for part in rest:
+            y = y + self._product(part, x, None, options)
+        for option in options:
+            y = option.add(y, x, self)
+        return y
 
-    def _with_gains(self, x: Tensor, experts: ScaleExperts) -> Tensor:
-        """``d_out * (Q(W) (d_in * x)) + b``: nothing dense is made for an expert."""
-        axis, weight = (1 if self.is_conv else -1), self.weight
-        quantizer = self.part_list()[0].weight_quantizer
-        if quantizer is not None:
-            weight = quantizer(weight)
-        y = experts.after(self.affine(experts.before(self.scaled(x), axis), weight, None), axis)
-        if self.bias is None:
-            return y
-        return y + (self.bias.reshape(-1, *[1] * self.spatial) if self.is_conv else self.bias)
+    def _product(
+        self, part: Part, x: Tensor, bias: Tensor | None, options: Sequence[LayerOption]
+    ) -> Tensor:
+        """The product of one part's quantized input and weight."""
+        x = self.part_input(part, x)
+        operand = Operand(x)
+        for option in options:
+            operand = option.arrange(operand, part, self)
+        values, mult = operand.values, operand.mult
+        if part.act_quantizer is not None and self.use_act_quantizer:
+            values = part.act_quantizer(values, mult)
+        elif mult is not None:
+            values = values * mult
+        weight = self.part_weight(part)
+        if part.weight_quantizer is not None and self.use_weight_quantizer:
+            weight = part.weight_quantizer(weight)
+        product: Product = self.geometry.product
+        for option in options:
+            product = option.around(product, x, self)
+        return product(values, weight, bias)
 
-    def affine(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's product with another weight."""
-        if not self.is_conv:
-            return F.linear(x, weight, bias)
-        product = F.conv2d if self.spatial == 2 else F.conv1d
-        return product(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """What the low-rank branch adds."""
-        assert self.low_down is not None
-        assert self.low_up is not None
-        inner = self.affine(self.scaled(x), self.low_down, None)
-        if not self.is_conv:
-            return F.linear(inner, self.low_up)
-        up = self.low_up.reshape(*self.low_up.shape, *[1] * self.spatial)
-        return F.conv2d(inner, up) if self.spatial == 2 else F.conv1d(inner, up)
-
-    def plain_tokens(self, x: Tensor) -> Tensor:
-        """Outputs of the excluded tokens, (..., excluded, O)."""
-        if self.token_outputs is not None:
-            return self.token_outputs.expand(*x.shape[:-2], *self.token_outputs.shape)
-        first = x[..., : self.excluded, :]
-        result = F.linear(self.scaled(first), self.weight, self.bias)
-        return result if self.low_down is None else result + self.branch(first)
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """The input as the quantizers see it: multipliers applied."""
-        if self.in_mult is None:
-            return x
-        return x * (self.in_mult.reshape(-1, *[1] * self.spatial) if self.is_conv else self.in_mult)
+    # ---- state -----------------------------------------------------------------------------
 
     def freeze(self) -> None:
         """Fix all weight codes and activation zero points."""
-        for part in self.part_list():
-            if part.weight_quantizer is not None:
-                part.weight_quantizer.freeze(self.part_weight(part))
-            if part.static is not None:
-                part.static.settle()
+        for part in self.parts:
+            part.freeze(self.part_weight(part))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that quantization decided, structure included.
+        """Everything that quantization decided, structure and widths included.
 
         Raises:
             ValueError: weight codes are not frozen.
         """
-        names = ("bias", "in_mult", "low_down", "low_up", "token_outputs")
-        found = {n: t for n in names if (t := getattr(self, n)) is not None}
-        found |= {} if self.experts is None else self.experts.state()
+        tensors = {"widths": torch.tensor([self.bits.weight, self.bits.act])}
+        if self.bias is not None:
+            tensors["bias"] = self.bias
+        for option in self.options:
+            tensors |= option.state()
         if len(self.parts) > 1:
-            found["edges"] = torch.tensor([0, *(part.stop for part in self.part_list())])
-        if self.patches:
-            found["patches"] = torch.tensor(True)
-        if self.excluded:
-            found["excluded"] = torch.tensor(self.excluded)
-            if self.token_outputs is None:
-                found["weight"] = self.weight
-        for index, part in enumerate(self.part_list()):
-            wq, aq = part.weight_quantizer, part.act_quantizer
-            if wq is not None:
-                if wq.codes is None:
-                    raise ValueError("weight codes are not frozen")
-                kept = {"scale": wq.scale, "zero": wq.zero_point, "codes": wq.codes}
-                kept |= {} if wq.bit_map is None else {"bit_map": wq.bit_map}
-                kept |= {"group": torch.tensor(wq.group)} if wq.group else {}
-                found |= {f"{index}/weight_{n}": t for n, t in kept.items()}
-            if aq is not None:
-                found |= {f"{index}/act_{n}": t for n, t in aq.state().items()}
-        return {name: value.detach() for name, value in found.items()}
+            tensors["edges"] = torch.tensor([0, *(part.stop for part in self.parts)])
+        for index, part in enumerate(self.parts):
+            tensors |= {f"{index}/{name}": value for name, value in part.state().items()}
+        return {name: value.detach() for name, value in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take what ``state`` gave.
 
         Raises:
-            BrokenModel: shapes do not fit this layer.
+            BrokenModel: other widths, or shapes that do not fit this layer.
             KeyError: something is missing.
         """
+        weight, act = state["widths"].tolist()
+        if (weight, act) != (self.bits.weight, self.bits.act):
+            raise BrokenModel(f"it has {Bits(weight, act)} in the state, {self.bits} in the model")
         edges = state.get("edges", torch.tensor([0, self.in_channels]))
-        if edges.tolist() != [0, *(part.stop for part in self.part_list())]:
+        if edges.tolist() != [0, *(part.stop for part in self.parts)]:
             self._cut([int(b - a) for a, b in pairwise(edges)])
-        for name in ("in_mult", "low_down", "low_up", "token_outputs"):
-            setattr(self, name, state.get(name))
-        self.excluded = int(state.get("excluded", 0))
-        self.experts = ScaleExperts.of_state(state, self.weight.shape, self.in_channels, self.clock)
-        self.patches = "patches" in state
-        for name in ("bias", "weight"):
-            if name in state:
-                setattr(self, name, nn.Parameter(state[name], requires_grad=False))
-        for index, part in enumerate(self.part_list()):
-            _load_part(part, self.part_weight(part), _under(state, f"{index}/"))
-
-
-def _load_part(part: Part, weight: Tensor, state: Mapping[str, Tensor]) -> None:
-    if part.weight_quantizer is not None:
-        quantizer, kept = part.weight_quantizer, _under(state, "weight_")
-        quantizer.group = int(kept.get("group", 0))
-        if "bit_map" in kept:
-            quantizer.set_bit_map(kept["bit_map"])
-        quantizer.set_params(QuantParams(kept["scale"], kept["zero"], quantizer.bits))
-        if kept["codes"].shape != weight.shape:
-            raise BrokenModel(f"codes have shape {tuple(kept['codes'].shape)}")
-        quantizer.set_codes(kept["codes"])
-    if part.act_quantizer is not None:
-        kept = _under(state, "act_")
-        if "dynamic" in kept:
-            symmetric, group = kept["dynamic"].tolist()
-            part.act_quantizer = DynamicActQuantizer(
-                part.act_quantizer.bits, symmetric=bool(symmetric), group=group
-            )
-        elif isinstance(part.act_quantizer, ActQuantizer):
-            part.act_quantizer.load(kept)
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
+        loaded = (kind.load(state, self) for kind in OPTIONS)
+        self._hold(option for option in loaded if option is not None)
+        if "bias" in state:
+            self.bias = nn.Parameter(state["bias"], requires_grad=False)
+        for index, part in enumerate(self.parts):
+            part.load(under(state, f"{index}/"), self.part_weight(part).shape)

@@ -1,8 +1,8 @@
-"""A network whose layers went through quantizers: wrapping, calibration, state, accounting."""
+"""A network with quantized layers: wrapping, switching quantizers, state."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,19 @@ from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, wrap_attention
+from quantarena.methods.core.model.attention_mode import Fake, Plain, Watch, Watched
 from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.part import under
+from quantarena.methods.core.model.state import (
+    by_module,
+    changed_tensors,
+    put_tensor,
+    require_same,
+)
 from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.core.record.points import CalibrationSet, bank_schedule
 from quantarena.methods.core.trace.network import Graph
 
 
@@ -35,7 +43,7 @@ class QuantizedModel:
         attention: quantized attention products by module path; empty where they stay in floating
             point.
         tables: modules replaced by tables by sampler call.
-        notes: what the method wants on the row (JSON types).
+        notes: values that the method puts on the row (JSON types).
     """
 
     module: nn.Module
@@ -63,18 +71,42 @@ class QuantizedModel:
     def using(self, *, weights: bool, acts: bool) -> Iterator[None]:
         """Switch quantizers on or off inside the block."""
         before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in self.layers.values()]
-        products = [x.use_act_quantizer for x in self.attention.values()]
         for layer in self.layers.values():
             layer.use_weight_quantizer, layer.use_act_quantizer = weights, acts
-        for quant in self.attention.values():
-            quant.use_act_quantizer = acts
         try:
-            yield
+            with ExitStack() as stack:
+                for products in self.attention.values():
+                    stack.enter_context(products.using(Fake() if acts else Plain()))
+                yield
         finally:
             for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
-            for quant, act in zip(self.attention.values(), products, strict=True):
-                quant.use_act_quantizer = act
+
+    @contextmanager
+    def watching(self, watches: Mapping[str, Watch]) -> Iterator[None]:
+        """Show attention operands, in floating point, to functions inside the block.
+
+        Inside ``using`` this comes second: products are in one mode at a time.
+
+        Args:
+            watches: functions by module path, called with an operand's name and its values.
+        """
+        with ExitStack() as stack:
+            for name, watch in watches.items():
+                stack.enter_context(self.attention[name].using(Watched(watch)))
+            yield
+
+    def use_schedule(self, points: CalibrationSet) -> CallSchedule:
+        """Tie the model to the sampler calls of these points, which its banks have entries for.
+
+        The clock refuses a sampler with other calls from then on.
+
+        Raises:
+            ValueError: a sampler call without points.
+        """
+        schedule = bank_schedule(points)
+        self.clock.schedule = schedule
+        return schedule
 
     def run(self, points: CalibrationSet) -> Any:
         """The network's output on these points, each at its own sampler call."""
@@ -103,75 +135,42 @@ class QuantizedModel:
         tensors: dict[str, Tensor] = {}
         for kind, modules in (("layer", self.layers), ("attention", self.attention)):
             for name, module in modules.items():
-                kept: dict[str, Tensor] = module.state()
-                tensors |= {f"{kind}:{name}/{n}": t for n, t in kept.items()}
+                tensors |= {f"{kind}:{name}/{n}": t for n, t in module.state().items()}
         tensors |= {f"table:{name}": table.values for name, table in self.tables.items()}
-        tensors |= {f"float:{name}": value for name, value in self._changed().items()}
+        outside = (*self.layers, *self.tables, *(f"{path}.{CHILD}" for path in self.attention))
+        changed = changed_tensors(self.module, self.original, outside)
+        tensors |= {f"float:{name}": value for name, value in changed.items()}
         if self.clock.schedule is not None:
             times = self.clock.schedule.timesteps
             tensors["schedule"] = torch.tensor(times, dtype=torch.float64)
         return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
 
-    def _changed(self) -> dict[str, Tensor]:
-        """Floating-point tensors outside the layers that are no longer the original's."""
-        before = self.original.state_dict()
-        ours = (*self.layers, *self.tables)
-        return {
-            name: value
-            for name, value in self.module.state_dict().items()
-            if not any(name.startswith(f"{path}.") for path in ours)
-            and f".{CHILD}." not in name  # attention keeps its own state
-            and not (name in before and torch.equal(value, before[name]))
-        }
-
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take what ``state`` gave, structure included.
 
         Raises:
-            BrokenModel: names or shapes do not fit this model.
+            BrokenModel: layers or attention products that differ from this model's in their names,
+                widths or shapes; the line names one.
         """
-        for name, table in _under(state, "table:").items():
+        for name, table in under(state, "table:").items():
+            if name not in dict(self.module.named_modules()):
+                raise BrokenModel(f"quantized state does not fit the model: it has no {name}")
             self.tabulate(name, ScheduledTable(table))
         for kind, modules in (("layer", self.layers), ("attention", self.attention)):
+            states = by_module(state, f"{kind}:")
+            require_same(kind, states.keys(), modules.keys())
             for name, module in modules.items():
                 try:
-                    module.load(_under(state, f"{kind}:{name}/"))
+                    module.load(states[name])
                 except (KeyError, ValueError, BrokenModel) as error:
                     what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
                     raise BrokenModel(
                         f"quantized state does not fit the model at {name}: {what}"
                     ) from None
-        for name, value in _under(state, "float:").items():
-            _put(self.module, name, value)
+        for name, value in under(state, "float:").items():
+            put_tensor(self.module, name, value)
         if "schedule" in state:
             self.clock.schedule = CallSchedule("", tuple(state["schedule"].tolist()))
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
-
-
-def _put(root: nn.Module, name: str, value: Tensor) -> None:
-    """Give a floating-point tensor its changed value, also one that a fold added (a norm's bias).
-
-    Raises:
-        BrokenModel: the network has no such place, or another shape there.
-    """
-    path, _, leaf = name.rpartition(".")
-    try:
-        owner = root.get_submodule(path)
-        old = getattr(owner, leaf)
-    except AttributeError:
-        raise BrokenModel(f"quantized state does not fit the model: it has no {name}") from None
-    if old is not None and old.shape != value.shape:
-        raise BrokenModel(
-            f"quantized state does not fit the model: {name} is {tuple(old.shape)}, the state's "
-            f"is {tuple(value.shape)}"
-        )
-    if isinstance(old, nn.Parameter) or leaf in owner._parameters:
-        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
-    else:
-        owner.register_buffer(leaf, value)
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:

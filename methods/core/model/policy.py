@@ -1,7 +1,7 @@
-"""Which layer gets which bits: the rule that makes methods comparable.
+"""The policy that gives each layer its bits, and so makes methods comparable.
 
-``uniform`` is the same for every method. ``published`` is what a method's paper and released code
-do with each role; the table comes from the method.
+``uniform`` is the same for every method. ``published`` is the table of a method's paper and
+released code, which the method brings along.
 """
 
 from collections.abc import Mapping
@@ -60,19 +60,19 @@ AS_REQUESTED, EIGHT, FLOAT = Rule(), Rule(8, 8), Rule(FP_WIDTH, FP_WIDTH)
 class Policy:
     """A table from role to bits.
 
-    Of the rules for a layer the first one counts: ``first``, ``kinds``, ``roles``, as requested.
-    Floors are applied to what it gives.
+    A layer follows the first rule that fits it, in the order ``first``, ``kinds``, ``roles``;
+    without one it gets the requested bits. Floors then raise the result.
 
     Attributes:
-        name: as it stands on the row.
+        name: the name on the row.
         floors: least widths by role; a request below them is raised to them. Roles that are not
             named get the requested bits.
         roles: rules by role.
         first: rules for the layer of a role that executes first, for papers whose exception is
             positional.
         kinds: rules by kind of layer, such as ``conv1d``.
-        attention: of the attention products; full precision by default.
-        source: where the table was read.
+        attention: rule for the attention products; full precision by default.
+        source: the publication that the table was read from.
     """
 
     name: str
@@ -88,10 +88,10 @@ class Policy:
         if bits.is_fp:
             return dict.fromkeys(graph.layers, bits)
         assigned: dict[str, Bits] = {}
-        met: set[Role] = set()
+        earlier: set[Role] = set()
         for name, layer in graph.layers.items():
-            rule = self._rule(layer, layer.role not in met)
-            met.add(layer.role)
+            rule = self._rule(layer, layer.role not in earlier)
+            earlier.add(layer.role)
             assigned[name] = self._raised(layer.role, rule.of(bits))
         return assigned
 
@@ -121,12 +121,12 @@ UNIFORM = Policy(
 """Every layer at the requested bits; input, output and time embedding at 8 or more.
 
 Those three hold few of the MACs (the row's coverage says how many: 0.4 % in emoji-t2i, 1.6 % in
-emoji-dit); every paper protects some of them, each others. Here all methods protect the same ones,
-so that only the method differs. Attention products stay in floating point.
+emoji-dit). Every paper protects some of them, but not the same ones. Here all methods protect the
+same ones, so that only the method differs. Attention products stay in floating point.
 """
 
 PUBLISHED = "published"
-"""Name of the policy that every method has of its own."""
+"""Name of the policy whose table comes from the method."""
 
 POLICIES: dict[str, Policy] = {UNIFORM.name: UNIFORM}
 
@@ -136,8 +136,8 @@ def policy(name: str, method: str = "", published: Policy | None = None) -> Poli
 
     Args:
         name: ``uniform`` or ``published``.
-        method: whose policy ``published`` is, for the message.
-        published: that method's table; None where it has none.
+        method: name of the method that ``published`` belongs to, for the message.
+        published: table of that method; None where it has none.
 
     Raises:
         UnknownName: there is none; the message suggests near names.

@@ -1,113 +1,15 @@
-"""Time embeddings computed once for a fixed schedule.
+"""A table by sampler call in the place of a module that depends on the call alone.
 
-What depends on the timestep alone need not be quantized, nor run: a table holds the full-precision
-result at each scheduled timestep (the time precalculation of arXiv:2412.06661; TFMQ-DM, CVPR 2024,
+A time embedding, for one, need not be quantized nor run: the table holds its full-precision output
+at each call of a fixed schedule (the time precalculation of arXiv:2412.06661; TFMQ-DM, CVPR 2024,
 caches the same features). Embeddings that also see the prompt (SDXL's added conditions) are no
-function of the timestep and do not belong here.
+function of the call and do not belong here.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class TimeTable:
-    """Results by timestep.
-
-    Attributes:
-        timesteps: distinct scheduled timesteps in ascending order, (T,).
-        values: the result at each, (T, ...).
-    """
-
-    timesteps: Tensor
-    values: Tensor
-
-    def __call__(self, timestep: Tensor) -> Tensor:
-        """The results at these timesteps.
-
-        Args:
-            timestep: scalar or (N,), any mix of scheduled timesteps.
-
-        Returns:
-            (N, ...); a scalar gives N = 1.
-
-        Raises:
-            ValueError: a timestep is not in the schedule.
-        """
-        wanted = timestep.reshape(-1).to(torch.float64)
-        known = self.timesteps.to(torch.float64)
-        index = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
-        missing = known[index] != wanted
-        if bool(missing.any()):
-            names = ", ".join(f"{float(t):g}" for t in torch.unique(wanted[missing])[:5])
-            raise ValueError(
-                f"timestep {names} is not in the table's schedule of {len(known)} steps: "
-                "make the table with the sampler's own timesteps"
-            )
-        return self.values[index]
-
-
-@torch.no_grad()
-def precalculate(
-    embed: Callable[[Tensor], Tensor], timesteps: Tensor, *, rows: int = 1
-) -> TimeTable:
-    """Run ``embed`` once for every scheduled timestep.
-
-    Matrix products may round differently at another batch size. A table is equal to the live
-    modules bit for bit at the batch size it was made with.
-
-    Args:
-        embed: from timesteps (rows,) to results (rows, ...).
-        timesteps: the schedule, (S,); a sampler may repeat some.
-        rows: batch size at which the live modules run.
-
-    Raises:
-        ValueError: an empty schedule, or a result that depends on more than the timestep.
-    """
-    if not timesteps.numel() or rows < 1:
-        raise ValueError("a time table needs at least one timestep and one row")
-    distinct = torch.unique(timesteps)
-    values = []
-    for timestep in distinct:
-        result = embed(timestep.repeat(rows))
-        if result.shape[0] != rows or not torch.equal(result, result[:1].expand_as(result)):
-            raise ValueError(
-                f"rows of timestep {float(timestep):g} differ: the embedding depends on more than "
-                "the timestep, or its products round by row"
-            )
-        values.append(result[0].clone())
-    return TimeTable(distinct.clone(), torch.stack(values))
-
-
-def precalculate_projections(
-    embed: Callable[[Tensor], Tensor],
-    projections: Mapping[str, Callable[[Tensor], Tensor]],
-    timesteps: Tensor,
-    *,
-    rows: int = 1,
-) -> dict[str, TimeTable]:
-    """One table for each block's own projection of the time embedding.
-
-    Args:
-        embed: from timesteps (rows,) to the embedding (rows, C).
-        projections: by block, from the embedding to what the block adds, activation included.
-        timesteps: the schedule, (S,).
-        rows: batch size at which the live modules run.
-    """
-
-    def through(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda timestep: project(embed(timestep))
-
-    return {
-        name: precalculate(through(project), timesteps, rows=rows)
-        for name, project in projections.items()
-    }
 
 
 class ScheduledTable(nn.Module):
@@ -115,7 +17,7 @@ class ScheduledTable(nn.Module):
 
     Args:
         values: its output at each sampler call, (S, C).
-        clock: of the model.
+        clock: the clock of the model.
     """
 
     values: Tensor

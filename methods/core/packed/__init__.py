@@ -1,1 +1,1 @@
-"""Packed models: lowering to integer layers, parity checks, footprint, and checkpoints."""
+"""Networks on packed weights: lowering, packing, checkpoints, parity and footprint."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_mode import Fake, IntegerOracle
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
 
@@ -33,13 +34,8 @@ def attention_parity(
         product is NaN.
     """
     operands: dict[str, dict[str, Tensor]] = {name: {} for name in model.attention}
-    for name, quant in model.attention.items():
-        quant.watch = operands[name].__setitem__
-    try:
+    with model.watching({name: seen.__setitem__ for name, seen in operands.items()}):
         model.run(points)
-    finally:
-        for quant in model.attention.values():
-            quant.watch = None
     with model.clock.at(points.step):
         return {
             name: _gap(quant, (packed or {}).get(name), operands[name])
@@ -50,19 +46,20 @@ def attention_parity(
 def _gap(
     quant: QuantAttention, packed: QuantAttention | None, operands: Mapping[str, Tensor]
 ) -> float:
-    """Of one module that ran on these operands.
+    """The largest difference of one module that ran on these operands.
 
     Raises:
         KeyError: it never ran.
     """
-    before, quant.integer = quant.integer, True
-    oracle = _products(quant, operands)
-    quant.integer = False
-    found = [_products(one, operands) for one in (quant, packed) if one is not None]
-    quant.integer = before
+    with quant.using(IntegerOracle()):
+        oracle = _products(quant, operands)
+    with quant.using(Fake()):
+        computed = [_products(quant, operands)]
+    if packed is not None:
+        computed.append(_products(packed, operands))
     gaps = [
         float((fake - exact).abs().max() / exact.abs().max().clamp(min=1e-12))
-        for products in found
+        for products in computed
         for fake, exact in zip(products, oracle, strict=True)
     ]
     worst = max(gaps)

@@ -1,12 +1,14 @@
 """The packed checkpoint: a folder with ``packed.safetensors`` and ``packed.json``.
 
-The tensors are canonical, not those of any kernel: code streams of ``formats.pack_codes``, scales,
-zero points, orders of channels, float branches, and whatever of the network stayed in floating
-point. The JSON describes every layer as a tree (``kernels.tree``), the sampler calls that tables
-are for, the modules that became tables, and the attention products; it holds the sha256 of the
-tensors, and the tensors hold that of the description, so that neither can be edited without the
-other. Loading needs the network's structure only, no floating weights of quantized layers, and
-gives the same outputs bit for bit.
+The tensors do not depend on a kernel: code streams of ``formats.pack_codes``, scales, zero points,
+orders of channels, float branches, and the parts of the network that stayed in floating point.
+
+The JSON describes every layer as a tree (``nodes.rebuild``), the sampler calls that tables are for,
+the modules that became tables, and the attention products. It holds the SHA-256 of the tensors, and
+the tensors hold that of the description, so that neither can be edited without the other.
+
+Loading needs the structure of the network but no floating-point weights of its quantized layers;
+the loaded network gives the same outputs bit for bit.
 """
 
 import json
@@ -40,6 +42,7 @@ from quantarena.methods.core.packed.files import (
     read,
     text,
 )
+from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.node import Node, take
 from quantarena.methods.core.packed.nodes.rebuild import build
@@ -58,8 +61,8 @@ def save_packed(packed: PackedModel, folder: Path, *, meta: Mapping[str, Any]) -
 
     Args:
         packed: the network; at least one layer of it is quantized.
-        folder: made when missing.
-        meta: what the reader should know: method, bits, policy, seed, base model. JSON types.
+        folder: created when missing.
+        meta: facts for the reader, JSON types: method, bits, policy, seed, base model.
 
     Returns:
         The content of ``packed.json``.
@@ -81,7 +84,7 @@ def save_packed(packed: PackedModel, folder: Path, *, meta: Mapping[str, Any]) -
             value = value.to(_STORED.get(leaf, value.dtype))
         tensors[name] = value
     for path, products in packed.attention.items():
-        tensors |= {f"{path}.{CHILD}/{name}": value for name, value in products.state().items()}
+        tensors |= {f"{path}.{CHILD}/{name}": value for name, value in products.ranges().items()}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     sizes = _sizes(packed, tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     """Rebuild a network.
 
     Args:
-        folder: what ``save_packed`` wrote.
+        folder: a folder that ``save_packed`` wrote.
         skeleton: the network as its configuration builds it, with any weights or on the meta
             device; it is changed in place and becomes the result's module.
 
@@ -120,10 +123,10 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
         clock = CallClock(_schedule(document["schedule"]))
         tables, attention = list(document["tables"]), dict(document["attention"])
         products = {n: _attention(n, d, tensors, clock) for n, d in attention.items()}
-        made = {n: _node(n, d, tensors) for n, d in document["layers"].items()}
+        nodes = {n: _node(n, d, tensors) for n, d in document["layers"].items()}
     except _MISFIT as error:
         raise BrokenModel(f"{file} does not describe its tensors: {text(error)}") from None
-    for name, node in made.items():
+    for name, node in nodes.items():
         _check_place(file, name, node, skeleton)
         node.set_clock(clock)
         place(skeleton, name, node)
@@ -134,12 +137,13 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
         if (values := tensors.get(f"{name}.values")) is None:
             raise BrokenModel(f"{file} does not describe its tensors: table {name} has no values")
         place(skeleton, name, ScheduledTable(torch.empty_like(values), clock))
-    _load_floats(folder, skeleton, tensors, made)
+    _load_floats(folder, skeleton, tensors, nodes)
     for quant in products.values():
         install(skeleton, quant)
+        quant.mode = Native()
     channels_last(skeleton.eval().requires_grad_(False))
-    fuse(skeleton, made.values())
-    return PackedModel(skeleton, made, backend_of(made, products), clock, products)
+    fuse(skeleton, nodes.values())
+    return PackedModel(skeleton, nodes, backend_of(nodes, products), clock, products)
 
 
 def _describe(packed: PackedModel) -> Document:
@@ -155,13 +159,15 @@ def _describe(packed: PackedModel) -> Document:
         name: {"info": asdict(products.info), "bits": asdict(products.bits)}
         for name, products in packed.attention.items()
     }
-    found = {
+    described = {
         "layers": layers,
         "schedule": None if schedule is None else asdict(schedule),
         "tables": [name for name, module in modules if isinstance(module, ScheduledTable)],
         "attention": attention,
     }
-    return {name: json.loads(json.dumps(found[name])) for name in DESCRIBED}  # as it is read back
+    return {
+        name: json.loads(json.dumps(described[name])) for name in DESCRIBED
+    }  # as it is read back
 
 
 def _schedule(document: Mapping[str, Any] | None) -> CallSchedule | None:
@@ -180,17 +186,17 @@ def _node(name: str, document: Mapping[str, Any], tensors: Tensors) -> Node:
 def _attention(
     name: str, document: Mapping[str, Any], tensors: Tensors, clock: CallClock
 ) -> QuantAttention:
-    kept: dict[str, Any] = {
+    fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in document["info"].items()
     }
-    info = AttentionInfo(**{**kept, "kind": AttentionKind(kept["kind"])})
+    info = AttentionInfo(**{**fields, "kind": AttentionKind(fields["kind"])})
     products = QuantAttention(info, AttentionBits(**document["bits"]), clock)
-    products.load(take(tensors, f"{name}.{CHILD}/"))
+    products.load_ranges(take(tensors, f"{name}.{CHILD}/"))
     return products
 
 
 def _load_floats(
-    folder: Path, skeleton: nn.Module, tensors: Tensors, made: Mapping[str, Node]
+    folder: Path, skeleton: nn.Module, tensors: Tensors, nodes: Mapping[str, Node]
 ) -> None:
     """Give the network the tensors that are left."""
     file = folder / DOCUMENT
@@ -200,16 +206,16 @@ def _load_floats(
         if leaf in parameters and parameters[leaf] is None:  # such as a bias that a fold gave
             parameters[leaf] = nn.Parameter(torch.empty_like(tensors[name]), requires_grad=False)
     try:
-        found = skeleton.load_state_dict(tensors, strict=False, assign=True)
+        misfits = skeleton.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise BrokenModel(
             f"{folder / TENSORS} does not fit the network: {str(error).splitlines()[-1]}"
         ) from None
-    lost = [name for name in found.missing_keys if not _inside(name, made)]
+    lost = [name for name in misfits.missing_keys if not _inside(name, nodes)]
     if lost:
         raise BrokenModel(f"{file} lacks {_few(lost)} of the network")
-    if found.unexpected_keys:
-        raise BrokenModel(f"{file} has {_few(found.unexpected_keys)}, the network has not")
+    if misfits.unexpected_keys:
+        raise BrokenModel(f"{file} has {_few(misfits.unexpected_keys)}, the network has not")
 
 
 def _check_place(file: Path, name: str, node: Node, skeleton: nn.Module) -> None:
@@ -230,7 +236,11 @@ def _inside(name: str, paths: Any) -> bool:
 
 
 def _sizes(packed: PackedModel, tensors: Tensors) -> dict[str, int]:
-    """Bytes by purpose; what is stored must be what the bits promise."""
+    """Bytes by purpose.
+
+    Raises:
+        QuantArenaError: more bytes are stored than the bits promise.
+    """
     sizes = {"codes": 0, "scales": 0, "floating": 0}
     for name, value in tensors.items():
         codes = "codes" if name.endswith(".codes") else "scales"

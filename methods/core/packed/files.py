@@ -15,7 +15,7 @@ FORMAT, VERSION = "quantarena-packed", 2
 TENSORS, DOCUMENT = "packed.safetensors", "packed.json"
 DIGEST = "layers_sha256"
 DESCRIBED = ("layers", "schedule", "tables", "attention")
-"""What of the document describes the tensors, and so is under the digest that they carry."""
+"""Entries of the document that describe the tensors, whose digest the tensors carry."""
 
 Document = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -34,7 +34,7 @@ def _trees(document: Document, tensors: Tensors) -> tuple[Document, Tensors]:
 
 
 MIGRATIONS: dict[int, Migration] = {1: _trees}
-"""By version: what turns a checkpoint of that version into one of the next."""
+"""By version, the function that turns a checkpoint of that version into one of the next."""
 
 
 def read(folder: Path) -> tuple[Document, Tensors]:
@@ -117,7 +117,7 @@ def file_sha256(file: Path) -> str:
 
 
 def description_sha256(document: Document) -> str:
-    """Hash of what describes the tensors; version 1 had nothing but layers."""
+    """Hash of the entries that describe the tensors; version 1 had layers only."""
     described: Any = {name: document.get(name) for name in DESCRIBED}
     if document.get("version") == 1:
         described = document.get("layers")
@@ -125,5 +125,5 @@ def description_sha256(document: Document) -> str:
 
 
 def text(error: Exception) -> str:
-    """What a low-level error says, in words."""
+    """The message of a low-level error, in words."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)

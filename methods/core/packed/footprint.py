@@ -1,7 +1,7 @@
-"""Observed bits, bytes, coverage and bit operations: from tensors and the live graph, never names.
+"""Bits, bytes, coverage and bit operations, observed on the packed tensors and the traced graph.
 
 A bit operation (BOP) is one multiply-accumulate times the bits of its two factors; a factor in
-floating point counts 32. The work of one image is cut into portions whose factors have one width
+floating point counts 32. The MACs of one image are cut into shares whose factors have one width
 each: layers, the two products of each attention, and what runs in floating point beside or instead
 of a quantized layer.
 """
@@ -22,15 +22,15 @@ FLOAT_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a network computes for one image.
+class Compute:
+    """The operations of a network for one image.
 
     Attributes:
         code_bits: mean bits of a weight code over all layers; 32 for weights in floating point.
         bops: bit operations.
-        fp_bops: of the full-precision network.
+        fp_bops: bit operations of the full-precision network.
         branch_macs: MACs that floating-point branches add beside quantized layers.
-        attention: quantized attention products.
+        attention: number of quantized attention products.
     """
 
     code_bits: float
@@ -41,8 +41,8 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Account(Work):
-    """What a network really holds and computes.
+class Footprint(Compute):
+    """The observed size and operations of a network.
 
     Attributes:
         weight_bits: mean bits a parameter, scales and floating-point parameters included.
@@ -51,7 +51,7 @@ class Account(Work):
             products by the bits of their two factors, ``fp`` of all in floating point.
         packed_bytes: bytes of all parameters as they lie in memory.
         fp_bytes: bytes of the full-precision network's parameters at fp32.
-        layers: quantized layers.
+        layers: number of quantized layers.
     """
 
     weight_bits: float
@@ -63,12 +63,12 @@ class Account(Work):
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class MacShare:
     """MACs of one image whose factors have the same widths.
 
     Attributes:
         label: name in the coverage.
-        macs: how many.
+        macs: number of multiply-accumulates.
         left, right: bits of the factors, 32 in floating point.
         act: mean bits of those factors that are activations.
     """
@@ -80,7 +80,7 @@ class Portion:
     act: float
 
 
-def account(
+def footprint(
     graph: Graph,
     widths: Mapping[str, Bits],
     original: nn.Module,
@@ -90,8 +90,8 @@ def account(
     layers: Mapping[str, QuantLayer] | None = None,
     attention: Mapping[str, QuantAttention] | None = None,
     tabulated: Collection[str] = (),
-) -> Account:
-    """Sum up a network.
+) -> Footprint:
+    """The footprint of a network.
 
     Args:
         graph: trace of the original.
@@ -99,8 +99,7 @@ def account(
         original: the full-precision network.
         packed_bytes: bytes of the packed network's tensors.
         means: observed mean bits of each layer's weight codes, where they are not all the same.
-        layers: quantized layers, for their branches and excluded tokens, and for the widths that
-            were declared.
+        layers: quantized layers, for their options and for the widths that were declared.
         attention: quantized attention products.
         tabulated: paths of modules that tables stand for; their layers do not run.
 
@@ -116,7 +115,7 @@ def account(
         for path in tabulated
         if name == path or name.startswith(f"{path}.")
     }
-    work: list[Portion] = []
+    shares: list[MacShare] = []
     branch_macs, code_bits, weights = 0.0, 0.0, 0
     for name, info in graph.layers.items():
         if name in gone:
@@ -124,26 +123,27 @@ def account(
         bits = widths.get(name, FP)
         mean = means.get(name, float(bits.weight)) if bits.weight != FP_WIDTH else FLOAT_BITS
         code_bits, weights = code_bits + mean * info.weights, weights + info.weights
-        layer = layers.get(name)
-        work += _layer_portions(info, bits, mean, layer)
-        branch_macs += 0.0 if layer is None else _branch_macs(info, layer)
+        act = _width(bits.act)
+        shares.append(MacShare(str(bits), float(info.macs), mean, act, act))
+        if (layer := layers.get(name)) is not None:
+            branch_macs += _branch_macs(info, layer)
     for name, products in graph.attention.items():
-        work += _attention_portions(products, attention.get(name))
+        shares += _attention_shares(products, attention.get(name))
     rest = graph.other_macs - sum(info.macs for info in graph.attention.values())
-    work += [_floating(rest), _floating(branch_macs)]
+    shares += [_floating(rest), _floating(branch_macs)]
     macs: Counter[str] = Counter()
-    for portion in work:
-        macs[portion.label] += portion.macs  # type: ignore[assignment]
-    total = max(1.0, sum(portion.macs for portion in work))
-    return Account(
+    for share in shares:
+        macs[share.label] += share.macs  # type: ignore[assignment]
+    total = max(1.0, sum(share.macs for share in shares))
+    return Footprint(
         weight_bits=8 * packed_bytes / parameters,
-        act_bits=sum(p.macs * p.act for p in work) / total,
+        act_bits=sum(p.macs * p.act for p in shares) / total,
         coverage={name: count / total for name, count in macs.most_common() if count},
         packed_bytes=packed_bytes,
         fp_bytes=parameters * FLOAT_BITS // 8,
         layers=len(widths),
         code_bits=code_bits / max(1, weights),
-        bops=round(sum(p.macs * p.left * p.right for p in work)),
+        bops=round(sum(p.macs * p.left * p.right for p in shares)),
         fp_bops=graph.total_macs * FLOAT_BITS**2,
         branch_macs=round(branch_macs),
         attention=len(attention),
@@ -164,11 +164,11 @@ def require_declared(
         QuantArenaError: naming the first layer or product that differs.
     """
     for name, layer in layers.items():
-        seen = widths.get(name, FP)
-        mean = means.get(name, float(seen.weight))
-        if seen.act != layer.bits.act or abs(mean - layer.bits.weight) > 1e-6:
+        packed = widths.get(name, FP)
+        mean = means.get(name, float(packed.weight))
+        if packed.act != layer.bits.act or abs(mean - layer.bits.weight) > 1e-6:
             raise QuantArenaError(
-                f"{name}: declared {layer.bits}, packed is {mean:g} bits a weight and {seen.act} "
+                f"{name}: declared {layer.bits}, packed is {mean:g} bits a weight and {packed.act} "
                 "an activation: the method reports other widths than it made"
             )
     for name, quant in attention.items():
@@ -178,29 +178,13 @@ def require_declared(
             )
 
 
-def _layer_portions(
-    info: LayerInfo, bits: Bits, mean: float, layer: QuantLayer | None
-) -> Iterator[Portion]:
-    """A layer's own MACs; tokens that it excludes are in floating point, or constant."""
-    outside = 0.0
-    if layer is not None and layer.excluded:
-        positions = info.macs / info.weights
-        outside = info.macs * min(1.0, layer.excluded / positions)
-        if layer.token_outputs is None:
-            yield _floating(outside)
-    act = _width(bits.act)
-    yield Portion(str(bits), info.macs - outside, mean, act, act)
-
-
 def _branch_macs(info: LayerInfo, layer: QuantLayer) -> float:
-    """Of the low-rank branch: into it as the layer itself with r outputs, out of it 1x1."""
-    if layer.low_up is None:
-        return 0.0
-    outputs, rank = layer.low_up.shape
-    return info.macs * rank / outputs + info.macs / info.weights * rank * outputs
+    """MACs in floating point that the layer's options add."""
+    positions = info.macs / info.weights
+    return sum((option.float_macs(info.macs, positions) for option in layer.options), 0.0)
 
 
-def _attention_portions(info: AttentionInfo, quant: QuantAttention | None) -> Iterator[Portion]:
+def _attention_shares(info: AttentionInfo, quant: QuantAttention | None) -> Iterator[MacShare]:
     """Both products; excluded key tokens leave one factor of each in floating point."""
     if quant is None:
         yield _floating(info.macs)
@@ -215,14 +199,14 @@ def _attention_portions(info: AttentionInfo, quant: QuantAttention | None) -> It
         yield _product(macs * outside, FP_WIDTH, other)
 
 
-def _product(macs: float, one: int, other: int) -> Portion:
+def _product(macs: float, one: int, other: int) -> MacShare:
     left, right = _width(one), _width(other)
     label = "fp" if one == other == FP_WIDTH else f"a{max(one, other)}a{min(one, other)}"
-    return Portion(label, macs, left, right, (left + right) / 2)
+    return MacShare(label, macs, left, right, (left + right) / 2)
 
 
-def _floating(macs: float) -> Portion:
-    return Portion("fp", macs, FLOAT_BITS, FLOAT_BITS, FLOAT_BITS)
+def _floating(macs: float) -> MacShare:
+    return MacShare("fp", macs, FLOAT_BITS, FLOAT_BITS, FLOAT_BITS)
 
 
 def _width(bits: int) -> int:

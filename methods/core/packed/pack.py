@@ -1,7 +1,6 @@
-"""From a quantized model to packed integer layers, and the gate that ties the two together."""
+"""From a quantized model to one on packed weights, and what that one holds."""
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,19 +10,15 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
-from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.model.model import QuantizedModel, place
-from quantarena.methods.core.packed.attention_parity import attention_parity
-from quantarena.methods.core.packed.footprint import Account, account
-from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.footprint import Footprint, footprint
+from quantarena.methods.core.packed.lowering.lower import pack_layer
+from quantarena.methods.core.packed.native_attention import Native, kernel_products
 from quantarena.methods.core.packed.nodes.fusion import fuse
-from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaves
-from quantarena.methods.core.record.trajectory import CalibrationSet
-
-PARITY_LIMIT = 1e-5
-"""Largest accepted max-abs difference over max-abs output of a layer, packed against fake."""
+from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +32,7 @@ class PackedModel:
             ``weight-only`` where a layer computes in floating point on packed weights, ``fp32``
             where nothing was quantized.
         clock: the sampler call that tables are read at.
-        attention: quantized attention products by module path; their sums are integers, by native
-            kernels where ``products`` of a module says so.
+        attention: quantized attention products by module path, in mode ``Native``.
     """
 
     module: nn.Module
@@ -47,33 +41,29 @@ class PackedModel:
     clock: CallClock = field(default_factory=CallClock)
     attention: Mapping[str, QuantAttention] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for products in self.attention.values():
-            products.native = True
-
     def parts(self, name: str) -> list[Leaf]:
         """The packed parts of one layer: all that holds codes."""
-        return leaves(self.layers[name])
+        return leaf_nodes(self.layers[name])
 
     def widths(self) -> dict[str, Bits]:
         """Bits of every layer as its packed tensors hold them; the widest part counts."""
-        found = {}
+        widths = {}
         for name in self.layers:
             parts = self.parts(name)
             weight = max(round(part.weight_bits_observed) for part in parts)
-            found[name] = Bits(weight, max(part.metadata["act_bits"] for part in parts))
-        return found
+            widths[name] = Bits(weight, max(part.metadata["act_bits"] for part in parts))
+        return widths
 
     def mean_widths(self) -> dict[str, float]:
         """Mean bits of a weight code of every layer, which a bit map makes fractional."""
-        found = {}
+        means = {}
         for name in self.layers:
             sizes = [
                 (torch.Size(part.weight_shape).numel(), round(part.weight_bits_observed))
                 for part in self.parts(name)
             ]
-            found[name] = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
-        return found
+            means[name] = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
+        return means
 
     def bytes(self) -> int:
         """Bytes of all tensors of the network: codes, scales, padding, float branches."""
@@ -86,7 +76,7 @@ def pack(model: QuantizedModel) -> PackedModel:
 
     The network runs channels-last inside: packed convolutions read the channels of a pixel side by
     side, and attention then needs no transposition of its tokens. Group normalizations and
-    activations run natively, see ``kernels.fusion``. It shares the clock of ``model``.
+    activations run natively, see ``nodes.fusion``. It shares the clock of ``model``.
 
     Raises:
         Unsupported: a layer has an option without a packed form; the line names both.
@@ -106,6 +96,8 @@ def pack(model: QuantizedModel) -> PackedModel:
     channels_last(module)
     fuse(module, packed.values())
     products = installed(module)
+    for quant in products.values():
+        quant.mode = Native()
     return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
 
 
@@ -115,13 +107,13 @@ def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAtt
     Without any layer that of the attention products. Beside layers these do not count: where no
     kernel applies, their codes are summed up in floating point, exactly.
     """
-    found = {leaf.backend for layer in layers.values() for leaf in leaves(layer)}
+    backends = {leaf.backend for layer in layers.values() for leaf in leaf_nodes(layer)}
     for name in ("reference", "weight-only", "packed"):
-        if name in found:
+        if name in backends:
             return name
     if not attention:
         return "fp32"
-    products = [quant.for_kernels() for quant in attention.values()]
+    products = [kernel_products(quant) for quant in attention.values()]
     return "packed" if all(p is not None and p.apply() for p in products) else "reference"
 
 
@@ -142,73 +134,13 @@ def _last(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class ParityReport:
-    """Packed against fake quantization, layer by layer, on the same inputs."""
-
-    max_rel: float
-    worst_layer: str
-    layers: int
-
-
-@torch.no_grad()
-def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -> ParityReport:
-    """Compare every packed layer with its fake-quantized twin on the inputs that reach it.
-
-    Quantized attention products, fake and packed, are compared with their integer sums.
-
-    Args:
-        model: frozen.
-        packed: packed from ``model``.
-        points: a few calibration points.
-
-    Raises:
-        QuantArenaError: a layer differs by more than ``PARITY_LIMIT``, or never ran.
-    """
-    worst, where = 0.0, ""
-    compared: set[str] = set()
-
-    def compare(name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            nonlocal worst, where
-            other = packed.layers[name](args[0])
-            scale = float(output.abs().max())
-            gap = float((output - other).abs().max()) / max(scale, 1e-12)
-            compared.add(name)
-            if math.isnan(gap):  # no number is above NaN, a later layer would hide it
-                gap = math.inf
-            if gap > worst:
-                worst, where = gap, name
-
-        return note
-
-    handles = [layer.register_forward_hook(compare(n)) for n, layer in model.layers.items()]
-    try:
-        model.run(points)
-    finally:
-        for handle in handles:
-            handle.remove()
-    gaps = attention_parity(model, points, packed.attention) if model.attention else {}
-    for name, gap in gaps.items():
-        if gap > worst:
-            worst, where = gap, name
-    if not worst <= PARITY_LIMIT:
-        raise QuantArenaError(
-            f"packed and fake quantization differ by {worst:.2e} at {where}; the limit is "
-            f"{PARITY_LIMIT:.0e}"
-        )
-    if missed := sorted(set(model.layers) - compared):
-        raise QuantArenaError(f"parity never reached {missed[0]}: {len(missed)} layers did not run")
-    return ParityReport(worst, where, len(compared))
-
-
-def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Account:
+def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Footprint:
     """Bits, bytes, coverage and bit operations of the packed network.
 
     Raises:
         QuantArenaError: declared widths are not those observed.
     """
-    return account(
+    return footprint(
         model.graph,
         packed.widths(),
         original,

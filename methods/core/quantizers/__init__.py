@@ -1,1 +1,1 @@
-"""Quantizers of weights and activations, with ranges that may vary by group or sampler call."""
+"""Quantizers of weights, activations and softmax outputs."""

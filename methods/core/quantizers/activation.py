@@ -139,8 +139,10 @@ class ActQuantizer(nn.Module):
         """Start learning; parameters by group, ``act_scale`` and ``act_zero``."""
         self.scale.requires_grad_(scale)
         self.zero_point.requires_grad_(zero_point)
-        found = {"act_scale": self.scale, "act_zero": self.zero_point}
-        return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+        parameters = {"act_scale": self.scale, "act_zero": self.zero_point}
+        return {
+            name: parameter for name, parameter in parameters.items() if parameter.requires_grad
+        }
 
     def settle(self) -> float:
         """Stop learning; zero points become integers. Returns how far the farthest moved."""
@@ -150,12 +152,12 @@ class ActQuantizer(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep."""
-        found = {"scale": self.scale.detach(), "zero": self.zero_point.detach()}
+        tensors = {"scale": self.scale.detach(), "zero": self.zero_point.detach()}
         if self.ids is not None and self.axis is not None:
-            found |= {"ids": self.ids, "axis": torch.tensor(self.axis)}
+            tensors |= {"ids": self.ids, "axis": torch.tensor(self.axis)}
         if self.steps:
-            found["steps"] = torch.tensor(self.steps)
-        return found
+            tensors["steps"] = torch.tensor(self.steps)
+        return tensors
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take what ``state`` gave.
@@ -187,12 +189,12 @@ class DynamicActQuantizer(nn.Module):
 
     Attributes:
         symmetric: zero point fixed in the middle of the codes.
-        group: neighbouring channels of a token that share a range; 0 for all of them.
+        group_size: neighbouring channels of a token that share a range; 0 for all of them.
     """
 
-    def __init__(self, bits: int, *, symmetric: bool = False, group: int = 0) -> None:
+    def __init__(self, bits: int, *, symmetric: bool = False, group_size: int = 0) -> None:
         super().__init__()
-        self.bits, self.symmetric, self.group = bits, symmetric, group
+        self.bits, self.symmetric, self.group_size = bits, symmetric, group_size
 
     def params(self, x: Tensor) -> QuantParams:
         """Ranges of ``x``, which broadcast over it, or over its groups.
@@ -202,7 +204,7 @@ class DynamicActQuantizer(nn.Module):
         """
         x = x.detach()
         if x.dim() == 4:
-            if self.group:
+            if self.group_size:
                 raise ValueError("an image has no channel groups at run time")
             low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
         else:
@@ -213,7 +215,7 @@ class DynamicActQuantizer(nn.Module):
         """Fake-quantized ``x * mult``; differentiable in ``x``."""
         codes, params = self.codes(x, mult)
         value = dequantize(self._view(codes), params)
-        return ungrouped(value, axis=-1) if self.group else value
+        return ungrouped(value, axis=-1) if self.group_size else value
 
     def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:
         """Codes in the shape of ``x``, and the parameters, which broadcast over its groups."""
@@ -221,11 +223,11 @@ class DynamicActQuantizer(nn.Module):
         params = self.params(x)
         position = self._view(x) * params.scale.reciprocal()
         codes = params.clip(round_ste(position) + params.zero_point)
-        return (ungrouped(codes, axis=-1) if self.group else codes), params
+        return (ungrouped(codes, axis=-1) if self.group_size else codes), params
 
     def _view(self, x: Tensor) -> Tensor:
-        return grouped(x, self.group, axis=-1) if self.group else x
+        return grouped(x, self.group_size, axis=-1) if self.group_size else x
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep: the settings."""
-        return {"dynamic": torch.tensor([int(self.symmetric), self.group])}
+        return {"dynamic": torch.tensor([int(self.symmetric), self.group_size])}

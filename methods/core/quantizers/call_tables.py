@@ -1,4 +1,4 @@
-"""Which entry of a bank by sampler call applies to which batch row."""
+"""The lookup of a bank's entry for the sampler call of each batch row."""
 
 from torch import Tensor
 
@@ -10,9 +10,10 @@ def bank_entry(clock: CallClock | None, entries: int, rows: int) -> int | Tensor
     """The entry of a bank that the clock points at.
 
     Args:
-        clock: of the model.
-        entries: of the bank.
-        rows: of the input; a multiple of the announced rows where heads or frames are folded in.
+        clock: the clock of the model.
+        entries: number of entries of the bank.
+        rows: batch rows of the input; a multiple of the announced rows where heads or frames are
+            folded in.
 
     Returns:
         One entry for the whole input, or one for each row, (rows,) int64.

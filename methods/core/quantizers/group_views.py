@@ -12,7 +12,7 @@ def grouped(x: Tensor, group: int, *, axis: int = 1) -> Tensor:
     Args:
         x: a weight (out, in, ...) with the default axis, an activation (..., in) with axis -1.
         group: neighbours that share a range, usually 64 or 128.
-        axis: which axis.
+        axis: the axis that is cut into groups.
 
     Raises:
         ValueError: ``group`` does not divide the axis.
@@ -31,24 +31,24 @@ def ungrouped(x: Tensor, *, axis: int = 1) -> Tensor:
 
 
 def leading_range(
-    search: RangeSearch, x: Tensor, bits: int, kept: int, *, symmetric: bool = False
+    search: RangeSearch, x: Tensor, bits: int, axes: int, *, symmetric: bool = False
 ) -> QuantParams:
-    """One range for each index into the first ``kept`` axes, found together.
+    """One range for each index into the first ``axes`` axes, found together.
 
-    Tables of (step, ...) need ``kept=1``, of (step, head, ...) ``kept=2``.
+    Tables of (step, ...) need ``axes=1``, of (step, head, ...) ``axes=2``.
 
     Returns:
-        Parameters of shape (*x.shape[:kept], 1, ...), which broadcast over ``x``.
+        Parameters of shape (*x.shape[:axes], 1, ...), which broadcast over ``x``.
 
     Raises:
-        ValueError: what ``search`` refuses, or a ``kept`` that leaves no values to a range.
+        ValueError: what ``search`` refuses, or a ``axes`` that leaves no values to a range.
     """
-    if not 0 < kept < x.dim():
-        raise ValueError(f"cannot keep {kept} of {x.dim()} axes")
+    if not 0 < axes < x.dim():
+        raise ValueError(f"cannot keep {axes} of {x.dim()} axes")
     if x.numel() == 0:
         raise ValueError("cannot find a range: the tensor is empty")
-    params = search(x.flatten(0, kept - 1), bits, axis=0, symmetric=symmetric)
-    shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
+    params = search(x.flatten(0, axes - 1), bits, axis=0, symmetric=symmetric)
+    shape = (*x.shape[:axes], *[1] * (x.dim() - axes))
     return QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), bits)
 
 
@@ -71,14 +71,3 @@ def group_range(
     """
     view = grouped(x, group, axis=axis)
     return leading_range(search, view, bits, axis % x.dim() + 1, symmetric=symmetric)
-
-
-def token_range(
-    search: RangeSearch, x: Tensor, bits: int, *, symmetric: bool = False
-) -> QuantParams:
-    """Dynamic ranges of tokens: one for each vector along the last axis.
-
-    Returns:
-        Parameters of shape (*x.shape[:-1], 1).
-    """
-    return leading_range(search, x, bits, x.dim() - 1, symmetric=symmetric)

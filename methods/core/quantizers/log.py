@@ -36,7 +36,7 @@ class LogParams:
     """A logarithmic grid.
 
     Attributes:
-        scale: what code 0 stands for; positive float32 that broadcasts over the tensor.
+        scale: the value of code 0; positive float32 that broadcasts over the tensor.
         bits: 1 to 8.
         per_octave: codes per halving: 1 is log2, 2 is log-sqrt2.
         zero_code: whether the last code stands for exactly 0. Without it zeros become the
@@ -60,23 +60,23 @@ def log_params(
     bits: int,
     *,
     per_octave: Literal[1, 2] = 1,
-    kept: int = 0,
+    axes: int = 0,
     zero_code: bool = False,
 ) -> LogParams:
     """The grid whose code 0 is the largest value, taken at run time.
 
     DGQ's code takes one maximum over the whole batch, so that a result depends on its batch
-    mates; ``kept=1`` is one for each sample.
+    mates; ``axes=1`` is one for each sample.
 
     Args:
         x: values of at least 0, any shape.
         bits: 1 to 8.
         per_octave: 1 for log2, 2 for log-sqrt2.
-        kept: leading axes that keep a scale of their own: 0 tensor, 1 sample, 2 sample and head.
+        axes: number of leading axes with scales of their own: 0 none, 1 sample, 2 also head.
         zero_code: see ``LogParams``.
 
     Returns:
-        A grid with scale of shape (*x.shape[:kept], 1, ...).
+        A grid with scale of shape (*x.shape[:axes], 1, ...).
 
     Raises:
         ValueError: empty tensor, NaN, infinity or a negative value; bits out of range.
@@ -90,7 +90,7 @@ def log_params(
         raise ValueError("cannot quantize: the tensor holds NaN or infinity")
     if bool((x < 0).any()):
         raise ValueError("cannot quantize logarithmically: the tensor holds negative values")
-    scale = x.amax(dim=tuple(range(kept, x.dim())), keepdim=True) if kept < x.dim() else x
+    scale = x.amax(dim=tuple(range(axes, x.dim())), keepdim=True) if axes < x.dim() else x
     return LogParams(scale.clamp(min=_SMALLEST), bits, per_octave, zero_code)
 
 
@@ -109,7 +109,7 @@ def log_quantize(x: Tensor, params: LogParams) -> Tensor:
 
 
 def log_dequantize(codes: Tensor, params: LogParams) -> Tensor:
-    """What the codes stand for, float32, same shape."""
+    """The values that the codes stand for, float32, same shape."""
     q = torch.arange(256, device=codes.device)
     octaves = -(-q // params.per_octave)
     odd = q % params.per_octave
@@ -191,12 +191,12 @@ class LogQuantizer(nn.Module):
     Args:
         bits: 1 to 8.
         per_octave: 1 for log2 (DGQ), 2 for log-sqrt2 (RepQuant).
-        kept: leading axes that have a run-time scale of their own: 1 sample, 2 sample and head.
+        axes: number of leading axes with run-time scales of their own: 1 sample, 2 sample and head.
             Never 0: a result must not depend on the other images of its batch.
         zero_code: the last code stands for 0.
 
     Attributes:
-        scale: () what code 0 stands for; None where it is the largest value at run time.
+        scale: (), the value of code 0; None where it is the largest value at run time.
     """
 
     scale: Tensor | None
@@ -206,11 +206,11 @@ class LogQuantizer(nn.Module):
         bits: int,
         *,
         per_octave: Literal[1, 2] = 1,
-        kept: Literal[1, 2] = 1,
+        axes: Literal[1, 2] = 1,
         zero_code: bool = False,
     ) -> None:
         super().__init__()
-        self.bits, self.per_octave, self.kept = bits, per_octave, kept
+        self.bits, self.per_octave, self.axes = bits, per_octave, axes
         self.zero_code = zero_code
         self.register_buffer("scale", None)
 
@@ -223,7 +223,7 @@ class LogQuantizer(nn.Module):
             x.detach(),
             self.bits,
             per_octave=self.per_octave,
-            kept=self.kept,
+            axes=self.axes,
             zero_code=self.zero_code,
         )
 
@@ -240,8 +240,8 @@ class LogQuantizer(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep: the settings, and the scale where it is static."""
-        kept = {"log": torch.tensor([self.per_octave, self.kept, int(self.zero_code)])}
-        return kept if self.scale is None else {**kept, "scale": self.scale}
+        tensors = {"log": torch.tensor([self.per_octave, self.axes, int(self.zero_code)])}
+        return tensors if self.scale is None else {**tensors, "scale": self.scale}
 
     @classmethod
     def load(cls, bits: int, state: Mapping[str, Tensor]) -> "LogQuantizer":
@@ -250,9 +250,9 @@ class LogQuantizer(nn.Module):
         Raises:
             BrokenModel: it is no such state.
         """
-        per_octave, kept, zero_code = state["log"].tolist()
-        if per_octave not in (1, 2) or kept not in (1, 2):
+        per_octave, axes, zero_code = state["log"].tolist()
+        if per_octave not in (1, 2) or axes not in (1, 2):
             raise BrokenModel(f"no logarithmic quantizer has the settings {state['log'].tolist()}")
-        made = cls(bits, per_octave=per_octave, kept=kept, zero_code=bool(zero_code))
-        made.scale = state.get("scale")
-        return made
+        quantizer = cls(bits, per_octave=per_octave, axes=axes, zero_code=bool(zero_code))
+        quantizer.scale = state.get("scale")
+        return quantizer

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What an output pixel of a convolution reads; all pairs are (height, width)."""
+    """The input pixels that an output pixel of a convolution reads; pairs are (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -46,15 +46,15 @@ class Window:
 
     def rows(self, x: Tensor) -> Tensor:
         """Patches (B, pixels, h * w * C) of an image (B, C, H, W); channels run fastest."""
-        found = self._padded(x).permute(0, 2, 3, 1)
+        patches = self._padded(x).permute(0, 2, 3, 1)
         for axis in (0, 1):
             reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            found = found.unfold(1 + axis, reach, self.stride[axis])
-            found = found[..., :: self.dilation[axis]]
+            patches = patches.unfold(1 + axis, reach, self.stride[axis])
+            patches = patches[..., :: self.dilation[axis]]
         # (B, out height, out width, C, h, w)
-        batch, height, width, channels, *_ = found.shape
+        batch, height, width, channels, *_ = patches.shape
         taps = self.kernel[0] * self.kernel[1]
-        return found.permute(0, 1, 2, 4, 5, 3).reshape(batch, height * width, taps * channels)
+        return patches.permute(0, 1, 2, 4, 5, 3).reshape(batch, height * width, taps * channels)
 
     def image(self, rows: Tensor, x: Tensor) -> Tensor:
         """Output pixels (B, pixels, O) as the image (B, O, H', W') that ``x`` leads to."""
@@ -64,8 +64,8 @@ class Window:
     def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds of every patch, (pixels,), from those of input pixels over channels, (H, W)."""
         low, high = (self._padded(v[None, None]) for v in (-low, high))
-        found = [F.max_pool2d(v, self.kernel, self.stride, 0, self.dilation) for v in (low, high)]
-        return -found[0].flatten(), found[1].flatten()
+        pooled = [F.max_pool2d(v, self.kernel, self.stride, 0, self.dilation) for v in (low, high)]
+        return -pooled[0].flatten(), pooled[1].flatten()
 
     def _padded(self, x: Tensor) -> Tensor:
         vertical, across = self.padding

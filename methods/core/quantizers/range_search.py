@@ -1,4 +1,4 @@
-"""How a range search is called, and ranges of channels that differ in width.
+"""The signature of a range search, and ranges of channels that differ in width.
 
 A range search is a function from a tensor to scale and zero point. ``axis=None`` gives one range
 for the whole tensor, ``axis=0`` one for each leading index (the output channel of a weight). The
@@ -14,7 +14,7 @@ from quantarena.methods.core.affine import QuantParams
 
 
 class RangeSearch(Protocol):
-    """How every search is called."""
+    """The signature of every range search."""
 
     def __call__(
         self, x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
@@ -29,10 +29,10 @@ def mixed_range(
     """Ranges of channels that differ in width: one search for each distinct width.
 
     Args:
-        search: how ranges are found.
+        search: the range search.
         x: any shape.
         widths: bits of each channel, (x.shape[axis],) integers of 1 to 8.
-        axis: which axis holds the channels.
+        axis: the axis that holds the channels.
         symmetric: zero point fixed in the middle of each channel's codes.
 
     Returns:
@@ -52,7 +52,7 @@ def mixed_range(
     zero_point = torch.empty(shape, device=x.device)
     for width in distinct:
         index = (widths == width).nonzero().flatten().to(x.device)
-        found = search(x.index_select(axis, index), width, axis=axis, symmetric=symmetric)
-        scale.index_copy_(axis, index, found.scale)
-        zero_point.index_copy_(axis, index, found.zero_point)
+        params = search(x.index_select(axis, index), width, axis=axis, symmetric=symmetric)
+        scale.index_copy_(axis, index, params.scale)
+        zero_point.index_copy_(axis, index, params.zero_point)
     return scale, zero_point

@@ -52,8 +52,8 @@ class _SoftWeight(torch.autograd.Function):
         strength, beta = ctx.penalty
         if ctx.native is not None:
             line = 2 * _SPREAD, 2 * LOW - 1
-            found = ctx.native.gradient(gate, reach, grads[0], _CUT, line, strength, beta)
-            return found, None, None, None, None
+            gradient = ctx.native.gradient(gate, reach, grads[0], _CUT, line, strength, beta)
+            return gradient, None, None, None, None
         pull = grads[0] * reach
         if strength:
             pull.add_(_slope(gate, beta), alpha=-2.0 * beta * strength * _SPREAD)
@@ -72,11 +72,11 @@ def _slope(gate: Tensor, beta: float) -> Tensor:
 
 
 class SoftRounding:
-    """Which way each weight will be rounded, still undecided.
+    """The direction in which each weight will be rounded, while it is still undecided.
 
     Attributes:
-        alpha: what learns; its shape is the weight's. Starts where the soft weight equals the
-            weight.
+        alpha: the parameter that learns, in the weight's shape. At first the soft weight equals
+            the weight.
         penalty: strength and exponent of the rounding term (AdaRound eq. 24), whose gradient the
             next backward passes through ``weight`` add; strength 0 is none.
     """

@@ -6,6 +6,7 @@ learns and is merged before quantization. Scales and zero points may learn besid
 whose grid is laid out once.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import torch
@@ -18,13 +19,14 @@ from quantarena.methods.core.affine import (
     project_zero_point,
     quantize,
 )
+from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizers.group_views import group_range, grouped, ungrouped
 from quantarena.methods.core.quantizers.range_search import RangeSearch, mixed_range
 from quantarena.methods.core.quantizers.rounding import SoftRounding
 
 
 class Rounding(StrEnum):
-    """How codes are decided while a weight learns."""
+    """The ways to decide codes while a weight learns."""
 
     NEAREST = "nearest"
     SOFT = "soft"
@@ -41,9 +43,9 @@ class WeightQuantizer(nn.Module):
     Attributes:
         bits: width of the widest channel.
         bit_map: (O,) uint8, width of each output channel; None where all have ``bits``.
-        group: input channels that share a scale; 0 for all.
+        group_size: neighbouring input channels that share a scale; 0 for all of them.
         held: stands for the weight while set, see ``hold``.
-        drift: how far freezing moved the zero points to make them integers.
+        drift: the largest move of a zero point when freezing made it an integer.
     """
 
     scale: nn.Parameter
@@ -54,9 +56,9 @@ class WeightQuantizer(nn.Module):
     lora_down: nn.Parameter | None
     lora_up: nn.Parameter | None
 
-    def __init__(self, bits: int, group: int = 0) -> None:
+    def __init__(self, bits: int, group_size: int = 0) -> None:
         super().__init__()
-        self.bits, self.group, self.drift = bits, group, 0.0
+        self.bits, self.group_size, self.drift = bits, group_size, 0.0
         self.soft: SoftRounding | None = None
         self.held: Tensor | None = None
         self._value: Tensor | None = None  # what frozen codes stand for, computed once
@@ -93,16 +95,16 @@ class WeightQuantizer(nn.Module):
 
     def find_params(self, weight: Tensor, search: RangeSearch, *, symmetric: bool) -> None:
         """Search the ranges of ``weight``, (O, K, ...)."""
-        if self.group and self.bit_map is not None:
+        if self.group_size and self.bit_map is not None:
             raise ValueError("channels of several widths cannot have K-groups")
-        if self.group:
-            found = group_range(search, weight, self.bits, self.group, symmetric=symmetric)
+        if self.group_size:
+            params = group_range(search, weight, self.bits, self.group_size, symmetric=symmetric)
         elif self.bit_map is not None:
             ranges = mixed_range(search, weight, self.bit_map, symmetric=symmetric)
-            found = QuantParams(*ranges, self.bits)
+            params = QuantParams(*ranges, self.bits)
         else:
-            found = search(weight, self.bits, axis=0, symmetric=symmetric)
-        self.set_params(found)
+            params = search(weight, self.bits, axis=0, symmetric=symmetric)
+        self.set_params(params)
 
     def set_codes(self, codes: Tensor) -> None:
         """Fix the codes, uint8 in the weight's shape."""
@@ -152,10 +154,10 @@ class WeightQuantizer(nn.Module):
 
         Args:
             weight: full precision, (O, K, ...).
-            rounding: how codes are decided.
+            rounding: the way to decide codes.
             scale: learn scales by their LSQ gradient (Esser et al., ICLR 2020).
             zero_point: learn zero points; ``freeze`` makes them integers and keeps the drift.
-            rank: of the low-rank change, for LORA.
+            rank: rank of the low-rank change, for LORA.
 
         Returns:
             Parameters by group: ``rounding``, ``weight``, ``lora``, ``weight_scale``,
@@ -209,14 +211,44 @@ class WeightQuantizer(nn.Module):
             floor = torch.floor(latent * params.scale.reciprocal()) + self.soft.up()
             self.set_codes(self._back(params.clip(floor + params.zero_point)))
 
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to keep: ranges, codes, and the settings that they are under.
+
+        Raises:
+            ValueError: codes are not frozen.
+        """
+        if self.codes is None:
+            raise ValueError("weight codes are not frozen")
+        tensors = {"scale": self.scale, "zero": self.zero_point, "codes": self.codes}
+        if self.bit_map is not None:
+            tensors["bit_map"] = self.bit_map
+        if self.group_size:
+            tensors["group"] = torch.tensor(self.group_size)
+        return tensors
+
+    def load(self, state: Mapping[str, Tensor], shape: torch.Size) -> None:
+        """Take what ``state`` gave, for a weight of this shape.
+
+        Raises:
+            BrokenModel: the codes have another shape.
+            KeyError: something is missing.
+        """
+        self.group_size = int(state.get("group", 0))
+        if "bit_map" in state:
+            self.set_bit_map(state["bit_map"])
+        self.set_params(QuantParams(state["scale"], state["zero"], self.bits))
+        if state["codes"].shape != shape:
+            raise BrokenModel(f"codes have shape {tuple(state['codes'].shape)}")
+        self.set_codes(state["codes"])
+
     def _forget_learning(self) -> None:
         self.master, self.lora_down, self.lora_up = None, None, None
 
     def _view(self, weight: Tensor) -> Tensor:
-        return grouped(weight, self.group) if self.group else weight
+        return grouped(weight, self.group_size) if self.group_size else weight
 
     def _back(self, weight: Tensor) -> Tensor:
-        return ungrouped(weight) if self.group else weight
+        return ungrouped(weight) if self.group_size else weight
 
 
 def _fixed(value: Tensor) -> nn.Parameter:

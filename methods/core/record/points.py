@@ -94,3 +94,29 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def evenly(total: int, count: int) -> Tensor:
     """``count`` of ``total`` indices, evenly spread from first to last; all if there are fewer."""
     return torch.linspace(0, total - 1, min(count, total)).round().long()
+
+
+def bank_schedule(points: CalibrationSet) -> CallSchedule:
+    """The sampler calls that a bank of ranges found on these points has entries for."""
+    calls = calls_of(points)
+    if points.schedule is not None:
+        return points.schedule
+    times = [float(points.timestep[points.step == call][0]) for call in calls]
+    return CallSchedule("", tuple(times))
+
+
+def calls_of(points: CalibrationSet) -> list[int]:
+    """The sampler calls of the points, 0 to S - 1.
+
+    Raises:
+        ValueError: a sampler call has no points.
+    """
+    calls = sorted(points.histogram())
+    count = calls[-1] + 1 if points.schedule is None else len(points.schedule.timesteps)
+    if calls != list(range(count)):
+        missing = min(set(range(count)) - set(calls))
+        raise ValueError(
+            f"ranges by sampler call need points at every call, call {missing} has none: draw "
+            "them with PerCall or AllCalls"
+        )
+    return calls

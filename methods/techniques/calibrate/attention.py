@@ -7,8 +7,8 @@ from quantarena.methods.core.affine import QuantParams
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule, by_call
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
 from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_operands
@@ -46,8 +46,7 @@ def calibrate_attention(
     """
     if not model.attention:
         return
-    schedule = bank_schedule(points) if plan.per_call else None
-    calls = range(len(schedule.timesteps)) if schedule else range(1)
+    calls = calls_of(points) if plan.per_call else [0]
     quota = max(1024, _VALUES // -(-len(points) // batch))
     samples: dict[tuple[str, str], dict[int, RowSample]] = {}
 
@@ -69,8 +68,8 @@ def calibrate_attention(
         scale = torch.stack([r.scale.flatten() for r in ranges])
         zero = torch.stack([r.zero_point.flatten() for r in ranges])
         _set_ranges(model.attention[name], operand, scale, zero, plan)
-    if schedule is not None:
-        model.clock.schedule = schedule
+    if plan.per_call:
+        model.use_schedule(points)
 
 
 def _set_ranges(

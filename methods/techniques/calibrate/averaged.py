@@ -59,7 +59,7 @@ def calibrate_averaged(
 def _static(model: QuantizedModel) -> Iterator[tuple[str, ActQuantizer]]:
     """Every static activation quantizer, with a unique name."""
     for path, layer in model.layers.items():
-        for index, part in enumerate(layer.part_list()):
+        for index, part in enumerate(layer.parts):
             if part.static is not None:
                 yield f"{path}/{index}", part.static
     for index, quantizer in enumerate(model.product_quantizers()):

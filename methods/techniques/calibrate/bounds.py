@@ -8,8 +8,8 @@ from torch import Tensor
 
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.by_call import by_call, calls_of
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 

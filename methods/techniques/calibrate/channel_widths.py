@@ -80,7 +80,7 @@ def channel_errors(
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         if name not in candidates:
             return
-        quantizer = layer.part_list()[0].static
+        quantizer = layer.only_part.static
         quantized = x if quantizer is None else quantizer(x)
         target = layer.affine(x, layer.weight, None)
         gaps = (layer.affine(quantized, weight, None) - target for weight in candidates[name])
@@ -160,7 +160,7 @@ def swap_widths(
         layer = model.layers[name]
         score = scores(layer, errors[name])
         count, totals = best_swap(errors[name], score, counts(len(score)))
-        quantizer = layer.part_list()[0].weight_quantizer
+        quantizer = layer.only_part.weight_quantizer
         if count and quantizer is not None:
             quantizer.set_bit_map(swapped_widths(score, bits, count))
         yield Swap(name, count, len(score), totals)

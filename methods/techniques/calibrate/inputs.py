@@ -6,9 +6,9 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule, by_call, calls_of
+from quantarena.methods.techniques.calibrate.by_call import by_call
 from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
 from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
@@ -50,7 +50,7 @@ def calibrate_activations(
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
-        for index, part in enumerate(layer.part_list()):
+        for index, part in enumerate(layer.parts):
             if part.static is not None:
                 of_part = samples.setdefault((name, index), {})
                 for call, rows in by_call(layer.part_input(part, x), subset, plan.per_call):
@@ -58,7 +58,7 @@ def calibrate_activations(
 
     watch_inputs(model, points, watch, quantized_weights=plan.quantized_weights, batch=batch)
     for (name, index), of_part in samples.items():
-        quantizer = model.layers[name].part_list()[index].static
+        quantizer = model.layers[name].parts[index].static
         assert quantizer is not None
         ranges = [
             search(of_part[call].values()[0], quantizer.bits, symmetric=plan.symmetric)
@@ -70,5 +70,5 @@ def calibrate_activations(
         else:
             quantizer.set_params(ranges[0])
     if plan.per_call:
-        model.clock.schedule = bank_schedule(points)
+        model.use_schedule(points)
     calibrate_attention(model, points, search, plan, batch=batch)

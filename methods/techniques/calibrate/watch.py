@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.model.attention import QuantAttention, Watch
+from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_mode import Watch
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
@@ -96,13 +97,8 @@ def watch_operands(
 
         return show
 
-    for name, quant in model.attention.items():
-        quant.watch = watcher(name, quant)
-    try:
-        with model.using(weights=quantized_weights, acts=False):
-            for subset in points.batches(batch):
-                current = subset
-                model.run(subset)
-    finally:
-        for quant in model.attention.values():
-            quant.watch = None
+    watches = {name: watcher(name, quant) for name, quant in model.attention.items()}
+    with model.using(weights=quantized_weights, acts=False), model.watching(watches):
+        for subset in points.batches(batch):
+            current = subset
+            model.run(subset)

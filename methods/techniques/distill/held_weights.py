@@ -17,7 +17,7 @@ def held_weights(model: QuantizedModel) -> Iterator[None]:
     The passes add up the gradients of the quantized weights; at the end of the block these go
     through the quantizers together.
     """
-    parts = [(layer, part) for layer in model.layers.values() for part in layer.part_list()]
+    parts = [(layer, part) for layer in model.layers.values() for part in layer.parts]
     held: list[tuple[WeightQuantizer, Tensor]] = []
     try:
         for layer, part in parts:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.nested import leaves
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.by_call import calls_of
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.distill.walk import Walk
 
 

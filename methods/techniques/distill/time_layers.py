@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.time_table import ScheduledTable
-from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.calibrate.by_call import bank_schedule, calls_of
+from quantarena.methods.core.record.points import CalibrationSet, calls_of
 
 
 def tabulate_time_layers(
@@ -51,7 +50,7 @@ def tabulate_time_layers(
     for name in values:
         if name not in reasons:
             model.tabulate(name, ScheduledTable(torch.stack(values[name])))
-            model.clock.schedule = bank_schedule(points)
+            model.use_schedule(points)
     return reasons
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, dequantize, quantize
-from quantarena.methods.core.model.layer import Part, QuantLayer
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.part import Part
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import evenly
 
@@ -34,15 +35,7 @@ def columns(layer: QuantLayer, x: Tensor) -> Tensor:
         x = x.unsqueeze(2)
     idle = layer.spatial == 1
     kernel = (1, *layer.weight.shape[2:]) if idle else tuple(layer.weight.shape[2:])
-    settings = {
-        name: (fill, *value) if idle else value
-        for name, value, fill in (
-            ("stride", tuple(layer.stride), 1),
-            ("padding", tuple(layer.padding), 0),
-            ("dilation", tuple(layer.dilation), 1),
-        )
-    }
-    return F.unfold(x, kernel, **settings).transpose(1, 2).flatten(0, 1)
+    return F.unfold(x, kernel, **layer.geometry.as_image()).transpose(1, 2).flatten(0, 1)
 
 
 def best_weight(weight: Tensor, plain: Tensor, quantized: Tensor, damp: float) -> Tensor:
@@ -109,7 +102,7 @@ def reconstruct_columns(
     Returns:
         Squared error of the outputs, divided by that of the original weight rounded to nearest.
     """
-    part: Part = layer.part_list()[0]
+    part: Part = layer.only_part
     quantizer = part.weight_quantizer
     assert quantizer is not None
     plain = columns(layer, x)

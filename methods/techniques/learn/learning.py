@@ -72,18 +72,18 @@ def start_learning(
     if len(ways) > 1:
         raise ValueError(f"a weight rounds one way, not {' and '.join(ways)}")
     learning = Learning()
-    parts = [(name, layer, part) for name, layer in layers.items() for part in layer.part_list()]
+    parts = [(name, layer, part) for name, layer in layers.items() for part in layer.parts]
     if _WEIGHT_GROUPS & set(groups):
         for name, layer, part in parts:
             if part.weight_quantizer is not None:
                 weight = layer.part_weight(part)
-                first = part is layer.part_list()[0]
+                first = part is layer.parts[0]
                 _start_weight(
                     name, learning, part.weight_quantizer, weight, groups, ways, rank, first
                 )
     for layer in layers.values():
-        if layer.experts is not None:
-            for group, parameters in layer.experts.parameter_groups().items():
+        for option in layer.options:
+            for group, parameters in option.parameter_groups().items():
                 for parameter in parameters if group in groups else ():
                     parameter.requires_grad_(True)
                     learning._gains.append(parameter)

@@ -32,7 +32,7 @@ def optimise(
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         if schedule.act_drop:
-            acts = [part.static for x in layers.values() for part in x.part_list()]
+            acts = [part.static for x in layers.values() for part in x.parts]
             quantizers = [a for a in acts if a is not None]
             quantizers += problem.model.product_quantizers(problem.block.name)
             stack.enter_context(_dropping(quantizers, schedule.act_drop, generator))

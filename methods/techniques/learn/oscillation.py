@@ -31,7 +31,7 @@ class Freezing:
     def watch(self, model: QuantizedModel) -> "Freezer":
         """Start watching the weights of this model that learn."""
         quantizers = [
-            part.weight_quantizer for layer in model.layers.values() for part in layer.part_list()
+            part.weight_quantizer for layer in model.layers.values() for part in layer.parts
         ]
         return Freezer(
             [_Watched(q) for q in quantizers if q is not None and q.master is not None], self

@@ -17,8 +17,8 @@ NAMES = (
     "weight_zero",
     "act_scale",
     "act_zero",
-    "expert_in",
-    "expert_out",
+    "gain_in",
+    "gain_out",
 )
 """The groups of parameters that can learn."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.model.layer import scale_input
+from quantarena.methods.core.model.options.input_scale import scale_input
 
 
 @dataclass(frozen=True, slots=True)

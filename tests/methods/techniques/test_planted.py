@@ -147,7 +147,7 @@ def test_wider_codes_for_heavy_tailed_rows(heavy, factor):
     widths = torch.full((8,), 3)
     widths[order[:2]], widths[order[-2:]] = 4, 2
     assert float(widths.float().mean()) == 3.0
-    model.layers["narrow"].part_list()[0].weight_quantizer.set_bit_map(widths)
+    model.layers["narrow"].parts[0].weight_quantizer.set_bit_map(widths)
     assert ground.error(model) * factor <= uniform
     assert set(order[:2].tolist()) == {2, 5} or not heavy
 
@@ -182,5 +182,5 @@ def test_channel_imbalance_is_folded_into_the_norm():
     norm.weight.data, norm.bias.data = folded.producer.weight, folded.producer.bias
     layer.weight.data, layer.bias.data = folded.consumers[0].weight, folded.consumers[0].bias
     model.set_weight_ranges(minmax_range)
-    layer.part_list()[0].static.set_params(QuantParams(folded.scale, folded.zero_point, 4))
+    layer.parts[0].static.set_params(QuantParams(folded.scale, folded.zero_point, 4))
     assert ground.error(model, ready=True) * 5 <= naive

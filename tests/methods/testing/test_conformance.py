@@ -77,7 +77,7 @@ def test_a_plugin_in_one_file_conforms(tmp_path):
             "weight scale that is not positive",
         ),
         (
-            "from quantarena.methods.core.model.layer import ActQuantizer; "
+            "from quantarena.methods.core.quantizers.activation import ActQuantizer; "
             "first.parts[0].act_quantizer = ActQuantizer(8); return model",
             "quantizes",
             "has no activation range",

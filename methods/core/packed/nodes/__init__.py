@@ -1,1 +1,1 @@
-"""Modules of a packed model, which run the integer kernels."""
+"""Packed modules, the nodes of the tree that a quantized layer packs to."""

@@ -21,21 +21,24 @@ MOST_PRODUCTS = 33000
 _SCORES, _MIX, _ATTEND = range(3)
 _NO_GRID = (0,) * 7
 _LAYOUT = struct.Struct("=64qf4x")
-"""Of ``QaAttention`` in ``csrc/attention_call.h``: 29 sizes, 7 pointers, 4 x 7 of grids, float."""
+"""The layout of ``QaAttention`` in ``csrc/attention_call.h``.
+
+29 sizes, 7 pointers, 4 grids of 7 numbers, one float.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """What one attention is quantized with.
+    """The quantizers of one attention, as the kernels take them.
 
     Attributes:
-        query: static, as ``key`` and ``value``: one range, a bank by sampler call, or either of
-            these by head.
-        key: of the keys but the excluded ones.
-        value: of all values.
-        softmax: of the softmax's output but the excluded columns.
-        excluded: leading keys in floating point.
-        library: to run on; None for this process's.
+        query: quantizer of the queries; like those of keys and values it is static and has one
+            range, a bank by sampler call, or either of these for each head.
+        key: quantizer of the keys, except the excluded ones.
+        value: quantizer of all values.
+        softmax: quantizer of the softmax's output, except the excluded columns.
+        excluded: number of leading keys in floating point.
+        library: kernels to run on; None for those of this process.
     """
 
     query: ActQuantizer
@@ -61,7 +64,7 @@ class Products:
         q = self.softmax
         if not isinstance(q, LogQuantizer):
             return (0, 0, 0, 0)
-        return (q.per_octave, q.kept, last_code(q.bits, q.per_octave), int(q.zero_code))
+        return (q.per_octave, q.axes, last_code(q.bits, q.per_octave), int(q.zero_code))
 
 
 def scores(
@@ -131,7 +134,7 @@ def attend(
         value: (B, H, keys, width of values).
         mask: broadcasts over the scores: added, or True where a key is seen; rows that see none
             give 0.
-        factor: of the scores.
+        factor: the factor of the scores.
 
     Returns:
         (B, H, queries, width of values); heads of a token side by side in memory.
@@ -182,14 +185,14 @@ def _run(
 
     Args:
         products: the quantizers.
-        stage: of ``QaStage``.
-        y: where the result goes; integers if it holds integers.
-        query: as in ``attend``, like those that follow.
-        key: likewise.
-        value: likewise.
+        stage: a value of ``QaStage``.
+        y: tensor for the result; its type says whether integers are wanted.
+        query: as in ``attend``.
+        key: as in ``attend``.
+        value: as in ``attend``.
         mask: (B, H, queries, keys), added to the scores.
         probs: given for ``_MIX``, room for ``_ATTEND`` where codes wait for their range.
-        factor: of the scores.
+        factor: the factor of the scores.
 
     Returns:
         ``y``.
@@ -200,14 +203,14 @@ def _run(
     assert lead is not None
     assert rows is not None
     samples, heads, queries = lead.shape[:3]
-    kept: list[Tensor] = []  # what the call points to besides its operands
+    buffers: list[Tensor] = []  # tensors that the call points to besides its operands
     quantizers = (
         products.query if query is not None else None,
         products.key if key is not None else None,
         products.value if value is not None else None,
         None if stage == _SCORES else products.softmax,
     )
-    grids = [x for q in quantizers for x in _grid(q, samples, heads, kept)]
+    grids = [x for q in quantizers for x in _grid(q, samples, heads, buffers)]
     log_scale = products.softmax.scale if isinstance(products.softmax, LogQuantizer) else None
     call = _LAYOUT.pack(
         samples,
@@ -246,12 +249,12 @@ def _run(
 
 
 def _dense(x: Tensor | None) -> Tensor | None:
-    """With channels side by side."""
+    """The tensor with its channels side by side in memory."""
     return x if x is None or x.stride(3) == 1 else x.contiguous()
 
 
 def _strides(x: Tensor | None) -> tuple[int, ...]:
-    """Of samples, heads and rows."""
+    """The strides of samples, heads and rows."""
     return (0, 0, 0) if x is None else x.stride()[:3]
 
 
@@ -260,18 +263,18 @@ def _at(x: Tensor | None) -> int:
 
 
 def _grid(
-    quantizer: ActQuantizer | LogQuantizer | None, samples: int, heads: int, kept: list[Tensor]
+    quantizer: ActQuantizer | LogQuantizer | None, samples: int, heads: int, buffers: list[Tensor]
 ) -> tuple[int, ...]:
     """``QaGrid``: scales, zero points, groups of heads, entries of samples, entry, groups, top."""
     if not isinstance(quantizer, ActQuantizer):
         return _NO_GRID
     scale, zero = quantizer.scale.contiguous(), quantizer.zero_point.contiguous()
-    kept += (scale, zero)
+    buffers += (scale, zero)
     ids, entry, first, groups = None, None, 0, 1
     if quantizer.axis is not None:
         assert quantizer.ids is not None
         ids = quantizer.ids.contiguous()
-        kept.append(ids)
+        buffers.append(ids)
         if len(ids) != heads:
             raise ValueError(f"{heads} heads, ranges were calibrated for {len(ids)}")
         groups = scale.shape[-1]
@@ -279,7 +282,7 @@ def _grid(
         found = bank_entry(quantizer.clock, quantizer.steps, samples)
         if isinstance(found, Tensor):
             entry = found.contiguous()
-            kept.append(entry)
+            buffers.append(entry)
         else:
             first = found
     top = (1 << quantizer.bits) - 1

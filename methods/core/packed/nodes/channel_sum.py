@@ -113,10 +113,10 @@ class SplitPackedLayer(Node):
         parts = [
             build(part, take(tensors, f"parts.{i}.")) for i, part in enumerate(document["parts"])
         ]
-        made = cls(parts, order=order)
+        node = cls(parts, order=order)
         if order is not None:
-            check_permutation(order, made.weight_shape[1])
-        return made
+            check_permutation(order, node.weight_shape[1])
+        return node
 
 
 def check_permutation(order: Tensor, size: int) -> None:

@@ -14,8 +14,8 @@ from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.layout import Chunks, factors, plan_chunks
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 
-_OWN = ("weight_bits", "has_bias", "weight_shape")
-"""What layers of one input may differ in."""
+_DIFFERING = ("weight_bits", "has_bias", "weight_shape")
+"""Traits in which layers of one input may differ."""
 _SHARED = ("act_scale", "act_zero", "in_mult")
 
 
@@ -60,14 +60,14 @@ def joint_call(
     calls = [call for leaf in leaves if (call := leaf.native_call()) is not None]
     rows = sum(leaf.metadata["weight_shape"][0] for leaf in leaves)
     metadata = {**first.metadata, "weight_shape": [rows, *first.metadata["weight_shape"][1:]]}
-    own = {"chunk_start": start, "chunk_units": units, "source": source}
+    whole = {"chunk_start": start, "chunk_units": units, "source": source}
     shared = {n: b for n, b in first.named_buffers() if n in _SHARED}
-    return NativeCall(first.library, metadata, first.uses_pairs, {**own, **shared}, calls)
+    return NativeCall(first.library, metadata, first.uses_pairs, {**whole, **shared}, calls)
 
 
 def _traits(leaf: PackedLayer) -> dict[str, Any]:
-    kept: dict[str, Any] = {n: v for n, v in leaf.metadata.items() if n not in _OWN}
-    return {**kept, "in": leaf.metadata["weight_shape"][1:]}
+    traits: dict[str, Any] = {n: v for n, v in leaf.metadata.items() if n not in _DIFFERING}
+    return {**traits, "in": leaf.metadata["weight_shape"][1:]}
 
 
 def _same_input(one: PackedLayer, other: PackedLayer) -> bool:

@@ -23,11 +23,11 @@ PATIENCE = 6
 
 
 class Follower:
-    """What has come after one module so far.
+    """A record of the functions that came after one module so far.
 
     Attributes:
-        activation: that came first after it; PLAIN where none did.
-        misses: calls after which something else came.
+        activation: the activation that came first after it; PLAIN where none did.
+        misses: number of calls after which something else came.
     """
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class Watched(Tensor):
         follower: Follower | None = None,
     ) -> "Watched":
         """A watched tensor of the shape, strides and type of ``like``."""
-        made: Watched = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: Watched = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             Watched, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device
         )
-        made.base, made.pending, made.done = base, pending, done
-        made.plain, made.follower = plain, follower
-        return made
+        tensor.base, tensor.pending, tensor.done = base, pending, done
+        tensor.plain, tensor.follower = plain, follower
+        return tensor
 
     def value(self) -> Tensor:
         """The tensor that it stands for."""
@@ -125,7 +125,7 @@ class Watched(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """What reaches torch without passing a torch function sees plain values too."""
+        """Operations that reach torch without a torch function get plain values too."""
         return func(*_values(args), **_values(kwargs or {}))
 
 
@@ -142,11 +142,11 @@ def _values(tree: Any) -> Any:
 
 
 def _activated(x: Tensor, activation: Activation, gate: Tensor | None) -> Tensor:
-    found = activate(native.library(), x, activation, gate)
-    if found is None:
-        found = _TORCH[activation](x)
-        found = found if gate is None else found * gate
-    return found
+    y = activate(native.library(), x, activation, gate)
+    if y is None:
+        y = _TORCH[activation](x)
+        y = y if gate is None else y * gate
+    return y
 
 
 _TORCH: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -241,29 +241,27 @@ class FusedGroupNorm(nn.GroupNorm):
     follower: Follower
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ``torch.nn.GroupNorm``."""
+        """The normalized input; see ``torch.nn.GroupNorm``."""
         x = plain(x)
         expected = self.follower.activation
-        found = self._native(x, expected)
-        if found is None:
+        y = self._native(x, expected)
+        if y is None:
             return super().forward(x)
         if not self.follower.watching:
-            return found
+            return y
         if expected is Activation.PLAIN:
-            return Watched.of(found, base=found, follower=self.follower)
+            return Watched.of(y, base=y, follower=self.follower)
         version = None if x.is_inference() else x._version
-        return Watched.of(
-            found, done=found, plain=lambda: self._plain(x, version), follower=self.follower
-        )
+        return Watched.of(y, done=y, plain=lambda: self._plain(x, version), follower=self.follower)
 
     def _plain(self, x: Tensor, version: int | None) -> Tensor:
         if version is not None and x._version != version:
             raise RuntimeError(
                 "the input of a group normalization changed before its result was used"
             )
-        found = self._native(x, Activation.PLAIN)
-        assert found is not None
-        return found
+        y = self._native(x, Activation.PLAIN)
+        assert y is not None
+        return y
 
     def _native(self, x: Tensor, activation: Activation) -> Tensor | None:
         library = native.library()

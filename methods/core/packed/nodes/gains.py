@@ -16,13 +16,13 @@ from quantarena.methods.core.packed.nodes.node import (
 from quantarena.methods.core.packed.nodes.wrappers import Wrapper
 
 
-class ExpertLayer(Wrapper):
-    """``d_out * inner(d_in * x) + b``, with one pair of vectors for each expert.
+class GainsLayer(Wrapper):
+    """``d_out * inner(d_in * x) + b``, with one pair of vectors for each range of sampler calls.
 
     Attributes:
         d_in: (N, K), onto the input channels.
         d_out: (N, O), onto the output channels.
-        of_call: (S,) int64, expert of each sampler call.
+        of_call: (S,) int64, the pair of each sampler call.
         bias: (O,), or None; the inner layer has none.
     """
 
@@ -38,7 +38,7 @@ class ExpertLayer(Wrapper):
         """Takes a weight-only layer without bias.
 
         Args:
-            inner: of weight (O, K / groups, ...).
+            inner: the layer, whose weight is (O, K / groups, ...).
             d_in: (N, K).
             d_out: (N, O).
             of_call: (S,) integers.
@@ -61,10 +61,10 @@ class ExpertLayer(Wrapper):
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        expert = int(self.of_call[step])
+        pair = int(self.of_call[step])
         places = [1] * (len(self.weight_shape) - 2)
-        y = self.below(self.inner, x * self.d_in[expert].reshape(-1, *places), step)
-        y = y * self.d_out[expert].reshape(-1, *places)
+        y = self.below(self.inner, x * self.d_in[pair].reshape(-1, *places), step)
+        y = y * self.d_out[pair].reshape(-1, *places)
         return like_input(y if self.bias is None else y + self.bias.reshape(-1, *places), x)
 
     def describe(self) -> Document:
@@ -72,7 +72,7 @@ class ExpertLayer(Wrapper):
         return {**super().describe(), "bias": self.bias is not None}
 
     @classmethod
-    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "ExpertLayer":
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "GainsLayer":
         """See ``Node``."""
         inner = build(document["inner"], take(tensors, "inner."))
         bias = tensors.pop("bias") if document["bias"] else None

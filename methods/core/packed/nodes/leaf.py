@@ -264,13 +264,13 @@ class PackedLayer(Node):
         error_msgs: list[str],
     ) -> None:
         expected = set(self.integer_layer().tensors())
-        found = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        missing_keys += [prefix + name for name in sorted(expected - set(found))]
-        unexpected_keys += [prefix + name for name in sorted(set(found) - expected) if strict]
-        if expected - set(found):
+        given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        missing_keys += [prefix + name for name in sorted(expected - set(given))]
+        unexpected_keys += [prefix + name for name in sorted(set(given) - expected) if strict]
+        if expected - set(given):
             return
         try:
-            tensors = {name: found[name] for name in expected}
+            tensors = {name: given[name] for name in expected}
             self._pack(IntegerLayer.from_tensors(self.metadata, tensors))
         except ValueError as error:
             error_msgs.append(f"{prefix or 'packed layer'}: {error}")

@@ -1,4 +1,4 @@
-"""What all packed modules share: the table entry of the sampler call, and a description.
+"""The base of all packed modules: the table entry of the sampler call, and a description.
 
 A quantized layer packs to a tree of nodes. Its leaves hold codes; the nodes above cut inputs,
 reorder outputs, add float branches. A tree is described by JSON beside its tensors, so that a
@@ -27,9 +27,11 @@ class Node(nn.Module):
 
     Attributes:
         form: name of the class in descriptions.
-        clock: of the model; None for a node on its own, which uses the entry of ``set_step``.
-        entries: of the activation tables in it; 0 where nothing depends on the sampler call.
-        follower: watches what comes after it, see ``fusion``; None for a node on its own.
+        clock: the clock of the model; None for a node outside a model, which uses the entry of
+            ``set_step``.
+        entries: number of entries of the activation tables in it; 0 where nothing depends on the
+            sampler call.
+        follower: records the functions that come after it, see ``fusion``; None outside a model.
     """
 
     form: ClassVar[str]

@@ -22,7 +22,7 @@ class PatchLayer(Wrapper):
     """A convolution whose output pixels have ranges of their own.
 
     Attributes:
-        window: what an output pixel reads.
+        window: the input pixels that an output pixel reads.
     """
 
     form: ClassVar[str] = "patches"

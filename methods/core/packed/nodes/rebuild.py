@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
-from quantarena.methods.core.packed.nodes.gains import ExpertLayer
+from quantarena.methods.core.packed.nodes.gains import GainsLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, Tensors
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -14,14 +14,13 @@ from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, Samp
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
 from quantarena.methods.core.packed.nodes.wrappers import (
     Conv1dLayer,
-    FloatTokensLayer,
     LowRankLayer,
     MixedWidthLayer,
     PointwiseLayer,
 )
 
 Leaf = PackedLayer | WeightOnlyLayer
-"""What holds codes."""
+"""The nodes that hold codes."""
 
 _FORMS: dict[str, type[Node]] = {
     cls.form: cls
@@ -33,16 +32,18 @@ _FORMS: dict[str, type[Node]] = {
         RowScaledLayer,
         SampleScaledLayer,
         LowRankLayer,
-        FloatTokensLayer,
-        ExpertLayer,
+        GainsLayer,
         Conv1dLayer,
         PointwiseLayer,
         PatchLayer,
     )
 }
 
+_DROPPED = {"float_tokens": "tokens in floating point (float_tokens)"}
+"""Forms that earlier versions wrote and this one cannot read."""
 
-def leaves(node: nn.Module) -> list[Leaf]:
+
+def leaf_nodes(node: nn.Module) -> list[Leaf]:
     """The leaves of a tree, in order."""
     return [m for m in node.modules() if isinstance(m, PackedLayer | WeightOnlyLayer)]
 
@@ -56,9 +57,25 @@ def build(document: Mapping[str, Any], tensors: Tensors) -> Node:
         ValueError: something does not fit, an unknown form, or tensors that nobody asked for.
     """
     form = document["form"]
+    if form in _DROPPED:
+        raise ValueError(f"has {_DROPPED[form]}, which is no longer supported: quantize again")
     if form not in _FORMS:
         raise ValueError(f"has the form {form!r}, known are {', '.join(sorted(_FORMS))}")
     node = _FORMS[form].rebuild(document, tensors, build)
     if tensors:
         raise ValueError(f"has a tensor {min(tensors)} that its description does not name")
     return node
+
+
+def wrapped(
+    inner: Node, form: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Node:
+    """A node of the named form around another one.
+
+    Args:
+        inner: the node to go around.
+        form: as in descriptions.
+        fields: the description's other entries.
+        tensors: the node's own, without those of ``inner``.
+    """
+    return _FORMS[form].rebuild({**fields, "inner": {}}, dict(tensors), lambda *_: inner)

@@ -52,7 +52,7 @@ def row_product(
         leaf.metadata, leaf.uses_pairs, {**dict(leaf.named_buffers()), **given}, sums=True
     )
     image = native.GeometryStruct(1, 1, rows, 1, rows, 0, 0, x.shape[1], 1, 0, 0, outputs, 1)
-    own = native.RowScalesStruct(scale.data_ptr(), zero.data_ptr())
+    ranges = native.RowScalesStruct(scale.data_ptr(), zero.data_ptr())
     error = library.run(
         ctypes.addressof(struct),
         ctypes.addressof(image),
@@ -61,7 +61,7 @@ def row_product(
         0,
         torch.get_num_threads(),
         0,
-        ctypes.addressof(own),
+        ctypes.addressof(ranges),
     )
     if error:
         raise MemoryError("rows with their own ranges: no memory for scratch")

@@ -65,12 +65,8 @@ class RowScaledLayer(Node):
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        found = self._native(x, step)
-        return (
-            self.by_parts(x, step)
-            if found is None
-            else found.view(*x.shape[:-1], self.weight_shape[0])
-        )
+        y = self._native(x, step)
+        return self.by_parts(x, step) if y is None else y.view(*x.shape[:-1], self.weight_shape[0])
 
     def by_parts(self, x: Tensor, step: int) -> Tensor:
         """The output from :meth:`accumulators`, scaled in torch; without native kernels."""
@@ -126,12 +122,12 @@ class RowScaledLayer(Node):
         return row_product(self.leaf, x.reshape(-1, x.shape[-1]), scale, zero, mult, self.bias)
 
     def _ranges(self, x: Tensor) -> QuantParams:
-        """Those of a dynamic quantizer, (..., G), found in one native pass."""
+        """The ranges of a dynamic quantizer, (..., G), from one native pass."""
         quantizer = self.quantizer
         assert isinstance(quantizer, DynamicActQuantizer)
         if x.dim() == 4:  # one range for a whole sample
             return quantizer.params(x)
-        width = quantizer.group or x.shape[-1]
+        width = quantizer.group_size or x.shape[-1]
         if x.shape[-1] % width:
             raise ValueError(f"groups of {width} do not divide {x.shape[-1]} channels")
         low, high = extremes(self.leaf.library, x, width)
@@ -141,11 +137,11 @@ class RowScaledLayer(Node):
         """Scales (R, G) and zero points (R, G) int32 from ones that end in the token's groups."""
 
         def by_row(value: Tensor) -> Tensor:
-            own = value.shape[-1]
-            if self.groups % own:
+            groups = value.shape[-1]
+            if self.groups % groups:
                 raise ValueError(f"ranges of shape {tuple(value.shape)} are not those of tokens")
-            value = value.expand(*lead, own).reshape(-1, own)
-            return value.repeat_interleave(self.groups // own, dim=1)
+            value = value.expand(*lead, groups).reshape(-1, groups)
+            return value.repeat_interleave(self.groups // groups, dim=1)
 
         return by_row(scale), by_row(zero).to(torch.int32)
 
@@ -157,13 +153,13 @@ class RowScaledLayer(Node):
 
     def describe(self) -> Document:
         """See ``Node``."""
-        kept = [name for name in ("in_mult", "bias") if getattr(self, name) is not None]
+        present = [name for name in ("in_mult", "bias") if getattr(self, name) is not None]
         quantizer = describe_quantizer(self.quantizer)
         return {
             "form": self.form,
             "leaf": self.leaf.describe(),
             "quantizer": quantizer,
-            "tensors": kept,
+            "tensors": present,
         }
 
     @classmethod
@@ -175,8 +171,8 @@ class RowScaledLayer(Node):
         if not isinstance(leaf, PackedLayer):
             raise ValueError("tokens with ranges of their own need packed codes")
         quantizer = build_quantizer(document["quantizer"], take(tensors, "quantizer."))
-        kept = {name: tensors.pop(name) for name in document["tensors"]}
-        return cls(leaf, quantizer, kept.get("in_mult"), kept.get("bias"))
+        optional = {name: tensors.pop(name) for name in document["tensors"]}
+        return cls(leaf, quantizer, optional.get("in_mult"), optional.get("bias"))
 
 
 class SampleScaledLayer(Node):
@@ -232,7 +228,7 @@ class SampleScaledLayer(Node):
         return codes - zero, params.scale, zero.flatten().long()
 
     def _totals(self, centred: Tensor, zero: Tensor) -> list[Tensor]:
-        found, start = [], 0
+        totals, start = [], 0
         for leaf in self._leaves():
             piece = centred[:, start : (start := start + leaf.in_channels)]
             total: Tensor | None = None
@@ -243,8 +239,8 @@ class SampleScaledLayer(Node):
                     total = part.new_empty(len(zero), *part.shape[1:])
                 total[rows] = part
             assert total is not None
-            found.append(total)
-        return found
+            totals.append(total)
+        return totals
 
     def _leaves(self) -> list[PackedLayer]:
         return [leaf for leaf in self.leaves if isinstance(leaf, PackedLayer)]
@@ -257,12 +253,12 @@ class SampleScaledLayer(Node):
 
     def describe(self) -> Document:
         """See ``Node``."""
-        kept = [name for name in ("in_mult", "bias") if getattr(self, name) is not None]
+        present = [name for name in ("in_mult", "bias") if getattr(self, name) is not None]
         return {
             "form": self.form,
             "leaves": [leaf.describe() for leaf in self._leaves()],
             "quantizer": describe_quantizer(self.quantizer),
-            "tensors": kept,
+            "tensors": present,
         }
 
     @classmethod
@@ -277,8 +273,8 @@ class SampleScaledLayer(Node):
         quantizer = build_quantizer(document["quantizer"], take(tensors, "quantizer."))
         if not leaves or len(leaves) < len(nodes) or isinstance(quantizer, ActQuantizer):
             raise ValueError("samples with ranges of their own need packed codes")
-        kept = {name: tensors.pop(name) for name in document["tensors"]}
-        return cls(leaves, quantizer, kept.get("in_mult"), kept.get("bias"))
+        optional = {name: tensors.pop(name) for name in document["tensors"]}
+        return cls(leaves, quantizer, optional.get("in_mult"), optional.get("bias"))
 
 
 def quantized_codes(
@@ -293,7 +289,7 @@ def quantized_codes(
         assert quantizer.clock is not None
         with quantizer.clock.at(step):
             return *quantizer.codes(x, mult), 0
-    groups = x.shape[-1] // quantizer.group if quantizer.group else 0
+    groups = x.shape[-1] // quantizer.group_size if quantizer.group_size else 0
     return *quantizer.codes(x, mult), groups
 
 
@@ -303,7 +299,7 @@ def own_quantizer(
     """A copy whose clock is private: the node that holds it says the entry."""
     if isinstance(quantizer, DynamicActQuantizer):
         return DynamicActQuantizer(
-            quantizer.bits, symmetric=quantizer.symmetric, group=quantizer.group
+            quantizer.bits, symmetric=quantizer.symmetric, group_size=quantizer.group_size
         )
     copy = ActQuantizer(quantizer.bits, CallClock())
     copy.load({name: value.clone() for name, value in quantizer.state().items()})
@@ -311,9 +307,13 @@ def own_quantizer(
 
 
 def describe_quantizer(quantizer: nn.Module) -> Document:
-    """What its tensors do not say."""
+    """The settings of a quantizer that its tensors do not hold."""
     if isinstance(quantizer, DynamicActQuantizer):
-        return {"bits": quantizer.bits, "symmetric": quantizer.symmetric, "group": quantizer.group}
+        return {
+            "bits": quantizer.bits,
+            "symmetric": quantizer.symmetric,
+            "group": quantizer.group_size,
+        }
     assert isinstance(quantizer, ActQuantizer)
     return {"bits": quantizer.bits, "axis": quantizer.axis}
 
@@ -324,7 +324,7 @@ def build_quantizer(
     """The inverse of ``describe_quantizer`` and ``state_dict``."""
     if "symmetric" in document:
         return DynamicActQuantizer(
-            document["bits"], symmetric=document["symmetric"], group=document["group"]
+            document["bits"], symmetric=document["symmetric"], group_size=document["group"]
         )
     quantizer = ActQuantizer(document["bits"], CallClock())
     scale, zero = tensors["scale"], tensors["zero_point"]

@@ -106,8 +106,8 @@ class WeightOnlyLayer(Node):
 
     def describe(self) -> Document:
         """See ``Node``."""
-        kept = [name for name in _OPTIONAL if getattr(self, name) is not None]
-        return {"form": self.form, "meta": self.metadata, "tensors": kept}
+        present = [name for name in _OPTIONAL if getattr(self, name) is not None]
+        return {"form": self.form, "meta": self.metadata, "tensors": present}
 
     @classmethod
     def rebuild(
@@ -121,5 +121,5 @@ class WeightOnlyLayer(Node):
         zero = tensors.pop("weight_zero", torch.zeros(scale.shape, dtype=torch.int16))
         codes = unpack_codes(tensors.pop("codes"), meta["weight_bits"], tuple(meta["weight_shape"]))
         geometry = {name: meta[name] for name in _GEOMETRY if name in meta}
-        kept = {name: tensors.pop(name) for name in document["tensors"]}
-        return cls(codes, meta["weight_bits"], scale, zero, geometry=geometry, **kept)
+        optional = {name: tensors.pop(name) for name in document["tensors"]}
+        return cls(codes, meta["weight_bits"], scale, zero, geometry=geometry, **optional)

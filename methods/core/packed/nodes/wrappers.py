@@ -1,4 +1,4 @@
-"""Nodes above the leaves: channels of several widths, float branches, float tokens, views."""
+"""Nodes above the leaves: channels of several widths, float branches, views."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -103,8 +103,8 @@ class MixedWidthLayer(Node):
         """See ``PackedLayer.accumulators``; of packed parts."""
         call, entry = self._native(), self._step if step is None else step
         if call is None:
-            found = [leaf.accumulators(x, entry) for leaf, _ in self._joined or ()]
-            return torch.cat(found, self._dim).index_select(self._dim, self.back)
+            sums = [leaf.accumulators(x, entry) for leaf, _ in self._joined or ()]
+            return torch.cat(sums, self._dim).index_select(self._dim, self.back)
         return call(x, entry if self.entries else 0, None, native.INTEGER, last=self.writes_last)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,66 +200,6 @@ class LowRankLayer(Wrapper):
 
 
 _GEOMETRY = ("stride", "padding", "dilation")
-
-
-class FloatTokensLayer(Wrapper):
-    """Leaves the first tokens in floating point: constants, or a product with a float weight.
-
-    Attributes:
-        count: of those tokens.
-        outputs: (count, O), or None.
-        weight: (O, K), input multipliers and low-rank branch folded in, or None.
-        bias: (O,), or None.
-    """
-
-    form: ClassVar[str] = "float_tokens"
-    outputs: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    def __init__(
-        self,
-        inner: Node,
-        count: int,
-        *,
-        outputs: Tensor | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> None:
-        super().__init__(inner)
-        out = inner.weight_shape[0]
-        if outputs is None and (weight is None or tuple(weight.shape) != inner.weight_shape):
-            raise ValueError("float tokens need their outputs, or a float weight")
-        if outputs is not None and tuple(outputs.shape) != (count, out):
-            raise ValueError(f"outputs {tuple(outputs.shape)} are not those of {count} tokens")
-        self.count = count
-        for name, value in (("outputs", outputs), ("weight", weight), ("bias", bias)):
-            self.register_buffer(name, None if value is None else value.detach().clone())
-
-    def run(self, x: Tensor, step: int) -> Tensor:
-        """See ``Node.forward``."""
-        # all tokens run: ranges by position or over a whole sample count the first ones too
-        rest = self.below(self.inner, x, step)[..., self.count :, :]
-        if self.outputs is not None:
-            first = self.outputs.expand(*rest.shape[:-2], *self.outputs.shape)
-        else:
-            assert self.weight is not None
-            first = F.linear(x[..., : self.count, :], self.weight, self.bias)
-        return torch.cat([first, rest], dim=-2)
-
-    def describe(self) -> Document:
-        """See ``Node``."""
-        kept = [name for name in ("outputs", "weight", "bias") if getattr(self, name) is not None]
-        return {**super().describe(), "count": self.count, "tensors": kept}
-
-    @classmethod
-    def rebuild(
-        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
-    ) -> "FloatTokensLayer":
-        """See ``Node``."""
-        inner = build(document["inner"], take(tensors, "inner."))
-        kept = {name: tensors.pop(name) for name in document["tensors"]}
-        return cls(inner, int(document["count"]), **kept)
 
 
 class Conv1dLayer(Wrapper):

@@ -1,29 +1,21 @@
-"""Quantized attention products: their integers, their place in a network, their ranges."""
-
-import copy
+"""Quantized attention products: their integers, gradients and ranges."""
 
 import diffusers
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, fake_quantize
-from quantarena.methods.core.bits import FP, AttentionBits
+from quantarena.methods.core.bits import AttentionBits
 from quantarena.methods.core.clock import CallClock
-from quantarena.methods.core.errors import BrokenModel, QuantArenaError, Unsupported
-from quantarena.methods.core.kernels.native import library as native_library
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
-from quantarena.methods.core.model.attention_hooks import install, installed, wrap_attention
-from quantarena.methods.core.model.attention_products import Codes, code_product, exact_dtype
-from quantarena.methods.core.model.model import QuantizedModel, wrap
-from quantarena.methods.core.packed.attention_parity import attention_parity
-from quantarena.methods.core.packed.pack import pack, parity
+from quantarena.methods.core.model.attention_hooks import install, wrap_attention
+from quantarena.methods.core.model.attention_mode import IntegerOracle, Plain
+from quantarena.methods.core.model.attention_products import OperandCodes, code_product, exact_dtype
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.trace.network import AttentionInfo, AttentionKind, trace
-from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 EIGHT = AttentionBits(8, 8, 8, 8)
@@ -52,24 +44,6 @@ def ready(bits, q, k, v, *, heads=2, clock=None):
     return quant
 
 
-def wrapped(probe, bits=EIGHT, graph=None):
-    """A network with nothing but its attention products quantized, ranges not set."""
-    graph = graph or probe.graph
-    model = wrap(probe.model, graph, dict.fromkeys(graph.layers, FP))
-    widths = dict.fromkeys(graph.attention, bits)
-    model.attention = wrap_attention(model.module, graph, widths, model.clock)
-    return model
-
-
-@torch.no_grad()
-def error(model: QuantizedModel, probe):
-    target = probe.heldout.call(probe.model)
-    return float((model.run(probe.heldout) - target).square().mean() / target.square().mean())
-
-
-# ---- the products ----------------------------------------------------------------------------
-
-
 def test_products_by_hand_on_integers():
     q, k, v = tensors()
     quant = ready(EIGHT, q, k, v)
@@ -93,7 +67,7 @@ def test_float_sums_are_the_integer_sums(bits, keys):
     q, k, v = tensors(keys=keys, width=300)
     quant = ready(bits, q.abs(), k.abs(), v.abs())  # one-signed: the largest sums
     fake = quant.attend(q.abs(), k.abs(), v.abs())
-    quant.integer = True
+    quant.mode = IntegerOracle()
     assert torch.equal(quant.attend(q.abs(), k.abs(), v.abs()), fake)
 
 
@@ -102,7 +76,7 @@ def test_exactness_bound():
     assert exact_dtype(259, 255 * 255) is torch.float64
     with pytest.raises(ValueError, match="exact in no float"):
         exact_dtype(1 << 40, 255 * 255)
-    codes = Codes(torch.full((1, 1, 600), 255.0), torch.ones(1, 1, 1), 255)
+    codes = OperandCodes(torch.full((1, 1, 600), 255.0), torch.ones(1, 1, 1), 255)
     assert float(code_product(codes, codes.transposed)) == 600 * 255 * 255
 
 
@@ -123,21 +97,21 @@ def test_groups_on_any_axis(axis, operand):
     scores = fake("query", q) @ fake("key", k).mT * 8**-0.5
     expected = fake("softmax", torch.softmax(scores, -1)) @ fake("value", v)
     found = quant.attend(q, k, v)
-    quant.integer = True
+    quant.mode = IntegerOracle()
     assert torch.allclose(found, expected, atol=2e-5)
     assert torch.allclose(quant.attend(q, k, v), found, atol=1e-6)
 
 
 @pytest.mark.parametrize("per_octave", [1, 2])
-@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("excluded", [0, 1])
-def test_log_codes_by_shifts(per_octave, kept, excluded):
+def test_log_codes_by_shifts(per_octave, axes, excluded):
     q, k, v = tensors(keys=9)
     quant = ready(EIGHT, q, k, v)
-    quant.use_log(per_octave=per_octave, kept=kept)
+    quant.use_log(per_octave=per_octave, axes=axes)
     quant.excluded = excluded
     fake = quant.attend(q, k, v)
-    quant.integer = True
+    quant.mode = IntegerOracle()
     exact = quant.attend(q, k, v)
     assert float((fake - exact).abs().max()) <= 1e-5 * float(fake.abs().max())
     plain = F.scaled_dot_product_attention(q, k, v)
@@ -192,7 +166,7 @@ def test_excluded_key_row_is_not_quantized():
 def test_arguments_mean_what_torch_says(given):
     q, k, v = tensors()
     quant = ready(EIGHT, q, k, v)
-    quant.use_act_quantizer = False
+    quant.mode = Plain()
     assert torch.allclose(
         quant.attend(q, k, v, **given), F.scaled_dot_product_attention(q, k, v, **given), atol=1e-6
     )
@@ -201,7 +175,7 @@ def test_arguments_mean_what_torch_says(given):
 def test_grouped_queries_and_other_lengths():
     q, k, v = tensors(heads=4, keys=9)
     quant = QuantAttention(info(4), EIGHT, CallClock())
-    quant.use_act_quantizer = False
+    quant.mode = Plain()
     k, v = k[:, :2], v[:, :2]
     expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     assert torch.allclose(quant.attend(q, k, v, enable_gqa=True), expected, atol=1e-6)
@@ -247,142 +221,6 @@ def test_log_gradient_passes_straight_through():
     assert bool(torch.isfinite(q.grad).all())
 
 
-# ---- in a network ----------------------------------------------------------------------------
-
-
-def test_error_falls_with_bits_and_off_is_full_precision(probe):
-    errors = []
-    for bits in (8, 4, 2):
-        model = wrapped(probe, AttentionBits(bits, bits, bits, bits))
-        assert [q.unset() for q in model.attention.values()] == [
-            ["query", "key", "value", "softmax"]
-        ] * len(probe.graph.attention)
-        calibrate_attention(model, probe.heldout, minmax_range)
-        assert not any(quant.unset() for quant in model.attention.values())
-        errors.append(error(model, probe))
-    assert 0 < errors[0] < errors[1] < errors[2]
-    for quant in model.attention.values():
-        quant.use_act_quantizer = False
-    assert error(model, probe) == 0.0
-
-
-def test_paths_stay(probe):
-    model = wrapped(probe)
-    before = {name for name, _ in probe.model.named_modules()}
-    assert before <= {name for name, _ in model.module.named_modules()}
-    assert set(installed(model.module)) == set(probe.graph.attention)
-    assert not any(m._forward_pre_hooks for m in probe.model.modules())
-
-
-def test_written_out_attention_gives_the_same(conditional):
-    other = copy.deepcopy(conditional.model)
-    other.set_attn_processor(AttnProcessor())
-    first = conditional.heldout.rows(slice(0, 2))
-    graph = trace(other, first.sample, timestep=first.timestep, **first.conditions)
-    fused = wrapped(conditional)
-    written = wrap(other, graph, dict.fromkeys(graph.layers, FP))
-    widths = dict.fromkeys(graph.attention, EIGHT)
-    written.attention = wrap_attention(written.module, graph, widths, written.clock)
-    calibrate_attention(fused, conditional.heldout, minmax_range, CalibrationPlan(per_head=True))
-    for name, quant in written.attention.items():
-        assert not quant.info.fused
-        quant.load(fused.attention[name].state())
-        quant.excluded = fused.attention[name].excluded = 1
-    with torch.no_grad():
-        one, two = (model.run(conditional.heldout) for model in (fused, written))
-    assert float((one - two).abs().max()) <= 1e-3 * float(one.abs().max())  # a tie may flip
-    assert error(written, conditional) > 0
-
-
-class Transposed(nn.Module):
-    """``v @ softmax^T``, channels before tokens, as in the pixel U-Nets of 2020."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.last = nn.Conv1d(8, 24, 1), nn.Conv1d(8, 8, 1)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, dim=1)
-        scores = torch.softmax(torch.bmm(q.permute(0, 2, 1), k) * 8**-0.5, dim=2)
-        return self.last(torch.bmm(v, scores.permute(0, 2, 1)))
-
-
-def test_transposed_products():
-    model, x = Transposed(), torch.randn(3, 8, 6)
-    graph = trace(model, x)
-    clean = model(x)
-    quant = wrap_attention(model, graph, {"": EIGHT}, CallClock())[""]
-    q, k, v = (t.mT.unsqueeze(1) for t in model.qkv(x).chunk(3, dim=1))
-    quant.load({**ready(EIGHT, q, k, v, heads=1).state()})
-    expected = model.last(quant.attend(q, k, v)[:, 0].mT)
-    assert torch.allclose(model(x), expected, atol=1e-6)
-    assert not torch.equal(model(x), clean)
-
-
-def test_a_copy_has_its_own_quantizers(pixel):
-    model = wrapped(pixel)
-    calibrate_attention(model, pixel.heldout, minmax_range)
-    twin = copy.deepcopy(model.module)
-    before = error(model, pixel)
-    for quant in installed(twin).values():
-        quant.static("value").scale.data *= 30
-    assert error(model, pixel) == before
-    model.module = twin
-    assert error(model, pixel) > 10 * before
-
-
-@pytest.mark.parametrize("per_step", [False, True])
-@pytest.mark.parametrize("log", [False, True])
-def test_state_round_trip(conditional, per_step, log):
-    model = wrapped(conditional)
-    calibrate_attention(
-        model,
-        conditional.heldout,
-        minmax_range,
-        CalibrationPlan(per_call=per_step, per_head=True, symmetric=True),
-    )
-    if log:
-        for quant in model.attention.values():
-            quant.use_log(per_octave=2, kept=2, zero_code=True)
-            quant.excluded = 1
-    other = wrapped(conditional)
-    other.load_state(model.state())
-    with torch.no_grad():
-        one, two = (m.run(conditional.heldout) for m in (model, other))
-    assert torch.equal(one, two)
-
-
-def test_other_attention_than_traced_is_an_error(conditional):
-    model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range)
-    model.module.set_attn_processor(AttnProcessor())
-    with pytest.raises(BrokenModel, match="computed 0 attentions in a call, 1 when it was traced"):
-        model.run(conditional.heldout)
-
-
-def test_a_failing_forward_leaves_nothing_behind(pixel):
-    model = wrapped(pixel)
-    calibrate_attention(model, pixel.heldout, minmax_range)
-    name = next(iter(model.attention))
-
-    def fail(*_):
-        raise RuntimeError("stop")
-
-    handle = model.module.get_submodule(f"{name}.to_out.0").register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="stop"):
-        model.run(pixel.heldout)
-    handle.remove()
-    q, k, v = tensors()
-    assert torch.equal(
-        F.scaled_dot_product_attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    )
-    assert torch.overrides._get_current_function_mode_stack() == []
-    assert error(model, pixel) > 0
-
-
-# ---- ranges ----------------------------------------------------------------------------------
-
-
 def test_a_range_for_each_head_where_heads_differ():
     q, k, v = tensors()
     k[:, 1], q[:, 1] = k[:, 1] * 60, q[:, 1] / 60
@@ -423,87 +261,11 @@ def test_a_range_for_each_call_where_calls_differ():
         assert torch.equal(alone[0], mixed[row])
 
 
-def test_calibration_takes_extremes_by_call_and_head(transformer):
-    seen: dict[tuple[str, str], list[torch.Tensor]] = {}
-    model = wrapped(transformer)
-    for name, quant in model.attention.items():
-        quant.watch = lambda operand, x, name=name: seen.setdefault((name, operand), []).append(x)
-    with torch.no_grad():
-        model.run(transformer.heldout)
-    for quant in model.attention.values():
-        quant.watch = None
-    calibrate_attention(
-        model, transformer.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
-    )
-    steps = transformer.heldout.step
-    for (name, operand), (x,) in seen.items():
-        quantizer = model.attention[name].static(operand)
-        assert quantizer.scale.shape == (4, 2)
-        for call in range(4):
-            for head in range(2):
-                params = minmax_range(x[steps == call][:, head], 8)
-                assert float(quantizer.scale[call, head]) == pytest.approx(float(params.scale))
-    zero = model.attention[name].static("softmax").zero_point
-    assert not bool(zero.any())
-    assert model.clock.schedule is not None
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_parity_of_every_module(conditional, log):
-    model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True))
-    for quant in model.attention.values():
-        if log:
-            quant.use_log(per_octave=2)
-        quant.excluded = int(quant.info.kind is AttentionKind.CROSS)
-    gaps = attention_parity(model, conditional.heldout.rows(slice(0, 4)))
-    assert set(gaps) == set(conditional.graph.attention)
-    assert max(gaps.values()) <= 1e-5
-    assert not any(q.watch or q.integer for q in model.attention.values())
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_packed_products_are_native_and_held_to_the_integers(conditional, log):
-    model = wrapped(conditional)
-    calibrate_attention(
-        model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
-    )
-    for quant in model.attention.values():
-        if log:
-            quant.use_log(per_octave=2, kept=2)
-        quant.excluded = int(quant.info.kind is AttentionKind.CROSS)
-    packed = pack(model)
-    native = native_library().attention is not None
-    assert packed.backend == ("packed" if native else "reference")
-    assert not any(quant.native for quant in model.attention.values())
-    assert all(quant.products.apply() is native for quant in packed.attention.values())
-    points = conditional.heldout
-    assert parity(model, packed, points).max_rel <= 1e-5
-    with torch.no_grad(), model.clock.at(points.step):
-        fake, found = model.run(points), points.call(packed.module)
-    assert float((fake - found).abs().median()) <= 1e-5 * float(fake.abs().max())
-    name = next(iter(packed.attention))
-    packed.attention[name].static("key").scale.data *= 1.001
-    with pytest.raises(QuantArenaError, match=f"packed and fake .* at {name}"):
-        parity(model, packed, points)
-
-
-def test_parity_catches_a_fractional_zero_point(pixel):
-    model = wrapped(pixel)
-    calibrate_attention(model, pixel.heldout, minmax_range)
-    name = next(iter(model.attention))
-    model.attention[name].static("value").zero_point.data += 0.4
-    gaps = attention_parity(model, pixel.heldout)
-    assert gaps[name] > 1e-3
-    assert model.attention[name].settle() == pytest.approx(0.4, abs=1e-4)
-    assert attention_parity(model, pixel.heldout)[name] <= 1e-5
-
-
 def test_codes_of_a_quantizer_are_its_fake_values():
     x = torch.randn(2, 2, 5, 4)
     quantizer = ActQuantizer(4)
     quantizer.set_params(QuantParams(torch.tensor(0.3), torch.tensor(7.0), 4))
-    codes = Codes.of(quantizer, x)
+    codes = OperandCodes.of(quantizer, x)
     assert codes.top == 8
     assert torch.equal(codes.value(), fake_quantize(x, quantizer.params))
     assert codes.rows(slice(1, 3)).values.shape == (2, 2, 2, 4)
@@ -537,3 +299,28 @@ def test_joint_attention_in_a_network():
             quant.use_log()
         rough = model(x, **given).sample
     assert 0 < float((rough - clean).abs().max()) < float(clean.abs().max())
+
+
+class Transposed(nn.Module):
+    """``v @ softmax^T``, channels before tokens, as in the pixel U-Nets of 2020."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.last = nn.Conv1d(8, 24, 1), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=1)
+        scores = torch.softmax(torch.bmm(q.permute(0, 2, 1), k) * 8**-0.5, dim=2)
+        return self.last(torch.bmm(v, scores.permute(0, 2, 1)))
+
+
+def test_transposed_products():
+    model, x = Transposed(), torch.randn(3, 8, 6)
+    graph = trace(model, x)
+    clean = model(x)
+    quant = wrap_attention(model, graph, {"": EIGHT}, CallClock())[""]
+    q, k, v = (t.mT.unsqueeze(1) for t in model.qkv(x).chunk(3, dim=1))
+    quant.load({**ready(EIGHT, q, k, v, heads=1).state()})
+    expected = model.last(quant.attend(q, k, v)[:, 0].mT)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert not torch.equal(model(x), clean)

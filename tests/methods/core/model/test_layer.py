@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.packed.lower import integer_layers
+from quantarena.methods.core.packed.lowering.lower import pack_layer
+from quantarena.methods.core.packed.nodes.rebuild import leaf_nodes
 from quantarena.methods.core.quantizers.weight import WeightQuantizer
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
@@ -17,7 +19,7 @@ def ranged(module, bits, splits=(), x=None, symmetric=False):
     """A layer with min-max ranges from its own weight and the input ``x``."""
     layer = QuantLayer(module, bits, splits)
     layer.set_weight_ranges(minmax_range, symmetric=symmetric)
-    for part in layer.part_list():
+    for part in layer.parts:
         if part.act_quantizer is not None:
             part.act_quantizer.set_params(minmax_range(layer.part_input(part, x), bits.act))
     return layer
@@ -41,7 +43,7 @@ def error(layer, conv, x):
 def test_split_layer_is_the_sum_of_two_half_convolutions():
     conv, x = skip(200)
     layer = ranged(conv, Bits(4, 8), (16, 8), x)
-    first, second = layer.part_list()
+    first, second = layer.parts
     expected = F.conv2d(
         first.act_quantizer(x[:, :16]), first.weight_quantizer(conv.weight[:, :16]), conv.bias
     ) + F.conv2d(second.act_quantizer(x[:, 16:]), second.weight_quantizer(conv.weight[:, 16:]))
@@ -50,7 +52,7 @@ def test_split_layer_is_the_sum_of_two_half_convolutions():
 
 def test_split_layer_has_two_quantizers_of_each_kind():
     conv, x = skip(200)
-    first, second = ranged(conv, Bits(4, 8), (16, 8), x).part_list()
+    first, second = ranged(conv, Bits(4, 8), (16, 8), x).parts
     assert first.weight_quantizer.scale.shape == second.weight_quantizer.scale.shape == (8, 1, 1, 1)
     assert first.weight_quantizer.scale.mean() > 50 * second.weight_quantizer.scale.mean()
     assert second.act_quantizer.scale > 50 * first.act_quantizer.scale
@@ -125,7 +127,7 @@ def test_frozen_codes_reproduce_nearest_rounding(seed, bits, symmetric):
     x = torch.randn(4, 7)
     before = layer(x)
     layer.freeze()
-    quantizer = layer.part_list()[0].weight_quantizer
+    quantizer = layer.only_part.weight_quantizer
     assert quantizer.codes.dtype == torch.uint8
     assert quantizer.codes.max() <= 2**bits - 1
     assert torch.equal(layer(x), before)
@@ -163,29 +165,35 @@ def test_fake_weight_is_what_the_packed_codes_mean():
     conv, x = skip(5)
     layer = ranged(conv, Bits(3, 5), (16, 8), x)
     layer.freeze()
-    for part, integer in zip(layer.part_list(), integer_layers(layer), strict=True):
+    packed = [leaf.integer_layer() for leaf in leaf_nodes(pack_layer(layer))]
+    for part, integer in zip(layer.parts, packed, strict=True):
         shape = (-1, 1, 1, 1)
         meaning = (
             integer.weight_codes.float() - integer.weight_zero.float().reshape(shape)
         ) * integer.weight_scale.reshape(shape)
         assert torch.equal(meaning, part.weight_quantizer(layer.part_weight(part)))
         assert (integer.weight_bits, integer.act_bits) == (3, 5)
-    assert integer_layers(layer)[0].bias is not None
-    assert integer_layers(layer)[1].bias is None
+    assert packed[0].bias is not None
+    assert packed[1].bias is None
 
 
 @pytest.mark.parametrize("bits", [Bits(16, 8), Bits(4, 16)])
-def test_half_quantized_layers_run_but_do_not_pack(bits):
+def test_half_quantized_layers_run(bits):
     x = torch.randn(4, 7)
     module = nn.Linear(7, 3)
     layer = ranged(module, bits, (), x)
     layer.freeze()
     assert not torch.equal(layer(x), module(x))
-    with pytest.raises(ValueError, match="packs"):
-        integer_layers(layer)
+
+
+def test_quantized_inputs_alone_do_not_pack():
+    layer = ranged(nn.Linear(7, 3), Bits(16, 8), (), torch.randn(4, 7))
+    layer.freeze()
+    with pytest.raises(Unsupported, match="float weight"):
+        pack_layer(layer)
 
 
 def test_unfrozen_layer_does_not_pack():
     layer = ranged(nn.Linear(7, 3), Bits(4, 8), (), torch.randn(4, 7))
     with pytest.raises(ValueError, match="frozen"):
-        integer_layers(layer)
+        pack_layer(layer)

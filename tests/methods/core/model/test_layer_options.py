@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import FP_WIDTH, Bits
+from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
+from quantarena.methods.core.model.options.input_scale import InputScale
+from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 KINDS = {
@@ -25,7 +27,7 @@ def plain(layer, x):
 
 def ranged(layer, x):
     layer.set_weight_ranges(minmax_range, symmetric=False)
-    for part in layer.part_list():
+    for part in layer.parts:
         if part.static is not None:
             piece = layer.part_input(part, layer.scaled(x))
             part.static.set_params(minmax_range(piece, part.static.bits))
@@ -91,32 +93,11 @@ def test_low_rank_branch_keeps_the_function_and_takes_outliers(case):
         layer.set_low_rank(down[:, :3], u[:, :1])
 
 
-def test_excluded_tokens_stay_in_floating_point():
-    torch.manual_seed(0)
-    module, x = nn.Linear(24, 8), torch.randn(4, 6, 24)
-    x[:, 0] *= 500  # the start token
-    layer = QuantLayer(module, Bits(4, 4))
-    layer.exclude_tokens(1)
-    ranged(layer, x[:, 1:])
-    with torch.no_grad():
-        assert torch.equal(layer(x)[:, :1], module(x[:, :1]))
-        constant = QuantLayer(module, Bits(4, 4))
-        constant.exclude_tokens(1, torch.full((1, 8), 3.0))
-        assert bool((ranged(constant, x)(x)[:, 0] == 3.0).all())
-    whole = ranged(QuantLayer(module, Bits(4, 4)), x)
-    rest = slice(1, None)
-    with torch.no_grad():
-        gap = (layer(x)[:, rest] - module(x)[:, rest]).square().mean()
-        assert gap < (whole(x)[:, rest] - module(x)[:, rest]).square().mean() / 10
-    with pytest.raises(ValueError, match="only tokens"):
-        QuantLayer(nn.Conv2d(3, 3, 1), Bits(4, 4)).exclude_tokens(1)
-
-
 def test_sixteen_bits_pass_through(case):
     module, x = case
     layer = QuantLayer(module, Bits(FP_WIDTH, FP_WIDTH))
     torch.testing.assert_close(layer(x), module(x), rtol=0, atol=1e-6)
-    assert all(p.weight_quantizer is None and p.act_quantizer is None for p in layer.part_list())
+    assert all(p.weight_quantizer is None and p.act_quantizer is None for p in layer.parts)
 
 
 def test_state_rebuilds_everything(case):
@@ -124,12 +105,11 @@ def test_state_rebuilds_everything(case):
     layer = QuantLayer(module, Bits(4, 8), (16, 8))
     layer.scale_input(torch.rand(24) + 0.5)
     layer.set_low_rank(torch.randn(2, *module.weight.shape[1:]), torch.randn(8, 2))
-    first, second = layer.part_list()
+    first, second = layer.parts
     first.weight_quantizer.set_bit_map(torch.tensor([2, 3, 4, 4, 4, 4, 5, 8]))
     if isinstance(module, nn.Linear):
-        second.act_quantizer = DynamicActQuantizer(8, symmetric=True, group=4)
-        second.weight_quantizer.group = 4
-        layer.exclude_tokens(2)
+        second.use_dynamic(symmetric=True, group_size=4)
+        second.use_weight_groups(4)
     ranged(layer, x).freeze()
     other = QuantLayer(type(module)(**_arguments(module)), Bits(4, 8))
     other.load(layer.state())
@@ -143,3 +123,63 @@ def _arguments(module):
         return {"in_features": 24, "out_features": 8}
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
     return {name: getattr(module, name) for name in names}
+
+
+def test_a_static_state_comes_back_into_a_layer_made_dynamic():
+    x = torch.randn(4, 24)
+    layer = ranged(QuantLayer(nn.Linear(24, 8), Bits(4, 8)), x)
+    layer.freeze()
+    other = QuantLayer(nn.Linear(24, 8), Bits(4, 8))
+    other.only_part.use_dynamic()
+    other.load(layer.state())
+    with torch.no_grad():
+        other.weight.copy_(layer.weight)
+        assert torch.equal(other(x), layer(x))
+
+
+def test_options_that_a_state_lacks_are_gone_after_loading(case):
+    module, x = case
+    plain_layer = ranged(QuantLayer(module, Bits(4, 8)), x)
+    plain_layer.freeze()
+    other = QuantLayer(module, Bits(4, 8))
+    other.scale_input(torch.rand(24) + 0.5)
+    other.load(plain_layer.state())
+    assert other.options == ()
+    with torch.no_grad():
+        assert torch.equal(other(x), plain_layer(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_mult": torch.ones(5)}, "scales of input channels have shape"),
+        ({"low_down": torch.ones(1, 5), "low_up": torch.ones(8, 1)}, "does not fit a weight"),
+        ({"patches": torch.tensor(True)}, "only a 2-d convolution"),
+    ],
+)
+def test_options_of_another_shape_are_refused(change, message):
+    layer = ranged(QuantLayer(nn.Linear(24, 8), Bits(4, 8)), torch.randn(4, 24))
+    layer.freeze()
+    with pytest.raises((BrokenModel, ValueError), match=message):
+        layer.load(layer.state() | change)
+
+
+def test_what_a_part_cannot_do_is_refused():
+    layer = QuantLayer(nn.Linear(24, 8), Bits(4, 16), (16, 8))
+    with pytest.raises(ValueError, match="has 2 parts, not one"):
+        _ = layer.only_part
+    with pytest.raises(ValueError, match="no ranges to find at run time"):
+        layer.parts[0].use_dynamic()
+
+
+def test_options_are_called_in_one_order_whatever_was_set_first():
+    first, second = (QuantLayer(nn.Linear(24, 8), Bits(4, 8)) for _ in range(2))
+    with torch.no_grad():
+        second.weight.copy_(first.weight)
+    factor, down, up = torch.rand(24) + 0.5, torch.randn(2, 24), torch.randn(8, 2)
+    first.scale_input(factor)
+    first.set_low_rank(down, up)
+    second.set_low_rank(down / factor, up)
+    second.scale_input(factor)
+    kinds = [[type(option) for option in layer.options] for layer in (first, second)]
+    assert kinds[0] == kinds[1] == [InputScale, LowRankBranch]

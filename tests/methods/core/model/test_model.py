@@ -87,7 +87,7 @@ def test_minmax_ranges_hold_every_calibration_value(pixel):
     for name, layer in model.layers.items():
 
         def inside(module, args, name=name):
-            for part in module.part_list():
+            for part in module.parts:
                 x, params = module.part_input(part, args[0]), part.act_quantizer.params
                 codes = x / params.scale + params.zero_point
                 assert codes.min() >= -0.51, name
@@ -122,7 +122,7 @@ def test_large_inputs_are_sampled_over_all_channels():
     model = wrap(network, graph, dict.fromkeys(graph.layers, Bits(8, 4)))
     model.set_weight_ranges(minmax_range)
     calibrate_activations(model, points, mse_range)
-    found = float(model.layers["middle"].part_list()[0].act_quantizer.scale)
+    found = float(model.layers["middle"].only_part.act_quantizer.scale)
     with torch.no_grad():
         whole = mse_range(network.before(points.sample), 4)
     assert found == pytest.approx(float(whole.scale), rel=0.1)

@@ -9,7 +9,7 @@ from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.footprint import account
+from quantarena.methods.core.packed.footprint import footprint
 from quantarena.methods.core.trace.network import AttentionKind, trace
 
 W4A4 = Bits(4, 4)
@@ -17,7 +17,7 @@ W4A4 = Bits(4, 4)
 
 def accounted(model, original, *, widths=None, **given):
     widths = widths or {name: layer.bits for name, layer in model.layers.items()}
-    return account(
+    return footprint(
         model.graph, widths, original, 1000, layers=model.layers, attention=model.attention, **given
     )
 
@@ -66,16 +66,6 @@ def test_the_branch_of_a_convolution():
     model = wrap(network, graph, dict.fromkeys(graph.layers, W4A4))
     model.layers["0"].set_low_rank(torch.randn(2, 3, 3, 3), torch.randn(8, 2))
     assert accounted(model, network).branch_macs == 16 * (2 * 27 + 8 * 2)
-
-
-def test_excluded_tokens_are_floating_point_or_constant():
-    network, graph = small()
-    model = wrap(network, graph, dict.fromkeys(graph.layers, W4A4))
-    model.layers["0"].exclude_tokens(1)
-    seen = accounted(model, network)
-    assert seen.bops == (4 * 48 + 5 * 24) * 16 + 48 * 32 * 32
-    model.layers["0"].exclude_tokens(1, torch.zeros(1, 6))
-    assert accounted(model, network).bops == (4 * 48 + 5 * 24) * 16
 
 
 def test_attention_products_count_at_the_widths_of_both_factors(conditional):

@@ -6,9 +6,10 @@ from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.footprint import account
+from quantarena.methods.core.packed.footprint import footprint
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
-from quantarena.methods.core.packed.pack import PARITY_LIMIT, observe, pack, parity
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -53,7 +54,7 @@ def test_split_layers_pack_to_sums(pixel):
 def test_one_wrong_code_is_caught(pixel, victim):
     model = quantized(pixel, Bits(8, 8))
     packed = pack(model)
-    quantizer = model.layers[victim].part_list()[0].weight_quantizer
+    quantizer = model.layers[victim].only_part.weight_quantizer
     codes = quantizer.codes.clone()
     codes.view(-1)[0] += 1 if codes.view(-1)[0] < 255 else -1
     quantizer.set_codes(codes)
@@ -104,7 +105,7 @@ def test_codes_of_large_layers_take_half_a_byte_at_four_bits():
         model = wrap(network, graph, dict.fromkeys(graph.layers, Bits(width, 8)))
         model.set_weight_ranges(minmax_range)
         for layer in model.layers.values():
-            layer.part_list()[0].act_quantizer.set_params(minmax_range(torch.randn(9), 8))
+            layer.only_part.act_quantizer.set_params(minmax_range(torch.randn(9), 8))
         model.freeze()
         sizes[width] = pack(model).bytes()
     weights = 2 * 64 * 64 * 9
@@ -148,7 +149,7 @@ def test_account_by_hand(probe):
 
 def test_layers_left_out_count_as_full_precision(pixel):
     name = "mid_block.resnets.0.conv1"
-    seen = account(pixel.graph, {name: Bits(4, 8)}, pixel.model, packed_bytes=1000)
+    seen = footprint(pixel.graph, {name: Bits(4, 8)}, pixel.model, packed_bytes=1000)
     share = pixel.graph.layers[name].macs / pixel.graph.total_macs
     assert seen.coverage == {"fp": pytest.approx(1 - share), "w4a8": pytest.approx(share)}
     assert seen.layers == 1

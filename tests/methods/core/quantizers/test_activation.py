@@ -183,7 +183,7 @@ def test_dynamic_groups_isolate_an_outlier_channel():
     kept = torch.ones(64, dtype=torch.bool)
     kept[:32] = False  # the other group
     whole = (DynamicActQuantizer(4)(x) - x)[:, kept].square().mean()
-    grouped = (DynamicActQuantizer(4, group=32)(x) - x)[:, kept].square().mean()
+    grouped = (DynamicActQuantizer(4, group_size=32)(x) - x)[:, kept].square().mean()
     assert grouped < whole / 100
 
 

@@ -32,16 +32,16 @@ def scores(shape, seed, sharpness=4.0):
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
     bits=widths,
     per_octave=bases,
-    kept=st.integers(0, 4),
+    axes=st.integers(0, 4),
     zero_code=st.booleans(),
     power=st.sampled_from([1e-44, 1e-20, 1.0, 1e30]),
     seed=st.integers(0, 999),
 )
-def test_any_shape_and_size(shape, bits, per_octave, kept, zero_code, power, seed):
+def test_any_shape_and_size(shape, bits, per_octave, axes, zero_code, power, seed):
     x = scores(shape, seed) * power
-    kept = min(kept, len(shape))
-    params = log_params(x, bits, per_octave=per_octave, kept=kept, zero_code=zero_code)
-    assert params.scale.shape == (*shape[:kept], *[1] * (len(shape) - kept))
+    axes = min(axes, len(shape))
+    params = log_params(x, bits, per_octave=per_octave, axes=axes, zero_code=zero_code)
+    assert params.scale.shape == (*shape[:axes], *[1] * (len(shape) - axes))
     codes = log_quantize(x, params)
     assert codes.shape == x.shape
     assert codes.dtype == torch.uint8
@@ -133,16 +133,16 @@ def test_other_refusals():
     bits=widths,
     per_octave=bases,
     zero_code=st.booleans(),
-    kept=st.integers(0, 3),
+    axes=st.integers(0, 3),
     inner=st.integers(1, 40),
     seed=st.integers(0, 999),
 )
-def test_integer_form_equals_float_product(bits, per_octave, zero_code, kept, inner, seed):
+def test_integer_form_equals_float_product(bits, per_octave, zero_code, axes, inner, seed):
     generator = torch.Generator().manual_seed(seed)
     x = scores((2, 3, inner), seed)
     values = torch.randint(-128, 128, (2, inner, 4), generator=generator).to(torch.int8)
     value_scale = torch.tensor(0.013)
-    params = log_params(x, bits, per_octave=per_octave, kept=min(kept, 2), zero_code=zero_code)
+    params = log_params(x, bits, per_octave=per_octave, axes=min(axes, 2), zero_code=zero_code)
     codes = log_quantize(x, params)
     got = log_matmul(codes, values, params, value_scale)
     weights = log_dequantize(codes, params).double()
@@ -185,8 +185,8 @@ def test_zero_point_of_values_fits_the_same_accumulators():
 
 def test_one_scale_for_each_sample_does_not_see_batch_mates():
     x = torch.stack([scores((6, 6), 1), scores((6, 6), 2) * 0.1])
-    alone = log_fake_quantize(x[1:], log_params(x[1:], 4, kept=1))
-    assert torch.equal(log_fake_quantize(x, log_params(x, 4, kept=1))[1:], alone)
+    alone = log_fake_quantize(x[1:], log_params(x[1:], 4, axes=1))
+    assert torch.equal(log_fake_quantize(x, log_params(x, 4, axes=1))[1:], alone)
 
 
 def test_planted_peak_log_beats_uniform_and_finer_base_beats_log2():

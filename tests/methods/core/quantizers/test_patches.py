@@ -8,7 +8,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
 from quantarena.methods.core.packed.nodes.rebuild import build
 from quantarena.methods.core.quantizers.activation import DynamicActQuantizer
@@ -61,7 +61,7 @@ def grouped(settings, *, mult=False, dynamic=False, splits=()):
     ids = torch.randint(3, (CALLS, pixels[0] * pixels[1]))
     high = torch.rand(CALLS, 3) * 3 + 0.5
     found = affine_params(-high / 2, high, 4, False)
-    for part in layer.part_list():
+    for part in layer.parts:
         if dynamic:
             part.act_quantizer = DynamicActQuantizer(4)
         else:
@@ -92,14 +92,14 @@ def test_packed_patches_compute_the_same(settings, options):
 def test_each_output_pixel_reads_codes_of_its_own_range():
     layer = grouped(SETTINGS[0])
     x = torch.randn(IMAGE)
-    quantizer = layer.part_list()[0].static
+    quantizer = layer.only_part.static
     with layer.clock.at(1):
         y = layer(x)
         params = quantizer.at(layer.window.rows(x))
     pixel = 2 * 5 + 3
     scale, zero = (float(v[0, pixel, 0]) for v in (params.scale, params.zero_point))
     image = ((torch.round(x / scale) + zero).clamp(0, 15) - zero) * scale
-    weight = layer.part_list()[0].weight_quantizer(layer.weight)
+    weight = layer.only_part.weight_quantizer(layer.weight)
     plain = F.conv2d(image, weight, layer.bias, padding=1)
     assert torch.allclose(y[:, :, 2, 3], plain[:, :, 2, 3], atol=1e-5)
     assert not torch.allclose(y, plain, atol=1e-2), "all pixels have one range"
@@ -117,7 +117,7 @@ def test_state_keeps_patches():
 
 def test_one_range_needs_no_patches_and_others_are_refused():
     layer = grouped(SETTINGS[0])
-    quantizer = layer.part_list()[0].static
+    quantizer = layer.only_part.static
     with pytest.raises(ValueError, match="another image size"), layer.clock.at(0):
         layer(torch.randn(2, 6, 8, 8))
     quantizer.set_groups(-1, torch.arange(54) % 2, torch.rand(2) + 1, torch.full((2,), 8.0))

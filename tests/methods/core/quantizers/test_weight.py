@@ -67,7 +67,7 @@ def test_k_groups_isolate_an_outlier(shape):
     rest = torch.arange(32) >= 16
     error = {}
     for group in (0, 16):
-        quantizer = made(weight, group=group)
+        quantizer = made(weight, group_size=group)
         quantizer.freeze(weight)
         assert quantizer.codes.shape == weight.shape
         error[group] = (quantizer(weight) - weight)[:, rest].square().mean()

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, fake_quantize
 from quantarena.methods.core.bits import AttentionBits, Bits
+from quantarena.methods.core.model.attention_mode import Fake
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import trace
@@ -148,7 +149,7 @@ def test_products_have_bounds_without_the_excluded_token(conditional):
     assert before[name, "key"].positions.low.shape == (4, 5)
     assert torch.equal(after[name, "key"].positions.low, before[name, "key"].positions.low[:, 1:])
     assert after[name, "value"].positions.low.shape == (4, 5)
-    assert all(quant.watch is None for quant in model.attention.values())
+    assert all(quant.mode == Fake() for quant in model.attention.values())
 
 
 def test_vectors_have_no_positions():

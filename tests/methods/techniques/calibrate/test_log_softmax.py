@@ -3,6 +3,7 @@
 import torch
 
 from quantarena.methods.core.bits import FP, AttentionBits
+from quantarena.methods.core.model.attention_mode import Fake
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.quantizers.log import LogParams, LogQuantizer, log_fake_quantize
 from quantarena.methods.techniques.calibrate.log_softmax import best_log_scale, calibrate_log_scales
@@ -39,7 +40,7 @@ def test_every_logarithmic_softmax_gets_one_and_keeps_it(transformer):
         products.use_log(per_octave=2)
     calibrate_log_scales(made[0], transformer.heldout)
     for products in made[0].attention.values():
-        assert products.watch is None
+        assert products.mode == Fake()
         assert 0 < float(products.quantizers["softmax"].scale) <= 1
     made[1].load_state(made[0].state())
     with torch.no_grad():

@@ -74,7 +74,7 @@ def test_loss_falls_and_codes_are_frozen(pixel, student):
     assert sum(report.losses[-8:]) < 0.8 * sum(report.losses[:8])
     assert ticks[-1] == (60, 60)
     for layer in student.layers.values():
-        assert all(part.weight_quantizer.codes is not None for part in layer.part_list())
+        assert all(part.weight_quantizer.codes is not None for part in layer.parts)
     assert not any(p.requires_grad for p in pixel.model.parameters())
 
 
@@ -160,18 +160,18 @@ def test_terms_act_once_a_window_over_consecutive_calls(pixel, student):
 
 
 def test_only_asked_groups_change(pixel, student):
-    before = {n: x.part_list()[0].act_quantizer.scale.clone() for n, x in student.layers.items()}
-    scales = {n: x.part_list()[0].weight_quantizer.scale.clone() for n, x in student.layers.items()}
+    before = {n: x.parts[0].act_quantizer.scale.clone() for n, x in student.layers.items()}
+    scales = {n: x.parts[0].weight_quantizer.scale.clone() for n, x in student.layers.items()}
     groups = {"act_scale": Group(1e-2, relative=True)}
     distill(student, pixel.model, walk_of(pixel), Distillation(3, groups), seed=0)
     for name, layer in student.layers.items():
-        (part,) = layer.part_list()
+        part = layer.only_part
         assert not torch.equal(part.act_quantizer.scale, before[name]), name
         assert torch.equal(part.weight_quantizer.scale, scales[name])
 
 
 def test_banks_learn_at_the_calls_walked(pixel, student):
-    layer = student.layers["mid_block.resnets.0.conv1"].part_list()[0]
+    layer = student.layers["mid_block.resnets.0.conv1"].parts[0]
     scale, zero = layer.act_quantizer.scale.detach(), layer.act_quantizer.zero_point.detach()
     layer.act_quantizer.set_bank(scale.repeat(4), zero.repeat(4))
     groups = {"act_scale": Group(1e-2, relative=True)}
@@ -224,4 +224,4 @@ def test_weights_are_quantized_once_an_update_whatever_the_window(pixel, student
 
 
 def parts(model):
-    return [part for layer in model.layers.values() for part in layer.part_list()]
+    return [part for layer in model.layers.values() for part in layer.parts]

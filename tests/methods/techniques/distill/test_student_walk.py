@@ -171,7 +171,7 @@ def test_losses_fall_and_codes_are_frozen(pixel, features):
     assert report.teacher_rows == 4 * points * (1 + len(features) * 5)
     assert sum(report.losses["parallel"][-4:]) < 0.9 * sum(report.losses["parallel"][:4])
     for layer in model.layers.values():
-        assert all(part.weight_quantizer.codes is not None for part in layer.part_list())
+        assert all(part.weight_quantizer.codes is not None for part in layer.parts)
         assert bool((layer.parts[0].static.scale > 0).all())
 
 

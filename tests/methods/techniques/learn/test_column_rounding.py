@@ -98,7 +98,7 @@ def test_a_layer_is_better_on_other_inputs_too(layer):
     x, other = mixed(), mixed(seed=0).flip(0) * 0.97
     if isinstance(layer, nn.Conv2d):
         x, other = (v.T.reshape(1, 24, 20, 40) for v in (x, other))
-    quantizer = quant.part_list()[0].act_quantizer
+    quantizer = quant.only_part.act_quantizer
     quantizer.set_params(minmax_range(x, 4))
     quant.set_weight_ranges(minmax_range, symmetric=False)
     before = float((quant(other) - layer(other)).square().mean())
@@ -109,4 +109,4 @@ def test_a_layer_is_better_on_other_inputs_too(layer):
     assert after < 0.6 * before
     assert torch.equal(quant.weight, weight), "the float weight is that of the network"
     quant.freeze()
-    assert quant.part_list()[0].weight_quantizer.codes.max() <= 7
+    assert quant.only_part.weight_quantizer.codes.max() <= 7

@@ -29,7 +29,7 @@ def quantizers(model, block):
     return [
         (part.weight_quantizer, model.layers[name].part_weight(part))
         for name in block.layers
-        for part in model.layers[name].part_list()
+        for part in model.layers[name].parts
     ]
 
 
@@ -246,7 +246,7 @@ def test_layer_terms_reach_every_layer_but_the_last(ground, watched):
         assert [*step.layers] == list(block.layers[:-1])
         if not alphas:
             for name in block.layers:
-                part = model.layers[name].part_list()[0]
+                part = model.layers[name].parts[0]
                 alphas[name] = part.weight_quantizer.soft.alpha
             loss = layer_loss(step, 2.0)
             found = torch.autograd.grad(

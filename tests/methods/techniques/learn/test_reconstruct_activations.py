@@ -17,7 +17,7 @@ def calibrated(pixel, ground):
     model.freeze()
     calibrate_activations(model, points, minmax_range)
     block = blocks["mid_block"]
-    acts = [p.act_quantizer for n in block.layers for p in model.layers[n].part_list()]
+    acts = [p.act_quantizer for n in block.layers for p in model.layers[n].parts]
     return model, block, points, acts
 
 

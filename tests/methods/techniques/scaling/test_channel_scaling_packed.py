@@ -13,7 +13,7 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import place, wrap
 from quantarena.methods.core.model.time_table import ScheduledTable, precalculate
-from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.pack import PARITY_LIMIT, pack, parity
 from quantarena.methods.core.quantizers.log import LogParams, log_dequantize
 from quantarena.methods.core.record.steps import AllCalls
@@ -44,7 +44,7 @@ def uneven(kind, name):
 def packed_gap(layer, x, bits):
     """Ranges, frozen codes, and how far packed is from fake."""
     layer.set_weight_ranges(minmax_range, symmetric=False)
-    part = layer.part_list()[0]
+    part = layer.parts[0]
     part.act_quantizer.set_params(minmax_range(layer.scaled(x), bits.act))
     layer.freeze()
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_folded_norm_packs(bits):
     model = wrap(network, trace(network, h), dict.fromkeys(("one", "two"), bits))
     model.set_weight_ranges(minmax_range)
     for layer in model.layers.values():
-        layer.part_list()[0].act_quantizer.set_params(layerwise)
+        layer.parts[0].act_quantizer.set_params(layerwise)
     model.freeze()
     packed = pack(model)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from torch import nn
 from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.packed.lower import pack_layer
+from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.quantizers.group_views import group_range, grouped, ungrouped
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.scaling.low_rank import product, refine_branch, svd_branch
@@ -115,8 +115,8 @@ def test_a_layer_with_a_branch_packs(rank):
         layer = QuantLayer(module, Bits(4, 8))
         if name == "branch":
             layer.set_low_rank(branch.down, branch.up)
-        part = layer.part_list()[0]
-        part.weight_quantizer.group = 8
+        part = layer.only_part
+        part.weight_quantizer.group_size = 8
         layer.set_weight_ranges(minmax_range, symmetric=True)
         part.act_quantizer.set_params(minmax_range(x, 8))
         layer.freeze()

@@ -13,7 +13,9 @@ from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.model.attention import QuantAttention
-from quantarena.methods.core.model.attention_products import Codes
+from quantarena.methods.core.model.attention_mode import Fake, IntegerOracle, Plain
+from quantarena.methods.core.model.attention_products import OperandCodes
+from quantarena.methods.core.packed.native_attention import Native, kernel_products
 from quantarena.methods.core.packed.nodes import attention as native_attention
 from quantarena.methods.core.packed.nodes.attention import MOST_PRODUCTS, Products
 from quantarena.methods.core.quantizers.activation import ActQuantizer
@@ -80,17 +82,17 @@ def products(quant, library=None):
 
 
 def integers(quant, q, k):
-    left = Codes.of(quant.static("query"), q)
-    right = Codes.of(quant.static("key"), k[..., quant.excluded :, :])
+    left = OperandCodes.of(quant.static("query"), q)
+    right = OperandCodes.of(quant.static("key"), k[..., quant.excluded :, :])
     return left.values.long() @ right.values.long().mT
 
 
 def mixed_integers(quant, probs, v):
     inside = probs[..., quant.excluded :]
-    values = Codes.of(quant.static("value"), v[..., quant.excluded :, :]).values
+    values = OperandCodes.of(quant.static("value"), v[..., quant.excluded :, :]).values
     softmax = dict(quant.quantizers.items())["softmax"]
     if isinstance(softmax, ActQuantizer):
-        return Codes.of(softmax, inside).values.long() @ values.long()
+        return OperandCodes.of(softmax, inside).values.long() @ values.long()
     codes, params = softmax.codes(inside)
     return torch.stack(log_accumulate(codes, values.to(torch.int16), params))
 
@@ -106,10 +108,10 @@ def check(quant, q, k, v, library, mask=None):
     probs = torch.softmax(scores * q.shape[-1] ** -0.5, dim=-1)
     found = native_attention.mix(given, probs, v, integer=True)
     assert torch.equal(found.long(), mixed_integers(quant, probs, v))
-    quant.integer = True
+    quant.mode = IntegerOracle()
     near(native_attention.mix(given, probs, v), quant.mix(probs, v), 1e-6)
     expected = quant.attend(q, k, v, mask)
-    quant.integer = False
+    quant.mode = Fake()
     found = native_attention.attend(given, q, k, v, mask, q.shape[-1] ** -0.5)
     gap = (found - expected).abs()
     # codes that lie within float rounding of a tie may differ: few, and by one step
@@ -131,12 +133,12 @@ def test_integers_are_the_64_bit_sums(library, shape, excluded):
 
 
 @pytest.mark.parametrize("per_octave", [1, 2])
-@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("bits", [1, 3, 4, 5, 6, 8])
-def test_logarithmic_codes(library, per_octave, kept, bits):
+def test_logarithmic_codes(library, per_octave, axes, bits):
     for shape, excluded, zero in ((SHAPES[2], 1, True), (SHAPES[4], 0, False)):
         q, k, v = operands(shape, spread=4.0)  # peaked rows: deep codes too
-        log = {"per_octave": per_octave, "kept": kept, "zero_code": zero}
+        log = {"per_octave": per_octave, "axes": axes, "zero_code": zero}
         quant = quantized(q, k, v, (8, 8, 8, bits), excluded=excluded, log=log)
         check(quant, q, k, v, library)
 
@@ -246,11 +248,11 @@ def test_ranges_by_call_and_head(library, banked):
         native_attention.scores(products(quant, library), q[:, :2], k[:, :2])
 
 
-@pytest.mark.parametrize("kept", [1, 2])
-def test_a_result_does_not_depend_on_batch_mates(library, kept):
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_result_does_not_depend_on_batch_mates(library, axes):
     q, k, v = operands((4, 2, 12, 12, 8))
     q[0] *= 9
-    quant = quantized(q, k, v, (8, 8, 8, 4), log={"kept": kept})
+    quant = quantized(q, k, v, (8, 8, 8, 4), log={"axes": axes})
     given = products(quant, library)
     together = native_attention.attend(given, q, k, v, None, 8**-0.5)
     for row in range(4):
@@ -294,31 +296,30 @@ def test_what_the_kernels_leave_to_the_float_form():
     q = q.detach()
     assert native_attention.attend(given, q, k[:, :1], v[:, :1], None, 1.0) is None
     assert native_attention.attend(given, q[:0], k[:0], v[:0], None, 1.0).shape == (0, 2, 3, 6)
-    quant.native = True
+    quant.mode = Native()
     plain = F.scaled_dot_product_attention(q, k, v)
     by_channel = quantized(q, k, v)
-    by_channel.native = True
+    by_channel.mode = Native()
     for axis, count in ((-1, 6), (-2, 4)):
         by_channel.static("value").set_groups(
             axis, torch.arange(count) % 2, torch.tensor([0.05, 0.06]), torch.tensor([128.0, 99.0])
         )
-        assert not by_channel.products.apply()
+        assert not kernel_products(by_channel).apply()
         near(by_channel.attend(q, k, v), plain, 0.2)
     half = QuantAttention(quant.info, AttentionBits(softmax=8), CallClock())
-    half.native = True
+    half.mode = Native()
     half.static("softmax").set_params(quant.static("softmax").params)
-    assert half.products is None
+    assert kernel_products(half) is None
     near(half.attend(q, k, v), plain, 0.05)
-    assert quant.products.apply()
-    quant.use_act_quantizer = False
-    assert quant.products is None
+    assert kernel_products(quant).apply()
+    quant.mode = Plain()
     assert torch.allclose(quant.attend(q, k, v), plain, atol=1e-6)
 
 
 def test_the_module_runs_what_the_functions_compute():
     q, k, v = operands((2, 2, 6, 7, 8))
     quant = quantized(q, k, v)
-    quant.native = True
+    quant.mode = Native()
     found = quant.attend(q, k, v, scale=0.3)
     assert torch.equal(found, native_attention.attend(products(quant), q, k, v, None, 0.3))
     folded = quant.attend(*(x.reshape(4, *x.shape[2:]) for x in (q, k, v)), scale=0.3)

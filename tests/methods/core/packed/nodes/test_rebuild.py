@@ -11,11 +11,10 @@ from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import oracle
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.nodes.rebuild import build, leaves
+from quantarena.methods.core.packed.nodes.rebuild import build, leaf_nodes
 from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.packed.nodes.wrappers import (
     Conv1dLayer,
-    FloatTokensLayer,
     LowRankLayer,
     MixedWidthLayer,
 )
@@ -37,7 +36,7 @@ def centred(layer):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_rows_are_exact(make_layer, make_input, library, bits, groups):
     layer = make_layer((groups * 20, 12, 1, 1), *bits, asymmetric=True, bias=False, groups=groups)
-    quantizer = DynamicActQuantizer(bits[1], group=12 if groups > 1 else 0)
+    quantizer = DynamicActQuantizer(bits[1], group_size=12 if groups > 1 else 0)
     node = RowScaledLayer(PackedLayer(unit(layer), library), quantizer, None, None)
     x = make_input((3, 5, 12 * groups))
     view = x.view(3, 5, groups, 12)
@@ -87,7 +86,7 @@ def test_rows_of_two_widths(make_layer, make_input, library):
     x = make_input((4, 24))
     want = torch.cat([oracle.forward(part, x) for part in parts], -1)[:, back]
     assert torch.allclose(node(x), want, rtol=0, atol=1e-5 * float(want.abs().max()))
-    assert [leaf.metadata["weight_bits"] for leaf in leaves(node)] == [2, 8]
+    assert [leaf.metadata["weight_bits"] for leaf in leaf_nodes(node)] == [2, 8]
 
 
 def test_banks_by_row(make_layer, make_input, library):
@@ -112,8 +111,7 @@ def tree(make_layer):
     """A node of many forms."""
     parts = [PackedLayer(make_layer((n, 24), w, 8, seed=w, steps=3)) for n, w in ((7, 2), (12, 8))]
     mixed = MixedWidthLayer(parts, torch.randperm(19))
-    ranked = LowRankLayer(mixed, torch.randn(2, 24), torch.randn(19, 2), {})
-    node = FloatTokensLayer(ranked, 1, weight=torch.randn(19, 24), bias=torch.randn(19))
+    node = LowRankLayer(mixed, torch.randn(2, 24), torch.randn(19, 2), {})
     node.set_clock(CallClock())
     return node
 
@@ -136,11 +134,10 @@ def test_trees_are_copied_pickled_and_rebuilt(make_layer, make_input):
     [
         (lambda d, t: d.update(form="other"), "the form 'other'"),
         (lambda d, t: t.update(extra=torch.zeros(1)), "a tensor extra"),
-        (lambda d, t: d.update(tensors=["bias"]), "need their outputs, or a float weight"),
-        (lambda d, t: t.update({"weight": torch.zeros(3, 3)}), "need their outputs"),
-        (lambda d, t: t.update({"inner.up": torch.zeros(3, 2)}), "does not fit"),
-        (lambda d, t: t.update({"inner.inner.back": torch.zeros(19)}), "does not hold all 19"),
-        (lambda d, t: t.pop("inner.inner.parts.1.codes"), "has no codes"),
+        (lambda d, t: d.update(form="float_tokens"), "no longer supported: quantize again"),
+        (lambda d, t: t.update({"up": torch.zeros(3, 2)}), "does not fit"),
+        (lambda d, t: t.update({"inner.back": torch.zeros(19)}), "does not hold all 19"),
+        (lambda d, t: t.pop("inner.parts.1.codes"), "has no codes"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_layer, change, message):

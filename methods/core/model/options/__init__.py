@@ -1,0 +1,1 @@
+"""Options of a quantized layer: one object in one file each."""

@@ -1,0 +1,1 @@
+"""Lowering: from a quantized layer to the packed modules that compute it."""

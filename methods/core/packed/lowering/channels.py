@@ -1,0 +1,74 @@
+"""Lowering where every range belongs to input channels: one packed layer, or a sum of them."""
+
+import torch
+from torch import Tensor
+
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.kernels.formats import IntegerLayer
+from quantarena.methods.core.packed.lowering.case import Case, Ranges
+from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.node import Node
+from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
+
+MAX_CHANNEL_GROUPS = 32
+"""Most groups of input channels that run as parts of their own."""
+
+
+def weights_alone(case: Case) -> Node:
+    """Packed codes whose float weight is made at run time."""
+    codes = case.codes
+    return WeightOnlyLayer(
+        codes.values,
+        codes.bits,
+        codes.scale,
+        codes.zero,
+        in_mult=codes.mult,
+        bias=codes.bias,
+        geometry=codes.geometry,
+    )
+
+
+def channel_sum(case: Case) -> Node:
+    """A sum over parts whose channels share an activation range and a weight scale.
+
+    Raises:
+        Unsupported: groups that differ by sampler call, too many of them, or a grouped convolution.
+    """
+    codes, quantizer = case.codes, case.static
+    ids = quantizer.ids if case.ranges is Ranges.CHANNELS else None
+    if ids is None and codes.k_groups == 1:
+        return PackedLayer(codes.layer(quantizer.bits, quantizer.scale, quantizer.zero_point))
+    _refuse(ids, codes.conv_groups)
+    of_channel = torch.arange(codes.inputs) // (codes.inputs // codes.k_groups)
+    key = of_channel if ids is None else ids.cpu() * codes.k_groups + of_channel
+    order = key.argsort(stable=True)
+    sizes = torch.unique(key, return_counts=True)[1].tolist()
+    parts: list[IntegerLayer] = []
+    for index in torch.split(order, sizes):
+        act_group, k_group = divmod(int(key[index[0]]), codes.k_groups)
+        piece = codes.channels(index, k_group, bias=not parts)
+        scale, zero = quantizer.scale.detach(), quantizer.zero_point.detach()
+        if ids is not None:
+            scale, zero = scale[..., act_group], zero[..., act_group]
+        parts.append(piece.layer(quantizer.bits, scale, zero))
+    if torch.equal(order, torch.arange(codes.inputs)):
+        return PackedLayer(parts[0]) if len(parts) == 1 else SplitPackedLayer(parts)
+    return SplitPackedLayer(parts, order=order)
+
+
+def _refuse(ids: Tensor | None, conv_groups: int) -> None:
+    """Raises ``Unsupported`` where no sum of packed layers computes these groups."""
+    if ids is not None and ids.dim() == 2:
+        raise Unsupported(
+            "groups of input channels that differ by sampler call have no packed form: weights are "
+            "sorted once"
+        )
+    count = 1 if ids is None else len(torch.unique(ids))
+    if count > MAX_CHANNEL_GROUPS:
+        raise Unsupported(
+            f"{count} groups of input channels are more than the {MAX_CHANNEL_GROUPS} that run as "
+            "parts of their own: fold them into the weights"
+        )
+    if conv_groups != 1:
+        raise Unsupported("channel groups of a convolution in groups have no packed form")
