@@ -37,7 +37,8 @@ class LowRankBranch(LayerOption):
             raise ValueError(misfit)
         taken = (up @ down.flatten(1)).reshape(host.weight.shape)
         host.weight = nn.Parameter(host.weight.detach() - taken, requires_grad=False)
-        return cls(down.detach(), up.detach())
+        # As they come back from a file: with other strides BLAS may add up in another order.
+        return cls(down.detach().contiguous(), up.detach().contiguous())
 
     def add(self, y: Tensor, x: Tensor, host: Host) -> Tensor:
         """See ``LayerOption``."""
