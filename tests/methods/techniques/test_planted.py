@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.model import wrap
-from quantarena.methods.core.packed.pack import pack, parity
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.bounds import input_bounds

@@ -20,6 +20,7 @@ from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.trace.network import AttentionKind, trace
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 EIGHT = AttentionBits(8, 8, 8, 8)
@@ -73,7 +74,7 @@ def test_written_out_attention_gives_the_same(conditional):
     written = wrap(other, graph, dict.fromkeys(graph.layers, FP))
     widths = dict.fromkeys(graph.attention, EIGHT)
     written.attention = wrap_attention(written.module, graph, widths, written.clock)
-    calibrate_attention(fused, conditional.heldout, minmax_range, per_head=True)
+    calibrate_attention(fused, conditional.heldout, minmax_range, CalibrationPlan(per_head=True))
     for name, quant in written.attention.items():
         assert not quant.info.fused
         quant.load(fused.attention[name].state())
@@ -101,7 +102,10 @@ def test_a_copy_has_its_own_quantizers(pixel):
 def test_state_round_trip(conditional, per_step, log):
     model = wrapped(conditional)
     calibrate_attention(
-        model, conditional.heldout, minmax_range, per_call=per_step, per_head=True, symmetric=True
+        model,
+        conditional.heldout,
+        minmax_range,
+        CalibrationPlan(per_call=per_step, per_head=True, symmetric=True),
     )
     if log:
         for quant in model.attention.values():
@@ -165,7 +169,9 @@ def test_calibration_takes_extremes_by_call_and_head(transformer):
     }
     with torch.no_grad(), model.watching(watches):
         model.run(transformer.heldout)
-    calibrate_attention(model, transformer.heldout, minmax_range, per_step=True, per_head=True)
+    calibrate_attention(
+        model, transformer.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
+    )
     steps = transformer.heldout.step
     for (name, operand), (x,) in seen.items():
         quantizer = model.attention[name].static(operand)
@@ -182,7 +188,7 @@ def test_calibration_takes_extremes_by_call_and_head(transformer):
 @pytest.mark.parametrize("log", [False, True])
 def test_parity_of_every_module(conditional, log):
     model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True)
+    calibrate_attention(model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True))
     for quant in model.attention.values():
         if log:
             quant.use_log(per_octave=2)
@@ -196,7 +202,9 @@ def test_parity_of_every_module(conditional, log):
 @pytest.mark.parametrize("log", [False, True])
 def test_packed_products_are_native_and_held_to_the_integers(conditional, log):
     model = wrapped(conditional)
-    calibrate_attention(model, conditional.heldout, minmax_range, per_step=True, per_head=True)
+    calibrate_attention(
+        model, conditional.heldout, minmax_range, CalibrationPlan(per_call=True, per_head=True)
+    )
     for quant in model.attention.values():
         if log:
             quant.use_log(per_octave=2, axes=2)

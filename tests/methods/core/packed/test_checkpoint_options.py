@@ -22,6 +22,7 @@ from quantarena.methods.core.record.steps import AllCalls
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing import networks as networks
 
@@ -95,8 +96,10 @@ def quantized(probe, options=(), *, bits=W4A8, per_step=False, attention=None):
     model.set_weight_ranges(minmax_range)
     points = AllCalls().draw(probe.trajectory, 0)
     if bits.act < 16:
-        calibrate_activations(model, points, minmax_range, per_call=per_step)
-    calibrate_attention(model, points, minmax_range, per_call=per_step, per_head=True)
+        calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=per_step))
+    calibrate_attention(
+        model, points, minmax_range, CalibrationPlan(per_call=per_step, per_head=True)
+    )
     model.freeze()
     return model
 
@@ -133,7 +136,7 @@ def round_trip(probe, packed, folder):
 @pytest.mark.parametrize("name", CASES)
 def test_options_pack_and_come_back(probe, name, tmp_path):
     options, per_step = CASES[name]
-    model = quantized(probe, options, per_call=per_step)
+    model = quantized(probe, options, per_step=per_step)
     packed = pack(model)
     report = parity(model, packed, probe.heldout)
     assert report.max_rel <= PARITY_LIMIT

@@ -8,7 +8,6 @@ from quantarena.methods.core.quantizers.group_views import (
     group_range,
     grouped,
     leading_range,
-    token_range,
     ungrouped,
 )
 from quantarena.methods.techniques.ranges.minmax import minmax_range
@@ -60,22 +59,9 @@ def test_planted_group_beats_per_channel():
     assert better < 0.02 * worse
 
 
-@ALL
-def test_token_ranges(search):
-    x = sample((2, 5, 16), 8) * torch.logspace(-3, 3, 5).reshape(1, 5, 1)
-    params = token_range(search, x, 8)
-    assert params.scale.shape == (2, 5, 1)
-    error = (fake_quantize(x, params) - x).norm(dim=-1) / x.norm(dim=-1)
-    assert error.max() < 0.05
-    # a token's range does not depend on its batch mates
-    assert torch.allclose(token_range(search, x[1:], 8).scale, params.scale[1:], rtol=1e-6)
-
-
 def test_step_and_head_tables():
     x = sample((4, 2, 6, 6), 9)
     assert leading_range(minmax_range, x, 8, 2).scale.shape == (4, 2, 1, 1)
     for kept in (0, 4):
         with pytest.raises(ValueError, match="keep"):
             leading_range(minmax_range, x, 8, kept)
-    with pytest.raises(ValueError, match="empty"):
-        token_range(minmax_range, torch.empty(0, 3), 8)

@@ -78,9 +78,9 @@ def test_inputs_from_the_quantized_prefix_targets_from_full_precision(
         name = ground_of.block.name
         assert torch.allclose(ground_of.target, outputs[name], **close), name
         assert torch.allclose(ground_of.full, full[name], **close), name
-        assert torch.allclose(ground_of.arrival.stream, ours[name], **close), name
+        assert torch.allclose(ground_of.inputs.stream, ours[name], **close), name
     late = watched[-1]
-    assert (late.arrival.stream - late.full).abs().max() > 1e-2, "the prefix is not quantized"
+    assert (late.inputs.stream - late.full).abs().max() > 1e-2, "the prefix is not quantized"
 
 
 def test_every_prefix_is_computed_once(ground):
@@ -122,7 +122,7 @@ def decided(monkeypatch, model, block, points, schedule):
     original = Learning.finish
 
     def finish(self):
-        soft.extend(s.rounding().detach() for s in self.softs)
+        soft.extend(s.rounding().detach() for s in self.soft_roundings)
         return original(self)
 
     monkeypatch.setattr(Learning, "finish", finish)
@@ -285,13 +285,13 @@ def test_user_terms_steer(run_codes, pixel, points):
 def test_mixing_takes_that_share_from_full_precision(ground, monkeypatch, share):
     model, blocks, points = ground
     seen = []
-    original = optimise.Ground.run
+    original = optimise.BlockProblem.run
 
     def spy(self, index, stream=None):
         seen.append((self, index, stream))
         return original(self, index, stream)
 
-    monkeypatch.setattr(optimise.Ground, "run", spy)
+    monkeypatch.setattr(optimise.BlockProblem, "run", spy)
     some = [b for n, b in blocks.items() if n in (FIRST, SPLIT)]
     reconstruct(model, some, points, rounding(3, mix=share), acts=False, seed=0)
     trained = [call for call in seen if call[0].block.name == SPLIT and len(call[1]) == 8]
@@ -299,7 +299,7 @@ def test_mixing_takes_that_share_from_full_precision(ground, monkeypatch, share)
         if not share:
             assert stream is None
             continue
-        ours, full = where.arrival.stream[index], where.full[index]
+        ours, full = where.inputs.stream[index], where.full[index]
         assert ((stream == ours) | (stream == full)).all()
         differ = ours != full
         assert float((stream == full)[differ].float().mean()) == pytest.approx(share, abs=0.03)

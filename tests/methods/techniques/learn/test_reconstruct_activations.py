@@ -5,6 +5,7 @@ import torch
 
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.learn import optimise
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 from quantarena.methods.techniques.learn.reconstruct import reconstruct
@@ -73,7 +74,7 @@ def test_dropped_activations_skip_their_quantizer(pixel, ground):
 def test_joint_weights_and_activations(make, cut, pixel, points):
     """EDA-DM and DilateQuant learn both at once."""
     model = make(pixel, Bits(4, 4))
-    calibrate_activations(model, points, minmax_range, quantized_weights=False)
+    calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
     block = next(b for b in cut(model, points) if b.name == "mid_block")
     groups = {"rounding": Group(0.1), "act_scale": Group(1e-2, Decay.COSINE, relative=True)}
     schedule = Schedule(60, groups, batch=8, layers=0.8, mix=0.5, act_drop=0.5)

@@ -3,38 +3,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantarena.methods.core.affine import fake_quantize
-from quantarena.methods.techniques.ranges.ema import EmaRange, ema_range
+from quantarena.methods.core.affine import affine_params
+from quantarena.methods.techniques.ranges.ema import EmaRange
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    batches=st.integers(1, 8),
-    momentum=st.sampled_from([0.0, 0.9, 0.95]),
-    axis=st.sampled_from([None, 1, 2, -1]),
-    symmetric=st.booleans(),
-    seed=st.integers(0, 999),
+    batches=st.integers(1, 8), momentum=st.sampled_from([0.0, 0.9, 0.95]), seed=st.integers(0, 999)
 )
-def test_running_range_closed_form_equals_updates(sample, batches, momentum, axis, symmetric, seed):
-    x = sample((batches, 3, 4), seed)
+def test_running_range_equals_its_closed_form(sample, batches, momentum, seed):
+    lows, highs = sample((batches, 3, 4), seed).aminmax(dim=2)
     running = EmaRange(momentum)
-    dims = (0, 1) if axis is None else (0,) if axis % 3 == 2 else (1,)
-    for batch in x:
+    for low, high in zip(lows, highs, strict=True):
         before = running
-        running = running.update(batch.amin(dims), batch.amax(dims))
+        running = running.update(low, high)
         assert before is not running
-    got = ema_range(x, 8, axis=axis, symmetric=symmetric, momentum=momentum)
-    want = running.params(8, symmetric=symmetric)
-    assert torch.allclose(got.scale.flatten(), want.scale.flatten(), rtol=1e-4)
-    assert ((got.zero_point.flatten() - want.zero_point.flatten()).abs() <= 1).all()
-    assert fake_quantize(x, got).shape == x.shape
+    weight = momentum ** torch.arange(batches - 1, -1, -1).double() * (1 - momentum)
+    weight[0] = momentum ** (batches - 1)
+    low, high = ((ends * weight[:, None]).sum(0).float() for ends in (lows, highs))
+    assert torch.allclose(running.low, low, rtol=1e-4)
+    assert torch.allclose(running.high, high, rtol=1e-4)
+    want = affine_params(low, high, 8, False)
+    assert torch.allclose(running.params(8).scale, want.scale, rtol=1e-4)
+    assert ((running.params(8).zero_point - want.zero_point).abs() <= 1).all()
 
 
 def test_running_range_edges():
-    assert ema_range(torch.tensor([1.0, 3.0]), 8, momentum=0.5).scale * 255 == pytest.approx(2.0)
-    assert ema_range(torch.ones(2, 3), 8, axis=1).scale.shape == (1, 3)
-    with pytest.raises(ValueError, match="axis 0"):
-        ema_range(torch.ones(2, 3), 8, axis=0)
     with pytest.raises(ValueError, match="no batch"):
         EmaRange().params(8)
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -9,7 +9,6 @@ from quantarena.methods.core.affine import fake_quantize, quantize
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.scaling.channel_scaling import (
     dilate,
-    fold_into_producer,
     scale_input,
     smooth,
 )
@@ -91,26 +90,6 @@ def test_smoothing_refuses(args, alpha):
 def test_grouped_convolutions_do_not_fit():
     with pytest.raises(ValueError, match="does not fit the input channels"):
         scale_input(nn.Conv2d(8, 8, 3, groups=4).weight, torch.ones(8))
-
-
-@BOTH
-def test_folding_into_the_producer(normal, apart, dtype, bound):
-    x, factor = normal(3, 5, dtype=dtype), normal(6, dtype=dtype, seed=1).abs() + 0.1
-    first, bias = normal(6, 5, dtype=dtype, seed=2), normal(6, dtype=dtype, seed=3)
-    second = normal(4, 6, dtype=dtype, seed=4)
-    weight, shift = fold_into_producer(first, bias, factor)
-    expected = F.linear(F.linear(x, first, bias), second)
-    assert (
-        apart(F.linear(F.linear(x, weight, shift), scale_input(second, factor)), expected) <= bound
-    )
-    norm = nn.GroupNorm(2, 6, dtype=dtype)
-    y = normal(3, 6, 4, dtype=dtype, seed=5)
-    gamma, beta = fold_into_producer(normal(6, dtype=dtype, seed=6), bias, factor)
-    found = F.group_norm(y, 2, gamma, beta) * factor[:, None]
-    assert apart(found, F.group_norm(y, 2, normal(6, dtype=dtype, seed=6), bias)) <= bound
-    assert fold_into_producer(norm.weight, None, factor)[1] is None
-    with pytest.raises(ValueError, match="5 outputs"):
-        fold_into_producer(normal(5, 6), None, factor)
 
 
 @BOTH

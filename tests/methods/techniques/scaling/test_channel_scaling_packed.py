@@ -10,18 +10,20 @@ from quantarena.methods.core.affine import QuantParams, affine_params, quantize
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.model.attention_mode import IntegerOracle
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import place, wrap
-from quantarena.methods.core.model.time_table import ScheduledTable, precalculate
+from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.packed.lowering.lower import pack_layer
-from quantarena.methods.core.packed.pack import PARITY_LIMIT, pack, parity
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.quantizers.log import LogParams, log_dequantize
 from quantarena.methods.core.record.steps import AllCalls
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.scaling.channel_scaling import dilate, smooth
+from quantarena.methods.techniques.scaling.channel_scaling import dilate, fold_into_producer, smooth
 from quantarena.methods.techniques.scaling.norm_fold import Affine, fold_norm
 
 BOTH = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
@@ -44,7 +46,7 @@ def uneven(kind, name):
 def packed_gap(layer, x, bits):
     """Ranges, frozen codes, and how far packed is from fake."""
     layer.set_weight_ranges(minmax_range, symmetric=False)
-    part = layer.parts[0]
+    part = layer.only_part
     part.act_quantizer.set_params(minmax_range(layer.scaled(x), bits.act))
     layer.freeze()
     with torch.no_grad():
@@ -91,13 +93,14 @@ def test_a_factor_folded_into_the_producer_packs(bits):
     with torch.no_grad():
         x, want = first(h), second(first(h))
         scaled = smooth(x.abs().amax(0), second.weight.detach())
-        first.weight.div_(scaled.factor[:, None])
-        first.bias.div_(scaled.factor)
+        weight, bias = fold_into_producer(first.weight, first.bias, scaled.factor)
+        first.weight.copy_(weight)
+        first.bias.copy_(bias)
         second.weight.copy_(scaled.weights[0])
         assert apart(second(first(h)), want) <= 1e-5
         layer = QuantLayer(second, bits)
         assert packed_gap(layer, first(h), bits) <= PARITY_LIMIT
-    assert layer.in_mult is None
+    assert layer.input_factor is None
 
 
 class Normed(nn.Module):
@@ -161,7 +164,7 @@ def test_a_folded_norm_packs(bits):
     model = wrap(network, trace(network, h), dict.fromkeys(("one", "two"), bits))
     model.set_weight_ranges(minmax_range)
     for layer in model.layers.values():
-        layer.parts[0].act_quantizer.set_params(layerwise)
+        layer.only_part.act_quantizer.set_params(layerwise)
     model.freeze()
     packed = pack(model)
     with torch.no_grad():
@@ -192,7 +195,7 @@ def test_logarithmic_attention_in_integers(bits, per_octave, transformer):
     for name, x in tensors.items():
         quant.static(name).set_params(minmax_range(x, 8))
     fake = quant.attend(*tensors.values())
-    quant.integer = True
+    quant.mode = IntegerOracle()
     assert apart(quant.attend(*tensors.values()), fake) <= PARITY_LIMIT
 
 
@@ -217,7 +220,7 @@ def embedding_table(network, timesteps, dtype=torch.float32):
     def embed(timestep):
         return network.time_embedding(network.time_proj(timestep).to(dtype))
 
-    return precalculate(embed, timesteps)(timesteps)
+    return torch.cat([embed(timestep.reshape(1)) for timestep in timesteps])
 
 
 @pytest.mark.parametrize("per_step", [False, True])
