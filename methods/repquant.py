@@ -82,7 +82,7 @@ class RepQuant(Method):
         damp: Annotated[float, AtLeast(0)] = 0.1
         log_softmax: bool = True
         zero_code: bool = False
-        search: Literal["minmax", "mse", "percentile_mse"] = "percentile_mse"
+        search: Literal["minmax", "mse", "shrink", "percentile_mse"] = "percentile_mse"
         clip_lr: Annotated[float, AtLeast(0)] = 0.05
 
     info = MethodInfo(

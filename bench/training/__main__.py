@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from quantarena.bench.training import zoo
-from quantarena.bench.training.checkpoints import save_weights
 from quantarena.bench.training.export.folder import export_model
-from quantarena.bench.training.loop import LoopConfig, Trainer
+from quantarena.bench.training.tasks import zoo
+from quantarena.bench.training.tasks.checkpoints import save_weights
+from quantarena.bench.training.tasks.loop import LoopConfig, Trainer
 
 log = logging.getLogger("quantarena.training")
 

@@ -1,7 +1,7 @@
 """Reads the committed data set `emoji64`: 64x64 emoji drawings with captions.
 
 Each emoji comes in two drawings, Noto (flat) and Fluent 3D, so a caption names both the thing and
-the style. `quantarena.bench.training.emoji_data` builds the data set and holds drawings out.
+the style. `quantarena.bench.training.tasks.emoji_data` builds the data set and holds drawings out.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages.workspace import Workspace, open_workspace
-from quantarena.bench.training.dit import class_names
-from quantarena.bench.training.noise import NoiseObjective
-from quantarena.bench.training.vae import encode
+from quantarena.bench.training.tasks.dit import class_names
+from quantarena.bench.training.tasks.noise import NoiseObjective
+from quantarena.bench.training.tasks.vae import encode
 from quantarena.bench.workloads import emoji64
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.core.bits import parse_bits

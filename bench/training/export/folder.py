@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from quantarena.bench.training.checkpoints import load_checkpoint
 from quantarena.bench.training.export import card
 from quantarena.bench.training.export.numbers import common_numbers
 from quantarena.bench.training.export.pipelines import PIPELINES
 from quantarena.bench.training.export.samples import side_by_side
+from quantarena.bench.training.tasks.checkpoints import load_checkpoint
 
 __all__ = ["export_model", "write_manifest"]
 

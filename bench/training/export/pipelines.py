@@ -12,15 +12,15 @@ import torch
 from diffusers import DDIMPipeline, DiTPipeline, StableDiffusionPipeline
 from torch import Tensor
 
-from quantarena.bench.training import noise
-from quantarena.bench.training.cifar import CifarTask, LargeCifarTask, cifar_images
-from quantarena.bench.training.dit import DitTask, class_names
 from quantarena.bench.training.export.numbers import t2i_numbers, vae_numbers
 from quantarena.bench.training.export.samples import SAMPLE_SEED, SAMPLES, draw
-from quantarena.bench.training.images import images_tensor
-from quantarena.bench.training.loop import averaged
-from quantarena.bench.training.t2i import TextToImage, TextToImageTask
-from quantarena.bench.training.vae import load_vae
+from quantarena.bench.training.tasks import noise
+from quantarena.bench.training.tasks.cifar import CifarTask, LargeCifarTask, cifar_images
+from quantarena.bench.training.tasks.dit import DitTask, class_names
+from quantarena.bench.training.tasks.images import images_tensor
+from quantarena.bench.training.tasks.loop import averaged
+from quantarena.bench.training.tasks.t2i import TextToImage, TextToImageTask
+from quantarena.bench.training.tasks.vae import load_vae
 from quantarena.bench.workloads import emoji64
 
 __all__ = ["PIPELINES", "Exported", "evaluation_prompts"]

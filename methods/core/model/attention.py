@@ -21,9 +21,9 @@ from quantarena.methods.core.model.attention_products import (
     code_product,
     log_product,
 )
-from quantarena.methods.core.model.part import under
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.log import LogQuantizer
+from quantarena.methods.core.quantizers.part import under
 from quantarena.methods.core.trace.network import AttentionInfo
 
 OPERANDS = ("query", "key", "value", "softmax")

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.model.layer_geometry import LayerGeometry, Quantizable
 from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.options.input_scale import InputScale
 from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.options.option import LayerOption, Operand, Product
 from quantarena.methods.core.model.options.patches import Patches
-from quantarena.methods.core.model.part import Part, under
+from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry, Quantizable
+from quantarena.methods.core.quantizers.part import Part, under
 from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 

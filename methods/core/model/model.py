@@ -16,7 +16,6 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, wrap_attention
 from quantarena.methods.core.model.attention_mode import Fake, Plain, Watch, Watched
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.part import under
 from quantarena.methods.core.model.state import (
     by_module,
     changed_tensors,
@@ -25,6 +24,7 @@ from quantarena.methods.core.model.state import (
 )
 from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.core.quantizers.part import under
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, bank_schedule
 from quantarena.methods.core.trace.network import Graph

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.model.part import under
+from quantarena.methods.core.quantizers.part import under
 
 
 def by_module(state: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.affine import QuantParams, dequantize, quantize
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.part import Part
+from quantarena.methods.core.quantizers.part import Part
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import evenly
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantarena.bench.training.checkpoints import load_checkpoint, save_weights
 from quantarena.bench.training.export.memorisation import memorisation
-from quantarena.bench.training.loop import LoopConfig, Trainer
+from quantarena.bench.training.tasks.checkpoints import load_checkpoint, save_weights
+from quantarena.bench.training.tasks.loop import LoopConfig, Trainer
 from quantarena.bench.workloads import emoji64
 
 
@@ -161,7 +161,7 @@ def test_saved_weights_are_small_and_of_one_model(tmp_path):
 
 
 def test_the_cifar_networks_differ_in_size():
-    from quantarena.bench.training import cifar
+    from quantarena.bench.training.tasks import cifar
 
     counts = {}
     for task in (cifar.CifarTask, cifar.LargeCifarTask):
@@ -196,7 +196,7 @@ def test_missing_cifar_is_one_line(tmp_path, caplog):
 
 
 def test_help_names_the_tarballs():
-    command = [sys.executable, "-m", "quantarena.bench.training.emoji_data", "--help"]
+    command = [sys.executable, "-m", "quantarena.bench.training.tasks.emoji_data", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "FLUENT" in shown.stdout.upper()
 
@@ -248,7 +248,7 @@ class TestEmojiData:
 
 
 def test_whitening_changes_latents_and_not_images():
-    from quantarena.bench.training import images, vae
+    from quantarena.bench.training.tasks import images, vae
 
     torch.manual_seed(0)
     net = vae.VaeTask(32).build().eval()
@@ -265,7 +265,7 @@ def test_whitening_changes_latents_and_not_images():
 
 @pytest.mark.parametrize("latent", [True, False])
 def test_the_objective_is_zero_for_the_right_noise(latent):
-    from quantarena.bench.training.noise import NoiseObjective, scheduler
+    from quantarena.bench.training.tasks.noise import NoiseObjective, scheduler
 
     objective = NoiseObjective(scheduler(latent=latent))
     clean = torch.randn(16, 4, 8, 8)
@@ -288,7 +288,7 @@ def test_memorised_samples_are_found():
 
 
 def test_a_run_keeps_its_tokenizer(tmp_path):
-    from quantarena.bench.training import t2i
+    from quantarena.bench.training.tasks import t2i
 
     captions = ["a red apple, 3d", "a green apple, flat", "a clock, flat"]
     first = t2i.run_tokenizer(tmp_path, captions)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.option import Host, LayerOption, Operand
-from quantarena.methods.core.model.part import Part
+from quantarena.methods.core.quantizers.part import Part
 
 
 def scale_input(weight: Tensor, factor: Tensor) -> Tensor:

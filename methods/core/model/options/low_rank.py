@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from quantarena.methods.core.errors import BrokenModel
-from quantarena.methods.core.model.layer_geometry import as_image_weight
 from quantarena.methods.core.model.options.option import Host, LayerOption, PackedForm
+from quantarena.methods.core.quantizers.layer_geometry import as_image_weight
 
 
 class LowRankBranch(LayerOption):

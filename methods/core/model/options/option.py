@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor, nn
 
 from quantarena.methods.core.clock import CallClock
-from quantarena.methods.core.model.layer_geometry import LayerGeometry
-from quantarena.methods.core.model.part import Part
+from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry
+from quantarena.methods.core.quantizers.part import Part
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From an input, a weight and a bias to an output."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantarena.methods.core.model.options.option import Host, LayerOption, Operand, Product
-from quantarena.methods.core.model.part import Part
+from quantarena.methods.core.quantizers.part import Part
 from quantarena.methods.core.quantizers.patches import tap_rows, weight_rows
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.layer_geometry import as_image_weight
-from quantarena.methods.core.model.part import Part
+from quantarena.methods.core.quantizers.layer_geometry import as_image_weight
+from quantarena.methods.core.quantizers.part import Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)

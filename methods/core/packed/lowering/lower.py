@@ -23,7 +23,6 @@ import torch
 
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.part import Part
 from quantarena.methods.core.packed.lowering.case import Case, Ranges
 from quantarena.methods.core.packed.lowering.channels import channel_sum, weights_alone
 from quantarena.methods.core.packed.lowering.codes import WeightCodes, weight_codes
@@ -37,6 +36,7 @@ from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.rebuild import wrapped
 from quantarena.methods.core.packed.nodes.wrappers import Conv1dLayer, MixedWidthLayer
+from quantarena.methods.core.quantizers.part import Part
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from quantarena.bench.training.images import images_tensor
-from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
-from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode
+from quantarena.bench.training.tasks.images import images_tensor
+from quantarena.bench.training.tasks.noise import NoiseObjective, augmented, scheduler
+from quantarena.bench.training.tasks.vae import LATENT_CHANNELS, LATENT_SIDE, encode
 from quantarena.bench.workloads import emoji64
 
 __all__ = ["MAX_TOKENS", "TextToImage", "TextToImageTask", "build_tokenizer", "run_tokenizer"]

@@ -2,7 +2,7 @@
 
 The licence of the images is unknown, so only their features are part of the package.
 
-    python -m quantarena.bench.training.cifar_features cifar10_jpeg.zip
+    python -m quantarena.bench.training.tasks.cifar_features cifar10_jpeg.zip
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from quantarena.bench.metrics.quality.features import features_of
 from quantarena.bench.metrics.quality.features_file import save_features
-from quantarena.bench.training.cifar import cifar_images
+from quantarena.bench.training.tasks.cifar import cifar_images
 
 __all__ = ["data_dir", "write_features"]
 
@@ -30,7 +30,7 @@ FILE = "cifar10-test-effnet-lite0.safetensors"
 
 def data_dir() -> Path:
     """Returns the folder of the committed features."""
-    return Path(__file__).resolve().parents[1] / "workloads" / "data" / "cifar10"
+    return Path(__file__).resolve().parents[2] / "workloads" / "data" / "cifar10"
 
 
 def write_features(source: Path, out: Path) -> Path:
@@ -52,7 +52,7 @@ def write_features(source: Path, out: Path) -> Path:
         "bytes": path.stat().st_size,
         "images": COUNT,
         "seed": SEED,
-        "made_by": "python -m quantarena.bench.training.cifar_features",
+        "made_by": "python -m quantarena.bench.training.tasks.cifar_features",
         "content": "EfficientNet-lite0 features (1280-d, fp16) of CIFAR-10 test images; no images",
     }
     text = json.dumps({"files": {FILE: entry}}, indent=1)

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from quantarena.bench.training.images import jitter
+from quantarena.bench.training.tasks.images import jitter
 
 __all__ = ["NoiseObjective", "augmented", "scheduler"]
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from quantarena.bench.training.checkpoints import load_checkpoint
-from quantarena.bench.training.images import images_tensor, jitter
-from quantarena.bench.training.loop import averaged
+from quantarena.bench.training.tasks.checkpoints import load_checkpoint
+from quantarena.bench.training.tasks.images import images_tensor, jitter
+from quantarena.bench.training.tasks.loop import averaged
 
 __all__ = ["LATENT_SIDE", "DecoderTask", "VaeTask", "encode", "whiten"]
 

@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from quantarena.bench.training.noise import NoiseObjective, scheduler
+from quantarena.bench.training.tasks.noise import NoiseObjective, scheduler
 
 __all__ = ["CifarTask", "LargeCifarTask", "cifar_images"]
 

@@ -17,7 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from quantarena.bench.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from quantarena.bench.training.tasks.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 __all__ = ["LoopConfig", "Task", "Trainer", "averaged"]
 

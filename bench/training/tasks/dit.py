@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor, nn
 
-from quantarena.bench.training.images import images_tensor
-from quantarena.bench.training.noise import NoiseObjective, augmented, scheduler
-from quantarena.bench.training.vae import LATENT_CHANNELS, LATENT_SIDE, encode
+from quantarena.bench.training.tasks.images import images_tensor
+from quantarena.bench.training.tasks.noise import NoiseObjective, augmented, scheduler
+from quantarena.bench.training.tasks.vae import LATENT_CHANNELS, LATENT_SIDE, encode
 from quantarena.bench.workloads import emoji64
 
 __all__ = ["DitTask", "class_names"]

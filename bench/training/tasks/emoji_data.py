@@ -1,6 +1,6 @@
 """Builds the data set `emoji64` from two npm tarballs.
 
-    python -m quantarena.bench.training.emoji_data NOTO.tgz FLUENT.tgz
+    python -m quantarena.bench.training.tasks.emoji_data NOTO.tgz FLUENT.tgz
 
 A seeded part of the drawings is held out before any training: never both drawings of one emoji, so
 that the trained models know the words of a held-out caption.
@@ -165,7 +165,7 @@ def build_dataset(noto_tarball: Path, fluent_tarball: Path, out: Path) -> list[E
 
 
 def main() -> None:
-    """Command line: `python -m quantarena.bench.training.emoji_data NOTO.tgz FLUENT.tgz`."""
+    """Command line: `python -m quantarena.bench.training.tasks.emoji_data NOTO.tgz FLUENT.tgz`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("noto", type=Path, help="emoji-datasource-google-16.0.0.tgz")
     parser.add_argument("fluent", type=Path, help="lobehub-fluent-emoji-3d-1.1.0.tgz")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantarena.bench.training.cifar import CifarTask, LargeCifarTask
-from quantarena.bench.training.dit import DitTask
-from quantarena.bench.training.loop import LoopConfig, Task
-from quantarena.bench.training.t2i import TextToImageTask
-from quantarena.bench.training.vae import DecoderTask, VaeTask, load_vae
+from quantarena.bench.training.tasks.cifar import CifarTask, LargeCifarTask
+from quantarena.bench.training.tasks.dit import DitTask
+from quantarena.bench.training.tasks.loop import LoopConfig, Task
+from quantarena.bench.training.tasks.t2i import TextToImageTask
+from quantarena.bench.training.tasks.vae import DecoderTask, VaeTask, load_vae
 
 __all__ = ["MODELS", "PRESETS", "make_task", "zoo_dir"]
 
@@ -25,7 +25,7 @@ MODELS = tuple(PRESETS)
 
 def zoo_dir() -> Path:
     """Returns the folder of the committed models."""
-    return Path(__file__).resolve().parents[1] / "workloads" / "zoo"
+    return Path(__file__).resolve().parents[2] / "workloads" / "zoo"
 
 
 def make_task(model: str, runs: Path, size: int, device: str, copies: int, cifar: Path) -> Task:

@@ -1,0 +1,1 @@
+"""Training tasks of the zoo: data, losses, networks, checkpoints and the loop that they share."""
