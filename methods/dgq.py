@@ -95,7 +95,7 @@ class Dgq(Method):
 
         Attributes:
             groups: number of groups G; 1 is one range for the whole tensor.
-            per_step: ranges, and memberships of positions, for each sampler call.
+            per_call: ranges, and memberships of positions, for each sampler call.
             adaround: reconstruct weights; if false, round to nearest.
             patches: give a convolution whose pixels differ more than its channels groups of output
                 pixels, over patches; if false, groups of channels.
@@ -109,7 +109,7 @@ class Dgq(Method):
         """
 
         groups: Annotated[int, AtLeast(1)] = 8
-        per_step: bool = True
+        per_call: bool = True
         adaround: bool = True
         patches: bool = True
         least: Annotated[int, AtLeast(1)] = 32
@@ -146,7 +146,7 @@ class Dgq(Method):
     published = published.DGQ
     switches: ClassVar[Mapping[str, Any]] = {
         "groups": 1,
-        "per_step": False,
+        "per_call": False,
         "adaround": False,
         "patches": False,
     }
@@ -162,20 +162,20 @@ class Dgq(Method):
         points = ctx.draw(PerCall(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
-        if self.options.per_step:
+        if self.options.per_call:
             model.use_schedule(points)
-        reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_step else 0
+        reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_call else 0
         notes: dict[str, Any] = {}
-        for name, axes in axes_of_inputs(model, points, per_call=self.options.per_step).items():
+        for name, axes in axes_of_inputs(model, points, per_call=self.options.per_call).items():
             layer = model.layers[name]
             quantizer = layer.only_part.static
             if quantizer is not None:
                 notes[name] = self.group_layer(layer, quantizer, axes.pooled(reach), ctx.seed)
         if not self.options.log2:
             calibrate_attention(
-                model, points, minmax_range, CalibrationPlan(per_call=self.options.per_step)
+                model, points, minmax_range, CalibrationPlan(per_call=self.options.per_call)
             )
-        products = axes_of_products(model, points, per_call=self.options.per_step)
+        products = axes_of_products(model, points, per_call=self.options.per_call)
         for (name, operand), axes in products.items():
             quantizer = model.attention[name].static(operand)
             assert quantizer is not None

@@ -54,7 +54,7 @@ class DilateQuant(Method):
 
         Attributes:
             dilation: stretch unsaturated input channels (WD).
-            per_step: a range for each sampler call and, of attention operands, head (TPQ).
+            per_call: a range for each sampler call and, of attention operands, head (TPQ).
             distillation: optimise blocks (BKD).
             weight_search: range search of weights; ``minmax`` is the one that dilation leaves
                 unchanged.
@@ -67,7 +67,7 @@ class DilateQuant(Method):
         """
 
         dilation: bool = True
-        per_step: bool = True
+        per_call: bool = True
         distillation: bool = True
         weight_search: Literal["minmax", "mse", "shrink"] = "minmax"
         batch: Annotated[int, AtLeast(1)] = 8
@@ -102,7 +102,7 @@ class DilateQuant(Method):
     published = published.DILATE_QUANT
     switches: ClassVar[Mapping[str, Any]] = {
         "dilation": False,
-        "per_step": False,
+        "per_call": False,
         "distillation": False,
     }
     options: Options
@@ -112,14 +112,14 @@ class DilateQuant(Method):
         model = ctx.wrap()
         if self.options.dilation:
             model.notes["dilation"] = dilate_layers(model)
-        count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.options.per_step else 0
+        count = points_per_call(ctx.trajectory, ctx.effort.samples) if self.options.per_call else 0
         points = ctx.draw(PerCall(count) if count else UniformStride(ctx.effort.samples))
         model.set_weight_ranges(SEARCHES[self.options.weight_search])
         calibrate_activations(
             model,
             points,
             mse_range,
-            CalibrationPlan(per_call=self.options.per_step, per_head=self.options.per_step),
+            CalibrationPlan(per_call=self.options.per_call, per_head=self.options.per_call),
         )
         schedule = self.schedule(ctx.effort.iterations)
         if self.options.distillation and schedule.iterations:

@@ -92,7 +92,7 @@ class MpqDm(Method):
         Attributes:
             mixed: give channels N-1, N and N+1 bits (OMQ); if false, all have N.
             smoothing: level input channels into the weights first.
-            per_step: an activation range for each sampler call.
+            per_call: an activation range for each sampler call.
             finetune: learn LoRA and scales.
             relation: weight of TRD; 0 leaves it out, as variant release does.
             window: consecutive sampler calls whose features TRD averages.
@@ -104,7 +104,7 @@ class MpqDm(Method):
 
         mixed: bool = True
         smoothing: bool = True
-        per_step: bool = True
+        per_call: bool = True
         finetune: bool = True
         relation: Annotated[float, AtLeast(0)] = 100.0
         window: Annotated[int, AtLeast(1)] = 2
@@ -142,7 +142,7 @@ class MpqDm(Method):
     switches: ClassVar[Mapping[str, Any]] = {
         "mixed": False,
         "smoothing": False,
-        "per_step": False,
+        "per_call": False,
         "finetune": False,
         "relation": 0.0,
     }
@@ -165,12 +165,12 @@ class MpqDm(Method):
 
     def calibrate(self, model: QuantizedModel, points: CalibrationSet, *, copied: bool) -> None:
         """Set activation ranges by sampler call: each from its points, or one copied to all."""
-        if not copied or not self.options.per_step:
+        if not copied or not self.options.per_call:
             calibrate_activations(
                 model,
                 points,
                 mse_range,
-                CalibrationPlan(quantized_weights=False, per_call=self.options.per_step),
+                CalibrationPlan(quantized_weights=False, per_call=self.options.per_call),
             )
             return
         few = spread(points, PAPER_INITIAL)

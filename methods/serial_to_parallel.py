@@ -70,7 +70,7 @@ class SerialToParallel(Method):
             batch: rows of a parallel batch.
             window: sampler calls of a rollout to one update.
             guided: match the guided prediction instead of that of each half.
-            per_step: a range for each sampler call; if false, one for all.
+            per_call: a range for each sampler call; if false, one for all.
             tables: replace time layers that the policy leaves in floating point by tables.
             mixed: move bits to sensitive output channels (v1's mixed precision, within a layer).
             weight_lr: learning rate of weights, relative to the layer's mean weight scale; 0 learns
@@ -88,7 +88,7 @@ class SerialToParallel(Method):
         batch: Annotated[int, AtLeast(1)] = 24
         window: Annotated[int, AtLeast(1)] = 5
         guided: bool = False
-        per_step: bool = True
+        per_call: bool = True
         tables: bool = True
         mixed: bool = False
         weight_lr: Annotated[float, AtLeast(0)] = 0.001
@@ -125,7 +125,7 @@ class SerialToParallel(Method):
         "serial": False,
         "epochs": 0,
         "rounds": 0,
-        "per_step": False,
+        "per_call": False,
     }
     options: Options
 
@@ -136,7 +136,7 @@ class SerialToParallel(Method):
         if self.options.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
-        plan = CalibrationPlan(per_call=self.options.per_step)
+        plan = CalibrationPlan(per_call=self.options.per_call)
         calibrate_activations(model, points, default_range, plan)
         if self.options.mixed:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)

@@ -5,7 +5,7 @@ default. The error of one call is that of the noise prediction on full-precision
 these images, with the codes of the packed network. Image distances are to full precision from the
 same noise.
 
-    python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_step=false
+    python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_call=false
 
 Each ``--set`` makes one more line; commas join several options of one line. The values are those of
 ``quantarena run --option METHOD.NAME=VALUE``.

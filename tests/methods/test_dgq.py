@@ -100,7 +100,7 @@ def variant(**off):
         (LoudTokens, "positions", {"groups": 1}),
         (LoudCorner, "positions", {"groups": 1}),
         (LoudCorner, "positions", {"patches": False}),
-        (Stepped, "", {"per_step": False, "groups": 1}),
+        (Stepped, "", {"per_call": False, "groups": 1}),
     ],
 )
 def test_groups_beat_rtn_along_the_axis_that_differs(judged, network, axis, off):

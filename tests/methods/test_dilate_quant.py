@@ -67,7 +67,7 @@ def test_ranges_by_step_beat_rtn_where_activations_grow(judged):
     network = Stepped(50.0)
     rtn = judged(RoundToNearest, network, Bits(8, 4))[1]
     banked = judged(DilateQuant, network, Bits(8, 4))[1]
-    shared = judged(variant(per_step=False), network, Bits(8, 4))[1]
+    shared = judged(variant(per_call=False), network, Bits(8, 4))[1]
     assert rtn >= 5 * banked
     assert shared >= 5 * banked, "the gain is not the bank's"
 

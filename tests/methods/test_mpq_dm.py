@@ -92,7 +92,7 @@ def test_widths_by_kurtosis_beat_rtn_where_tails_differ(judged):
 
 @pytest.mark.parametrize(
     ("network", "off", "factor"),
-    [(Imbalanced, {"smoothing": False}, 5.0), (Stepped, {"per_step": False}, 5.0)],
+    [(Imbalanced, {"smoothing": False}, 5.0), (Stepped, {"per_call": False}, 5.0)],
 )
 def test_activation_ideas_beat_rtn_where_their_structure_is(judged, network, off, factor):
     network = network()

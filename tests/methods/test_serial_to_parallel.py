@@ -152,7 +152,7 @@ def test_its_own_walk_is_what_it_learns_from(toys):
 def test_ranges_by_call_win_where_activations_follow_the_call(toys):
     ours, shared, rtn = (
         final_error(toys, Stepped, method, Bits(8, 4))
-        for method in (SerialToParallel, variant(per_step=False), RoundToNearest)
+        for method in (SerialToParallel, variant(per_call=False), RoundToNearest)
     )
     assert rtn >= 3 * ours
     assert shared >= 1.5 * ours, "the gain is not the ranges'"

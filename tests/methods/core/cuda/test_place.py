@@ -57,7 +57,7 @@ def test_leaves_below_ranges_found_at_run_time(make_layer, make_input):
     rows = make_layer((3 * 6, 8, 1, 1), 4, 8, asymmetric=True, bias=False, groups=3)
     images = make_layer((6, 4, 3, 3), 4, 4, asymmetric=True, bias=False, padding=(1, 1))
     by_row = RowScaledLayer(
-        PackedLayer(unit(rows, torch.tensor(0))), DynamicActQuantizer(8, group=8), None, None
+        PackedLayer(unit(rows, torch.tensor(0))), DynamicActQuantizer(8, group_size=8), None, None
     )
     by_sample = SampleScaledLayer(
         [PackedLayer(unit(images, torch.arange(16)))], DynamicActQuantizer(4), None, None

@@ -97,15 +97,15 @@ def test_a_copy_has_its_own_quantizers(pixel):
     assert error(model, pixel) > 10 * before
 
 
-@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("per_call", [False, True])
 @pytest.mark.parametrize("log", [False, True])
-def test_state_round_trip(conditional, per_step, log):
+def test_state_round_trip(conditional, per_call, log):
     model = wrapped(conditional)
     calibrate_attention(
         model,
         conditional.heldout,
         minmax_range,
-        CalibrationPlan(per_call=per_step, per_head=True, symmetric=True),
+        CalibrationPlan(per_call=per_call, per_head=True, symmetric=True),
     )
     if log:
         for quant in model.attention.values():

@@ -86,7 +86,7 @@ CASES = {
 W4A8 = Bits(4, 8)
 
 
-def quantized(probe, options=(), *, bits=W4A8, per_step=False, attention=None):
+def quantized(probe, options=(), *, bits=W4A8, per_call=False, attention=None):
     torch.manual_seed(0)
     widths = dict.fromkeys(probe.graph.attention, attention) if attention else None
     assignment = dict.fromkeys(probe.graph.layers, bits)
@@ -96,9 +96,9 @@ def quantized(probe, options=(), *, bits=W4A8, per_step=False, attention=None):
     model.set_weight_ranges(minmax_range)
     points = AllCalls().draw(probe.trajectory, 0)
     if bits.act < 16:
-        calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=per_step))
+        calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=per_call))
     calibrate_attention(
-        model, points, minmax_range, CalibrationPlan(per_call=per_step, per_head=True)
+        model, points, minmax_range, CalibrationPlan(per_call=per_call, per_head=True)
     )
     model.freeze()
     return model
@@ -135,14 +135,14 @@ def round_trip(probe, packed, folder):
 
 @pytest.mark.parametrize("name", CASES)
 def test_options_pack_and_come_back(probe, name, tmp_path):
-    options, per_step = CASES[name]
-    model = quantized(probe, options, per_step=per_step)
+    options, per_call = CASES[name]
+    model = quantized(probe, options, per_call=per_call)
     packed = pack(model)
     report = parity(model, packed, probe.heldout)
     assert report.max_rel <= PARITY_LIMIT
     assert report.layers == len(model.layers)
     loaded = round_trip(probe, packed, tmp_path)
-    if per_step:
+    if per_call:
         assert len(loaded.clock.schedule.timesteps) == networks.CALLS
         with pytest.raises(UserError, match="nobody said"):
             probe.heldout.call(loaded.module)
@@ -150,7 +150,7 @@ def test_options_pack_and_come_back(probe, name, tmp_path):
 
 @pytest.mark.parametrize("bits", [Bits(w, a) for w in (1, 2, 3, 5, 6, 8) for a in (4, 8)], ids=str)
 def test_every_width_comes_back(pixel, bits, tmp_path):
-    model = quantized(pixel, [multipliers, weight_groups], bits=bits, per_step=True)
+    model = quantized(pixel, [multipliers, weight_groups], bits=bits, per_call=True)
     round_trip(pixel, pack(model), tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_weight_only_networks(probe, tmp_path):
 
 
 def test_attention_products_come_back(probe, tmp_path):
-    model = quantized(probe, per_step=True, attention=AttentionBits(8, 8, 8, 8))
+    model = quantized(probe, per_call=True, attention=AttentionBits(8, 8, 8, 8))
     packed = pack(model)
     assert packed.attention.keys() == model.attention.keys() != set()
     assert not {id(q) for q in packed.attention.values()} & {
@@ -179,7 +179,7 @@ def test_attention_products_come_back(probe, tmp_path):
 
 
 def test_tables_come_back(pixel, tmp_path):
-    model = quantized(pixel, [table], per_step=True)
+    model = quantized(pixel, [table], per_call=True)
     packed = pack(model)
     assert parity(model, packed, pixel.heldout).max_rel <= PARITY_LIMIT
     loaded = round_trip(pixel, packed, tmp_path)
@@ -189,7 +189,7 @@ def test_tables_come_back(pixel, tmp_path):
 
 
 def test_packed_layers_share_the_clock_of_the_model(pixel):
-    model = quantized(pixel, [table, bit_maps], per_step=True)
+    model = quantized(pixel, [table, bit_maps], per_call=True)
     packed = pack(model)
     assert packed.clock is model.clock
     clocks = {m.clock for m in packed.module.modules() if hasattr(m, "clock")}
@@ -202,7 +202,7 @@ def test_packed_layers_share_the_clock_of_the_model(pixel):
 
 
 def test_sampler_calls_matter(pixel):
-    packed = pack(quantized(pixel, per_step=True))
+    packed = pack(quantized(pixel, per_call=True))
     points = pixel.heldout.rows(slice(0, 2))
     outputs = []
     for step in range(2):
@@ -273,7 +273,7 @@ def test_weight_only_leaves_are_found(pixel):
 def written(pixel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
     model = quantized(
-        pixel, [table, bit_maps, low_rank], per_step=True, attention=AttentionBits(8, 8, 8, 8)
+        pixel, [table, bit_maps, low_rank], per_call=True, attention=AttentionBits(8, 8, 8, 8)
     )
     save_packed(pack(model), folder, meta={})
     return folder

@@ -78,7 +78,7 @@ def test_no_image_twice_while_images_last():
 @pytest.mark.parametrize(
     "policy",
     [PerCall(7), CensoredNormalCalls(200), TDAC(200, features(5))],
-    ids=["per_step", "censored", "tdac"],
+    ids=["per_call", "censored", "tdac"],
 )
 def test_more_than_recorded_is_an_error(policy):
     with pytest.raises(ValueError, match=r"points at one step asked, 6 recorded: record"):

@@ -23,7 +23,7 @@ from quantarena.methods.core.trace.network import trace
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.scaling.channel_scaling import dilate, fold_into_producer, smooth
+from quantarena.methods.techniques.scaling.channel_scaling import dilate, smooth
 from quantarena.methods.techniques.scaling.norm_fold import Affine, fold_norm
 
 BOTH = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
@@ -93,9 +93,8 @@ def test_a_factor_folded_into_the_producer_packs(bits):
     with torch.no_grad():
         x, want = first(h), second(first(h))
         scaled = smooth(x.abs().amax(0), second.weight.detach())
-        weight, bias = fold_into_producer(first.weight, first.bias, scaled.factor)
-        first.weight.copy_(weight)
-        first.bias.copy_(bias)
+        first.weight.div_(scaled.factor[:, None])
+        first.bias.div_(scaled.factor)
         second.weight.copy_(scaled.weights[0])
         assert apart(second(first(h)), want) <= 1e-5
         layer = QuantLayer(second, bits)
@@ -223,15 +222,15 @@ def embedding_table(network, timesteps, dtype=torch.float32):
     return torch.cat([embed(timestep.reshape(1)) for timestep in timesteps])
 
 
-@pytest.mark.parametrize("per_step", [False, True])
-def test_a_network_with_a_time_table_packs(pixel, per_step):
+@pytest.mark.parametrize("per_call", [False, True])
+def test_a_network_with_a_time_table_packs(pixel, per_call):
     bits = dict.fromkeys(pixel.graph.layers, Bits(4, 8))
     model = wrap(pixel.model, pixel.graph, bits, splits=True)
     values = embedding_table(pixel.model, pixel.trajectory.timestep)
     model.tabulate("time_embedding", ScheduledTable(values))
     model.set_weight_ranges(minmax_range)
     points = AllCalls().draw(pixel.trajectory, 0)
-    calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=per_step))
+    calibrate_activations(model, points, minmax_range, CalibrationPlan(per_call=per_call))
     model.freeze()
     packed = pack(model)
     assert parity(model, packed, pixel.heldout).max_rel <= PARITY_LIMIT
