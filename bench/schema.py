@@ -165,7 +165,7 @@ class Row:
         observed: bits, bytes and operations counted in the packed model.
         parity: distance of packed layers from their simulation, None for full precision.
         latency: None until it is timed, or where it cannot be.
-        calibration: step policy, histogram of the drawn steps, hash of the samples, seed.
+        calibration: call policy, histogram of the drawn sampler calls, hash of the samples, seed.
         method: title, venue, paper, version, origin (``builtin`` or ``plugin``), code hash.
         workload: model sha256, scheduler, steps, guidance, resolution, reference, licence.
         machine: processor, cores, memory, library versions, git commit.
