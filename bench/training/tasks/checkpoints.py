@@ -49,11 +49,14 @@ def load_checkpoint(folder: Path, task: str = "") -> Mapping[str, Any]:
 
 
 def save_weights(folder: Path, path: Path) -> None:
-    """Writes the weights of a training folder in fp16, without the optimizer's state.
+    """Writes the averaged weights of a training folder in fp16, and how far its training got.
+
+    The optimizer's state and the latest weights are left out: a run that starts from the file takes
+    the averaged weights for both. That is an eighth of the checkpoint.
 
     Args:
         folder: The training folder.
-        path: The safetensors file to write: network, averaged weights and progress.
+        path: The safetensors file to write.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -61,12 +64,11 @@ def save_weights(folder: Path, path: Path) -> None:
     """
     checkpoint = load_checkpoint(folder)
     state = {}
-    for part in ("net", "ema"):
-        for key, value in checkpoint[part].items():
-            small = value.half() if value.is_floating_point() else value
-            if not torch.isfinite(small).all():
-                raise ValueError(f"{part}.{key} does not fit fp16")
-            state[f"{part}.{key}"] = small.contiguous()
+    for key, value in checkpoint["ema"].items():
+        small = value.half() if value.is_floating_point() else value
+        if not torch.isfinite(small).all():
+            raise ValueError(f"{key} does not fit fp16")
+        state[key] = small.contiguous()
     about = {"task": checkpoint["task"], "progress": json.dumps(checkpoint["progress"])}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -83,7 +85,7 @@ def load_weights(path: Path, task: str) -> tuple[dict[str, Tensor], dict[str, An
         task: Name of the model that it must be of.
 
     Returns:
-        The tensors, named `net.KEY` and `ema.KEY`, and the fields of the run's progress.
+        The averaged weights by name, and the fields of the run's progress.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -146,10 +146,9 @@ class Trainer:
             ValueError: The file is of another model, or no weights file.
         """
         tensors, progress = load_weights(path, self.task.name)
-        names = self.net.state_dict()
-        self.net.load_state_dict({name: tensors[f"net.{name}"] for name in names})
+        self.net.load_state_dict(tensors)
         for name, value in self.ema.items():
-            value.copy_(tensors[f"ema.{name}"])
+            value.copy_(tensors[name])
         self.progress = Progress(**progress)
         self.progress.started = self.progress.step
 

@@ -132,7 +132,7 @@ def test_saved_weights_go_on_where_the_run_was(tmp_path):
     assert trainer.progress.seconds == done["progress"]["seconds"]
     assert not torch.allclose(done["net"]["0.weight"], done["ema"]["0.weight"], rtol=1e-3)
     for key, value in trainer.net.state_dict().items():
-        torch.testing.assert_close(value, done["net"][key], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(value, done["ema"][key], rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(trainer.ema[key], done["ema"][key], rtol=1e-3, atol=1e-6)
     first = trainer.learning_rate()
     trainer.progress.step += 3
@@ -148,7 +148,7 @@ def test_saved_weights_are_small_and_of_one_model(tmp_path):
     save_weights(tmp_path / "run", path)
     tensors = load_file(path)
     assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
-    assert len(tensors) == 2 * len(LineTask().build().state_dict())
+    assert set(tensors) == set(LineTask().build().state_dict())
     other = LineTask()
     other.name = "other"
     with pytest.raises(ValueError, match="is of line, not other"):
