@@ -40,76 +40,68 @@ class Preset:
     executor: str = "auto"
 
 
+_SMOKE = Grid(
+    name="smoke",
+    title="Smoke: every stage once, in minutes",
+    workloads=_WORKLOADS[:1],
+    methods=(FP, "rtn", "q_diffusion"),
+    bits=("w4a8", "w4a4"),
+    budget=Budget(
+        images=16,
+        steps=10,
+        calibration_images=8,
+        calibration_samples=64,
+        iterations=20,
+        latency_rounds=20,
+    ),
+)
+_QUICK = Grid(
+    name="quick",
+    title="Quick: the default comparison",
+    workloads=_WORKLOADS,
+    methods=_METHODS,
+    bits=BOARD_BITS,
+    also=_ALSO,
+    budget=Budget(images=64),
+)
+_FULL = replace(
+    _QUICK,
+    name="full",
+    title="Full: more images, more iterations, three seeds",
+    seeds=(0, 1, 2),
+    budget=Budget(
+        images=512,
+        calibration_images=64,
+        calibration_samples=1024,
+        iterations=1000,
+        latency_rounds=50,
+    ),
+)
+# Calibration and reconstruction as the papers state them: 5,120 points, 20,000 iterations a
+# block. The image count is what covariance-based scores need to be comparable at all.
+_PAPER = replace(
+    _FULL,
+    name="paper",
+    title="Paper: calibration and reconstruction at the papers' own budgets",
+    budget=Budget(
+        images=10_000,
+        batch=32,
+        calibration_images=256,
+        calibration_samples=5120,
+        iterations=20_000,
+        latency_rounds=100,
+    ),
+)
 PRESETS: dict[str, Preset] = {
-    "smoke": Preset(
-        Grid(
-            name="smoke",
-            title="Smoke: every stage once, in minutes",
-            workloads=_WORKLOADS[:1],
-            methods=("fp", "rtn", "q_diffusion"),
-            bits=("w4a8", "w4a4"),
-            budget=Budget(
-                images=16,
-                steps=10,
-                calibration_images=8,
-                calibration_samples=64,
-                iterations=20,
-                latency_rounds=20,
-            ),
-        ),
-        # Starting workers costs more than two of them save on so short a run.
-        executor="local",
-    ),
-    "quick": Preset(
-        Grid(
-            name="quick",
-            title="Quick: the default comparison",
-            workloads=_WORKLOADS,
-            methods=_METHODS,
-            bits=BOARD_BITS,
-            also=_ALSO,
-            budget=Budget(images=64),
-        )
-    ),
+    # Starting workers costs more than two of them save on so short a run.
+    "smoke": Preset(_SMOKE, executor="local"),
+    "quick": Preset(_QUICK),
     "full": Preset(
-        Grid(
-            name="full",
-            title="Full: more images, more iterations, three seeds",
-            workloads=_WORKLOADS,
-            methods=_METHODS,
-            bits=BOARD_BITS,
-            also=_ALSO,
-            seeds=(0, 1, 2),
-            budget=Budget(
-                images=512,
-                calibration_images=64,
-                calibration_samples=1024,
-                iterations=1000,
-                latency_rounds=50,
-            ),
-        ),
+        _FULL,
         warning="full takes hours on a few cores; it continues where it stopped when run again",
     ),
-    # Calibration and reconstruction as the papers state them: 5,120 points, 20,000 iterations a
-    # block. The image count is what covariance-based scores need to be comparable at all.
     "paper": Preset(
-        Grid(
-            name="paper",
-            title="Paper: calibration and reconstruction at the papers' own budgets",
-            workloads=_WORKLOADS,
-            methods=_METHODS,
-            bits=BOARD_BITS,
-            also=_ALSO,
-            seeds=(0, 1, 2),
-            budget=Budget(
-                images=10_000,
-                batch=32,
-                calibration_images=256,
-                calibration_samples=5120,
-                iterations=20_000,
-                latency_rounds=100,
-            ),
-        ),
+        _PAPER,
         warning="paper takes days on a few cores and many hours on a GPU; start with quick",
     ),
 }
