@@ -8,16 +8,17 @@ hand can.
 Three rules keep it true without making it wider than it is:
 
 - A *facade* is a module that holds nothing but a docstring, imports and ``__all__``. A name that is
-  imported from a facade is followed to the module that defines it; the facade itself adds nothing.
-- A library (anything that is installed for others, such as torch) enters by its version.
+  imported from a facade is followed to the module that defines it. The facade adds nothing but what
+  the name is bound to.
+- A library (anything that is installed for others, such as torch) enters by its version. A plug-in
+  that is installed enters with the files of its own package.
 - A module may name files beside Python that decide what it computes, in a constant
   ``__sources__``: glob patterns below its folder, such as C++ sources.
 """
 
-import ast
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,51 +27,14 @@ from pathlib import Path
 from sysconfig import get_paths
 
 from quantarena.bench.content import bytes_sha256
+from quantarena.bench.source_imports import Import, forget_source, source
 from quantarena.bench.spec import content_key
 
 PACKAGE = "quantarena"
 _ROOT = Path(__file__).resolve().parent.parent
 _ROOTS = {f"{PACKAGE}.{name}": _ROOT / name for name in ("bench", "methods", "leaderboard")}
 _INSTALLED = tuple(Path(get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib"))
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """One import statement, or one call of ``import_module`` with a constant name.
-
-    Attributes:
-        module: absolute dotted name of the module.
-        name: what is taken from it; empty where the module itself is imported.
-        alias: the name that it has in the importing module.
-        at_import: whether it runs when the importing module is imported, not inside a function.
-    """
-
-    module: str
-    name: str
-    alias: str
-    at_import: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What one Python file says about its imports.
-
-    Attributes:
-        file: the file.
-        sha256: hash of its bytes.
-        imports: its imports, those for type checkers alone left out.
-        facade: whether it holds nothing but a docstring, imports and ``__all__``.
-        data: files beside Python that it names in ``__sources__``.
-    """
-
-    file: Path
-    sha256: str
-    imports: tuple[Import, ...]
-    facade: bool
-    data: tuple[Path, ...]
-
-
-_sources: dict[tuple[Path, str], Source] = {}
+_SITES = frozenset({"site-packages", "dist-packages"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +68,7 @@ def closure(module: str) -> Closure:
     Raises:
         ModuleNotFoundError: there is no such module.
     """
-    file = _locate(module, ())
+    file = _locate(module, None) or _installed_file(module)
     if file is None:
         raise ModuleNotFoundError(module)
     return _walk(module, file)
@@ -152,14 +116,11 @@ def forget(file: Path | None = None) -> None:
         function.cache_clear()
     if file is None:
         _locate.cache_clear()
-        _sources.clear()
-    else:
-        for key in [key for key in _sources if key[0] == file]:
-            del _sources[key]
+    forget_source(file)
 
 
 def _walk(module: str, file: Path) -> Closure:
-    own = _own_folder(module, file)
+    own = _own(module, file)
     files: dict[str, str] = {}
     libraries: dict[str, str] = {}
     waiting: list[tuple[str, Path, bool]] = [(module, file, True)]
@@ -173,11 +134,12 @@ def _walk(module: str, file: Path) -> Closure:
         if not found.facade or path == file:
             files[name] = found.sha256
             files |= {_shown(data): bytes_sha256(data) for data in found.data}
-        waiting += ((p, f, False) for p, f in _parents(name))
+        waiting += ((p, f, False) for p, f in _parents(name, own))
         for each in found.imports if whole else (i for i in found.imports if i.at_import):
             if found.facade and not whole:
                 continue  # names of a facade are followed from those who ask for them
-            target = _follow(each, own)
+            target, bindings = _follow(each, own)
+            files |= bindings
             if target is None:
                 libraries |= _library(each.module)
             else:
@@ -185,121 +147,64 @@ def _walk(module: str, file: Path) -> Closure:
     return Closure(dict(sorted(files.items())), dict(sorted(libraries.items())))
 
 
-def source(file: Path, module: str) -> Source:
-    """What a Python file imports, read once a process; a file that is no Python has no imports."""
-    if (file, module) not in _sources:
-        _sources[file, module] = _read_source(file, module)
-    return _sources[file, module]
+_Own = tuple[Path, str] | None
+"""The folder of a plug-in's modules, and the one package in it that is its own, or "" for all."""
 
 
-def _read_source(file: Path, module: str) -> Source:
-    text = file.read_bytes()
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return Source(file, bytes_sha256(file), (), False, ())
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    patterns = [p for node in tree.body for p in _patterns(node)]
-    return Source(
-        file,
-        bytes_sha256(file),
-        tuple(_imports(tree.body, package, True)),
-        file.name != "__main__.py" and all(_is_facade_line(node) for node in tree.body),
-        tuple(sorted(f for p in patterns for f in file.parent.glob(p) if f.is_file())),
-    )
-
-
-def _imports(nodes: Iterable[ast.AST], package: str, at_import: bool) -> Iterator[Import]:
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                name = alias.asname or alias.name.partition(".")[0]
-                yield Import(alias.name, "", name, at_import)
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
-            for alias in node.names:
-                yield Import(base, alias.name, alias.asname or alias.name, at_import)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            yield from _imports(node.orelse, package, at_import)
-        else:
-            if isinstance(node, ast.Call) and (name := _imported_by_call(node)):
-                yield Import(name, "", "", at_import)
-            inside = at_import and not isinstance(
-                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-            )
-            yield from _imports(ast.iter_child_nodes(node), package, inside)
-
-
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    if not node.level:
-        return node.module or ""
-    parts = package.split(".")
-    base = parts[: len(parts) - node.level + 1]
-    return ".".join([*base, *([node.module] if node.module else [])])
-
-
-def _imported_by_call(node: ast.Call) -> str:
-    """The constant name in ``import_module("name")`` or ``importlib.import_module("name")``."""
-    function = node.func
-    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    first = node.args[0] if node.args else None
-    if called == "import_module" and isinstance(first, ast.Constant):
-        return str(first.value)
-    return ""
-
-
-def _is_facade_line(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)
-    if isinstance(node, ast.Assign):
-        return [getattr(target, "id", "") for target in node.targets] == ["__all__"]
-    return isinstance(node, ast.Import | ast.ImportFrom)
-
-
-def _patterns(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__sources__":
-        return [str(pattern) for pattern in ast.literal_eval(node.value)]
-    return []
-
-
-def _follow(each: Import, own: Path | None) -> tuple[str, Path] | None:
-    """Module and file that an import runs; None for a library."""
+def _follow(each: Import, own: _Own) -> tuple[tuple[str, Path] | None, dict[str, str]]:
+    """Module and file that an import runs, None for a library; and what facades bind it to."""
     module, name = each.module, each.name
+    bindings: dict[str, str] = {}
     for _ in range(20):  # a facade may import from a facade
-        if name and (file := _locate(f"{module}.{name}", (own,) if own else ())):
-            return f"{module}.{name}", file
-        file = _locate(module, (own,) if own else ())
+        if name and (file := _locate(f"{module}.{name}", own)):
+            return (f"{module}.{name}", file), bindings
+        file = _locate(module, own)
         if file is None:
-            return None
+            return None, bindings
         found = source(file, module)
-        origin = next((i for i in found.imports if name and i.alias == name), None)
+        # of two bindings of one name the last one counts
+        origin = next((i for i in reversed(found.imports) if name and i.alias == name), None)
         if not found.facade or origin is None:
-            return module, file
+            return (module, file), bindings
+        bindings[f"{module}:{name}"] = f"{origin.module}:{origin.name}"
         module, name = origin.module, origin.name
-    return None
+    return None, bindings
 
 
 @cache
-def _locate(module: str, folders: tuple[Path, ...]) -> Path | None:
+def _locate(module: str, own: _Own) -> Path | None:
     """The file of a module that belongs to quantarena or to the plug-in; None for a library."""
     parts = module.split(".")
     top = parts[0]
     if top == PACKAGE:
         return _of_quantarena(module)
-    for folder in folders:
-        if file := _below(folder, parts):
-            return file
+    if own is not None and own[1] in ("", top) and (file := _below(own[0], parts)):
+        return file
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return None
     base = _found_by_python(top)
-    if base is None or any(folder in base.parents for folder in _INSTALLED):
+    if base is None or _is_installed(base):
+        return None
+    return _below(base.parent.parent if base.name == "__init__.py" else base.parent, parts)
+
+
+def _is_installed(file: Path) -> bool:
+    return any(folder in file.parents for folder in _INSTALLED) or bool(_SITES & set(file.parts))
+
+
+def _installed_file(module: str) -> Path | None:
+    """The file of a module that is installed; None where there is none."""
+    parts = module.split(".")
+    base = _found_by_python(parts[0])
+    if base is None:
         return None
     return _below(base.parent.parent if base.name == "__init__.py" else base.parent, parts)
 
 
 def _of_quantarena(module: str) -> Path | None:
-    if module == PACKAGE:
-        return _ROOTS[f"{PACKAGE}.bench"] / "_root" / "__init__.py"
+    if module == PACKAGE:  # a source tree keeps it in bench/_root, an installed package above bench
+        choices = (_ROOTS[f"{PACKAGE}.bench"] / "_root", _ROOT)
+        return next((f for c in choices if (f := c / "__init__.py").is_file()), None)
     room, *rest = module.split(".")[1:]
     root = _ROOTS.get(f"{PACKAGE}.{room}")
     return _below(root, rest) if root is not None else None
@@ -325,21 +230,22 @@ def _found_by_python(module: str) -> Path | None:
     return Path(origin).resolve() if origin and Path(origin).is_file() else None
 
 
-def _own_folder(module: str, file: Path) -> Path | None:
-    """The folder in which a plug-in's own modules are found; None for quantarena's."""
-    if module == PACKAGE or module.startswith(f"{PACKAGE}."):
+def _own(module: str, file: Path) -> _Own:
+    """Where a plug-in's own modules are found; None for quantarena's."""
+    top = module.partition(".")[0]
+    if top == PACKAGE:
         return None
     depth = len(module.split(".")) - (file.name != "__init__.py")
-    return file.parents[depth] if depth < len(file.parents) else file.parent
+    folder = file.parents[depth] if depth < len(file.parents) else file.parent
+    # beside an installed package lie all libraries, beside a file of the user's his other modules
+    return folder, top if _is_installed(file) else ""
 
 
-def _parents(module: str) -> list[tuple[str, Path]]:
-    """The packages around a module of quantarena, whose ``__init__`` runs before it."""
+def _parents(module: str, own: _Own) -> list[tuple[str, Path]]:
+    """The packages around a module, whose ``__init__`` runs before it."""
     names = module.split(".")[:-1]
-    if not names or names[0] != PACKAGE:
-        return []
     dotted = [".".join(names[: n + 1]) for n in range(len(names))]
-    found = ((name, _of_quantarena(name)) for name in dotted)
+    found = ((name, _locate(name, own)) for name in dotted)
     return [(name, file) for name, file in found if file is not None]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantarena.bench import closure as closures
+from quantarena.bench import source_imports
 from quantarena.bench.closure import closure, file_closure
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,7 @@ def test_nothing_that_python_loads_is_forgotten(root):
     missing = loaded_by(root) - set(closure(root).files)
     for name in missing:
         file = closures._of_quantarena(name)
-        assert closures.source(file, name).facade, name
+        assert source_imports.source(file, name).facade, name
 
 
 def test_stages_hold_what_makes_them_and_nothing_else():
@@ -137,7 +138,13 @@ def plugin(tmp_path):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    yield tmp_path
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    closures.forget()
+    yield
     closures.forget()
 
 
@@ -163,7 +170,9 @@ def test_names_of_a_facade_are_followed_to_where_they_are_defined(tmp_path):
     (tmp_path / "two.py").write_text("b = 1\n")
     (tmp_path / "user.py").write_text("from door import c\n")
     (tmp_path / "whole.py").write_text("import door\n")
-    assert set(file_closure(tmp_path / "user.py").files) == {"user", "two"}
+    user = file_closure(tmp_path / "user.py").files
+    assert set(user) == {"user", "two", "door:c"}
+    assert user["door:c"] == "two:b"
     assert set(file_closure(tmp_path / "whole.py").files) == {"whole", "one", "two"}
 
 
@@ -186,3 +195,88 @@ def test_no_module_is_found_by_a_name_that_is_put_together():
                 odd.add(dotted(file, ROOT))
     stages = closure("quantarena.bench.stages.sequence").files
     assert sorted(odd & set(stages)) == ["quantarena.methods.registry"]
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+WAYS = {
+    "import pkg.sub\npkg.F\n": "pkg/__init__.py",
+    "import pkg.sub as s\n": "pkg/helper.py",
+    "from pkg.sub import y\n": "pkg/__init__.py",
+    "from one import *\nfrom two import *\n": "two.py",
+    "from importlib import import_module as im\nim('two')\n": "two.py",
+    "import importlib\nimportlib.import_module(name='two')\n": "two.py",
+    "from importlib import import_module\nNAME = 'two'\nimport_module(NAME)\n": "two.py",
+    "__import__('two')\n": "two.py",
+    "TYPE_CHECKING = False\nif not TYPE_CHECKING:\n    import two\n": "two.py",
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING or True:\n    import two\n": "two.py",
+    "from stars import b\n": "two.py",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_to_import_a_helper(tmp_path, way):
+    write(
+        tmp_path,
+        {
+            "mine.py": way,
+            "one.py": "a = 1\n",
+            "two.py": "b = 1\n",
+            "stars.py": "from one import *\nfrom two import *\n",
+            "pkg/__init__.py": "from pkg.helper import F\nG = 1\n",
+            "pkg/helper.py": "F = 1\n",
+            "pkg/sub.py": "y = 1\n",
+        },
+    )
+    before = file_closure(tmp_path / "mine.py").key
+    edited = tmp_path / WAYS[way]
+    edited.write_text(edited.read_text() + "MORE = 2\n")
+    closures.forget()
+    assert file_closure(tmp_path / "mine.py").key != before
+
+
+def test_another_binding_of_a_facade_counts(tmp_path):
+    write(
+        tmp_path,
+        {
+            "mine.py": "from door import search\n",
+            "door.py": "from one import a as search\nfrom one import b as search\n",
+            "one.py": "a = 1\nb = 2\n",
+        },
+    )
+    before = file_closure(tmp_path / "mine.py")
+    assert before.files["door:search"] == "one:b"  # the last one counts, as in Python
+    (tmp_path / "door.py").write_text("from one import a as search\n")
+    closures.forget()
+    assert file_closure(tmp_path / "mine.py").key != before.key
+
+
+def test_an_installed_plug_in_enters_with_its_own_package_alone(tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    write(
+        site,
+        {
+            "my_quantization/__init__.py": "",
+            "my_quantization/mine.py": "import other\nfrom my_quantization import helper\n",
+            "my_quantization/helper.py": "F = 1\n",
+            "other/__init__.py": "X = 1\n",
+        },
+    )
+    monkeypatch.syspath_prepend(str(site))
+    closures.forget()
+    found = closure("my_quantization.mine")
+    assert set(found.files) == {"my_quantization.mine", "my_quantization.helper"}
+    assert found.libraries == {"other": "absent"}
+
+
+def test_sources_may_be_annotated(tmp_path):
+    text = "__sources__: tuple[str, ...] = ('table.csv',)\n"
+    write(tmp_path, {"mine.py": text, "table.csv": "1\n"})
+    before = file_closure(tmp_path / "mine.py").key
+    (tmp_path / "table.csv").write_text("2\n")
+    closures.forget()
+    assert file_closure(tmp_path / "mine.py").key != before
