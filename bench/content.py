@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,18 @@ def file_sha256(file: Path) -> str:
     return sha256
 
 
-def tree_sha256(folder: Path) -> str:
-    """One hash of all files below a folder: their relative names and their bytes.
+def tree_sha256(folder: Path, without: Collection[str] = ()) -> str:
+    """One hash of the files below a folder: their relative names and their bytes.
+
+    Args:
+        folder: the folder.
+        without: endings of files that are left out.
 
     Raises:
         UserError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    for file in sorted(_files(folder)):
+    for file in sorted(f for f in _files(folder) if f.suffix.lower() not in without):
         try:
             line = f"{file.relative_to(folder)}\0{_known_sha256(file)}\n"
         except OSError as error:

@@ -30,9 +30,20 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             copy = package / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    entries = [{_title(page): f"methods/{page.name}"} for page in pages]
+    for section in config.nav or []:
+        if "Methods" in section:
+            section["Methods"] = entries
     python: dict[str, Any] = config.plugins["mkdocstrings"].config.handlers["python"]
     python["paths"] = [_SOURCES.name]
     return config
+
+
+def _title(page: Path) -> str:
+    """The part of a page's first heading before a bracket or a colon."""
+    heading = page.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    return heading.split("(")[0].split(":")[0].strip()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

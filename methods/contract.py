@@ -16,7 +16,7 @@ from torch import nn
 
 from quantarena.methods import options as method_options
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
 from quantarena.methods.core.record.call_counts import CallPolicy
@@ -217,12 +217,25 @@ class Method(ABC):
         """
         self.check(ctx.bits, ctx.variant)
         seed_all(ctx.seed)
+        # before the method runs: what it is checked against is out of its reach
+        wanted, before = ctx.widths, network_mark(ctx.model)
         started = time.perf_counter()
         model = self.quantize(ctx)
-        verify(model, ctx.widths.changed(model.notes.get(DECLARED, {})), self.name)
+        if network_mark(ctx.model) != before:
+            raise QuantArenaError(f"{self.name} changed the full-precision network: copy it first")
+        verify(model, wanted.changed(model.notes.get(DECLARED, {})), self.name)
         model.freeze()
         model.notes["quantize_seconds"] = time.perf_counter() - started
         return model
+
+
+def network_mark(network: nn.Module) -> list[tuple[str, int, int, float]]:
+    """Name, address, version and sum of every tensor of a network; a change of one changes it."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return [
+        (name, tensor.data_ptr(), tensor._version, float(tensor.detach().double().abs().sum()))
+        for name, tensor in tensors.items()
+    ]
 
 
 def seed_all(seed: int) -> None:

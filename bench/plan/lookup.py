@@ -19,6 +19,8 @@ from quantarena.methods.builtin import builtins
 UNKNOWN_RESOLUTION = 32
 METRICS = "QUANTARENA_METRICS"
 METRIC_PLUGINS = "quantarena.bench.metrics.plugins"
+FOR_PEOPLE = (".md", ".png", ".jpg", ".jpeg", ".gif")
+"""Files of a pipeline folder that no image depends on: its card and its pictures."""
 STAGES = "quantarena.bench.stages.sequence"
 """The module whose closure holds every stage of a cell."""
 
@@ -151,7 +153,8 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
     @functools.cache
     def stamp(method_name: str, workload_name: str) -> str:
         code = [closure(STAGES), _method_closure(method_name, plugins, prefer_plugin)]
-        return content_key([closures_key(code), _metrics(plugins), content(workload_name)])
+        inputs = [closures_key(code), _metrics(plugins), content(workload_name), _surroundings()]
+        return content_key(inputs)
 
     @functools.cache
     def content(workload_name: str) -> str:
@@ -180,7 +183,8 @@ def content_of(info: Any) -> str:
     pictures = ""
     if real is not None and real.exists():
         pictures = tree_sha256(real) if real.is_dir() else file_sha256(real)
-    return content_key([tree_sha256(Path(info.path)), settings, pictures])
+    weights = tree_sha256(Path(info.path), without=FOR_PEOPLE)
+    return content_key([weights, settings, pictures])
 
 
 def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> Closure:
@@ -189,6 +193,16 @@ def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> C
     if built_in is not None and not (prefer_plugin and plugins):
         return closure(built_in.module)
     return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
+
+
+def _surroundings() -> list[str]:
+    """What enters by environment variables: the unit of the kernels, and weights of metrics."""
+    found = [os.environ.get("QUANTARENA_KERNELS", "")]
+    for name in ("QUANTARENA_CLIP", "QUANTARENA_INCEPTION"):
+        path = Path(os.environ.get(name) or "/nonexistent")
+        found.append(tree_sha256(path) if path.is_dir() else "")
+        found.append(file_sha256(path) if path.is_file() else "")
+    return found
 
 
 def _metrics(plugins: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The stage ``quantize``: a method's model, from the cache or made now."""
 
+import copy
 import dataclasses
 import json
 import time
@@ -119,7 +120,7 @@ def _context(
         graph,
         recorded,
         cell.widths,
-        wanted,
+        copy.deepcopy(wanted),  # a method that edits its policy edits no other cell's
         cell.variant,
         cell.seed,
         effort,

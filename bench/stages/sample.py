@@ -10,6 +10,7 @@ from quantarena.bench.spec import content_key
 from quantarena.bench.stages.fp_images import fp_images, fp_images_key, load_drawn, save_drawn
 from quantarena.bench.stages.workspace import Workspace, silent
 from quantarena.bench.workloads.sampling import Drawn, Progress, draw_images
+from quantarena.methods.core.kernels.native import status
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.announce import announcing
 
@@ -24,7 +25,8 @@ def images_key(workspace: Workspace, packed: PackedModel, model_key: str) -> str
     """
     if packed.backend == "fp32":
         return fp_images_key(workspace)
-    content = [model_key, workspace.key(workspace.draw()), packed.backend]
+    # units of the kernels add floats in other orders, so they draw other images
+    content = [model_key, workspace.key(workspace.draw()), packed.backend, status().isa]
     return content_key([*content, closure(__name__).key])
 
 

@@ -21,6 +21,7 @@ from quantarena.methods.core.model.state import (
     changed_tensors,
     put_tensor,
     require_same,
+    require_tensors,
 )
 from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.quantizers.activation import ActQuantizer
@@ -171,6 +172,18 @@ class QuantizedModel:
             put_tensor(self.module, name, value)
         if "schedule" in state:
             self.clock.schedule = CallSchedule("", tuple(state["schedule"].tolist()))
+        require_tensors(state.keys(), self._state_names())
+
+    def _state_names(self) -> set[str]:
+        """Names of the tensors that ``state`` would give, those outside of the layers left out."""
+        modules = (("layer", self.layers), ("attention", self.attention))
+        names = {
+            f"{kind}:{name}/{leaf}"
+            for kind, owners in modules
+            for name, owner in owners.items()
+            for leaf in owner.state()
+        }
+        return names | {f"table:{name}" for name in self.tables}
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:

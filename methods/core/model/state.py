@@ -43,6 +43,24 @@ def require_same(kind: str, ours: Collection[str], theirs: Collection[str]) -> N
             )
 
 
+def require_tensors(ours: Collection[str], theirs: Collection[str]) -> None:
+    """Refuse a state with tensors too few or too many.
+
+    Args:
+        ours: names that the state has.
+        theirs: names of the tensors of layers, attention products and tables that it must have.
+
+    Raises:
+        BrokenModel: naming the first one.
+    """
+    free = ("float:", "schedule")
+    unknown = sorted(n for n in ours if n not in theirs and not n.startswith(free))
+    lost = sorted(n for n in theirs if n not in ours)
+    for names, what in ((unknown, "has an unknown tensor"), (lost, "lacks the tensor")):
+        if names:
+            raise BrokenModel(f"quantized state {what} {names[0]}: quantize again")
+
+
 def changed_tensors(
     module: nn.Module, original: nn.Module, outside: Collection[str]
 ) -> dict[str, Tensor]:

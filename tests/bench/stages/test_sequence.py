@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,3 +307,41 @@ def test_timed_batch_has_each_image_with_its_guidance_halves(transformer, halves
     assert batch.image.tolist() == halves * [0, 1, 2]
     assert batch.half.tolist() == [half for half in range(halves) for _ in range(3)]
     assert set(batch.step.tolist()) == {recorded.calls // 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "ctx.policy.floors.clear(); return _made(ctx)",
+            "the policy says",
+        ),
+        ("next(iter(ctx.model.parameters())).zero_(); return _made(ctx)", "changed the full-prec"),
+    ],
+)
+def test_what_a_method_is_checked_against_is_out_of_its_reach(
+    row, cell, paths, plugin, body, reason
+):
+    """A method edits its own policy, or the network that it should copy."""
+    made = (
+        "from quantarena.methods.rtn import RoundToNearest\n"
+        "        _made = lambda ctx: RoundToNearest().quantize(ctx)\n"
+        "        import torch\n"
+        "        with torch.no_grad():\n"
+        f"            {body}"
+    )
+    found = sequence.run_cell(
+        replace(cell, method="mine"), paths, plugins=plugin(made), progress=quiet
+    )
+    assert found.status is Status.FAILED
+    assert reason in found.reason
+    fresh = sequence.run_cell(replace(cell, seed=3), paths, progress=quiet)
+    assert fresh.observed.coverage.keys() == row.observed.coverage.keys()
+
+
+def test_another_unit_of_the_kernels_draws_its_own_images(row, cell, paths, monkeypatch):
+    other = SimpleNamespace(isa="another")
+    monkeypatch.setattr(sample, "status", lambda: other)
+    again = sequence.run_cell(cell, paths, progress=quiet)
+    assert again.stage_keys["quantize"] == row.stage_keys["quantize"]
+    assert again.stage_keys["images"] != row.stage_keys["images"]
