@@ -231,7 +231,7 @@ class QuantLayer(nn.Module):
                 )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum of the parts plus bias; shapes as the full-precision layer."""
+        """Sum of the parts plus bias; shape and dtype as of the full-precision layer."""
         options = [o for o in self.options if self.use_weight_quantizer or not o.with_weights]
         first, *rest = self.parts
         y = self._product(first, x, self.bias, options)
@@ -239,7 +239,7 @@ class QuantLayer(nn.Module):
             y = y + self._product(part, x, None, options)
         for option in options:
             y = option.add(y, x, self)
-        return y
+        return y if x.dtype is torch.float32 else y.to(x.dtype)
 
     def _product(
         self, part: Part, x: Tensor, bias: Tensor | None, options: Sequence[LayerOption]
@@ -260,7 +260,9 @@ class QuantLayer(nn.Module):
         product: Product = self.geometry.product
         for option in options:
             product = option.around(product, x, self)
-        return product(values, weight, bias)
+        # codes and ranges are float32 whatever dtype the network has
+        bias = None if bias is None else bias.to(values.dtype)
+        return product(values, weight.to(values.dtype), bias)
 
     # ---- state -----------------------------------------------------------------------------
 
