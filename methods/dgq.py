@@ -123,6 +123,7 @@ class Dgq(Method):
         venue="ICLR 2025",
         paper="arXiv:2501.04304",
         summary="activation groups by (min, max) along the axis that differs more, log2 attention",
+        version=2,
         bibtex=(
             "@inproceedings{ryu2025dgq, title={DGQ: Distribution-Aware Group Quantization for "
             "Text-to-Image Diffusion Models}, author={Ryu, Hyogon and Park, NaHyeon and Shim, "
@@ -132,7 +133,9 @@ class Dgq(Method):
             "one axis a layer, and one membership of channels, for all sampler calls: packed "
             "weights are sorted once (paper: both anew at each step); positions change groups",
             "channel groups of a convolution hold whole channels (release: kernel taps apart)",
-            "every range contains zero, whose code pads convolutions (release: with G > 1 not)",
+            "every range contains zero: its code pads convolutions, and kernels want zero points "
+            "that are codes; groups far from zero lose codes even in layers that pad nothing "
+            "(release: with G > 1 not)",
             "the attention scale is the largest value of a sample (release: of the whole batch, so "
             "that results depend on batch mates)",
             "tables are read by sampler call (release: by timestep, one call late under PLMS)",

@@ -122,6 +122,7 @@ class MpqDm(Method):
         venue="AAAI 2025",
         paper="arXiv:2412.11549",
         summary="channel widths N-1, N, N+1 by kurtosis; LoRA with relation distillation",
+        version=2,
         bibtex=(
             "@inproceedings{feng2025mpqdm, title={MPQ-DM: Mixed Precision Quantization for "
             "Extremely Low Bit Diffusion Models}, author={Feng, Weilun and Qin, Haotong and Yang, "

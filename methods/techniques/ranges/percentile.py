@@ -33,7 +33,7 @@ def quantile(rows: Tensor, share: float, weights: Tensor | None = None) -> Tenso
     # the value at each integer place, had every value been repeated as often as its weight says
     ends = torch.cat([places.floor(), places.floor() + 1], dim=1)
     index = torch.searchsorted(reach, ends, right=True).clamp(max=rows.shape[1] - 1)
-    low, high = values.gather(1, index).split(1, dim=1)
+    low, high = values.gather(1, index).chunk(2, dim=1)
     return torch.lerp(low, high, (places - places.floor()).to(low.dtype))
 
 
