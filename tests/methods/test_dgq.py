@@ -10,9 +10,13 @@ from torch import nn
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.attention_mode import Fake
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.patches import Patches
+from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
+from quantarena.methods.core.packed.nodes.rebuild import build
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
@@ -20,6 +24,7 @@ from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.dgq import Dgq
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
+from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing.conformance import check
 
 CALLS, LOUD = 4, 40.0
@@ -114,6 +119,72 @@ def test_groups_beat_rtn_along_the_axis_that_differs(judged, network, axis, off)
     recorded = Trajectory(torch.randn(CALLS, 1, 4, 6, 6), torch.arange(CALLS).float(), {})
     points = recorded.pick(torch.arange(CALLS), torch.zeros(CALLS, dtype=torch.long))
     assert parity(made, pack(made), points).max_rel <= 1e-5
+
+
+class OffsetChannels(Tokens):
+    """Five channels lie far from zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = torch.zeros(48)
+        self.offset[[3, 17, 18]], self.offset[[30, 41]] = 30.0, -20.0
+
+    def back(self, x):
+        return self.middle(x + self.offset) - self.offset @ self.weight.T
+
+    @property
+    def weight(self):
+        return self.middle.weight
+
+
+def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
+    network = OffsetChannels()
+    made, error = judged(variant(least=1), network, Bits(8, 4))
+    option = made.layers["middle"].option(InputOffset)
+    assert (option.offset != 0).equal(network.offset != 0)
+    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
+    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
+    packed = pack(made)
+    assert parity(made, packed, points).max_rel <= 1e-5
+    observe(made, packed, network)
+    node = packed.layers["middle"]
+    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
+    loaded = QuantLayer(network.middle, Bits(8, 4), clock=made.clock)
+    loaded.load(made.layers["middle"].state())
+    x = torch.randn(2, 36, 48) + network.offset
+    again.set_clock(made.clock)
+    with torch.no_grad(), made.clock.at(0):
+        assert torch.allclose(again(x), loaded(x), rtol=1e-5, atol=1e-4)
+        assert torch.equal(loaded(x), made.layers["middle"](x))
+    monkeypatch.setattr("quantarena.methods.dgq.move_to_zero", lambda layer, bounds, ids: bounds)
+    assert judged(variant(least=1), network, Bits(8, 4))[1] >= 10 * error
+
+
+@pytest.mark.parametrize(
+    ("module", "size"),
+    [
+        (nn.Linear(4, 4), 3),
+        (nn.Conv2d(4, 4, 3, padding=1), 4),
+        (nn.Conv2d(4, 4, 1, groups=2), 4),
+    ],
+)
+def test_offsets_that_are_no_constant_are_refused(module, size):
+    with pytest.raises(ValueError, match="offset"):
+        InputOffset.of(torch.ones(size), QuantLayer(module, Bits(8, 8)))
+
+
+def test_an_unpadded_convolution_has_offsets_too():
+    layer = QuantLayer(nn.Conv2d(6, 4, 3, stride=2), Bits(8, 8))
+    x = torch.randn(2, 6, 9, 9) + 20.0
+    layer.put(InputOffset.of(torch.full((6,), 20.0), layer))
+    layer.set_weight_ranges(minmax_range, symmetric=False)
+    layer.only_part.static.set_params(minmax_range(x - 20.0, 8))
+    layer.freeze()
+    with torch.no_grad():
+        weight = layer.only_part.weight_quantizer(layer.weight)
+        target = nn.functional.conv2d(x, weight, layer.bias, 2)
+        assert (layer(x) - target).abs().max() < 0.1
+        assert torch.allclose(pack_layer(layer)(x), layer(x), rtol=1e-5, atol=1e-4)
 
 
 def test_outlier_channels_are_in_groups_of_their_own(judged):

@@ -17,6 +17,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.call_gains import CallGains
+from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.input_scale import InputScale
 from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.options.option import LayerOption, Operand, Product
@@ -26,7 +27,13 @@ from quantarena.methods.core.quantizers.part import Part, under
 from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 
-OPTIONS: tuple[type[LayerOption], ...] = (InputScale, Patches, CallGains, LowRankBranch)
+OPTIONS: tuple[type[LayerOption], ...] = (
+    InputScale,
+    InputOffset,
+    Patches,
+    CallGains,
+    LowRankBranch,
+)
 """Every kind of option, in the order in which a layer calls them."""
 
 _Option = TypeVar("_Option", bound=LayerOption)
