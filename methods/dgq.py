@@ -270,7 +270,7 @@ def move_to_zero(layer: QuantLayer, bounds: Bounds, ids: Tensor) -> Bounds:
     """
     low, high = bounds.low.amin(0), bounds.high.amax(0)
     offset = torch.zeros_like(low)
-    for group in ids.unique():
+    for group in torch.unique(ids):
         members = ids == group
         least, most = low[members].min(), high[members].max()
         if least > 0 or most < 0:

@@ -13,7 +13,6 @@ from quantarena.methods.core.model.attention_mode import Fake
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.patches import Patches
-from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
 from quantarena.methods.core.packed.nodes.rebuild import build
@@ -24,7 +23,6 @@ from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.dgq import Dgq
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.testing.conformance import check
 
 CALLS, LOUD = 4, 40.0
@@ -158,33 +156,6 @@ def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
         assert torch.equal(loaded(x), made.layers["middle"](x))
     monkeypatch.setattr("quantarena.methods.dgq.move_to_zero", lambda layer, bounds, ids: bounds)
     assert judged(variant(least=1), network, Bits(8, 4))[1] >= 10 * error
-
-
-@pytest.mark.parametrize(
-    ("module", "size"),
-    [
-        (nn.Linear(4, 4), 3),
-        (nn.Conv2d(4, 4, 3, padding=1), 4),
-        (nn.Conv2d(4, 4, 1, groups=2), 4),
-    ],
-)
-def test_offsets_that_are_no_constant_are_refused(module, size):
-    with pytest.raises(ValueError, match="offset"):
-        InputOffset.of(torch.ones(size), QuantLayer(module, Bits(8, 8)))
-
-
-def test_an_unpadded_convolution_has_offsets_too():
-    layer = QuantLayer(nn.Conv2d(6, 4, 3, stride=2), Bits(8, 8))
-    x = torch.randn(2, 6, 9, 9) + 20.0
-    layer.put(InputOffset.of(torch.full((6,), 20.0), layer))
-    layer.set_weight_ranges(minmax_range, symmetric=False)
-    layer.only_part.static.set_params(minmax_range(x - 20.0, 8))
-    layer.freeze()
-    with torch.no_grad():
-        weight = layer.only_part.weight_quantizer(layer.weight)
-        target = nn.functional.conv2d(x, weight, layer.bias, 2)
-        assert (layer(x) - target).abs().max() < 0.1
-        assert torch.allclose(pack_layer(layer)(x), layer(x), rtol=1e-5, atol=1e-4)
 
 
 def test_outlier_channels_are_in_groups_of_their_own(judged):

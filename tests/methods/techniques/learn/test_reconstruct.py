@@ -53,19 +53,6 @@ def inputs_of(model, names, points):
     return seen
 
 
-def test_the_rounding_term_counts_iterations_from_one(ground, monkeypatch):
-    model, blocks, points = ground
-    shares, at = [], RoundingTerm.at
-
-    def noted(term, done):
-        shares.append(done)
-        return at(term, done)
-
-    monkeypatch.setattr(RoundingTerm, "at", noted)
-    reconstruct(model, list(blocks.values()), points, rounding(5), acts=False, seed=0)
-    assert sorted(set(shares)) == [0.2, 0.4, 0.6, 0.8, 1.0]
-
-
 @pytest.mark.parametrize("chunk", [0, 6])
 def test_inputs_from_the_quantized_prefix_targets_from_full_precision(
     pixel, ground, watched, chunk
