@@ -39,6 +39,7 @@ from quantarena.methods.api import (
     register,
     shrink_range,
 )
+from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.trace.network import AttentionKind
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
@@ -123,6 +124,7 @@ class Dgq(Method):
         venue="ICLR 2025",
         paper="arXiv:2501.04304",
         summary="activation groups by (min, max) along the axis that differs more, log2 attention",
+        version=2,
         bibtex=(
             "@inproceedings{ryu2025dgq, title={DGQ: Distribution-Aware Group Quantization for "
             "Text-to-Image Diffusion Models}, author={Ryu, Hyogon and Park, NaHyeon and Shim, "
@@ -132,7 +134,8 @@ class Dgq(Method):
             "one axis a layer, and one membership of channels, for all sampler calls: packed "
             "weights are sorted once (paper: both anew at each step); positions change groups",
             "channel groups of a convolution hold whole channels (release: kernel taps apart)",
-            "every range contains zero, whose code pads convolutions (release: with G > 1 not)",
+            "every range contains zero, whose code pads convolutions (release: with G > 1 not); "
+            "where nothing is padded, groups of channels beyond zero are moved there by an offset",
             "the attention scale is the largest value of a sample (release: of the whole batch, so "
             "that results depend on batch mates)",
             "tables are read by sampler call (release: by timestep, one call late under PLMS)",
@@ -235,7 +238,10 @@ class Dgq(Method):
             set_table(quantizer, -2, axes.positions, self.members(axes.positions, seed))
         else:
             ids = self.members(axes.channels, seed, frozen=self.options.frozen)
-            set_table(quantizer, 1 if layer.is_conv else -1, axes.channels, ids)
+            bounds = axes.channels
+            if ids.dim() == 1 and not any(layer.geometry.padding):
+                bounds = move_to_zero(layer, bounds, ids)
+            set_table(quantizer, 1 if layer.is_conv else -1, bounds, ids)
         return {"axis": "positions" if chosen else "channels", "wanted": wanted, "agree": agree}
 
     def group_product(self, quantizer: ActQuantizer, axes: Axes, seed: int) -> dict[str, Any]:
@@ -252,6 +258,27 @@ class Dgq(Method):
         """The group of each slice, (slices,), or of each slice at each call, (S, slices)."""
         found = groups_of_all if frozen else groups_by_call
         return found(bounds, self.options.groups, seed)
+
+
+def move_to_zero(layer: QuantLayer, bounds: Bounds, ids: Tensor) -> Bounds:
+    """Give groups of channels that lie beyond zero an offset; returns the bounds without it.
+
+    Args:
+        layer: a layer that pads nothing.
+        bounds: bounds of its input channels, (S, K).
+        ids: group of each channel, (K,).
+    """
+    low, high = bounds.low.amin(0), bounds.high.amax(0)
+    offset = torch.zeros_like(low)
+    for group in torch.unique(ids):
+        members = ids == group
+        least, most = low[members].min(), high[members].max()
+        if least > 0 or most < 0:
+            offset[members] = (least + most) / 2
+    if not bool(offset.any()):
+        return bounds
+    layer.put(InputOffset.of(offset, layer))
+    return Bounds(bounds.low - offset, bounds.high - offset)
 
 
 def by_positions(axes: Axes, *, ties: bool) -> tuple[bool, float]:

@@ -80,7 +80,7 @@ class DilateQuant(Method):
         venue="ACM MM 2025",
         paper="arXiv:2409.14307",
         summary="weights dilated at no change of range, ranges by step, blocks distilled as in QAT",
-        version=2,
+        version=3,
         bibtex=(
             "@inproceedings{liu2025dilatequant, title={DilateQuant: Accurate and Efficient "
             "Quantization-Aware Training for Diffusion Models via Weight Dilation}, "

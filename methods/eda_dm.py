@@ -126,7 +126,7 @@ class EDADM(Method):
         venue="arXiv 2024",
         paper="arXiv:2401.04585",
         summary="calibration by density and diversity of features, fine-grained reconstruction",
-        version=2,
+        version=3,
         bibtex=(
             "@article{liu2024edadm, title={EDA-DM: Enhanced Distribution Alignment for "
             "Post-Training Quantization of Diffusion Models}, author={Liu, Xuewen and Li, Zhikai "

@@ -65,19 +65,23 @@ class Recipe:
     Attributes:
         copied: find one activation range on few samples and copy it to all sampler calls.
         search: range search that widths are compared with.
+        quantized_inputs: whether widths are compared with the layer's input quantized too.
         most: largest number of tenths of the channels that may be widened.
         related: whether the relation term acts.
     """
 
     copied: bool
     search: RangeSearch
+    quantized_inputs: bool
     most: int
     related: bool
 
 
 RECIPES = {
-    "paper": Recipe(copied=False, search=mse_range, most=5, related=True),
-    "release": Recipe(copied=True, search=minmax_range, most=1, related=False),
+    "paper": Recipe(copied=False, search=mse_range, quantized_inputs=True, most=5, related=True),
+    "release": Recipe(
+        copied=True, search=minmax_range, quantized_inputs=False, most=1, related=False
+    ),
 }
 
 
@@ -118,6 +122,7 @@ class MpqDm(Method):
         venue="AAAI 2025",
         paper="arXiv:2412.11549",
         summary="channel widths N-1, N, N+1 by kurtosis; LoRA with relation distillation",
+        version=2,
         bibtex=(
             "@inproceedings{feng2025mpqdm, title={MPQ-DM: Mixed Precision Quantization for "
             "Extremely Low Bit Diffusion Models}, author={Feng, Weilun and Qin, Haotong and Yang, "
@@ -263,6 +268,7 @@ def mix_widths(
         recipe.search,
         lambda layer, errors: kurtosis(layer.weight),
         lambda channels: candidates(channels, recipe.most),
+        quantized_inputs=recipe.quantized_inputs,
     )
     return {swap.name: swap.note() for swap in swaps}
 

@@ -112,6 +112,7 @@ class PTQ4DM(Method):
         venue="CVPR 2023",
         paper="arXiv:2211.15736",
         summary="calibration steps from a censored normal, ranges by MSE, nothing is learned",
+        version=2,
         bibtex=(
             "@inproceedings{shang2023ptq4dm, title={Post-training Quantization on Diffusion "
             "Models}, author={Shang, Yuzhang and Yuan, Zhihang and Xie, Bin and Wu, Bingzhe and "

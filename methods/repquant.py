@@ -90,6 +90,7 @@ class RepQuant(Method):
         venue="arXiv 2024",
         paper="arXiv:2402.05628",
         summary="channel-wise ranges folded into norms, learned clipping, log-sqrt2 softmax",
+        version=2,
         bibtex=(
             "@article{li2024repquant, title={RepQuant: Towards Accurate Post-Training "
             "Quantization of Large Transformer Models via Scale Reparameterization}, "
@@ -105,6 +106,7 @@ class RepQuant(Method):
             "that linears read without a nonlinearity in between; the paper has LayerNorms alone",
             "clipping factors start at the searched ranges; weights are reconstructed layer by "
             "layer in closed form, by least squares on quantized inputs and GPTQ's rounding",
+            "min-max is a candidate beside the three percentiles (RepQ-ViT: percentiles alone)",
             "all log-sqrt2 codes fit the width (the code of RepQ-ViT adds a zero beside them); "
             "the uniform policy leaves attention products in floating point",
         ),

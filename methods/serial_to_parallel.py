@@ -102,6 +102,7 @@ class SerialToParallel(Method):
         venue="arXiv 2024",
         paper="arXiv:2412.06661",
         summary="learns on its own walks, then on large batches of all calls; ranges by call",
+        version=2,
         bibtex=(
             "@article{li2024efficiency, title={Efficiency Meets Fidelity: A Novel Quantization "
             "Framework for Stable Diffusion}, author={Li, Shuaiting and Deng, Juncan and others}, "

@@ -38,10 +38,43 @@ class QuantParams:
         return int(2**self.bits)
 
     def clip(self, codes: Tensor) -> Tensor:
-        """Clamp codes to those that exist."""
-        if self.widths is None:
-            return codes.clamp(0, self.levels - 1)
-        return torch.minimum(codes.clamp(min=0), torch.exp2(self.widths) - 1)
+        """Clamp codes to those that exist.
+
+        The gradient passes through every code that exists, the first and the last included.
+        """
+        if codes.requires_grad and torch.is_grad_enabled():
+            clipped: Tensor = _Clip.apply(codes, self._top())
+            return clipped
+        return _clip(codes, self._top())
+
+    def _top(self) -> Tensor | int:
+        return self.levels - 1 if self.widths is None else torch.exp2(self.widths) - 1
+
+
+def _clip(codes: Tensor, top: Tensor | int) -> Tensor:
+    """Codes clamped to ``[0, top]``."""
+    if isinstance(top, int):
+        return codes.clamp(0, top)
+    return torch.minimum(codes.clamp(min=0), top)
+
+
+class _Clip(torch.autograd.Function):
+    """``_clip`` whose gradient is 1 inside the bounds and at them, 0 outside.
+
+    The gradient at the bounds themselves is 0 or a half in the clamps of some versions of torch,
+    which leaves end codes, and so all codes of one bit, without a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, top: Tensor | int) -> Tensor:
+        clipped = _clip(codes, top)
+        ctx.save_for_backward(clipped == codes)
+        return clipped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
 
 
 def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> QuantParams:
@@ -84,8 +117,8 @@ def unsigned_params(high: Tensor, bits: int) -> QuantParams:
 
 
 def quantize(x: Tensor, params: QuantParams) -> Tensor:
-    """Codes of ``x`` as integer-valued float32, same shape."""
-    return params.clip(torch.round(x * params.scale.reciprocal()) + params.zero_point)
+    """Codes of ``x`` as integer-valued float32, same shape; computed in float32 from any dtype."""
+    return params.clip(torch.round(x.float() * params.scale.reciprocal()) + params.zero_point)
 
 
 def dequantize(codes: Tensor, params: QuantParams) -> Tensor:
@@ -122,7 +155,7 @@ def fake_quantize_ste(x: Tensor, params: QuantParams) -> Tensor:
     The gradient of the scale is LSQ's (Esser et al., ICLR 2020): rounding error inside the range,
     the clipped code outside. Values equal ``fake_quantize`` exactly.
     """
-    codes = params.clip(round_ste(x * params.scale.reciprocal()) + params.zero_point)
+    codes = params.clip(round_ste(x.float() * params.scale.reciprocal()) + params.zero_point)
     return (codes - params.zero_point) * params.scale
 
 

@@ -10,9 +10,12 @@ from torch import nn
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.attention_mode import Fake
+from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.patches import Patches
 from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
+from quantarena.methods.core.packed.nodes.rebuild import build
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
@@ -114,6 +117,45 @@ def test_groups_beat_rtn_along_the_axis_that_differs(judged, network, axis, off)
     recorded = Trajectory(torch.randn(CALLS, 1, 4, 6, 6), torch.arange(CALLS).float(), {})
     points = recorded.pick(torch.arange(CALLS), torch.zeros(CALLS, dtype=torch.long))
     assert parity(made, pack(made), points).max_rel <= 1e-5
+
+
+class OffsetChannels(Tokens):
+    """Five channels lie far from zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = torch.zeros(48)
+        self.offset[[3, 17, 18]], self.offset[[30, 41]] = 30.0, -20.0
+
+    def back(self, x):
+        return self.middle(x + self.offset) - self.offset @ self.weight.T
+
+    @property
+    def weight(self):
+        return self.middle.weight
+
+
+def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
+    network = OffsetChannels()
+    made, error = judged(variant(least=1), network, Bits(8, 4))
+    option = made.layers["middle"].option(InputOffset)
+    assert (option.offset != 0).equal(network.offset != 0)
+    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
+    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
+    packed = pack(made)
+    assert parity(made, packed, points).max_rel <= 1e-5
+    observe(made, packed, network)
+    node = packed.layers["middle"]
+    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
+    loaded = QuantLayer(network.middle, Bits(8, 4), clock=made.clock)
+    loaded.load(made.layers["middle"].state())
+    x = torch.randn(2, 36, 48) + network.offset
+    again.set_clock(made.clock)
+    with torch.no_grad(), made.clock.at(0):
+        assert torch.allclose(again(x), loaded(x), rtol=1e-5, atol=1e-4)
+        assert torch.equal(loaded(x), made.layers["middle"](x))
+    monkeypatch.setattr("quantarena.methods.dgq.move_to_zero", lambda layer, bounds, ids: bounds)
+    assert judged(variant(least=1), network, Bits(8, 4))[1] >= 10 * error
 
 
 def test_outlier_channels_are_in_groups_of_their_own(judged):

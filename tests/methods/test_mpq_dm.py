@@ -10,10 +10,23 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
+from quantarena.methods.core.record.steps import WholeWalks
 from quantarena.methods.info import Capabilities, Effort
-from quantarena.methods.mpq_dm import MpqDm, candidates, kurtosis, relation_loss, smooth_layers
+from quantarena.methods.mpq_dm import (
+    RECIPES,
+    MpqDm,
+    candidates,
+    kurtosis,
+    relation_loss,
+    smooth_layers,
+    spread,
+)
 from quantarena.methods.rtn import RoundToNearest
-from quantarena.methods.techniques.calibrate.channel_widths import swapped_widths
+from quantarena.methods.techniques.calibrate.channel_widths import (
+    best_swap,
+    channel_errors,
+    swapped_widths,
+)
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.testing.conformance import check
@@ -222,6 +235,27 @@ def test_release_has_no_relation_and_two_candidates(pixel):
         assert entry["widened"] in (0, entry["channels"] // 10)
         assert entry["error"] <= 1.0
     assert models["paper"].notes["distillation"]["updates"] == 2, "one window"
+
+
+def test_release_compares_widths_by_the_error_of_weights_alone(pixel):
+    for name in RECIPES:
+        context = pixel.context(Bits(3, 4), name, Effort(16, 0))
+        points = spread(context.draw(WholeWalks(4)), 32)
+        made, recipe = MpqDm().run(context), RECIPES[name]
+        noted = {layer: entry["error"] for layer, entry in made.notes["widths"].items()}
+        found = {}
+        for quantized in (False, True):
+            errors = channel_errors(made, points, noted, recipe.search, quantized_inputs=quantized)
+            found[quantized] = {layer: error(made, layer, errors, recipe) for layer in noted}
+        assert noted == pytest.approx(found[name == "paper"], abs=1e-3)
+        assert noted != pytest.approx(found[name == "release"], abs=1e-3)
+
+
+def error(model, layer, errors, recipe):
+    """Output error with the best count of swapped channels over that with none."""
+    score = kurtosis(model.layers[layer].weight)
+    totals = best_swap(errors[layer], score, candidates(len(score), recipe.most))[1]
+    return float(totals.min() / totals[0])
 
 
 def test_release_starts_with_one_range_at_all_steps(pixel):

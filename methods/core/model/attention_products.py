@@ -39,7 +39,7 @@ class OperandCodes:
         """The codes that the quantizer gives ``x``; differentiable in ``x`` and its ranges."""
         params = quantizer.at(x)
         zero = params.zero_point
-        codes = params.clip(round_ste(x * params.scale.reciprocal()) + zero) - zero
+        codes = params.clip(round_ste(x.float() * params.scale.reciprocal()) + zero) - zero
         scale = params.scale.reshape(
             [1] * (x.dim() - params.scale.dim()) + list(params.scale.shape)
         )

@@ -17,6 +17,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.call_gains import CallGains
+from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.input_scale import InputScale
 from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.options.option import LayerOption, Operand, Product
@@ -26,7 +27,13 @@ from quantarena.methods.core.quantizers.part import Part, under
 from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 
-OPTIONS: tuple[type[LayerOption], ...] = (InputScale, Patches, CallGains, LowRankBranch)
+OPTIONS: tuple[type[LayerOption], ...] = (
+    InputScale,
+    InputOffset,
+    Patches,
+    CallGains,
+    LowRankBranch,
+)
 """Every kind of option, in the order in which a layer calls them."""
 
 _Option = TypeVar("_Option", bound=LayerOption)
@@ -231,7 +238,7 @@ class QuantLayer(nn.Module):
                 )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum of the parts plus bias; shapes as the full-precision layer."""
+        """Sum of the parts plus bias; shape and dtype as of the full-precision layer."""
         options = [o for o in self.options if self.use_weight_quantizer or not o.with_weights]
         first, *rest = self.parts
         y = self._product(first, x, self.bias, options)
@@ -239,7 +246,7 @@ class QuantLayer(nn.Module):
             y = y + self._product(part, x, None, options)
         for option in options:
             y = option.add(y, x, self)
-        return y
+        return y if x.dtype is torch.float32 else y.to(x.dtype)
 
     def _product(
         self, part: Part, x: Tensor, bias: Tensor | None, options: Sequence[LayerOption]
@@ -260,7 +267,9 @@ class QuantLayer(nn.Module):
         product: Product = self.geometry.product
         for option in options:
             product = option.around(product, x, self)
-        return product(values, weight, bias)
+        # codes and ranges are float32 whatever dtype the network has
+        bias = None if bias is None else bias.to(values.dtype)
+        return product(values, weight.to(values.dtype), bias)
 
     # ---- state -----------------------------------------------------------------------------
 

@@ -122,10 +122,11 @@ class ActQuantizer(nn.Module):
     def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:
         """Codes of ``x * mult`` as integer-valued float32, and the parameters that they are under.
 
-        Multiplies by the reciprocal scale first and by ``mult`` then, as the packed kernels do.
+        Computed in float32 from any dtype. Multiplies by the reciprocal scale first and by ``mult``
+        then, as the packed kernels do.
         """
         params = self.at(x)
-        position = x * params.scale.reciprocal()
+        position = x.float() * params.scale.reciprocal()
         if mult is not None:
             position = position * mult
         return params.clip(round_ste(position) + params.zero_point), params
@@ -218,7 +219,11 @@ class DynamicActQuantizer(nn.Module):
         return ungrouped(value, axis=-1) if self.group_size else value
 
     def codes(self, x: Tensor, mult: Tensor | None = None) -> tuple[Tensor, QuantParams]:
-        """Codes in the shape of ``x``, and the parameters, which broadcast over its groups."""
+        """Codes in the shape of ``x``, and the parameters, which broadcast over its groups.
+
+        Computed in float32 from any dtype.
+        """
+        x = x.float()
         x = x if mult is None else x * mult
         params = self.params(x)
         position = self._view(x) * params.scale.reciprocal()

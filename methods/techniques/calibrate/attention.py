@@ -14,7 +14,7 @@ from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_operands
 
 _VALUES = 1 << 16
-"""Values of each range that its search is given; extremes are always among them."""
+"""Largest number of values of each range that its search is given; extremes come on top."""
 
 
 @torch.no_grad()
@@ -30,8 +30,8 @@ def calibrate_attention(
 
     Operands are those of the network with floating-point activations. Softmax outputs are never
     negative, so their zero point is 0 and all codes are for their values; a softmax with a
-    logarithmic quantizer has no range to find here. The search is given the exact extremes and a
-    random sample of the values, the same in every run.
+    logarithmic quantizer has no range to find here. The search is given all values, or a
+    random sample of them (the same in every run) and their exact extremes.
 
     Args:
         model: the network; nothing happens where its attention products are not quantized.
@@ -47,14 +47,13 @@ def calibrate_attention(
     if not model.attention:
         return
     calls = calls_of(points) if plan.per_call else [0]
-    quota = max(1024, _VALUES // -(-len(points) // batch))
     samples: dict[tuple[str, str], dict[int, RowSample]] = {}
 
     def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
         of_operand = samples.setdefault((name, operand), {})
         for call, part in by_call(x, subset, plan.per_call):
             rows = part.transpose(0, 1).flatten(1) if plan.per_head else part.reshape(1, -1)
-            of_operand.setdefault(call, RowSample(quota)).add(rows)
+            of_operand.setdefault(call, RowSample(_VALUES)).add(rows)
 
     watch_operands(model, points, watch, quantized_weights=plan.quantized_weights, batch=batch)
     for (name, operand), of_operand in samples.items():
@@ -62,8 +61,7 @@ def calibrate_attention(
         assert quantizer is not None
         symmetric = plan.symmetric and operand != "softmax"
         ranges = [
-            search(of_operand[call].values(), quantizer.bits, axis=0, symmetric=symmetric)
-            for call in calls
+            of_operand[call].ranges(search, quantizer.bits, symmetric=symmetric) for call in calls
         ]
         scale = torch.stack([r.scale.flatten() for r in ranges])
         zero = torch.stack([r.zero_point.flatten() for r in ranges])

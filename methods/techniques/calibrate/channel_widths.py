@@ -51,18 +51,22 @@ def channel_errors(
     names: Collection[str],
     search: RangeSearch,
     *,
+    quantized_inputs: bool = True,
     batch: int = 32,
 ) -> dict[str, Tensor]:
     """Squared output error of each channel at three widths.
 
     The widths are the layer's own, one bit less and one bit more. The error is
-    ``|X W - X^ W^|^2`` with quantized inputs; everything before the layer is in floating point.
+    ``|X W - X^ W^|^2`` with quantized inputs X^, or ``|X W - X W^|^2``; everything before the layer
+    is in floating point.
 
     Args:
-        model: network with activation ranges set, whose layers have one part.
+        model: network whose layers have one part; activation ranges are set where inputs are
+            quantized.
         points: points to run.
         names: layers of 2 to 7 bits.
         search: range search used at each width.
+        quantized_inputs: quantize the layer's input; if false, its weight alone.
         batch: points of one forward pass.
 
     Returns:
@@ -80,7 +84,7 @@ def channel_errors(
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         if name not in candidates:
             return
-        quantizer = layer.only_part.static
+        quantizer = layer.only_part.static if quantized_inputs else None
         quantized = x if quantizer is None else quantizer(x)
         target = layer.affine(x, layer.weight, None)
         gaps = (layer.affine(quantized, weight, None) - target for weight in candidates[name])
@@ -141,21 +145,24 @@ def swap_widths(
     search: RangeSearch,
     scores: Callable[[QuantLayer, Tensor], Tensor],
     counts: Callable[[int], Sequence[int]],
+    *,
+    quantized_inputs: bool = True,
 ) -> Iterator[Swap]:
     """Widen and narrow output channels of every layer of this width, at its mean, layer by layer.
 
     Weight ranges are to be found again afterwards where a count is not 0.
 
     Args:
-        model: activation ranges set; its layers have one part.
+        model: its layers have one part; activation ranges are set where inputs are quantized.
         points: points that output errors are found on.
         bits: width of the layers whose channels change; nothing changes from 8 bits up.
         search: finds the ranges at each width.
         scores: score of each channel from a layer and its errors, (3, O); the highest are widened.
         counts: candidates for the number of widened channels, from the number of channels.
+        quantized_inputs: whether output errors include those of the layer's input.
     """
     names = [name for name, layer in model.layers.items() if layer.bits.weight == bits < 8]
-    errors = channel_errors(model, points, names, search)
+    errors = channel_errors(model, points, names, search, quantized_inputs=quantized_inputs)
     for name in names:
         layer = model.layers[name]
         score = scores(layer, errors[name])

@@ -14,9 +14,9 @@ from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 _VALUES = 1 << 16
-"""Activation values that a range search is given; extremes are always among them."""
+"""Largest number of activation values that a range search is given; extremes come on top."""
 _VALUES_CALL = 1 << 12
-"""Smallest number of values for each sampler call, where calls have ranges of their own."""
+"""The same at least for each sampler call, where calls have ranges of their own."""
 
 
 def calibrate_activations(
@@ -30,7 +30,8 @@ def calibrate_activations(
     """Set the static range of every layer's input and of every quantized attention operand.
 
     Takes one pass over the calibration points, and one more where attention is quantized. The
-    search is given the exact extremes and a random sample of the values, the same in every run.
+    search is given all values, or a random sample of them (the same in every run) and their exact
+    extremes.
 
     Args:
         model: the network, with its weight ranges set if weights are quantized.
@@ -43,10 +44,7 @@ def calibrate_activations(
         ValueError: a sampler call without points, where the plan asks for ranges by call.
     """
     calls = calls_of(points) if plan.per_call else [0]
-    count = -(-len(points) // batch)
-    quota = (
-        max(_VALUES_CALL, _VALUES // len(calls)) if plan.per_call else max(1024, _VALUES // count)
-    )
+    most = max(_VALUES_CALL, _VALUES // len(calls))
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
@@ -54,15 +52,14 @@ def calibrate_activations(
             if part.static is not None:
                 of_part = samples.setdefault((name, index), {})
                 for call, rows in by_call(layer.part_input(part, x), subset, plan.per_call):
-                    of_part.setdefault(call, RowSample(quota)).add(rows.reshape(1, -1))
+                    of_part.setdefault(call, RowSample(most)).add(rows.reshape(1, -1))
 
     watch_inputs(model, points, watch, quantized_weights=plan.quantized_weights, batch=batch)
     for (name, index), of_part in samples.items():
         quantizer = model.layers[name].parts[index].static
         assert quantizer is not None
         ranges = [
-            search(of_part[call].values()[0], quantizer.bits, symmetric=plan.symmetric)
-            for call in calls
+            of_part[call].ranges(search, quantizer.bits, symmetric=plan.symmetric) for call in calls
         ]
         if plan.per_call:
             scale = torch.stack([r.scale.reshape(()) for r in ranges])

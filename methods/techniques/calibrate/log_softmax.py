@@ -9,29 +9,34 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.log import LogParams, LogQuantizer, log_fake_quantize
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_operands
+from quantarena.methods.techniques.ranges.percentile import quantile
 
 _VALUES = 1 << 16
-"""Values of each softmax that its scale is chosen on."""
+"""Largest number of values of each softmax that its scale is chosen on."""
 KEEPS = (0.999, 0.9999, 0.99999)
 """Shares of the values below the candidate scales."""
 
 
-def best_log_scale(x: Tensor, like: LogQuantizer, keeps: Sequence[float] = KEEPS) -> Tensor:
-    """The scale with the smallest mean squared error, (): the largest value or an order statistic.
+def best_log_scale(
+    x: Tensor, like: LogQuantizer, keeps: Sequence[float] = KEEPS, weights: Tensor | None = None
+) -> Tensor:
+    """The scale with the smallest mean squared error, (): the largest value or a quantile.
 
     Args:
         x: values of at least 0, (N,).
         like: quantizer with the width and base of the grid.
-        keeps: shares of the values below the order statistics.
+        keeps: shares of the values below the quantiles.
+        weights: number of values that each value stands for, (N,); 1 by default.
     """
-    ordered = x.sort().values
-    top = len(ordered) - 1
-    candidates = [ordered[top], *(ordered[min(top, int(keep * len(ordered)))] for keep in keeps)]
+    counts = None if weights is None else weights[None]
+    candidates = [x.max(), *(quantile(x[None], keep, counts).reshape(()) for keep in keeps)]
 
     def error(scale: Tensor) -> float:
         grid = LogParams(scale, like.bits, like.per_octave, like.zero_code)
-        return float((log_fake_quantize(x, grid) - x).square().mean())
+        squared = (log_fake_quantize(x, grid) - x).square()
+        return float(squared.mean() if weights is None else squared @ weights)
 
     smallest = torch.finfo(torch.float32).tiny
     return min((c.float().clamp(min=smallest) for c in candidates), key=error)
@@ -46,24 +51,20 @@ def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: i
         points: points to run, with floating-point activations and weights.
         batch: points of one forward pass.
     """
-    samples: dict[str, list[Tensor]] = {}
-    quota = max(1024, _VALUES // -(-len(points) // batch))
+    samples: dict[str, RowSample] = {}
 
     def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
-        flat = x.flatten()
-        if len(flat) > quota:
-            generator = torch.Generator().manual_seed(len(samples.get(name, ())))
-            drawn = torch.randint(len(flat), (quota,), generator=generator)
-            flat = torch.cat([flat[drawn], flat.max().reshape(1)])
-        samples.setdefault(name, []).append(flat)
+        samples.setdefault(name, RowSample(_VALUES)).add(x.reshape(1, -1))
 
     if not any(_logarithmic(products, "softmax") for products in model.attention.values()):
         return
     watch_operands(model, points, watch, wanted=_logarithmic, quantized_weights=False, batch=batch)
-    for name, values in samples.items():
+    for name, sample in samples.items():
         quantizer = model.attention[name].quantizers["softmax"]
         assert isinstance(quantizer, LogQuantizer)
-        quantizer.scale = best_log_scale(torch.cat(values), quantizer)
+        values, weights = sample.weighted()
+        counts = None if weights is None else weights[0]
+        quantizer.scale = best_log_scale(values[0], quantizer, weights=counts)
 
 
 def _logarithmic(products: QuantAttention, operand: str) -> bool:

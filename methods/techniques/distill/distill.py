@@ -157,7 +157,7 @@ def _updates(
             window = [*window, TaughtCall(points, target, dict(features))][-longest:]
             done = count / schedule.updates
             for soft in learning.soft_roundings:
-                soft.penalty = schedule.rounding.at(done)
+                soft.penalty = schedule.rounding.at((count + 1) / schedule.updates)
             optimiser.zero_grad()
             loss, prediction = add_gradients(
                 model, window, call, schedule.terms, schedule.reduction

@@ -44,9 +44,9 @@ class Learning:
             gain.requires_grad_(False)
         return drift
 
-    def add(self, group: str, parameter: nn.Parameter, unit: float) -> None:
-        """Add one more parameter to a group."""
-        self.parameters.setdefault(group, []).append(Learnable(parameter, unit))
+    def add(self, group: str, parameter: nn.Parameter, unit: float, *, bank: bool = False) -> None:
+        """Add one more parameter to a group; see ``Learnable``."""
+        self.parameters.setdefault(group, []).append(Learnable(parameter, unit, bank))
 
 
 def start_learning(
@@ -94,7 +94,7 @@ def start_learning(
         if any(wanted.values()) and act.scale.numel():
             learning._acts.append(act)
             for group, parameter in act.learn(**wanted).items():
-                learning.add(group, parameter, _unit(group, act.scale))
+                learning.add(group, parameter, _unit(group, act.scale), bank=act.steps > 0)
     return learning
 
 

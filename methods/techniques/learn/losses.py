@@ -52,7 +52,11 @@ class RoundingTerm:
     first_part: bool = False
 
     def at(self, done: float) -> tuple[float, float]:
-        """Strength and exponent after the share ``done`` of the iterations."""
+        """Strength and exponent in the iteration with which the share ``done`` is reached.
+
+        As in the official code, iterations count from 1: the first of n has the share 1 / n, and
+        the last has ``beta_end``.
+        """
         if done < self.warmup:
             return 0.0, self.beta_start
         share = (done - self.warmup) / max(1e-9, 1.0 - self.warmup)

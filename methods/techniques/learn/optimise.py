@@ -49,7 +49,7 @@ def optimise(
                 else learning.soft_roundings
             )
             for soft in regularised:
-                soft.penalty = schedule.rounding.at(done)
+                soft.penalty = schedule.rounding.at((iteration + 1) / schedule.iterations)
             index = torch.randperm(count, generator=generator)[:size]
             output = problem.run(index, _mixed(problem, index, schedule.mix, generator))
             targets = problem.layer_targets.items()

@@ -58,10 +58,38 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Learnable:
-    """A parameter and the unit of its relative learning rate."""
+    """A parameter that learns.
+
+    Attributes:
+        parameter: the parameter.
+        unit: unit of its relative learning rate.
+        bank: whether each index into the first axis learns on its own, as the ranges of a sampler
+            call do: one without a row in a batch has no gradient, and does not move.
+    """
 
     parameter: nn.Parameter
     unit: float = 1.0
+    bank: bool = False
+
+
+class _Bank:
+    """A parameter whose entries are, to the optimiser, parameters of their own.
+
+    Under one parameter, Adam's momentum would move entries that had no row in the batch, and its
+    bias correction would count updates that they had no part in.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        # they share the parameter's memory
+        self.entries = [nn.Parameter(entry) for entry in parameter.detach().unbind(0)]
+
+    def share_gradient(self) -> None:
+        """Give the entries that are not zero in the parameter's gradient their share of it."""
+        gradient = self.parameter.grad
+        present = [] if gradient is None else gradient.reshape(len(gradient), -1).any(1).tolist()
+        for index, entry in enumerate(self.entries):
+            entry.grad = gradient[index] if gradient is not None and present[index] else None
 
 
 class Optimiser:
@@ -71,11 +99,17 @@ class Optimiser:
         self, parameters: Mapping[str, Iterable[Learnable]], groups: Mapping[str, Group]
     ) -> None:
         self._decays: list[tuple[Decay, float]] = []
+        self._banks: list[_Bank] = []
         by_rate: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: each one costs
         for name, learnables in parameters.items():
             for learnable in learnables:
                 unit = learnable.unit if groups[name].relative else 1.0
-                by_rate.setdefault((name, groups[name].lr * unit), []).append(learnable.parameter)
+                members = by_rate.setdefault((name, groups[name].lr * unit), [])
+                if learnable.bank:
+                    self._banks.append(_Bank(learnable.parameter))
+                    members += self._banks[-1].entries
+                else:
+                    members.append(learnable.parameter)
         options: list[dict[str, Any]] = []
         for (name, rate), members in by_rate.items():
             decay = groups[name].weight_decay
@@ -87,9 +121,13 @@ class Optimiser:
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self._adam.zero_grad(set_to_none=True)
+        for bank in self._banks:
+            bank.parameter.grad = None
 
     def step(self, done: float) -> None:
         """Make one update, with the learning rates after the share ``done`` of the iterations."""
         for options, (decay, rate) in zip(self._adam.param_groups, self._decays, strict=True):
             options["lr"] = rate * decay.factor(done)
+        for bank in self._banks:
+            bank.share_gradient()
         self._adam.step()

@@ -11,9 +11,16 @@ from quantarena.methods.techniques.ranges.rows import (
 
 
 def minmax_range(
-    x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    weights: Tensor | None = None,
 ) -> QuantParams:
     """The range from the smallest to the largest value; nothing is clipped.
+
+    Weights of values, see ``ranges.weighted``, change nothing.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.

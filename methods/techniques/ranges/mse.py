@@ -29,6 +29,7 @@ def shrink_range(
     symmetric: bool = False,
     norm: float = 2.4,
     steps: int = 80,
+    weights: Tensor | None = None,
 ) -> QuantParams:
     """The best of ``steps`` ranges by mean ``|x - q(x)| ** norm``.
 
@@ -44,17 +45,18 @@ def shrink_range(
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error.
         steps: number of ranges, at most 100.
+        weights: number of values that each value stands for, in the shape of ``x``; 1 by default.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
     shrinks = 1.0 - 0.01 * torch.arange(1, steps, device=x.device)
 
-    def search(rows: Tensor) -> QuantParams:
+    def search(rows: Tensor, weights: Tensor | None) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
-        return best_of(rows, plain, _shrunk(rows, shrinks, bits, symmetric), norm)
+        return best_of(rows, plain, _shrunk(rows, shrinks, bits, symmetric), norm, weights)
 
-    return blockwise(x, axis, search)
+    return blockwise(x, axis, search, weights)
 
 
 def mse_range(
@@ -65,6 +67,7 @@ def mse_range(
     symmetric: bool = False,
     norm: float = 2.4,
     coarse: int = 12,
+    weights: Tensor | None = None,
 ) -> QuantParams:
     """The range with the smallest mean ``|x - q(x)| ** norm``, each end shrunk separately.
 
@@ -83,6 +86,7 @@ def mse_range(
         symmetric: zero point fixed in the middle of the codes.
         norm: exponent of the error; docs/protocol.md says why it should not be below 2.
         coarse: number of shrinking steps in the first pass.
+        weights: number of values that each value stands for, in the shape of ``x``; 1 by default.
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
@@ -101,18 +105,18 @@ def mse_range(
     def affine(ends: Tensor) -> QuantParams:
         return affine_params(ends[0], ends[1], bits, symmetric)
 
-    def search(rows: Tensor) -> QuantParams:
+    def search(rows: Tensor, weights: Tensor | None) -> QuantParams:
         plain = minmax_rows(rows, bits, symmetric)
         ends = torch.stack(rows.aminmax(dim=1, keepdim=True))
-        short, counts = condensed(rows)
+        short, counts = condensed(rows, weights)
         best = torch.ones_like(ends)
         for steps in passes:
             tried = (best * steps.unsqueeze(1)).clamp(max=1.0)
             losses = losses_of(short, affine(ends * tried), norm, counts)
             best = tried.gather(2, losses.argmin(dim=1, keepdim=True).expand(2, -1, -1))
-        return best_of(rows, plain, affine(ends * best), norm)
+        return best_of(rows, plain, affine(ends * best), norm, weights)
 
-    return blockwise(x, axis, search)
+    return blockwise(x, axis, search, weights)
 
 
 def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:

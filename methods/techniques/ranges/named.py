@@ -11,15 +11,21 @@ from quantarena.methods.techniques.ranges.threshold import mse_1d_range, mse_2d_
 
 
 def default_range(
-    x: Tensor, bits: int, *, axis: int | None = None, symmetric: bool = False
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    weights: Tensor | None = None,
 ) -> QuantParams:
     """``minmax_range`` at 8 bits, ``mse_range`` at fewer: see docs/protocol.md, "Range searches".
 
     Raises:
         ValueError: empty tensor, NaN or infinity.
     """
-    search = minmax_range if bits >= 8 else mse_range
-    return search(x, bits, axis=axis, symmetric=symmetric)
+    if bits >= 8:
+        return minmax_range(x, bits, axis=axis, symmetric=symmetric)
+    return mse_range(x, bits, axis=axis, symmetric=symmetric, weights=weights)
 
 
 def unsigned(search: RangeSearch) -> RangeSearch:

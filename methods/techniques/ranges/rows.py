@@ -14,8 +14,8 @@ _BUDGET = 1 << 17  # values processed at once: half a megabyte
 _TINY = 1e-30
 _BINS = 1 << 13  # of a histogram that stands for a long row
 
-RowSearch = Callable[[Tensor], QuantParams]
-"""Finds the ranges (R, 1) of rows (R, N)."""
+RowSearch = Callable[[Tensor, Tensor | None], QuantParams]
+"""Finds the ranges (R, 1) of rows (R, N) from the rows and the weights of their values, or None."""
 
 
 def as_rows(x: Tensor, axis: int | None) -> tuple[Tensor, tuple[int, ...]]:
@@ -42,10 +42,16 @@ def shaped(params: QuantParams, shape: tuple[int, ...]) -> QuantParams:
     return QuantParams(params.scale.reshape(shape), params.zero_point.reshape(shape), params.bits)
 
 
-def blockwise(x: Tensor, axis: int | None, search: RowSearch) -> QuantParams:
-    """Apply ``search`` (rows (R, N) -> params (R, 1)) to blocks of rows of ``x``."""
+def blockwise(
+    x: Tensor, axis: int | None, search: RowSearch, weights: Tensor | None = None
+) -> QuantParams:
+    """Apply ``search`` to blocks of rows of ``x``, and of ``weights`` in the same shape."""
     rows, shape = as_rows(x, axis)
-    blocks = [search(block) for block in torch.split(rows, max(1, _BUDGET // rows.shape[1]))]
+    size = max(1, _BUDGET // rows.shape[1])
+    blocks = [
+        search(block, None if weights is None else as_rows(weights, axis)[0][start : start + size])
+        for start, block in zip(range(0, len(rows), size), torch.split(rows, size), strict=True)
+    ]
     scale = torch.cat([params.scale for params in blocks])
     zero_point = torch.cat([params.zero_point for params in blocks])
     return shaped(QuantParams(scale, zero_point, blocks[0].bits), shape)
@@ -89,7 +95,7 @@ def losses_of(
     return torch.cat(losses, dim=1)
 
 
-def condensed(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+def condensed(rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Replace rows of more than 16,384 values by a histogram; shorter rows stay as they are.
 
     With 8,192 bins there are 32 bins for each of 256 codes of the full range. Losses of narrower
@@ -97,20 +103,21 @@ def condensed(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     to compare its result with min-max on the rows themselves.
 
     Returns:
-        Mean value of each bin (R, M), 0 in empty bins, and its count (R, M); None for the count of
-        rows that are no histogram.
+        Mean value of each bin (R, M), 0 in empty bins, and its count or weight (R, M); rows that
+        are no histogram have the weights that were given, or None.
     """
     if rows.shape[1] <= 2 * _BINS:
-        return rows, None
+        return rows, weights
+    weights = torch.ones_like(rows) if weights is None else weights
     low, high = rows.aminmax(dim=1, keepdim=True)
     # bounds are halved on the way: their difference may exceed float32
     step = ((high / 2 - low / 2) / (_BINS / 2)).clamp(min=torch.finfo(rows.dtype).tiny)
     bins = ((rows - low) / step).clamp_(0, _BINS - 1).long()
     shape = (rows.shape[0], _BINS)
-    counts = rows.new_zeros(shape).scatter_add_(1, bins, torch.ones_like(rows))
+    counts = rows.new_zeros(shape).scatter_add_(1, bins, weights)
     sums = torch.zeros(shape, dtype=torch.float64, device=rows.device)
-    sums.scatter_add_(1, bins, rows.double())
-    return (sums / counts.clamp(min=1)).float(), counts
+    sums.scatter_add_(1, bins, rows.double() * weights)
+    return (sums / torch.where(counts > 0, counts, 1)).float(), counts
 
 
 def best_of(

@@ -23,10 +23,12 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 ROWS = 4096
-"""Positions (tokens or pixels) sampled from each input; each channel's extremes come on top."""
+"""Largest number of positions (tokens or pixels) sampled from each input; each channel's extremes
+come on top where there are more."""
 
 
 class Clips(NamedTuple):
@@ -54,25 +56,16 @@ def channel_rows(
         points: points to run.
         names: paths of layers whose input has channels last, or of convolutions.
     """
-    samples: dict[str, list[Tensor]] = {}
-    ends: dict[str, tuple[Tensor, Tensor]] = {}
+    samples: dict[str, RowSample] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         if name not in names:
             return
         rows = (x.movedim(1, -1) if layer.is_conv else x).flatten(0, -2)
-        low, high = rows.amin(0), rows.amax(0)
-        if name in ends:
-            low, high = torch.minimum(low, ends[name][0]), torch.maximum(high, ends[name][1])
-        ends[name] = low, high
-        quota = -(-ROWS * len(subset) // len(points))
-        if len(rows) > quota:
-            generator = torch.Generator().manual_seed(len(samples.get(name, ())))
-            rows = rows[torch.randperm(len(rows), generator=generator)[:quota]]
-        samples.setdefault(name, []).append(rows)
+        samples.setdefault(name, RowSample(ROWS)).add(rows.T)
 
     watch_inputs(model, points, watch, quantized_weights=False)
-    return {name: torch.cat([*samples[name], torch.stack(ends[name])]) for name in samples}
+    return {name: sample.values().T for name, sample in samples.items()}
 
 
 def search_clips(rows: Tensor, bits: int, search: RangeSearch) -> Clips:

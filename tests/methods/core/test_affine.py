@@ -108,6 +108,32 @@ def test_scale_gradient_is_lsq():
     assert grad.tolist() == pytest.approx([1, 1, 0, 0], abs=1e-6)
 
 
+def test_end_codes_have_the_gradients_of_all_codes():
+    scale = torch.tensor(1.0, requires_grad=True)
+    x = torch.tensor([254.7, 0.3, 100.2], requires_grad=True)
+    fake_quantize_ste(x, QuantParams(scale, torch.tensor(0.0), 8)).sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    assert float(scale.grad) == pytest.approx(-0.2, abs=1e-4)  # the rounding errors alone
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradient_is_one_at_every_code_and_zero_beyond(bits, mixed):
+    codes = torch.arange(-2.0, 2**bits + 2).requires_grad_()
+    widths = torch.tensor([float(bits)]) if mixed else None
+    params = QuantParams(torch.tensor(1.0), torch.tensor(0.0), 8 if mixed else bits, widths)
+    params.clip(codes).sum().backward()
+    assert codes.grad.tolist() == [0, 0, *[1] * 2**bits, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_codes_are_those_of_float32_whatever_the_dtype(dtype):
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0)).to(dtype)
+    params = affine_params(x.min(), x.max(), 8, symmetric=False)
+    assert torch.equal(quantize(x, params), quantize(x.float(), params))
+    assert torch.equal(fake_quantize_ste(x, params), fake_quantize(x.float(), params))
+
+
 def test_codes_mean_what_dequantize_says():
     params = QuantParams(torch.tensor(0.25), torch.tensor(3.0), 3)
     assert dequantize(torch.tensor([0.0, 3.0, 7.0]), params).tolist() == [-0.75, 0.0, 1.0]

@@ -16,6 +16,7 @@ from quantarena.methods.core.packed.nodes.wrappers import (
     Conv1dLayer,
     LowRankLayer,
     MixedWidthLayer,
+    OffsetLayer,
     PointwiseLayer,
 )
 
@@ -32,6 +33,7 @@ _FORMS: dict[str, type[Node]] = {
         RowScaledLayer,
         SampleScaledLayer,
         LowRankLayer,
+        OffsetLayer,
         GainsLayer,
         Conv1dLayer,
         PointwiseLayer,

@@ -199,6 +199,42 @@ class LowRankLayer(Wrapper):
         return cls(inner, tensors.pop("down"), tensors.pop("up"), document["geometry"])
 
 
+class OffsetLayer(Wrapper):
+    """Takes an offset off each input channel, and adds what the weight makes of it.
+
+    Attributes:
+        offset: (K,).
+        added: (O,).
+    """
+
+    form: ClassVar[str] = "offset"
+    offset: Tensor
+    added: Tensor
+
+    def __init__(self, inner: Node, offset: Tensor, added: Tensor) -> None:
+        super().__init__(inner)
+        if (*added.shape, *offset.shape) != tuple(inner.weight_shape[:2]):
+            raise ValueError(
+                f"offsets of {tuple(offset.shape)} and {tuple(added.shape)} do not fit a weight of "
+                f"{inner.weight_shape}"
+            )
+        spatial = [1] * (len(inner.weight_shape) - 2)
+        self.register_buffer("offset", offset.detach().clone())
+        self.register_buffer("added", added.detach().clone())
+        self._shape = (-1, *spatial)
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        y = self.below(self.inner, x - self.offset.reshape(self._shape), step)
+        return y + self.added.reshape(self._shape)
+
+    @classmethod
+    def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "OffsetLayer":
+        """See ``Node``."""
+        inner = build(document["inner"], take(tensors, "inner."))
+        return cls(inner, tensors.pop("offset"), tensors.pop("added"))
+
+
 _GEOMETRY = ("stride", "padding", "dilation")
 
 

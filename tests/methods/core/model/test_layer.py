@@ -197,3 +197,19 @@ def test_unfrozen_layer_does_not_pack():
     layer = ranged(nn.Linear(7, 3), Bits(4, 8), (), torch.randn(4, 7))
     with pytest.raises(ValueError, match="frozen"):
         pack_layer(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bits", [Bits(8, 8), Bits(4, 8)])
+def test_a_layer_of_another_dtype_has_the_codes_of_its_packed_form(dtype, bits):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 32, generator=generator).to(dtype)
+    layer = ranged(nn.Linear(32, 16).to(dtype), bits, x=x)
+    layer.freeze()
+    with torch.no_grad():
+        fake, packed = layer(x), pack_layer(layer)(x.float())
+    assert fake.dtype is dtype
+    assert torch.allclose(fake.float(), packed.to(dtype).float(), rtol=1e-2, atol=1e-5)
+    part = layer.only_part
+    values = part.act_quantizer(x) @ part.weight_quantizer(layer.weight).T + layer.bias.float()
+    assert (packed - values).abs().max() <= 1e-5 * values.abs().max()

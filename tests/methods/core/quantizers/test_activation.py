@@ -201,3 +201,16 @@ def test_multiplier_is_applied_after_the_reciprocal_scale():
     inverse = torch.tensor(0.0371).reciprocal()
     codes = (torch.round(x * inverse * mult) + 128).clamp(0, 255)
     assert torch.equal(quantizer(x, mult), (codes - 128) * quantizer.scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_codes_are_those_of_float32_whatever_the_dtype(dtype, dynamic):
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    quantizer = DynamicActQuantizer(8) if dynamic else ActQuantizer(8)
+    if isinstance(quantizer, ActQuantizer):
+        quantizer.set_params(minmax_range(x, 8))
+    codes, _ = quantizer.codes(x)
+    assert torch.equal(codes, quantizer.codes(x.float())[0])
+    mult = torch.full((64,), 0.7)
+    assert torch.equal(quantizer(x, mult), quantizer(x.float(), mult))

@@ -54,6 +54,19 @@ def test_channels_have_their_own_width():
         assert torch.equal(quantizer(weight)[row], alone)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_weight_inside_the_grid_has_a_gradient(bits, mixed):
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    quantizer = WeightQuantizer(bits)
+    if mixed:
+        quantizer.set_bit_map(torch.tensor([bits, bits, 4, 8]))
+    quantizer.find_params(weight, minmax_range, symmetric=False)
+    (master,) = quantizer.learn(weight, rounding=Rounding.STE)["weight"]
+    quantizer(weight).sum().backward()
+    assert bool((master.grad[:2] == 1).all())
+
+
 @pytest.mark.parametrize("widths", [[0, 4], [4, 9]])
 def test_impossible_widths_are_refused(widths):
     with pytest.raises(ValueError, match="1 to 8 bits"):

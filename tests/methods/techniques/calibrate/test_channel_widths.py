@@ -34,12 +34,15 @@ def test_more_than_half_is_refused(count):
         swapped_widths(torch.rand(11), 3, count)
 
 
-def test_errors_are_those_of_layers_under_the_bit_map(pixel):
+@pytest.mark.parametrize("quantized_inputs", [True, False])
+def test_errors_are_those_of_layers_under_the_bit_map(pixel, quantized_inputs):
     points = pixel.heldout
     model = wrap(pixel.model, pixel.graph, UNIFORM.assign(pixel.graph, Bits(3, 8)))
     calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
     names = ["down_blocks.0.resnets.0.conv1", "up_blocks.0.attentions.0.to_q"]
-    errors = channel_errors(model, points, names, mse_range, batch=3)
+    errors = channel_errors(
+        model, points, names, mse_range, quantized_inputs=quantized_inputs, batch=3
+    )
     for name in names:
         layer, inputs = model.layers[name], []
         handle = layer.register_forward_pre_hook(lambda m, args, kept=inputs: kept.append(args[0]))
@@ -51,7 +54,7 @@ def test_errors_are_those_of_layers_under_the_bit_map(pixel):
         for count in counts:
             layer.parts[0].weight_quantizer.set_bit_map(swapped_widths(scores, 3, count))
             layer.set_weight_ranges(mse_range, symmetric=False)
-            with torch.no_grad():
+            with torch.no_grad(), model.using(weights=True, acts=quantized_inputs):
                 target = layer.affine(inputs[0], layer.weight, layer.bias)
                 totals.append(float((layer(inputs[0]) - target).square().sum()))
         chosen, found = best_swap(errors[name], scores, counts)

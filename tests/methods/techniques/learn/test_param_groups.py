@@ -1,9 +1,37 @@
 import pytest
+import torch
 
-from quantarena.methods.techniques.learn.param_groups import Decay
+from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+from quantarena.methods.techniques.learn.param_groups import Decay, Group, Learnable, Optimiser
 
 
 def test_decays():
     assert [Decay.LINEAR.factor(x) for x in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
     assert Decay.COSINE.factor(0.5) == pytest.approx(0.5)
     assert Decay.CONSTANT.factor(0.9) == 1.0
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_only_calls_with_rows_in_the_batch_move(groups):
+    clock, x = CallClock(), torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    quantizer = ActQuantizer(4, clock)
+    if groups:
+        ids = torch.arange(6) % groups
+        quantizer.set_groups(-1, ids, torch.full((5, groups), 0.1), torch.full((5, groups), 8.0))
+    else:
+        quantizer.set_bank(torch.full((5,), 0.1), torch.full((5,), 8.0))
+    learned = quantizer.learn()
+    optimiser = Optimiser(
+        {"act_scale": [Learnable(learned["act_scale"], bank=True)]}, {"act_scale": Group(1e-3)}
+    )
+    for calls in ([0, 1], [3, 3], [1, 4]):
+        before = quantizer.scale.detach().clone()
+        optimiser.zero_grad()
+        with clock.at(torch.tensor(calls)):
+            (quantizer(x) - x).square().sum().backward()
+        optimiser.step(0.0)
+        moved = (quantizer.scale.detach() - before).abs().reshape(5, -1).amax(1)
+        assert (moved > 0).nonzero().flatten().tolist() == sorted(set(calls))
+        # the first update of an entry is a whole step, however many others had before it
+        assert torch.allclose(moved[calls[-1]], torch.tensor(1e-3), rtol=1e-2)

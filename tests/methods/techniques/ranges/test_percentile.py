@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.percentile import percentile_mse_range, percentile_range
+from quantarena.methods.techniques.ranges.percentile import (
+    percentile_mse_range,
+    percentile_range,
+    quantile,
+)
 
 
 @pytest.mark.parametrize("search", [percentile_range, percentile_mse_range])
@@ -13,6 +17,22 @@ def test_planted_outlier_leaves_percentiles_a_tenth_of_the_error(loss, sample, s
     bulk = torch.cat([x[:5], x[6:]])
     searched, plain = search(x, 4), minmax_range(x, 4)
     assert loss(bulk, searched, 2.0) < 0.1 * loss(bulk, plain, 2.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.37, 0.999, 0.99999, 1.0])
+def test_quantiles_are_interpolated(sample, share):
+    x = sample((3, 1000), 1)
+    want = torch.quantile(x, share, dim=1, keepdim=True)
+    assert torch.allclose(quantile(x, share), want, atol=1e-6)
+    assert torch.allclose(quantile(x, share, torch.ones_like(x)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.87, 0.999, 1.0])
+def test_a_weight_counts_as_so_many_values(sample, share):
+    x = sample((1, 50), 2)
+    counts = torch.randint(0, 9, (1, 50), generator=torch.Generator().manual_seed(0))
+    repeated = x[0].repeat_interleave(counts[0])[None]
+    assert torch.allclose(quantile(x, share, counts), quantile(repeated, share), atol=1e-6)
 
 
 def test_percentile_is_an_order_statistic():

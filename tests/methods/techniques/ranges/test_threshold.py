@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantarena.methods.core.affine import QuantParams
+from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.ranges.mse import mse_range
 from quantarena.methods.techniques.ranges.percentile import percentile_mse_range
@@ -37,7 +37,12 @@ def test_never_worse_than_minmax_in_its_own_norm(
     x *= power
     norm = MSE[search]
     searched = loss(x, search(x, bits, axis=0, symmetric=symmetric), norm, 1)
-    plain = loss(x, minmax_range(x, bits, axis=0, symmetric=symmetric), norm, 1)
+    if search is mse_1d_range and not symmetric:  # has no asymmetric range for rows of both signs
+        most = x.abs().amax(1, keepdim=True)
+        ends = torch.where(x.amin(1, keepdim=True) < 0, -most, 0.0), most * (x > 0).any(1)[:, None]
+        plain = loss(x, affine_params(*ends, bits, False), norm, 1)
+    else:
+        plain = loss(x, minmax_range(x, bits, axis=0, symmetric=symmetric), norm, 1)
     assert (searched <= plain * (1 + 1e-5)).all()
 
 
@@ -83,6 +88,13 @@ def test_2d_on_a_long_row_is_as_good_as_on_its_values(loss, sample, bits):
 def test_2d_beats_1d_on_a_lopsided_tensor(loss, sample):
     x = sample((4096,), 4).abs() * 8 - 0.5
     assert loss(x, mse_2d_range(x, 4), 2.4) < 0.7 * loss(x, mse_1d_range(x, 4), 2.4)
+
+
+def test_1d_has_no_asymmetric_range_for_a_row_of_both_signs(sample):
+    x = torch.nn.functional.silu(sample((100_000,), 6) * 2)
+    found = mse_1d_range(x, 8)
+    assert int(found.zero_point) == 128
+    assert float(found.scale) > 1.5 * float(minmax_range(x, 8).scale)
 
 
 def test_one_sign_uses_the_whole_grid(sample):
