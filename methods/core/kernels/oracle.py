@@ -52,7 +52,7 @@ def accumulators(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
     """
     check_input(layer, x)
     zero = int(layer.act_zero.reshape(-1)[step])
-    # float64 holds every partial sum exactly: |T| <= 33000 * 255 * 511 < 2**53
+    # float64 holds every partial sum exactly: an IntegerLayer's are below 2**31 (largest_sum)
     code = quantize(layer, x, step).to(torch.float64) - zero
     shape = (-1,) + (1,) * (layer.weight_codes.dim() - 1)
     weight = layer.weight_codes.to(torch.float64) - layer.weight_zero.to(torch.float64).view(shape)

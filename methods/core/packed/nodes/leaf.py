@@ -164,8 +164,11 @@ class PackedLayer(Node):
             pair: for 16-bit products, else for byte products.
 
         Raises:
-            ValueError: byte products of these weights do not fit int16.
+            ValueError: byte products of these weights do not fit int16, or the kernels have no
+                16-bit products.
         """
+        if pair and not self._library.pairs:
+            raise ValueError(f"{self._library.status.isa} kernels have no 16-bit products")
         if pair != self._pair:
             self._pack(self.integer_layer(), pair)
 
@@ -288,5 +291,5 @@ class PackedLayer(Node):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._library = native.library()
         self._forget()
-        if wide != self._library.wide:
+        if wide != self._library.wide or (self._pair and not self._library.pairs):
             self._pack(self.integer_layer())
