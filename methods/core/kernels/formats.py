@@ -9,8 +9,8 @@ with activation code ``a`` and weight code ``c``::
 
 where ``inv_scale = float32(1) / float32(sx)``, NaN gives the code of ``-inf`` (0), and convolution
 padding contributes ``a = zx``, that is nothing. Weight codes lie in the signed-offset domain
-``[-2**(bits-1), 2**(bits-1) - 1]``, zero points of weights in ``[-2**bits, 2**bits]``. A layer whose
-codes and zero points could make T larger than an int32 is refused.
+``[-2**(bits-1), 2**(bits-1) - 1]``, zero points of weights in ``[-2**bits, 2**bits]``. A layer
+whose codes and zero points could make T larger than an int32 is refused.
 
 The canonical code stream of checkpoints is :func:`pack_codes`: row-major, ``code + 2**(bits-1)`` as
 ``bits`` bits, least significant first, with padding only in the last byte.
@@ -26,7 +26,7 @@ from torch import Tensor
 Kind = Literal["linear", "conv2d"]
 
 MAX_DEPTH = 65_000
-"""Most products per output: sums of codes without zero points then fit int32, K * 255 * 128 < 2**31.
+"""Most products per output: sums of ``a * c`` then fit int32, as K * 255 * 128 < 2**31.
 
 Whether T itself fits depends on the codes and zero points, see :func:`largest_sum`.
 """
@@ -233,8 +233,8 @@ class IntegerLayer:
             self._vector("in_mult", self.in_features, torch.float32, put)
         if not sums_fit(self.weight_codes, self.weight_zero, self.act_bits):
             raise ValueError(
-                f"sums of {self.depth} products with these codes and zero points may exceed an int32: "
-                "split the input channels over several layers"
+                f"sums of {self.depth} products with these codes and zero points may exceed an "
+                "int32: split the input channels over several layers"
             )
 
     def _vector(self, name: str, length: int, dtype: torch.dtype, put: Any) -> None:

@@ -94,8 +94,8 @@ def refuse_long_sums(codes: WeightCodes) -> None:
     if codes.conv_groups == 1 and codes.inputs > 1:
         return
     raise Unsupported(
-        f"sums of {codes.values[0].numel()} products may exceed the kernels' int32 accumulators, and "
-        "cannot be cut by input channels: leave the layer in floating point"
+        f"sums of {codes.values[0].numel()} products may exceed the kernels' int32 accumulators, "
+        "and cannot be cut by input channels: leave the layer in floating point"
     )
 
 
