@@ -84,6 +84,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "iterations": cell.budget.iterations,
         "calibration": {k: v for k, v in quantization.calibration.items() if k != "notes"},
         "parity": gap,
+        "backend": packed.backend,
         "observed": {name: getattr(observed, name) for name in observed.__slots__},
         "command": order.command,
     }
