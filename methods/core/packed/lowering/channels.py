@@ -8,6 +8,7 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.packed.lowering.case import Case, Ranges
 from quantarena.methods.core.packed.lowering.codes import WeightCodes
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.dense import packed_leaf
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
@@ -40,7 +41,7 @@ def channel_sum(case: Case) -> Node:
     ids = quantizer.ids if case.ranges is Ranges.CHANNELS else None
     fits = codes.fits(quantizer.bits)
     if ids is None and codes.k_groups == 1 and fits:
-        return PackedLayer(codes.layer(quantizer.bits, quantizer.scale, quantizer.zero_point))
+        return packed_leaf(codes.layer(quantizer.bits, quantizer.scale, quantizer.zero_point))
     if not fits:
         refuse_long_sums(codes)
     _refuse(ids, codes.conv_groups)

@@ -10,6 +10,7 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.packed.lowering.case import Case
 from quantarena.methods.core.packed.lowering.channels import fitting_runs, refuse_long_sums
 from quantarena.methods.core.packed.lowering.codes import WeightCodes
+from quantarena.methods.core.packed.nodes.dense import packed_leaf
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -94,7 +95,7 @@ def image_samples(case: Case) -> Node:
             for g, index in enumerate(torch.arange(codes.inputs).chunk(codes.k_groups))
             for run in fitting_runs(plain, index, g, quantizer.bits)
         ]
-    leaves = [PackedLayer(p.layer(quantizer.bits, torch.ones(zero.shape), zero)) for p in pieces]
+    leaves = [packed_leaf(p.layer(quantizer.bits, torch.ones(zero.shape), zero)) for p in pieces]
     return SampleScaledLayer(leaves, quantizer, codes.mult, codes.bias)
 
 
