@@ -53,7 +53,7 @@ class WeightCodes:
     def fits(self, act_bits: int) -> bool:
         """Whether the sums of every K-group provably fit the kernels' int32 accumulators."""
         width = self.values.shape[1] // self.k_groups
-        pieces = self.values.split(width, dim=1)
+        pieces = torch.split(self.values, width, dim=1)
         return all(
             sums_fit(piece, self.zero[:, group], act_bits) for group, piece in enumerate(pieces)
         )

@@ -6,8 +6,7 @@ than its weights in floating point. A :class:`DenseLayer` holds the code stream 
 instead. It multiplies codes as float32 numbers, whose sums are exact: they stay below 2**24.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ from quantarena.methods.core.kernels.formats import (
     unpack_codes,
 )
 from quantarena.methods.core.kernels.layout import panel_bytes
-from quantarena.methods.core.packed.nodes.leaf import CANONICAL, PackedLayer, read_layer
-from quantarena.methods.core.packed.nodes.node import Build, Tensors
+from quantarena.methods.core.packed.nodes.leaf import CANONICAL, PackedLayer
 
 MOST_PADDING = 4
 """Panels that take more than so many times the bytes of their codes are not made."""
@@ -33,13 +31,24 @@ EXACT_SUM = 1 << 24
 class DenseLayer(PackedLayer):
     """A convolution in groups that stores nothing but its codes and constants.
 
-    Same description, ``state_dict`` and integers as a ``PackedLayer``; no native kernel runs.
+    Same ``state_dict`` and integers as a ``PackedLayer``; no native kernel runs.
 
     Attributes:
         codes: canonical code stream, see ``formats.pack_codes``.
     """
 
+    form: ClassVar[str] = "dense"
     codes: Tensor
+
+    def __init__(self, layer: IntegerLayer, library: native.Library | None = None) -> None:
+        """See ``PackedLayer``.
+
+        Raises:
+            ValueError: sums would be too long for float32, or it is no convolution.
+        """
+        if layer.kind != "conv2d" or not _exact(layer):
+            raise ValueError("a dense layer is a convolution with sums below 2**24")
+        super().__init__(layer, library)
 
     def _pack(self, layer: IntegerLayer, pair: bool | None = None) -> None:
         self.metadata = layer.metadata()
@@ -111,9 +120,10 @@ def is_dense(layer: IntegerLayer) -> bool:
         return False
     promised = layer.weight_codes.numel() * layer.weight_bits / 8
     grows = panel_bytes(layer) > MOST_PADDING * promised
-    return grows and largest_sum(layer.weight_codes, layer.weight_zero, layer.act_bits) < EXACT_SUM
+    return grows and _exact(layer)
 
 
-def rebuild_leaf(document: Mapping[str, Any], tensors: Tensors, build: Build) -> PackedLayer:
-    """See ``Node.rebuild``; whether a layer is dense is decided anew."""
-    return packed_leaf(read_layer(document, tensors))
+def _exact(layer: IntegerLayer) -> bool:
+    """Whether float32 holds every sum, whatever the input."""
+    bound = largest_sum(layer.weight_codes, layer.weight_zero, layer.act_bits)
+    return bound < EXACT_SUM

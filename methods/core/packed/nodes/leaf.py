@@ -237,8 +237,18 @@ class PackedLayer(Node):
 
     @classmethod
     def rebuild(cls, document: Mapping[str, Any], tensors: Tensors, build: Build) -> "PackedLayer":
-        """See ``Node``."""
-        return cls(read_layer(document, tensors))
+        """See ``Node``; zero points may be narrow, and those of symmetric weights missing."""
+        meta = document["meta"]
+        if "codes" not in tensors:
+            raise ValueError("has no codes")
+        rows = int(meta["weight_shape"][0])
+        tensors.setdefault("weight_zero", torch.zeros(rows, dtype=torch.int32))
+        named = {name: tensors.pop(name) for name in ("codes", *CANONICAL) if name in tensors}
+        for name in {"weight_zero", "act_zero"} & set(named):
+            named[name] = named[name].to(torch.int32)
+        if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
+            raise ValueError("has not the bias or multipliers that it should have")
+        return cls(IntegerLayer.from_tensors(dict(meta), named))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
         """Packed buffers keep their types and stay on the CPU."""
@@ -287,24 +297,3 @@ class PackedLayer(Node):
         self._forget()
         if wide != self._library.wide or (self._pair and not self._library.pairs):
             self._pack(self.integer_layer())
-
-
-def read_layer(document: Mapping[str, Any], tensors: Tensors) -> IntegerLayer:
-    """The layer that a leaf's description and tensors stand for; takes the tensors out.
-
-    Zero points may be narrow, and those of symmetric weights missing.
-
-    Raises:
-        ValueError: tensors are missing or do not fit.
-    """
-    meta = document["meta"]
-    if "codes" not in tensors:
-        raise ValueError("has no codes")
-    rows = int(meta["weight_shape"][0])
-    tensors.setdefault("weight_zero", torch.zeros(rows, dtype=torch.int32))
-    named = {name: tensors.pop(name) for name in ("codes", *CANONICAL) if name in tensors}
-    for name in {"weight_zero", "act_zero"} & set(named):
-        named[name] = named[name].to(torch.int32)
-    if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
-        raise ValueError("has not the bias or multipliers that it should have")
-    return IntegerLayer.from_tensors(dict(meta), named)

@@ -1,15 +1,15 @@
 """Packed modules from their descriptions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
-from quantarena.methods.core.packed.nodes.dense import rebuild_leaf
+from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.gains import GainsLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.nodes.node import Build, Node, Tensors
+from quantarena.methods.core.packed.nodes.node import Node, Tensors
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
 from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
@@ -23,11 +23,11 @@ from quantarena.methods.core.packed.nodes.wrappers import (
 Leaf = PackedLayer | WeightOnlyLayer
 """The nodes that hold codes."""
 
-Rebuild = Callable[[Mapping[str, Any], Tensors, Build], Node]
-
-_FORMS: dict[str, Rebuild] = {PackedLayer.form: rebuild_leaf} | {
-    cls.form: cls.rebuild
+_FORMS: dict[str, type[Node]] = {
+    cls.form: cls
     for cls in (
+        PackedLayer,
+        DenseLayer,
         WeightOnlyLayer,
         SplitPackedLayer,
         MixedWidthLayer,
@@ -63,7 +63,7 @@ def build(document: Mapping[str, Any], tensors: Tensors) -> Node:
         raise ValueError(f"has {_DROPPED[form]}, which is no longer supported: quantize again")
     if form not in _FORMS:
         raise ValueError(f"has the form {form!r}, known are {', '.join(sorted(_FORMS))}")
-    node = _FORMS[form](document, tensors, build)
+    node = _FORMS[form].rebuild(document, tensors, build)
     if tensors:
         raise ValueError(f"has a tensor {min(tensors)} that its description does not name")
     return node
@@ -80,4 +80,4 @@ def wrapped(
         fields: the description's other entries.
         tensors: the node's own, without those of ``inner``.
     """
-    return _FORMS[form]({**fields, "inner": {}}, dict(tensors), lambda *_: inner)
+    return _FORMS[form].rebuild({**fields, "inner": {}}, dict(tensors), lambda *_: inner)

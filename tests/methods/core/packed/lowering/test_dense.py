@@ -11,7 +11,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.kernels import layout, oracle
 from quantarena.methods.core.packed.nodes.dense import DenseLayer, packed_leaf
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.nodes.rebuild import leaf_nodes
+from quantarena.methods.core.packed.nodes.rebuild import build, leaf_nodes
 
 DEPTHWISE = {
     "3x3": ((10, 1, 3, 3), (2, 10, 8, 7), {"padding": (1, 1), "groups": 10}),
@@ -95,3 +95,19 @@ def test_bad_inputs_are_refused(make_layer):
         module(torch.zeros(1, 4, 8, 8), 2)
     with pytest.raises(ValueError, match="no panels"):
         module.repack(True)
+
+
+def test_rows_with_ranges_of_their_own_need_panels(make):
+    """The kernels for rows read panels; a description that promises none is refused."""
+    case = make.linear(Bits(4, 8), shape=(3, 7, 24), out=1).dynamic(group=2).done()
+    document = case.packed.describe()
+    document["leaf"]["form"] = "dense"
+    with pytest.raises(ValueError, match="need packed codes"):
+        build(document, dict(case.packed.state_dict()))
+
+
+def test_a_description_cannot_make_long_sums_dense(make_layer):
+    for layer in (make_layer((4, 300, 3, 3), 8, 8, codes="low"), make_layer((4, 6), 4, 8)):
+        module = PackedLayer(layer)
+        with pytest.raises(ValueError, match="sums below"):
+            build({**module.describe(), "form": "dense"}, dict(module.state_dict()))
