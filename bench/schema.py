@@ -66,11 +66,12 @@ class Observed:
     None in the first rows of schema version 1, which were written before they were counted.
 
     Attributes:
-        weight_bits: mean bits per weight of the denoiser, full-precision layers included.
+        weight_bits: mean bits of a number of the denoiser that takes 32 bits in full precision,
+            full-precision layers and buffers included: ``32 * packed_bytes / fp_bytes``.
         act_bits: mean bits of an activation, weighted by MACs.
         coverage: share of the denoiser's MACs at each width, such as ``{"w4a8": 0.97}``.
-        packed_bytes: bytes of the denoiser's parameters as packed.
-        fp_bytes: bytes of the same parameters in fp32.
+        packed_bytes: bytes of the packed denoiser's parameters and buffers, as memory holds them.
+        fp_bytes: bytes of full precision's parameters and buffers in fp32.
         layers: number of quantized layers.
         code_bits: mean bits of a weight code over all layers; a floating-point weight counts 32.
         bops: bit operations of one network call on one image: MACs times the bits of both factors.

@@ -152,8 +152,8 @@ def _packable(bits: str) -> str:
         widths = parse_bits(bits)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if FP_WIDTH in (widths.weight, widths.act):
-        raise UserError(f"bits {bits!r} do not pack: weights and activations need 1 to 8 bits")
+    if widths.weight == FP_WIDTH:
+        raise UserError(f"bits {bits!r} do not pack: weights need 1 to 8 bits")
     return str(widths)
 
 

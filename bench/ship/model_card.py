@@ -9,6 +9,12 @@ from quantarena.bench.workloads.registry import WorkloadInfo
 
 _LICENCES = ("apache-2.0", "mit", "openrail++", "openrail", "cc-by-4.0", "cc0-1.0", "bsd-3-clause")
 
+_HOW = {
+    False: "it runs on integer kernels.",
+    True: "each is made a float weight again when its layer runs: this saves memory, not time.",
+}
+"""How the network runs, by whether weights alone are quantized."""
+
 
 def card(document: Mapping[str, Any], info: WorkloadInfo, pipeline: str) -> str:
     """The model card: Markdown with YAML front matter.
@@ -52,7 +58,8 @@ def card(document: Mapping[str, Any], info: WorkloadInfo, pipeline: str) -> str:
         f"# {base}, {rows['method']} at {bits}",
         "",
         "The denoiser of this pipeline is quantized and packed: its weights take the bits below on",
-        "disk and in memory, and it runs on integer kernels. All other parts are the base model's.",
+        f"disk and in memory, and {_HOW[meta.get('backend') == 'weight-only']} All other parts are",
+        "the base model's.",
         "",
         "```python",
         "from quantarena import load_pipeline",

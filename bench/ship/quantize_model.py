@@ -80,10 +80,11 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "options": dict(cell.options),
         "seed": cell.seed,
         "samples": cell.budget.calibration_samples,
-        "warnings": list(quantization.warnings),
+        "warnings": [*quantization.warnings, *packed.remarks()],
         "iterations": cell.budget.iterations,
         "calibration": {k: v for k, v in quantization.calibration.items() if k != "notes"},
         "parity": gap,
+        "backend": packed.backend,
         "observed": {name: getattr(observed, name) for name in observed.__slots__},
         "command": order.command,
     }

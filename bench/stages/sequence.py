@@ -180,7 +180,12 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
         peak_bytes=peak_bytes(),
         stage_keys=keys,
         artefacts=keep(cell, drawn, scores.arrays, paths.results),
-        warnings=(*workspace.loaded.notes, *made.value.warnings, *scores.warnings),
+        warnings=(
+            *workspace.loaded.notes,
+            *made.value.warnings,
+            *packed.remarks(),
+            *scores.warnings,
+        ),
     )
 
 

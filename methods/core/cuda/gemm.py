@@ -7,8 +7,8 @@ With stored activation codes ``a' = a - shift``, ``z' = zx - shift`` and weight 
 which is ``sum (a - zx)(c - zw)`` whatever the shift.  Weights of fewer than 8 bits are unpacked in
 registers to the *top* bits of an int8, one shift and one mask a code; the sums are then
 ``2**(8 - bits)`` times too large and are shifted back at the end, exactly.  Products of two int8
-add up to less than 2**30 over the deepest layer, so saturating instructions are exact too. The
-later subtractions may wrap in between, but T fits int32 and is exact.
+add up to less than 2**30 over the deepest layer (65,000 products), so saturating instructions are
+exact too. The later subtractions may wrap in between, but T fits int32 and is exact.
 """
 
 import triton

@@ -60,12 +60,16 @@ class NativeCall:
             last: write images in channels_last whatever the input's format.
 
         Raises:
-            ValueError: wrong type, device, shape or layout.
+            ValueError: wrong type, device, shape or layout, or panels of a form that the kernels
+                have not.
             IndexError: the tables have no such entry.
             MemoryError: there is no memory for intermediate results.
         """
         if x.dtype is not torch.float32 or not x.is_cpu:
             raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
+        steps = self.buffers["act_scale"].numel()
+        if not 0 <= step < steps:
+            raise IndexError(f"step {step} is not in the table of {steps}")
         key = (x.shape, x.stride(), last)
         geometry = self._geometries.get(key)
         if geometry is None:
@@ -74,7 +78,8 @@ class NativeCall:
                 self._geometries = {}
             self._geometries[key] = geometry
         if geometry.struct is None:  # neither pixels nor channels are contiguous
-            return self(x.contiguous(), step, into, flags, last=last)
+            # not x.contiguous(), which returns an empty tensor as it is, whatever its strides
+            return self(torch.empty(x.shape).copy_(x), step, into, flags, last=last)
         if into is None:
             dtype = torch.int32 if flags & native.INTEGER else torch.float32
             into = torch.empty_strided(geometry.shape, geometry.strides, dtype=dtype)
@@ -98,6 +103,5 @@ class NativeCall:
         if error == native.NO_MEMORY:
             raise MemoryError("packed layer: no memory for scratch")
         if error:
-            steps = self.buffers["act_scale"].numel()
-            raise IndexError(f"step {step} is not in the table of {steps}")
+            raise ValueError(f"the {self.library.status.isa} kernels cannot run this layer's form")
         return into

@@ -9,7 +9,8 @@ with activation code ``a`` and weight code ``c``::
 
 where ``inv_scale = float32(1) / float32(sx)``, NaN gives the code of ``-inf`` (0), and convolution
 padding contributes ``a = zx``, that is nothing. Weight codes lie in the signed-offset domain
-``[-2**(bits-1), 2**(bits-1) - 1]``.
+``[-2**(bits-1), 2**(bits-1) - 1]``, zero points of weights in ``[-2**bits, 2**bits]``. A layer
+whose codes and zero points could make T larger than an int32 is refused.
 
 The canonical code stream of checkpoints is :func:`pack_codes`: row-major, ``code + 2**(bits-1)`` as
 ``bits`` bits, least significant first, with padding only in the last byte.
@@ -24,8 +25,13 @@ from torch import Tensor
 
 Kind = Literal["linear", "conv2d"]
 
-MAX_DEPTH = 33_000
-"""Largest number of products per output for which T always fits int32 (K * 255 * 255 < 2**31)."""
+MAX_DEPTH = 65_000
+"""Most products per output: sums of ``a * c`` then fit int32, as K * 255 * 128 < 2**31.
+
+Whether T itself fits depends on the codes and zero points, see :func:`largest_sum`.
+"""
+MAX_SUM = (1 << 31) - 1
+"""Largest value of an int32."""
 
 
 def _check_bits(bits: int) -> None:
@@ -37,6 +43,39 @@ def code_range(bits: int) -> tuple[int, int]:
     """Smallest and largest signed-offset weight code of a width."""
     _check_bits(bits)
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def largest_sum(codes: Tensor, zero: Tensor, act_bits: int) -> int:
+    """Bounds ``|T|`` over all inputs and all zero points of activations.
+
+    ``a - zx`` lies between ``-act_max`` and ``act_max``, and all of it on one side of zero where
+    ``zx`` is an end of the range. So no sum, complete or partial, exceeds ``act_max`` times the sum
+    of the positive, or of the negative, values of ``c - zw``; the bound is reached.
+
+    Args:
+        codes: (out, ...) weight codes.
+        zero: (out,) zero points of the weights.
+        act_bits: width of an activation code.
+
+    Returns:
+        The bound; one that is cheaper to find where already that one fits an int32.
+    """
+    top, rows = (1 << act_bits) - 1, codes.detach().flatten(1)
+    zero = zero.detach().to(torch.int64)
+    low, high = rows.amin(1).to(torch.int64) - zero, rows.amax(1).to(torch.int64) - zero
+    coarse = top * rows.shape[1] * int(torch.maximum(high, -low).clamp(min=0).max())
+    if coarse <= MAX_SUM:
+        return coarse
+    sides = [
+        max(int(w.clamp(min=0).sum()), -int(w.clamp(max=0).sum()))
+        for w in (row.to(torch.int64) - z for row, z in zip(rows, zero, strict=True))
+    ]
+    return top * max(sides)
+
+
+def sums_fit(codes: Tensor, zero: Tensor, act_bits: int) -> bool:
+    """Whether all sums of a layer provably fit int32; arguments as for :func:`largest_sum`."""
+    return codes[0].numel() <= MAX_DEPTH and largest_sum(codes, zero, act_bits) <= MAX_SUM
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -192,8 +231,11 @@ class IntegerLayer:
             raise ValueError(f"{out} output channels do not divide into {self.groups} groups")
         if self.in_mult is not None:
             self._vector("in_mult", self.in_features, torch.float32, put)
-        if self.depth > MAX_DEPTH:
-            raise ValueError(f"{self.depth} products per output exceed {MAX_DEPTH}")
+        if not sums_fit(self.weight_codes, self.weight_zero, self.act_bits):
+            raise ValueError(
+                f"sums of {self.depth} products with these codes and zero points may exceed an "
+                "int32: split the input channels over several layers"
+            )
 
     def _vector(self, name: str, length: int, dtype: torch.dtype, put: Any) -> None:
         value = getattr(self, name).detach().cpu()

@@ -167,6 +167,14 @@ def plan_chunks(
     return Chunks(counts.cumsum(0, dtype=torch.int32), flat.to(torch.int16), pair)
 
 
+def panel_bytes(layer: IntegerLayer) -> int:
+    """Bytes of a layer's panels, padding included."""
+    height, width = layer.kernel_size
+    padded = -(-layer.weight_codes.shape[1] // 4) * 4 * height * width
+    panels = layer.groups * -(-layer.out_features // layer.groups // PANEL)
+    return panels * -(-padded // UNIT) * 2 * UNIT * layer.weight_bits
+
+
 def pack_panels(layer: IntegerLayer, wide_accumulators: bool, pair: bool | None = None) -> Panels:
     """Repacks a layer for the native kernels; arguments as for :func:`plan_chunks`."""
     chunks = plan_chunks(factors(layer), layer.groups, layer.act_bits, wide_accumulators, pair)

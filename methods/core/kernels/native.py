@@ -22,6 +22,9 @@ NO_MEMORY = 1
 WIDE = frozenset({"scalar", "avxvnni", "avx512vnni", "neon"})
 """Instruction sets whose byte kernels accumulate in int32 without intermediate rounding."""
 
+PAIRS = frozenset({"scalar", "avx2", "torch"})
+"""Instruction sets that multiply 16-bit pairs; the others have byte products alone."""
+
 _int = ctypes.c_int32
 _ptr = ctypes.c_void_p
 
@@ -124,6 +127,11 @@ class Library:
     def wide(self) -> bool:
         """Whether byte products accumulate in int32, so that no overflow proof is needed."""
         return self.status.isa in WIDE
+
+    @property
+    def pairs(self) -> bool:
+        """Whether there are 16-bit products; the reference takes codes in any form."""
+        return self.status.isa in PAIRS
 
 
 def _share_threads(library: ctypes.CDLL) -> str:

@@ -23,17 +23,33 @@ def quantize(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
     Returns:
         uint8 codes, shape of ``x``; NaN gives 0, infinities saturate.
     """
-    zero = float(layer.act_zero.reshape(-1)[step])
+    zero = int(layer.act_zero.reshape(-1)[step])
     scale = layer.act_scale.reshape(-1)[step]
-    inverse = torch.ones((), dtype=torch.float32) / scale
-    value = x.detach().to(torch.float32) * inverse
-    if layer.in_mult is not None:
-        shape = (-1,) if layer.kind == "linear" else (1, -1, 1, 1)
-        value = value * layer.in_mult.reshape(shape)
-    high = float((1 << layer.act_bits) - 1) - zero
+    mult = layer.in_mult
+    if mult is not None:
+        mult = mult.reshape((-1,) if layer.kind == "linear" else (1, -1, 1, 1))
+    top = (1 << layer.act_bits) - 1
+    return (centred_codes(x, scale, zero, top, mult) + zero).to(torch.uint8)
+
+
+def centred_codes(x: Tensor, scale: Tensor, zero: int, top: int, mult: Tensor | None) -> Tensor:
+    """Computes activation codes less their zero point.
+
+    Args:
+        x: the input.
+        scale: float32 scalar.
+        zero: zero point.
+        top: largest code.
+        mult: broadcasts over ``x``, or None.
+
+    Returns:
+        float32 integers, shape of ``x``.
+    """
+    value = x.detach().to(torch.float32) * (torch.ones((), dtype=torch.float32) / scale)
+    if mult is not None:
+        value = value * mult
     code = value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    code = code.clamp(-zero, high).round() + zero
-    return code.to(torch.uint8)
+    return code.clamp(-float(zero), float(top - zero)).round()
 
 
 def accumulators(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
@@ -52,7 +68,7 @@ def accumulators(layer: IntegerLayer, x: Tensor, step: int = 0) -> Tensor:
     """
     check_input(layer, x)
     zero = int(layer.act_zero.reshape(-1)[step])
-    # float64 holds every partial sum exactly: |T| <= 33000 * 255 * 511 < 2**53
+    # float64 holds every partial sum exactly: an IntegerLayer's are below 2**31 (largest_sum)
     code = quantize(layer, x, step).to(torch.float64) - zero
     shape = (-1,) + (1,) * (layer.weight_codes.dim() - 1)
     weight = layer.weight_codes.to(torch.float64) - layer.weight_zero.to(torch.float64).view(shape)

@@ -45,12 +45,14 @@ class Footprint(Compute):
     """The observed size and operations of a network.
 
     Attributes:
-        weight_bits: mean bits a parameter, scales and floating-point parameters included.
+        weight_bits: mean bits of what takes 32 bits in full precision: ``32 * packed_bytes /
+            fp_bytes``.
         act_bits: mean activation bits, weighted by MACs.
         coverage: share of all MACs at each width: ``w4a8`` of layers, ``a8a4`` of attention
             products by the bits of their two factors, ``fp`` of all in floating point.
-        packed_bytes: bytes of all parameters as they lie in memory.
-        fp_bytes: bytes of the full-precision network's parameters at fp32.
+        packed_bytes: bytes of all parameters and buffers as they lie in memory: codes, padding,
+            scales, and what stayed in floating point.
+        fp_bytes: bytes of the full-precision network's parameters and buffers at fp32.
         layers: number of quantized layers.
     """
 
@@ -108,7 +110,7 @@ def footprint(
     """
     layers, attention, means = layers or {}, attention or {}, means or {}
     require_declared(layers, attention, widths, means)
-    parameters = sum(p.numel() for p in original.parameters())
+    fp_bytes = tensor_bytes(original, float_bits=FLOAT_BITS)
     gone = {
         name
         for name in graph.layers
@@ -136,17 +138,31 @@ def footprint(
         macs[share.label] += share.macs  # type: ignore[assignment]
     total = max(1.0, sum(share.macs for share in shares))
     return Footprint(
-        weight_bits=8 * packed_bytes / parameters,
+        weight_bits=FLOAT_BITS * packed_bytes / max(1, fp_bytes),
         act_bits=sum(p.macs * p.act for p in shares) / total,
         coverage={name: count / total for name, count in macs.most_common() if count},
         packed_bytes=packed_bytes,
-        fp_bytes=parameters * FLOAT_BITS // 8,
+        fp_bytes=fp_bytes,
         layers=len(widths),
         code_bits=code_bits / max(1, weights),
         bops=round(sum(p.macs * p.left * p.right for p in shares)),
         fp_bops=graph.total_macs * FLOAT_BITS**2,
         branch_macs=round(branch_macs),
         attention=len(attention),
+    )
+
+
+def tensor_bytes(module: nn.Module, float_bits: int | None = None) -> int:
+    """Bytes of a module's parameters and buffers, each tensor once.
+
+    Args:
+        module: the module.
+        float_bits: width at which floating-point numbers are counted; None for their own.
+    """
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(
+        t.numel() * (float_bits // 8 if float_bits and t.is_floating_point() else t.element_size())
+        for t in tensors.values()
     )
 
 

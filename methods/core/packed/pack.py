@@ -14,11 +14,15 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.model.model import QuantizedModel, place
-from quantarena.methods.core.packed.footprint import Footprint, footprint
+from quantarena.methods.core.packed.footprint import Footprint, footprint, tensor_bytes
 from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.native_attention import Native, kernel_products
+from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
+
+NOTABLE_GROWTH = 0.05
+"""Share of a network's bytes from which on layers that grow are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,33 @@ class PackedModel:
 
     def bytes(self) -> int:
         """Bytes of all tensors of the network: codes, scales, padding, float branches."""
-        tensors = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        return tensor_bytes(self.module)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on layers that quantization makes slower or larger than full precision's."""
+        dense = [n for n in self.layers if any(isinstance(p, DenseLayer) for p in self.parts(n))]
+        lines = []
+        if dense:
+            lines.append(
+                f"{_several(dense)} in groups: codes are stored densely and multiplied as float32 "
+                "numbers, which is slower than full precision"
+            )
+        larger = {}
+        for name, layer in self.layers.items():
+            weight = 4 * sum(torch.Size(part.weight_shape).numel() for part in self.parts(name))
+            if (growth := tensor_bytes(layer) - weight) > 0:
+                larger[name] = growth
+        more = sum(larger.values())
+        if more > NOTABLE_GROWTH * self.bytes():
+            lines.append(
+                f"{_several(list(larger))}: packed form takes {more} bytes more than float32 "
+                "weights would"
+            )
+        return tuple(lines)
+
+
+def _several(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
 
 
 def pack(model: QuantizedModel) -> PackedModel:

@@ -14,6 +14,8 @@ from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.bench.ship.save_pipeline import check_target
+from quantarena.methods.core.bits import FP_WIDTH
+from quantarena.methods.core.packed.parity import PARITY_LIMIT
 from quantarena.methods.registry import entry
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
@@ -137,6 +139,29 @@ def test_another_machine_draws_the_same_pictures(exported, tmp_path):
     assert torch.equal(torch.load(tmp_path / "images.pt"), here)
 
 
+@pytest.mark.parametrize("method", ["rtn", "tuneqdm"])
+def test_weights_alone_are_exported_and_drawn_from(method, pixel_folder, cache, tmp_path, capsys):
+    """A model that runs at w4a16 ships at w4a16: same pictures, a quarter of the bytes."""
+    folder = tmp_path / "model"
+    assert quantize(pixel_folder, folder, cache, method=method, bits="w4a16") == 0
+    opened = open_exported(folder)
+    assert opened.packed.backend == "weight-only"
+    assert {bits.act for bits in opened.packed.widths().values()} == {FP_WIDTH}
+    observed = opened.meta["observed"]
+    assert observed["packed_bytes"] == opened.packed.bytes()
+    assert observed["coverage"].keys() <= {"w4a16", "w8a16", "fp"}
+    assert opened.meta["parity"] <= PARITY_LIMIT
+    drawn = images(opened.loaded.pipe)
+    assert torch.isfinite(torch.from_numpy(drawn)).all()
+    assert drawn.std() > 0
+    text = (folder / "README.md").read_text()
+    assert "this saves memory, not time" in text
+    assert "runs on integer kernels" not in text
+    code, out, err = told(capsys, "sample", folder, "-n", 2, "-o", tmp_path / "x.png", "--json")
+    assert code == 0, err
+    assert json.loads(out)["backend"] == "weight-only"
+
+
 def test_sample_draws_a_grid(exported, tmp_path, capsys):
     file = tmp_path / "new" / "grid.png"
     code, out, err = told(capsys, "sample", exported, "-n", 3, "-o", file, "--json")
@@ -193,8 +218,8 @@ def test_other_folders_are_never_written_over(tmp_path):
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        ({"bits": "w4a16"}, "do not pack"),
-        ({"bits": "fp"}, "do not pack"),
+        ({"bits": "w16a8"}, "do not pack: weights need 1 to 8 bits"),
+        ({"bits": "fp"}, "do not pack: weights need 1 to 8 bits"),
         ({"bits": "w4"}, "unknown bits"),
         ({"bits": "w1a8"}, "does not quantize weights to 1 bits"),
         ({"method": "rtm"}, "did you mean rtn"),

@@ -3,6 +3,11 @@
 // A layer is a matrix of integer weight codes c, stored as panels of 16 output channels, and a
 // static affine activation quantizer a = clamp(round(x / sx) + zx, 0, act_max).  Every entry point
 // computes the integer  T = sum (a - zx) * (c - zw)  exactly and writes  sx * sw * T + bias.
+//
+// Accumulators are int32.  The caller proves that they suffice: per output channel, act_max times the
+// sum of the positive values of c - zw, and times that of the negative ones, must not exceed 2^31 - 1
+// (formats.py, largest_sum), and K at most 65,000.  The bound holds for every input and every zx.
+// In the worst case (8 bits, |zw| = 2^8) that is K = 21,931; with zw within the codes K = 33,025.
 #ifndef QUANTARENA_H
 #define QUANTARENA_H
 

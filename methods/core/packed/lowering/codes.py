@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.kernels.formats import IntegerLayer
+from quantarena.methods.core.kernels.formats import IntegerLayer, sums_fit
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.quantizers.layer_geometry import as_image_weight
 from quantarena.methods.core.quantizers.part import Part
@@ -49,6 +49,14 @@ class WeightCodes:
     def k_groups(self) -> int:
         """Groups of input channels with a weight scale of their own."""
         return self.scale.shape[1]
+
+    def fits(self, act_bits: int) -> bool:
+        """Whether the sums of every K-group provably fit the kernels' int32 accumulators."""
+        width = self.values.shape[1] // self.k_groups
+        pieces = torch.split(self.values, width, dim=1)
+        return all(
+            sums_fit(piece, self.zero[:, group], act_bits) for group, piece in enumerate(pieces)
+        )
 
     def rows(self, index: Tensor, bits: int) -> "WeightCodes":
         """Some output channels, whose codes have another width."""

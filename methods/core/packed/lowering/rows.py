@@ -8,7 +8,9 @@ from torch import Tensor
 
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.packed.lowering.case import Case
+from quantarena.methods.core.packed.lowering.channels import fitting_runs, refuse_long_sums
 from quantarena.methods.core.packed.lowering.codes import WeightCodes
+from quantarena.methods.core.packed.nodes.dense import packed_leaf
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -85,28 +87,46 @@ def image_samples(case: Case) -> Node:
         zero = torch.tensor(2 ** (quantizer.bits - 1))
     plain = replace(codes, mult=None, bias=None)
     pieces = [plain]
-    if codes.k_groups > 1:
-        indices = torch.arange(codes.inputs).chunk(codes.k_groups)
-        pieces = [plain.channels(index, g, bias=False) for g, index in enumerate(indices)]
-    leaves = [PackedLayer(p.layer(quantizer.bits, torch.ones(zero.shape), zero)) for p in pieces]
+    if not codes.fits(quantizer.bits):
+        refuse_long_sums(codes)
+    if codes.conv_groups == 1:
+        pieces = [
+            plain.channels(run, g, bias=False)
+            for g, index in enumerate(torch.arange(codes.inputs).chunk(codes.k_groups))
+            for run in fitting_runs(plain, index, g, quantizer.bits)
+        ]
+    leaves = [packed_leaf(p.layer(quantizer.bits, torch.ones(zero.shape), zero)) for p in pieces]
     return SampleScaledLayer(leaves, quantizer, codes.mult, codes.bias)
 
 
 def _rows(codes: WeightCodes, quantizer: ActQuantizer | DynamicActQuantizer) -> RowScaledLayer:
-    """A linear layer over rows, K-groups as groups of a 1x1 convolution."""
-    outputs, inputs = codes.values.shape
+    """A linear layer over rows, K-groups as groups of a 1x1 convolution.
+
+    Sums that are too long for int32 are cut into more, equal groups.
+    """
+    inputs = codes.values.shape[1]
     width = inputs // codes.k_groups
     if isinstance(quantizer, DynamicActQuantizer) and quantizer.group_size:
         if inputs % quantizer.group_size:
             raise ValueError(f"groups of {quantizer.group_size} do not divide {inputs} channels")
         width = math.gcd(width, quantizer.group_size)
-    groups = inputs // width
+    # groups add up in floating point, so that there may be more of them
+    several = (_grouped(codes, inputs // width * n) for n in range(1, width + 1) if width % n == 0)
+    wide = next(grouped for grouped in several if grouped.fits(quantizer.bits))
+    leaf = PackedLayer(wide.layer(quantizer.bits, torch.tensor(1.0), torch.tensor(0)))
+    return RowScaledLayer(leaf, quantizer, codes.mult, codes.bias)
+
+
+def _grouped(codes: WeightCodes, groups: int) -> WeightCodes:
+    """A linear layer's codes as a 1x1 convolution in that many groups, a multiple of K-groups."""
+    outputs, inputs = codes.values.shape
+    width = inputs // groups
 
     def spread(value: Tensor) -> Tensor:
         return value.repeat_interleave(groups // codes.k_groups, dim=1).t().reshape(-1, 1)
 
     grouped = codes.values.reshape(outputs, groups, width).transpose(0, 1)
-    wide = WeightCodes(
+    return WeightCodes(
         values=grouped.reshape(groups * outputs, width, 1, 1),
         bits=codes.bits,
         scale=spread(codes.scale),
@@ -115,5 +135,3 @@ def _rows(codes: WeightCodes, quantizer: ActQuantizer | DynamicActQuantizer) -> 
         bias=None,
         geometry={"groups": groups},
     )
-    leaf = PackedLayer(wide.layer(quantizer.bits, torch.tensor(1.0), torch.tensor(0)))
-    return RowScaledLayer(leaf, quantizer, codes.mult, codes.bias)

@@ -22,7 +22,9 @@ _SHARED = ("act_scale", "act_zero", "in_mult")
 def joinable(leaves: Sequence[PackedLayer]) -> bool:
     """Whether one native call can stand for these layers: alike in all but outputs and widths."""
     first = leaves[0]
-    if any(leaf.library is not first.library for leaf in leaves) or first.library.run is None:
+    if any(leaf.library is not first.library for leaf in leaves):
+        return False
+    if any(leaf.native_call() is None for leaf in leaves):
         return False
     return all(_traits(leaf) == _traits(first) and _same_input(leaf, first) for leaf in leaves)
 

@@ -17,7 +17,7 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
 from quantarena.methods.core.packed.nodes.node import Build, Document, Node, Tensors
 
-_CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
+CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
 
 
 class PackedLayer(Node):
@@ -94,7 +94,7 @@ class PackedLayer(Node):
         self.register_buffer("chunk_start", packed.chunks.start)
         self.register_buffer("chunk_units", packed.chunks.units)
         self.register_buffer("weight_sum", packed.sums)
-        for name in _CANONICAL:
+        for name in CANONICAL:
             self.register_buffer(name, getattr(layer, name))
         if not layer.weight_zero.any():
             self.weight_zero = None  # symmetric: nothing to store
@@ -105,17 +105,21 @@ class PackedLayer(Node):
         self._call: NativeCall | None = None
         self._source: IntegerLayer | None = None
 
+    def _codes(self) -> Tensor:
+        """The weight codes, int8."""
+        bits, groups = self.metadata["weight_bits"], self.metadata["groups"]
+        return unpack_panels(self.panels, self.weight_shape, bits, groups, self._pair)
+
     def integer_layer(self) -> IntegerLayer:
         """The layer, read back from the packed panels."""
         meta = self.metadata
         shape = tuple(meta["weight_shape"])
-        codes = unpack_panels(self.panels, shape, meta["weight_bits"], meta["groups"], self._pair)
-        tensors = {name: getattr(self, name) for name in _CANONICAL}
+        tensors = {name: getattr(self, name) for name in CANONICAL}
         if tensors["weight_zero"] is None:
             tensors["weight_zero"] = torch.zeros(shape[0], dtype=torch.int32)
         return IntegerLayer(
             kind=meta["kind"],
-            weight_codes=codes,
+            weight_codes=self._codes(),
             weight_bits=meta["weight_bits"],
             act_bits=meta["act_bits"],
             stride=tuple(meta["stride"]),
@@ -164,8 +168,11 @@ class PackedLayer(Node):
             pair: for 16-bit products, else for byte products.
 
         Raises:
-            ValueError: byte products of these weights do not fit int16.
+            ValueError: byte products of these weights do not fit int16, or the kernels have no
+                16-bit products.
         """
+        if pair and not self._library.pairs:
+            raise ValueError(f"{self._library.status.isa} kernels have no 16-bit products")
         if pair != self._pair:
             self._pack(self.integer_layer(), pair)
 
@@ -236,7 +243,7 @@ class PackedLayer(Node):
             raise ValueError("has no codes")
         rows = int(meta["weight_shape"][0])
         tensors.setdefault("weight_zero", torch.zeros(rows, dtype=torch.int32))
-        named = {name: tensors.pop(name) for name in ("codes", *_CANONICAL) if name in tensors}
+        named = {name: tensors.pop(name) for name in ("codes", *CANONICAL) if name in tensors}
         for name in {"weight_zero", "act_zero"} & set(named):
             named[name] = named[name].to(torch.int32)
         if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
@@ -288,5 +295,5 @@ class PackedLayer(Node):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._library = native.library()
         self._forget()
-        if wide != self._library.wide:
+        if wide != self._library.wide or (self._pair and not self._library.pairs):
             self._pack(self.integer_layer())

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.gains import GainsLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, Tensors
@@ -27,6 +28,7 @@ _FORMS: dict[str, type[Node]] = {
     cls.form: cls
     for cls in (
         PackedLayer,
+        DenseLayer,
         WeightOnlyLayer,
         SplitPackedLayer,
         MixedWidthLayer,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.float_ops import extremes
+from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import (
     Build,
@@ -168,7 +169,7 @@ class RowScaledLayer(Node):
     ) -> "RowScaledLayer":
         """See ``Node``."""
         leaf = build(document["leaf"], take(tensors, "leaf."))
-        if not isinstance(leaf, PackedLayer):
+        if not isinstance(leaf, PackedLayer) or isinstance(leaf, DenseLayer):  # no panels to read
             raise ValueError("tokens with ranges of their own need packed codes")
         quantizer = build_quantizer(document["quantizer"], take(tensors, "quantizer."))
         optional = {name: tensors.pop(name) for name in document["tensors"]}

@@ -22,6 +22,8 @@ struct Problem {
     std::vector<uint16_t> chunks;
     std::vector<float> scale, bias, mult, table;
     bool asymmetric = false, biased = false;
+    bool far = false;   // zero points outside of the codes, up to +-2^bits
+    bool deep = false;  // as many products as int32 sums survive with the worst zero points
     bool wide = false;  // byte products that only int32 accumulators survive
     // of a layer made of others; weight, scale, bias and zero are then those of all parts, in order
     std::vector<std::unique_ptr<Problem>> parts;
@@ -63,8 +65,8 @@ void encode(Problem& p) {
             }
 }
 
-// Bits of what is multiplied: weights less their zero points have one more.
-int factor_bits(const Problem& p) { return p.layer.weight_bits + p.asymmetric; }
+// Bits of what is multiplied: weights less their zero points have one more, less far ones two.
+int factor_bits(const Problem& p) { return p.layer.weight_bits + p.asymmetric + p.far; }
 
 // Chunks of K that int16 accumulators survive: a unit of 4 steps is safe up to 5 bits, two up to 4.
 void cut(Problem& p, int widest) {
@@ -94,12 +96,15 @@ void fill(Problem& p) {
     for (size_t i = 0; i < p.weight.size(); ++i)
         p.sum[i / (static_cast<size_t>(l.in_channels) * taps)] += p.weight[i];
     p.asymmetric = (l.pair || p.wide || l.weight_bits < 5) && pick(0, 1);
+    p.far = p.asymmetric && (l.pair || p.wide || l.weight_bits < 4) && pick(0, 1);
     cut(p, factor_bits(p));
+    const int reach = 1 << l.weight_bits, end = pick(0, 3);
     p.biased = pick(0, 1);
     for (int n = 0; n < outs; ++n) {
         p.scale.push_back(0.01f * pick(1, 9));
         p.bias.push_back(p.biased ? 0.1f * pick(-9, 9) : 0);
-        p.zero.push_back(p.asymmetric ? pick(low, high) : 0);
+        const int away = end == 0 ? reach : end == 1 ? -reach : pick(-reach, reach);
+        p.zero.push_back(p.far ? away : p.asymmetric ? pick(low, high) : 0);
     }
     encode(p);
     l.codes = p.codes.data();
@@ -158,8 +163,11 @@ void compose(Problem& p) {
     l.source = p.source.data();
 }
 
+constexpr int kDeepest = 21931;  // 255 * (128 + 256) * 21931 < 2^31, see quantarena.h
+
 Problem random_problem() {
     Problem p;
+    p.deep = pick(0, 9) == 0;
     QaLayer& l = p.layer;
     l.weight_bits = pick(1, 8);
     const int act_bits = pick(1, 8);
@@ -177,10 +185,12 @@ Problem random_problem() {
     l.pad_w = pick(0, 2);
     l.dilation_h = pick(1, 2);
     l.dilation_w = pick(1, 2);
-    l.in_padded = (l.in_channels + 3) / 4 * 4;
-    l.units = (l.in_padded * l.kernel_h * l.kernel_w + 15) / 16;
     l.pair = pick(0, 1);
     p.wide = !l.pair && (l.weight_bits > 5 || pick(0, 3) == 0);
+    if (p.deep) l.in_channels = pick(20000, kDeepest), l.out_channels = pick(1, 3), l.groups = 1;
+    if (p.deep) l.kernel_h = l.kernel_w = l.stride_h = l.stride_w = 1, l.pad_h = l.pad_w = 0;
+    l.in_padded = (l.in_channels + 3) / 4 * 4;
+    l.units = (l.in_padded * l.kernel_h * l.kernel_w + 15) / 16;
     for (int c = 0; c < l.groups * l.in_channels; ++c) p.mult.push_back(0.25f * pick(1, 8));
     l.table_size = pick(1, 3);
     for (int i = 0; i < l.table_size; ++i) {
@@ -190,7 +200,7 @@ Problem random_problem() {
     l.in_mult = pick(0, 2) ? nullptr : p.mult.data();
     l.act_scale = p.table.data();
     l.act_zero = p.table_zero.data();
-    if (pick(0, 1)) {
+    if (!p.deep && pick(0, 1)) {
         compose(p);
     } else {
         fill(p);

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.kernels import oracle
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.kernels import formats, oracle
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.nodes.rebuild import build
+from quantarena.methods.core.packed.nodes.rebuild import build, leaf_nodes
 
 MORE = [Bits(w, a) for w in (2, 3, 4, 8) for a in (4, 8)]
 MORE += [Bits(1, 8), Bits(5, 6), Bits(6, 5), Bits(4, 1)]
@@ -140,3 +141,66 @@ def test_options_of_any_layer_go_together(make, data):
         assert packed.is_contiguous(memory_format=torch.channels_last)
     again = build(case.packed.describe(), dict(case.packed.state_dict()))
     assert torch.equal(again(case.x), packed)
+
+
+LONG = {
+    "linear": lambda make: make.linear(),
+    "bank": lambda make: make.linear().bank(),
+    "weight groups": lambda make: make.linear().weight_groups(8),
+    "convolution": lambda make: make.conv(),
+    "splits": lambda make: make.conv(splits=(10, 14)),
+    "channel groups": lambda make: make.conv().groups(1, 3),
+    "1-d": lambda make: make.conv1d(),
+    "bit map": lambda make: make.linear().bit_map(3, 4, 8),
+    "multipliers": lambda make: make.conv().mult(),
+    "dynamic tokens": lambda make: make.linear().dynamic(),
+    "dynamic token groups": lambda make: make.linear().dynamic(group=12),
+    "dynamic samples": lambda make: make.conv().dynamic(),
+    "token groups": lambda make: make.linear().groups(1, 3),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_sums_that_are_too_long_for_their_accumulators_are_cut(make, monkeypatch, name):
+    """The same as with accumulators that hold them, in more leaves or more groups."""
+    case = LONG[name](make)
+    torch.manual_seed(5)
+    whole = LONG[name](make).done()
+    bounds = [leaf_bound(leaf) for leaf in leaf_nodes(whole.packed)]
+    monkeypatch.setattr(formats, "MAX_SUM", limit := max(bounds) // 3)
+    torch.manual_seed(5)
+    case.done()
+    with case.clock.at(1):
+        make.check(case)
+    leaves = leaf_nodes(case.packed)
+    assert max(leaf_bound(leaf) for leaf in leaves) <= limit
+    assert sum(leaf.weight_shape[0] for leaf in leaves) > sum(
+        leaf.weight_shape[0] for leaf in leaf_nodes(whole.packed)
+    )
+
+
+def leaf_bound(leaf):
+    layer = leaf.integer_layer()
+    weight = layer.weight_codes.flatten(1).long() - layer.weight_zero[:, None].long()
+    sides = torch.cat([weight.clamp(min=0).sum(1), -weight.clamp(max=0).sum(1)])
+    return ((1 << layer.act_bits) - 1) * int(sides.max())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_long_sums_of_grouped_convolutions_are_refused_in_one_line(make, monkeypatch, dynamic):
+    case = make.conv(groups=2)
+    case = case.dynamic() if dynamic else case
+    monkeypatch.setattr(formats, "MAX_SUM", 1000)
+    with pytest.raises(Unsupported, match="may exceed the kernels' int32 accumulators") as caught:
+        case.done()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_of_40000_inputs_is_right(make):
+    case = make.linear(Bits(8, 8), shape=(2, 40_000), out=3)
+    with torch.no_grad():
+        case.layer.weight.fill_(1.0)
+        case.x.abs_().clamp_(min=1.0)
+    case.done()
+    make.check(case)
+    assert isinstance(case.packed, SplitPackedLayer)

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import pickle
+import random
 import threading
 
 import pytest
@@ -137,6 +138,32 @@ def test_strided_and_misaligned_inputs(make_layer, make_input, library):
     assert got.is_contiguous(memory_format=torch.channels_last)
     for odd in (image[:, 2:8, :, ::2], image[:, 2:8].transpose(2, 3), image[:, 2:8, 1:, 2:7]):
         assert torch.equal(module(odd), module(odd.contiguous()))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_view_of_any_size_is_computed(make_layer, library, seed):
+    """Every second channel, transposed, expanded, empty: each is what its own copy gives."""
+    make = random.Random(seed)
+    layers = [make_layer((9, 6), 4, 8), make_layer((9, 6, 3, 3), 4, 8, padding=(1, 1))]
+    for layer in layers:
+        module, dims = PackedLayer(layer, library), layer.weight_codes.dim()
+        channels = 1 if dims == 4 else dims - 1
+        for _ in range(60):
+            size = [make.choice((0, 1, 2, 5)) for _ in range(dims)]
+            size[channels] = 6
+            if dims == 4:  # an image has pixels
+                size[2:] = [max(1, n) for n in size[2:]]
+            order, step = make.sample(range(dims), dims), [make.randint(1, 3) for _ in size]
+            whole = torch.randn([size[d] * step[d] for d in order]).permute(
+                [order.index(d) for d in range(dims)]
+            )
+            x = whole[tuple(slice(None, None, s) for s in step)]
+            if len(x) and make.random() < 0.2:
+                x = x[:1].expand(4, *x.shape[1:])
+            assert list(x.shape[1:]) == size[1:]
+            got, want = module(x), module(torch.empty(x.shape).copy_(x))
+            assert torch.equal(got, want)
+            assert torch.equal(module.accumulators(x).long(), oracle.accumulators(layer, x))
 
 
 def test_not_a_number_gives_code_zero_and_infinities_saturate(make_layer, library):
@@ -278,3 +305,31 @@ def test_reference_backend_answers_alike(make_layer, make_input):
         make_input((2, 12, 8, 8)).to(memory_format=torch.channels_last),
     ):
         check(layer, module, x)
+
+
+def test_repacking_keeps_the_numbers_or_refuses(make_layer, make_input, library):
+    """Units that have byte products alone refuse pairs, and the layer runs as before."""
+    layer = make_layer((20, 33), 4, 8, steps=3, asymmetric=True)
+    module, x = PackedLayer(layer, library), make_input((6, 33))
+    before = module._pair
+    if library.pairs:
+        module.repack(True)
+    else:
+        with pytest.raises(ValueError, match="have no 16-bit products"):
+            module.repack(True)
+        assert module._pair == before
+    for step in range(3):
+        check(layer, module, x, step)
+    module.repack(False)
+    check(layer, module, x, 2)
+
+
+@pytest.mark.parametrize("name", native.load().status.available)
+def test_a_layer_in_pairs_comes_back_on_kernels_without_them(
+    make_layer, make_input, monkeypatch, name
+):
+    layer, x = make_layer((20, 33), 4, 8), make_input((6, 33))
+    module = PackedLayer(layer, native.load("scalar"))
+    module.repack(True)
+    monkeypatch.setattr(native, "library", lambda: native.load(name))
+    check(layer, pickle.loads(pickle.dumps(module)), x)
