@@ -83,9 +83,9 @@ class _ImportReader:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
                 self.texts |= dict.fromkeys(names, str(node.value.value))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == "importlib":
-                aliases = (a for a in node.names if a.name == "import_module")
+        for inner in ast.walk(tree):
+            if isinstance(inner, ast.ImportFrom) and inner.module == "importlib":
+                aliases = (a for a in inner.names if a.name == "import_module")
                 self.callers |= {a.asname for a in aliases if a.asname}
 
     def imports(self, nodes: Iterable[ast.AST], at_import: bool) -> Iterator[Import]:
