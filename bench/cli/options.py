@@ -106,13 +106,13 @@ class RequestOptions:
     def choice(self) -> presets.Choice:
         """The options that change a preset."""
         return presets.Choice(
-            workloads=listed(self.workload),
-            methods=listed(self.method),
-            bits=listed(self.bits),
+            workloads=listed("--workload", self.workload),
+            methods=listed("--method", self.method),
+            bits=listed("--bits", self.bits),
             seeds=tuple(self.seed or ()),
             name=self.name,
-            variants=listed(self.variant),
-            policies=listed(self.policy),
+            variants=listed("--variant", self.variant),
+            policies=listed("--policy", self.policy),
             settings=tuple(self.settings or ()),
             options=tuple(self.option or ()),
             **{name: getattr(self, name) for name in presets.LIMITS},
@@ -163,7 +163,8 @@ def made_request(given: RequestOptions) -> Request:
         raise UserError(f"unknown executor {given.executor!r}: {hint}")
     plugins = lookup.plugin_paths(given.plugin or ())
     grid = presets.choose(base.grid, choice)
-    lookup.check_methods(grid.all_methods, plugins)
+    lookup.check_kernels()
+    lookup.check_methods(grid.all_methods, plugins, prefer_plugin=given.prefer_plugin)
     options = lookup.method_options(
         choice.options, grid.all_methods, plugins, prefer_plugin=given.prefer_plugin
     )
