@@ -17,6 +17,7 @@ import typer
 from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
+from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import UserError, one_line
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
@@ -104,12 +105,12 @@ def _check_words(words: Sequence[str]) -> None:
         if not value and (word == "" or word.endswith("=")) and option != "--prompt":
             named = f"{option} is empty" if option.startswith("-") else "an argument is empty"
             raise UserError(f"{named}: give a value, or leave it out")
-        if not word.isascii() and word != word.encode("utf-8", "replace").decode():
+        if "\0" in word or word != word.encode("utf-8", "replace").decode():
             raise UserError(f"an argument is no UTF-8 text: {word!a}")
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(clean_text(message).split())}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
 
+MOST_WORKERS = 4096
 EXECUTORS = ("auto", "local", "ray")
 
 SettingsOption = Annotated[
@@ -99,7 +100,8 @@ class RequestOptions:
         "auto"
     )
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Number of Ray workers.")
+        int | None,
+        typer.Option("--workers", min=1, max=MOST_WORKERS, help="Number of workers of Ray."),
     ] = None
 
     @property

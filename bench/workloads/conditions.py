@@ -78,9 +78,9 @@ def class_range(text: str) -> tuple[str, ...]:
 
 def _table(file: Path, text: str, delimiter: str, column: str) -> list[str]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name for name in reader.fieldnames or () if name]
-    chosen = _column(file, names, column)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        chosen = _column(file, names, column)
         return ["" if row[chosen] is None else str(row[chosen]) for row in reader]
     except csv.Error as error:
         raise UserError(f"conditions file {file}, line {reader.line_num}: {error}") from None

@@ -21,7 +21,9 @@ def flipped(data, count, seed=0):
     rng, copies = random.Random(seed), []
     for _ in range(count):
         place = rng.randrange(len(data))
-        copies.append(data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :])
+        copies.append(
+            data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
+        )
     return copies
 
 
@@ -51,9 +53,29 @@ def foreign(document, count, seed=0):
     """Copies of the document, each with one value of another type or size."""
     rng = random.Random(seed)
     places = list(paths_of(document))
-    return [
-        with_value(document, rng.choice(places), rng.choice(FOREIGN)) for _ in range(count)
-    ]
+    return [with_value(document, rng.choice(places), rng.choice(FOREIGN)) for _ in range(count)]
+
+
+EXTREMES = {
+    float: (1e308, -1e308, 1e-308, 0.0, -1.0),
+    int: (0, -1, 2**62, -(2**62)),
+    str: ("", "\0", "\ud800", "x" * 5000, "<script>", "../../x", "a\nb", "w99a99"),
+    bool: (True, False),
+}
+"""Values of the same type that no program of ours writes."""
+
+
+def extreme(document, count, seed=0):
+    """Copies of the document, each with one value that has the right type and no sense."""
+    rng = random.Random(seed)
+    leaves = []
+    for path in paths_of(document):
+        value = document
+        for name in path:
+            value = value[name]
+        leaves += [(path, type(value))] if type(value) in EXTREMES else []
+    chosen = (rng.choice(leaves) for _ in range(count))
+    return [with_value(document, path, rng.choice(EXTREMES[kind])) for path, kind in chosen]
 
 
 def texts(document):

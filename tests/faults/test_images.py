@@ -1,4 +1,4 @@
-"""Damaged pictures: the page says which, and shows the others; folders of real images refuse them."""
+"""Damaged pictures: the page says which and shows the others; real images are refused."""
 
 import io
 import struct
@@ -48,10 +48,14 @@ def test_folders_of_real_images(tmp_path, tried):
             file = tmp_path / f"9.{suffix}"
             file.write_bytes(data)
             tried("images")
+            line = file.name
             try:
-                assert load_folder(tmp_path, lossy=True).images.shape == (4, 3, 16, 16)
+                images = load_folder(tmp_path, lossy=True).images
             except UserError as error:
-                assert f"9.{suffix}" in str(error)
+                line = str(error)
+            else:
+                assert images.shape == (4, 3, 16, 16)
+            assert file.name in line
         file.unlink()
     for kind in damage.NOT_FILES:
         damage.not_a_file(tmp_path / "9.png", kind)
@@ -68,7 +72,7 @@ def test_pictures_of_a_cell(method, done, survives, real_page, tried):
     folder = done.results / "smoke" / row.artefacts["images"]
     whole = (folder / "0000.png").read_bytes()
     page = done.results / "smoke/leaderboard.html"
-    for data in bad_images():
+    for data in list(bad_images())[::5]:
         (folder / "0000.png").write_bytes(data)
         survives("render", "smoke", codes=(0,))
         tried("images")

@@ -1,4 +1,4 @@
-"""Damaged rows and plans: each is a line, the other cells are shown, and nothing finished is lost."""
+"""Damaged rows and plans: each is a line, the others are shown, nothing finished is lost."""
 
 import json
 import shutil
@@ -58,7 +58,8 @@ def test_texts(each, done):
 
 def test_values_of_other_types_with_a_digest_that_fits(each, done):
     document = json.loads(row_file(done).read_bytes())
-    each(map(signed, damage.foreign(document, 90)))
+    each(map(signed, damage.foreign(document, 40)))
+    each(map(signed, damage.extreme(document, 60)))
 
 
 @pytest.mark.parametrize("kind", damage.NOT_FILES)
