@@ -101,7 +101,7 @@ class RequestOptions:
     )
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, max=MOST_WORKERS, help="Number of workers of Ray."),
+        typer.Option("--workers", min=1, max=MOST_WORKERS, help="Number of Ray workers."),
     ] = None
 
     @property

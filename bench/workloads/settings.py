@@ -78,7 +78,7 @@ def read_settings(folder: Path, base: Settings) -> Settings:
         raise BrokenModel(f"{file} cannot be read: {error}") from None
     try:
         _require_keys(document, FILE_KEYS, "it")
-        texts = {name: _text(name, document[name]) for name in _TEXTS if name in document}
+        texts: dict[str, Any] = {n: _text(n, document[n]) for n in _TEXTS if n in document}
         numbers = {name: document[name] for name in _VALUES if name in document}
         settings = replace(base, **texts, **_checked(numbers))
         if "conditions" in document:

@@ -96,8 +96,8 @@ def _gallery(
     if fp is None or reference is None:
         return None
     if not any(reference.uris):
-        problems = reference.problems
-        return Gallery(reference, (), (), 0, problems=problems) if problems else None
+        damaged = reference.problems
+        return Gallery(reference, (), (), 0, problems=damaged) if damaged else None
     left = budget - sum(map(len, reference.uris))
     if left < 0:
         return None
