@@ -1,6 +1,7 @@
 """Read frozen dataclasses from JSON documents; what does not fit is named in one line."""
 
 import json
+import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -9,8 +10,54 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+_INTEGER_BITS = 63
+"""Larger integers do not fit the 64-bit columns of tables."""
+MOST_LEVELS = 64
+"""Deepest nesting that is read: what handles a document later may recurse."""
 _SHOWN = 3
 """Faults that one line names."""
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, without what only some JSON readers take.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, or a number that is not finite or is an integer of
+            more than 64 bits. One line says which.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )
+        if _deeper_than(value, MOST_LEVELS):
+            raise RecursionError
+        return value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: it is nested too deeply") from None
+
+
+def clean_text(value: Any) -> Any:
+    """Plain data in which each lone surrogate, which no file can hold, is a question mark."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {clean_text(name): clean_text(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(clean_text(child) for child in value)
+    return value
+
+
+def finite(value: Any) -> Any:
+    """Plain data in which each number that is not finite, which JSON cannot hold, is None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: finite(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    return value
 
 
 def read(kind: type[T], document: Any) -> T:
@@ -46,6 +93,32 @@ def _adapter(kind: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    """Whether plain data is nested in more levels. Nothing here recurses further than that."""
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(child, levels - 1) for child in children)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _integer(text: str) -> int:
+    # The length is looked at first: Python refuses to read integers of thousands of digits.
+    if len(text) > _INTEGER_BITS or (number := int(text)).bit_length() > _INTEGER_BITS:
+        raise ValueError(f"the integer {text[:40]} is too large")
+    return number
 
 
 def _fault(fault: Any) -> str:

@@ -5,6 +5,7 @@ import traceback
 from quantarena.methods.core.errors import (
     BrokenModel,
     QuantArenaError,
+    Stop,
     UnknownName,
     Unsupported,
     UserError,
@@ -14,6 +15,7 @@ from quantarena.methods.core.errors import (
 __all__ = [
     "BrokenModel",
     "QuantArenaError",
+    "Stop",
     "UnknownName",
     "Unsupported",
     "UserError",

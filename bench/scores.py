@@ -5,10 +5,14 @@ Metrics of a whole set of images, such as KID, have no such array. Everything el
 holds has a prefix with a colon, which no metric's name contains.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quantarena.bench.errors import one_line
+from quantarena.bench.files import require_regular
 
 UNITS = "unit:prompt"
 """The prompt of each image as a number, (N,); absent where images have no prompts."""
@@ -22,6 +26,8 @@ FLOOR_SEED = "floor-seed:"
 """Prefix of a fidelity metric, (n,): full precision with another seed against full precision.
 
 Only full precision's own file has it."""
+MOST_BYTES = 1 << 28
+"""Largest size of all arrays of a file, which a damaged or hostile file may exceed at will."""
 CURVE = "curve:"
 """Prefix of a metric that has a value at each sampler call, (S, n)."""
 
@@ -35,7 +41,28 @@ def read_scores(path: Path) -> dict[str, NDArray[np.float64]]:
     """Every array of a scores file, in the order of the file.
 
     Raises:
-        OSError, ValueError, KeyError, EOFError: the file is absent or damaged.
+        ValueError: the file is absent or damaged; one line says how.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: np.asarray(archive[name], dtype=np.float64) for name in archive.files}
+    try:
+        require_regular(path, path)
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"it holds {size} bytes, more than any scores")
+        with np.load(path, allow_pickle=False) as arrays:
+            scores = {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
+    except OSError as error:
+        raise ValueError(error.strerror or one_line(error)) from None
+    except Exception as error:  # readers of archives raise many types on damaged bytes
+        raise ValueError(str(error) or one_line(error)) from None
+    for name, values in scores.items():
+        _check(name, values)
+    return scores
+
+
+def _check(name: str, values: NDArray[np.float64]) -> None:
+    """Raise ValueError for values that no metric writes."""
+    if np.isinf(values).any():
+        raise ValueError(f"{name} holds an infinite number")
+    if name == UNITS and not np.isfinite(values).all():
+        raise ValueError(f"{name} holds a number that is not finite")

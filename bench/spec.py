@@ -13,6 +13,8 @@ from quantarena.methods.core.bits import Bits, parse_bits
 DEFAULT_POLICY = "uniform"
 POLICY_NAMES = (DEFAULT_POLICY, "published")  # core.policy knows what they mean; it needs torch
 DEFAULT_VARIANT = "paper"
+VARIANT_NAMES = (DEFAULT_VARIANT, "release")
+MOST_SEED = 2**63 - 1
 
 OptionPairs = tuple[tuple[str, str], ...]
 """Options of a method as text, (name, value) sorted by name, without those at their default."""

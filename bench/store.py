@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import files
-from quantarena.bench.documents import read
+from quantarena.bench.documents import clean_text, parse_json, read
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Cell, canonical_json, content_key
 
@@ -118,7 +118,7 @@ class Store:
         """The plan of this folder, None when there is none or its file is damaged."""
         path = self.folder / "plan.json"
         try:
-            return read(Planned, json.loads(path.read_text(encoding="utf-8")))
+            return read(Planned, parse_json(files.read_text(path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -140,7 +140,7 @@ class Store:
 
     def _read(self, path: Path) -> Row | None:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = files.read_text(path)
         except OSError as error:
             self.warn(f"{path} cannot be read ({error.strerror}); its cell counts as missing")
             return None
@@ -179,16 +179,18 @@ def parse_row(text: str, *, signed: bool = True) -> Row:
     Raises:
         ValueError: truncated, foreign, edited or unfit for the schema; one line says which.
     """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
+    document = parse_json(text)
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     stated = document.pop(_DIGEST, None)
     if stated != digest(document) and (signed or stated is not None):
         raise ValueError("its digest does not fit, it was edited or written by another program")
-    return Row.from_dict(document)
+    return Row.from_dict(_with_clean_text(document))
+
+
+def _with_clean_text(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with clean text everywhere but in its cell, whose text is in its key."""
+    return {name: v if name in ("cell", "key") else clean_text(v) for name, v in document.items()}
 
 
 def digest(document: dict[str, Any]) -> str:
@@ -202,7 +204,12 @@ def storable(row: Row) -> Row:
     A measurement that is not finite becomes 'not computed', with the reason. Anything else that
     is not finite or no plain data makes the row a failed one.
     """
-    row = replace(row, measurements=tuple(_finite_measurement(m) for m in row.measurements))
+    row = replace(
+        row,
+        reason=clean_text(row.reason),
+        warnings=clean_text(row.warnings),
+        measurements=tuple(_finite_measurement(m) for m in row.measurements),
+    )
     bad = _not_finite(row.to_dict())
     reason = f"the result holds a number that is not finite: {bad}"
     if bad is None:

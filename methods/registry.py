@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from typing import TypeVar
 
 from quantarena.methods.builtin import builtins
 from quantarena.methods.contract import Method
-from quantarena.methods.core.errors import UnknownName, UserError, did_you_mean
+from quantarena.methods.core.errors import Stop, UnknownName, UserError, did_you_mean
+from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import check_declaration
 
 GROUP = "quantarena.methods"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+"""Names of methods: command lines join them by commas, and rows by ``@`` and ``/``."""
 M = TypeVar("M", bound=type[Method])
 
 
@@ -37,11 +41,12 @@ def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a method known under ``name``.
 
     Raises:
-        UserError: the name is taken by another class of the same origin, or the options of the
-            class cannot be read.
+        UserError: the name is taken by another class of the same origin, or is no name; or the
+            class is no method, or lacks a description, or its options cannot be read.
     """
 
     def add(method: M) -> M:
+        _require_method(name, method)
         check_declaration(name, method.Options, method.switches)
         # a plug-in may import a built-in to build on it; that does not make it the plug-in's
         known = builtins().get(name)
@@ -60,6 +65,44 @@ def register(name: str) -> Callable[[M], M]:
         return method
 
     return add
+
+
+def _require_method(name: object, method: object) -> None:
+    """Refuse what cannot be run as a method, with a line for its author."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"method name {str(name)[:80]!r}: take up to 64 letters, digits and any of _ . + -"
+        )
+    if not isinstance(method, type) or not issubclass(method, Method):
+        raise UserError(f"method {name!r}: {method!r} is no class derived from Method")
+    for attribute, kind in (("info", MethodInfo), ("supports", Capabilities)):
+        if not isinstance(getattr(method, attribute, None), kind):
+            raise UserError(
+                f"method {name!r}: class {method.__name__} needs {attribute} = {kind.__name__}(...)"
+            )
+    if method.__abstractmethods__:
+        missing = ", ".join(sorted(method.__abstractmethods__))
+        raise UserError(f"method {name!r}: class {method.__name__} does not define {missing}")
+
+
+def require_one(name: str, *, prefer_plugin: bool = False) -> None:
+    """Check that a name means one method among the built-in ones and those of plug-in files.
+
+    Args:
+        name: a name that is registered.
+        prefer_plugin: whether a plug-in wins over a built-in of the same name.
+
+    Raises:
+        UserError: two plug-ins register it, or a plug-in and a built-in; the line says what to do.
+    """
+    origins = [e.origin for e in _entries.get(name, ()) if e.origin.startswith("plugin ")]
+    if len(origins) > 1:
+        raise UserError(f"{' and '.join(origins)} both register method {name!r}: rename one")
+    if origins and name in builtins() and not prefer_plugin:
+        raise UserError(
+            f"{origins[0]} registers method {name!r}, which is built in: add --prefer-plugin to "
+            "run the plug-in's, or rename it"
+        )
 
 
 def plugin_module(file: Path, prefix: str, what: str) -> tuple[str, Callable[[], None]]:
@@ -105,7 +148,10 @@ def load_plugin(path: str | Path) -> None:
     except UserError:
         _forget(module_name)
         raise
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, Stop):
+        _forget(module_name)
+        raise
+    except BaseException as error:  # a file may raise anything, SystemExit too
         _forget(module_name)
         raise UserError(
             f"plug-in {path} fails to import: {type(error).__name__}: {error}"
@@ -157,7 +203,9 @@ def _load_packages() -> None:
             found = point.load()
             if isinstance(found, type) and issubclass(found, Method) and not hasattr(found, "name"):
                 register(point.name)(found)
-        except Exception as error:  # a broken package must not take the others down
+        except (KeyboardInterrupt, Stop):
+            raise
+        except BaseException as error:  # a broken package must not take the others down
             _broken[point.name] = f"{type(error).__name__}: {error}"
         finally:
             _loading.pop()

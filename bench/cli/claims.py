@@ -15,6 +15,7 @@ from quantarena.bench.cli.common import (
     opened,
     table,
 )
+from quantarena.bench.errors import UnknownName, did_you_mean
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.report.claims import Claim, Finding, Verdict, judge_claims, load_claims
 
@@ -27,7 +28,11 @@ def claims(
 ) -> None:
     """Compare the claims of papers with the measurements of a run."""
     store = opened(results, run)
-    chosen = [claim for claim in load_claims() if method in (None, claim.method)]
+    every = load_claims()
+    known = {claim.method for claim in every}
+    if method is not None and method not in known:
+        raise UnknownName(f"no claim of a method {method!r}: {did_you_mean(method, known)}")
+    chosen = [claim for claim in every if method in (None, claim.method)]
     findings = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
     columns = ("method", "than", "bits", "workload", "claimed", "verdict", "measured here")
     cells = [

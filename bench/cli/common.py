@@ -1,7 +1,7 @@
 """The options and the output that all verbs share."""
 
 import json
-import sys
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantarena.bench.cli.stdout import result_stream
+from quantarena.bench.documents import clean_text, finite
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
@@ -35,12 +37,16 @@ Verb = Callable[..., int | None]
 
 def emit(value: Any, text: str | Table | Iterable[str | Table] = "", *, as_json: bool) -> None:
     """Print a result: ``value`` as JSON, or ``text`` for people."""
+    stream = result_stream()
     if as_json:
-        json.dump(value, sys.stdout, indent=2, default=str)
-        sys.stdout.write("\n")
+        # What JSON does not know becomes plain first: texts of other types, then NaN and infinity.
+        plain = json.loads(json.dumps(value, default=str))
+        json.dump(clean_text(finite(plain)), stream, indent=2, allow_nan=False)
+        stream.write("\n")
+        stream.flush()
         return
     # A pipe has no width; 80 columns there would cut names that a reader greps for.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 200)
     for part in [text] if isinstance(text, str | Table) else text:
         if isinstance(part, Table):
             if part.title:
@@ -49,7 +55,8 @@ def emit(value: Any, text: str | Table | Iterable[str | Table] = "", *, as_json:
                 part.title = None
             console.print(part)
         else:
-            sys.stdout.write(f"{part}\n")
+            stream.write(f"{part}\n")
+    stream.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -69,7 +76,7 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
         UserError: there is no such run.
     """
     folder = results / name
-    if not (folder / "rows").is_dir():
+    if not os.path.isdir(folder / "rows"):
         known = run_names(results)
         hint = did_you_mean(name, known) if known else "nothing was run here yet"
         verb = name if name != "." else DEFAULT
@@ -84,7 +91,17 @@ def run_names(results: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in results.glob("*/rows") if path.is_dir()))
 
 
-def listed(values: Iterable[str] | None) -> tuple[str, ...]:
-    """An option that may be repeated and may hold commas, as one tuple."""
-    parts = (part.strip() for value in values or () for part in value.split(","))
-    return tuple(part for part in parts if part)
+def listed(option: str, values: Iterable[str] | None) -> tuple[str, ...]:
+    """An option that may be repeated and may hold commas, as one tuple.
+
+    Args:
+        option: its name, for the message.
+        values: as given on the command line.
+
+    Raises:
+        UserError: a part is empty, which would silently stand for the default.
+    """
+    parts = tuple(part.strip() for value in values or () for part in value.split(","))
+    if "" in parts:
+        raise UserError(f"{option}: a name in it is empty: give one, or leave the option out")
+    return parts

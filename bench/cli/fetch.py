@@ -1,8 +1,6 @@
 """The verb ``fetch``, the only one that downloads anything."""
 
-import contextlib
 import importlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +27,7 @@ def fetch(
     if name in lookup.workload_names():
         raise UserError(f"workload {name} comes with the package: there is nothing to download")
     model = name if paper is None else paper.model
-    with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
-        folder = hub.fetch(model, to)
+    folder = hub.fetch(model, to)
     workload = str(folder) if to else name
     emit(
         {"model": model, "folder": str(folder), "workload": workload},

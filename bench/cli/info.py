@@ -77,7 +77,8 @@ def check_method(
 ) -> int:
     """Run the conformance suite on a method: the checks that every method must pass."""
     plugins = lookup.plugin_paths(plugin or ())
-    lookup.method(name, plugins)
+    lookup.check_kernels()
+    lookup.check_methods((name,), plugins, prefer_plugin=prefer_plugin)
     check = importlib.import_module("quantarena.methods.testing.conformance").check
     results: list[Any] = list(check(name, plugins, prefer_plugin))
     value = [dataclasses.asdict(result) for result in results]

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 some cells failed (the page is still written), 2 a mistake i
 and messages go to stderr.
 """
 
+import functools
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import typer
 
 from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
 from quantarena.bench.cli.common import Verb
-from quantarena.bench.errors import UserError
+from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
+from quantarena.bench.documents import clean_text
+from quantarena.bench.errors import UserError, one_line
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -38,17 +41,30 @@ _VERBS: dict[str, Verb] = {
     **model.VERBS,
     **fetch.VERBS,
 }
+
+
+def _reserving(verb: Verb) -> Verb:
+    """The verb with stdout kept for its result."""
+
+    @functools.wraps(verb)
+    def command(*args: Any, **kwargs: Any) -> int | None:
+        with reserved_stdout():
+            return verb(*args, **kwargs)
+
+    return command
+
+
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name)(_reserving(_verb))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. A user's mistake prints one line."""
     signal.signal(signal.SIGTERM, _terminate)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(
-            args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False
-        )
+        _check_words(words)
+        code = app(args=words, standalone_mode=False)
     except UserError as error:
         return _complain(str(error), USAGE)
     except _CLICK_ERROR as error:
@@ -61,16 +77,40 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has ended.
         sys.stderr.close()
         return OK
+    except OSError as error:
+        # A name that is too long, a folder that may not be read, a disk that fails.
+        place = f": {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror or one_line(error)}{place}", USAGE)
     return code if isinstance(code, int) else OK
 
 
 def main() -> None:
     """The entry point of the console script."""
-    sys.exit(run())
+    code = run()
+    abandon_stdout()
+    sys.exit(code)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse empty arguments and those that are no text.
+
+    An empty one would silently stand for a default or for the current folder. An empty prompt is a
+    prompt.
+
+    Raises:
+        UserError: there is one.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value and (word == "" or word.endswith("=")) and option != "--prompt":
+            named = f"{option} is empty" if option.startswith("-") else "an argument is empty"
+            raise UserError(f"{named}: give a value, or leave it out")
+        if "\0" in word or word != word.encode("utf-8", "replace").decode():
+            raise UserError(f"an argument is no UTF-8 text: {word!a}")
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(clean_text(message).split())}", file=sys.stderr)
     return code
 
 

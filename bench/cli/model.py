@@ -1,7 +1,7 @@
 """The verbs that ship a model: ``quantize`` and ``sample``."""
 
-import contextlib
 import importlib
+import os
 import shlex
 import sys
 import time
@@ -12,11 +12,11 @@ import typer
 
 from quantarena.bench import files
 from quantarena.bench.cli.common import RESULTS, JsonOption, PluginOption, Verb, emit
-from quantarena.bench.cli.options import MethodOptionsOption, SettingsOption
+from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, SettingsOption
 from quantarena.bench.errors import QuantArenaError, UserError
-from quantarena.bench.plan import lookup
+from quantarena.bench.plan import lookup, presets
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.spec import DEFAULT_VARIANT, Budget, Cell
+from quantarena.bench.spec import DEFAULT_VARIANT, MOST_SEED, Budget, Cell
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 CACHE = RESULTS / ".cache"
@@ -42,11 +42,12 @@ def quantize(
         int, typer.Option(min=0, help="Reconstruction iterations per block.")
     ] = _BUDGET.iterations,
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the workload's own.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed.")] = 0,
     variant: Annotated[str, typer.Option(help="Variant of the method.")] = DEFAULT_VARIANT,
     option: MethodOptionsOption = None,
     settings: SettingsOption = None,
     plugin: PluginOption = None,
+    prefer_plugin: PreferOption = False,
     cache: Annotated[
         Path, typer.Option(help="Folder of cached stages, shared with runs.", metavar="DIR")
     ] = CACHE,
@@ -56,7 +57,9 @@ def quantize(
 ) -> int:
     """Quantize a model and write it as a diffusers pipeline with a packed denoiser."""
     plugins = lookup.plugin_paths(plugin or ())
-    lookup.check_methods((method,), plugins)
+    lookup.check_kernels()
+    lookup.check_methods((method,), plugins, prefer_plugin=prefer_plugin)
+    presets.known_variant(variant)
     budget = Budget(
         steps=steps,
         calibration_images=calibration_images,
@@ -64,20 +67,22 @@ def quantize(
         iterations=iterations,
     )
     name = lookup.canonical_workload(workload, tuple(settings or ()))
-    options = dict(lookup.method_options(option or (), (method,), plugins)).get(method, ())
-    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget, options=options)
+    options = lookup.method_options(option or (), (method,), plugins, prefer_plugin=prefer_plugin)
+    chosen = dict(options).get(method, ())
+    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget, options=chosen)
     files.ensure_folder(cache)
     shown = _Progress(Reporter(quiet=quiet))
-    with contextlib.redirect_stdout(sys.stderr):  # the result may be JSON
-        ship = importlib.import_module("quantarena.bench.ship.quantize_model")
-        order = ship.Order(cell, output, cache, plugins, _command(cell, plugins), force)
-        try:
-            document: dict[str, Any] = ship.quantize_model(order, shown)
-        except UserError:
-            raise
-        except QuantArenaError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+    ship = importlib.import_module("quantarena.bench.ship.quantize_model")
+    order = ship.Order(
+        cell, output, cache, plugins, _command(cell, plugins, prefer_plugin), force, prefer_plugin
+    )
+    try:
+        document: dict[str, Any] = ship.quantize_model(order, shown)
+    except UserError:
+        raise
+    except QuantArenaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for warning in document["meta"]["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     sizes, observed = document["bytes"], document["meta"]["observed"]
@@ -99,30 +104,30 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="Prompt, or class number; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed.")] = 0,
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the model's own.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures with a quantized model, as one grid."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    lookup.check_kernels()
     shown = _Progress(Reporter(quiet=quiet))
-    with contextlib.redirect_stdout(sys.stderr):
-        exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
-            folder
-        )
-        ship = importlib.import_module("quantarena.bench.ship.sample_grid")
-        found: dict[str, Any] = ship.draw_grid(
-            exported,
-            folder,
-            output,
-            count=count,
-            prompts=tuple(prompt or ()),
-            seed=seed,
-            steps=steps,
-            progress=shown,
-        )
+    exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
+        folder
+    )
+    ship = importlib.import_module("quantarena.bench.ship.sample_grid")
+    found: dict[str, Any] = ship.draw_grid(
+        exported,
+        folder,
+        output,
+        count=count,
+        prompts=tuple(prompt or ()),
+        seed=seed,
+        steps=steps,
+        progress=shown,
+    )
     line = f"{output}: {count} pictures in {found['seconds']} s ({found['backend']})"
     emit(found, line, as_json=as_json)
 
@@ -157,7 +162,7 @@ def _packable(bits: str) -> str:
     return str(widths)
 
 
-def _command(cell: Cell, plugins: tuple[str, ...]) -> str:
+def _command(cell: Cell, plugins: tuple[str, ...], prefer_plugin: bool) -> str:
     """The command line that makes the model again; paths by their last name."""
     budget = cell.budget
     words = ["quantarena", "quantize", lookup.shown_workload(cell.workload)]
@@ -173,4 +178,6 @@ def _command(cell: Cell, plugins: tuple[str, ...]) -> str:
         words += ["--option", f"{cell.method}.{option}={value}"]
     for path in plugins:
         words += ["--plugin", Path(path).name]
+    if prefer_plugin:
+        words += ["--prefer-plugin"]
     return shlex.join([*words, "-o", "DIR"])

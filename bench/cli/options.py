@@ -11,6 +11,7 @@ from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
 
+MOST_WORKERS = 4096
 EXECUTORS = ("auto", "local", "ray")
 
 SettingsOption = Annotated[
@@ -99,20 +100,21 @@ class RequestOptions:
         "auto"
     )
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Number of Ray workers.")
+        int | None,
+        typer.Option("--workers", min=1, max=MOST_WORKERS, help="Number of Ray workers."),
     ] = None
 
     @property
     def choice(self) -> presets.Choice:
         """The options that change a preset."""
         return presets.Choice(
-            workloads=listed(self.workload),
-            methods=listed(self.method),
-            bits=listed(self.bits),
+            workloads=listed("--workload", self.workload),
+            methods=listed("--method", self.method),
+            bits=listed("--bits", self.bits),
             seeds=tuple(self.seed or ()),
             name=self.name,
-            variants=listed(self.variant),
-            policies=listed(self.policy),
+            variants=listed("--variant", self.variant),
+            policies=listed("--policy", self.policy),
             settings=tuple(self.settings or ()),
             options=tuple(self.option or ()),
             **{name: getattr(self, name) for name in presets.LIMITS},
@@ -163,7 +165,8 @@ def made_request(given: RequestOptions) -> Request:
         raise UserError(f"unknown executor {given.executor!r}: {hint}")
     plugins = lookup.plugin_paths(given.plugin or ())
     grid = presets.choose(base.grid, choice)
-    lookup.check_methods(grid.all_methods, plugins)
+    lookup.check_kernels()
+    lookup.check_methods(grid.all_methods, plugins, prefer_plugin=given.prefer_plugin)
     options = lookup.method_options(
         choice.options, grid.all_methods, plugins, prefer_plugin=given.prefer_plugin
     )

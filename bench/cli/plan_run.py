@@ -1,9 +1,8 @@
 """The verbs ``plan`` and ``run``."""
 
-import contextlib
 import shutil
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store
 
 CACHE = ".cache"
+MOST_MINUTES = 366 * 24 * 60
 
 
 @takes(RequestOptions)
@@ -34,7 +34,9 @@ def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     """Show the cells, the estimated time and the disk space of a run, without running anything."""
     request = made_request(given)
     store = Store(request.folder, Reporter().warn)
-    made = _plan(request, store.rows())
+    rows = store.rows()
+    _require_budget(request, rows)
+    made = _plan(request, rows)
     cells = [
         f"  {'done' if cell.key in made.done else 'to run':7} {cell.key}  {cell.label}"
         + (f"/seed{cell.seed}" if cell.seed else "")
@@ -43,7 +45,7 @@ def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     beyond = presets.larger(given.preset) if given.choice == presets.Choice() else None
     lines = plan_lines(made, request.folder)
     if beyond:
-        known = (*store.rows(), *_history(request))
+        known = (*rows, *_history(request))
         lines.append(next_line(_sized(request, beyond, known)))
     emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
 
@@ -62,6 +64,10 @@ def run(
     as_json: JsonOption = False,
 ) -> int:
     """Run what is missing of a preset, or of your own choice of cells, then write the page."""
+    if timeout is not None and not 0 <= timeout <= MOST_MINUTES:
+        raise UserError(
+            f"--timeout {timeout}: give minutes, at most {MOST_MINUTES} (a year); 0 is no limit"
+        )
     reporter = Reporter(quiet=quiet)
     request = made_request(given)
     options = Options(
@@ -74,8 +80,7 @@ def run(
     )
     began = time.monotonic()
     store = Store(request.folder, reporter.warn)
-    # What methods and libraries print must not mix with the result, which may be JSON.
-    with store.lock(), contextlib.redirect_stdout(sys.stderr):
+    with store.lock():
         made, rows, page = _execute(request, options, store, reporter)
     found = counts(made.cells, rows)
     line = f"{counts_line(found)} -> {page}"
@@ -103,14 +108,14 @@ def _execute(
 ) -> tuple[Plan, dict[str, Row], Path]:
     files.ensure_folder(options.cache)
     rows = store.rows()
+    _require_budget(request, rows)
     made = _plan(request, rows)
     for line in plan_lines(made, request.folder):
         reporter.say(line)
     if request.warning and made.todo:
         reporter.say(f"  note: {request.warning}")
     _check_disk(made, request.folder)
-    budget = request.grid.budget
-    store.retire(row for row in rows if row.cell.budget != budget)
+    store.retire(_of_other_budgets(request, rows))
     planned = _planned(request, store, made.cells)
     store.write_planned(planned)
     work = Run(made, store, options, reporter, _history(request))
@@ -125,6 +130,27 @@ def _execute(
         raise
     page = publish.refresh(store, planned, force=request.force)
     return made, _by_key(store), page
+
+
+def _of_other_budgets(request: Request, rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row.cell.budget != request.grid.budget)
+
+
+def _require_budget(request: Request, rows: Sequence[Row]) -> None:
+    """Refuse a run that would take the rows of another budget off the page, unless forced.
+
+    Raises:
+        UserError: the folder holds such rows; the line says in what they differ.
+    """
+    others = _of_other_budgets(request, rows)
+    if not others or request.force:
+        return
+    wanted, found = asdict(request.grid.budget), asdict(others[0].cell.budget)
+    gaps = [f"{n} {found[n]} there, {wanted[n]} now" for n in wanted if found[n] != wanted[n]]
+    raise UserError(
+        f"{request.folder} holds {len(others)} rows of another budget ({'; '.join(gaps)}): choose "
+        "another --name, or move them to rows/earlier with --force"
+    )
 
 
 def _plan(request: Request, rows: tuple[Row, ...]) -> Plan:

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.files import require_regular
 from quantarena.bench.metrics.images import check_images
 
 LOSSLESS = (".png",)
 LOSSY = (".jpg", ".jpeg", ".webp")
 _DIRECT = {"RGB", "L", "P", "1"}
 _CLEAR = {"RGBA", "LA", "PA"}
+MOST_PIXELS = 1 << 26
+"""Largest image that is read: a small file can claim any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ def load_folder(
     pictures: list[np.ndarray] = []
     seen: dict[str, list[str]] = {}
     for path in paths:
-        picture, note = _read(path)
-        if note:
+        picture, notes = _read(path)
+        for note in notes:
             seen.setdefault(note, []).append(path.name)
         _check_size(picture, path, pictures, paths[0], square)
         pictures.append(picture)
@@ -91,22 +94,33 @@ def save_folder(images: Tensor, folder: Path) -> None:
         Image.fromarray(picture).save(folder / f"{index:04d}.png")
 
 
-def _read(path: Path) -> tuple[np.ndarray, str]:
-    """One image as uint8 (H, W, 3), and a note on what was changed in it."""
+def _read(path: Path) -> tuple[np.ndarray, list[str]]:
+    """One image as uint8 (H, W, 3), and notes on what was changed in it."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            mode = image.mode
+        require_regular(path, path)
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise UserError(f"{path} is {opened.width}x{opened.height}: too large to score")
+            opened.load()
+            mode, notes = opened.mode, []
+            # A camera may store a picture lying on its side; every viewer turns it.
+            image = ImageOps.exif_transpose(opened)
+            if opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+                notes.append("turned as its EXIF orientation says")
             if mode in _CLEAR or "transparency" in image.info:
                 clear = image.convert("RGBA")
                 white = Image.new("RGBA", clear.size, "white")
                 flat = Image.alpha_composite(white, clear).convert("RGB")
-                return np.asarray(flat), "transparent pixels put on white"
+                return np.asarray(flat), [*notes, "transparent pixels put on white"]
             if mode not in _DIRECT:
                 raise UserError(f"{path} has mode {mode}, expected 8-bit RGB or gray")
-            return np.asarray(image.convert("RGB")), "" if mode == "RGB" else f"{mode} made RGB"
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        # PIL raises any of these for a damaged file, depending on the byte.
+            if mode != "RGB":
+                notes.append(f"{mode} made RGB")
+            return np.asarray(image.convert("RGB")), notes
+    except UserError:
+        raise
+    except Exception as error:
+        # PIL raises many types for a damaged file, depending on the byte.
         raise UserError(f"{path} is not a readable image: {error}") from None
 
 

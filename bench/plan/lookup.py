@@ -18,6 +18,7 @@ from quantarena.methods.builtin import builtins
 
 UNKNOWN_RESOLUTION = 32
 METRICS = "QUANTARENA_METRICS"
+KERNELS = "QUANTARENA_KERNELS"
 METRIC_PLUGINS = "quantarena.bench.metrics.plugins"
 FOR_PEOPLE = (".md", ".png", ".jpg", ".jpeg", ".gif")
 """Files of a pipeline folder that no image depends on: its card and its pictures."""
@@ -34,24 +35,43 @@ def plugin_paths(given: Iterable[str]) -> tuple[str, ...]:
     paths = []
     for name in given:
         path = Path(name).expanduser().resolve()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"plug-in {name} is no file")
         paths.append(str(path))
     return tuple(dict.fromkeys(paths))
 
 
-def check_methods(names: Sequence[str], plugins: Sequence[str] = ()) -> None:
-    """See that every method exists and every plug-in loads.
+def check_kernels() -> None:
+    """See that the instruction set in ``QUANTARENA_KERNELS`` exists here, if one is named.
+
+    Raises:
+        UserError: it does not.
+    """
+    if os.environ.get(KERNELS):
+        importlib.import_module("quantarena.methods.core.kernels.native").library()
+
+
+def check_methods(
+    names: Sequence[str], plugins: Sequence[str] = (), *, prefer_plugin: bool = False
+) -> None:
+    """See that every method exists and every plug-in loads, and that each name means one method.
+
+    Args:
+        names: the methods that will run.
+        plugins: files that register methods.
+        prefer_plugin: whether a plug-in wins over a built-in of the same name.
 
     Raises:
         UserError: one does not; the line says which.
     """
     if not plugins and set(builtins()).issuperset(names):
         return
-    known = importlib.import_module("quantarena.methods.registry").names(plugins)
+    registry = importlib.import_module("quantarena.methods.registry")
+    known = registry.names(plugins)
     for name in names:
         if name not in known:
             raise UnknownName(f"unknown method {name!r}: {did_you_mean(name, known)}")
+        registry.require_one(name, prefer_plugin=prefer_plugin)
 
 
 def method(name: str, plugins: Sequence[str] = (), *, prefer_plugin: bool = False) -> Any:
@@ -208,7 +228,7 @@ def _surroundings() -> list[str]:
 def _metrics(plugins: Sequence[str]) -> list[str]:
     """The code of all metric plug-ins, which score every cell: files and installed packages."""
     named = [Path(p).expanduser() for p in os.environ.get(METRICS, "").split(os.pathsep) if p]
-    given = [file_closure(file.resolve()) for file in named if file.is_file()]
+    given = [file_closure(file.resolve()) for file in named if os.path.isfile(file)]
     beside = (file_closure(Path(file)) for file in plugins)
     given += [code for code in beside if METRIC_PLUGINS in code]
     installed = entry_points(group="quantarena.metrics")

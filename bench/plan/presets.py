@@ -6,12 +6,24 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from quantarena.bench.errors import UserError, did_you_mean
-from quantarena.bench.spec import POLICY_NAMES, Budget, Grid, OptionPairs, content_key
+from quantarena.bench.spec import (
+    MOST_SEED,
+    POLICY_NAMES,
+    VARIANT_NAMES,
+    Budget,
+    Grid,
+    OptionPairs,
+    content_key,
+)
 from quantarena.methods.builtin import FP, builtins
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.info import BOARD_BITS
 
 DEFAULT = "quick"
+MOST = 10**9
+"""Largest number of images, steps or iterations: beyond it lies a slip of the hand."""
+LONGEST_NAME = 100
+"""Bytes of a folder's name. File systems take 255, and drafts of files have longer names."""
 _T = TypeVar("_T")
 # Which built-in methods are compared at which widths is data on their classes.
 _BOARDS = {name: method.board_bits for name, method in builtins().items()}
@@ -168,13 +180,13 @@ def choose(grid: Grid, choice: Choice) -> Grid:
     name = grid.name if budget == grid.budget else f"{grid.name}-{content_key(budget, 6)}"
     return replace(
         grid,
-        name=_checked_name(choice.name) if choice.name else name,
+        name=name if choice.name is None else _checked_name(choice.name),
         workloads=_unique(choice.workloads) or grid.workloads,
         methods=methods,
         also=also,
         bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
-        seeds=_unique(choice.seeds) or grid.seeds,
-        variants=_unique(choice.variants) or grid.variants,
+        seeds=_unique(_checked_seed(seed) for seed in choice.seeds) or grid.seeds,
+        variants=_unique(known_variant(v) for v in choice.variants) or grid.variants,
         policies=_unique(_known_policy(p) for p in choice.policies) or grid.policies,
         budget=budget,
     )
@@ -223,13 +235,37 @@ def _limits(choice: Choice) -> dict[str, int]:
     for name, value in given.items():
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+        if value > MOST:
+            raise UserError(f"--{name.replace('_', '-')}: it must be at most {MOST:,}")
     return given
 
 
 def _checked_name(name: str) -> str:
     if name != name.strip() or not name or name.startswith(".") or "/" in name or "\\" in name:
         raise UserError(f"--name {name!r}: it names one folder under --results")
+    if not name.isprintable() or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        short = name if len(name) <= LONGEST_NAME else f"{name[:40]}..."
+        raise UserError(
+            f"--name {short!r}: take at most {LONGEST_NAME} bytes, all of them printable"
+        )
     return name
+
+
+def known_variant(name: str) -> str:
+    """The name of a variant.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in VARIANT_NAMES:
+        raise UserError(f"unknown variant {name!r}: {did_you_mean(name, VARIANT_NAMES)}")
+    return name
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed <= MOST_SEED:
+        raise UserError(f"--seed {str(seed)[:40]}: it must be from 0 to {MOST_SEED}")
+    return seed
 
 
 def _known_policy(name: str) -> str:

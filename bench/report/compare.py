@@ -210,10 +210,10 @@ def _as_rounded(scores: dict[str, Array], row: Row) -> dict[str, Array]:
 
 def _scores(folder: Path, row: Row) -> dict[str, Array]:
     name = row.artefacts.get("scores")
-    path = folder / name if name else None
-    if path is None or not path.is_file():
+    if not name:
         raise UserError(f"{row.cell.label} ({row.key}) has no scores file: run the cell again")
+    path = folder / name
     try:
         return read_scores(path)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}): run the cell again") from None

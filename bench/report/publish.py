@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import files
+from quantarena.bench.documents import parse_json
 from quantarena.bench.report.texttables import latex, markdown
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import content_key
@@ -92,6 +93,6 @@ def _stamp(rows: Sequence[Row], planned: Planned) -> str:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(files.read_text(path))
     except (OSError, ValueError):
         return None

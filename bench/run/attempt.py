@@ -10,12 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.errors import Stop, UserError, one_line
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
 
 
-class CellTimeout(BaseException):
+class CellTimeout(Stop):
     """Raised inside a task that exceeds its time. ``except Exception`` does not catch it."""
 
 
@@ -62,7 +62,9 @@ def attempt(
         status, reason = Status.OOM, "out of memory"
     except UserError as error:
         status, reason, user_error = Status.FAILED, str(error), True
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plug-in may raise anything, SystemExit too
         status, reason = Status.FAILED, one_line(error)
     return Outcome(task, status, time.monotonic() - began, row, reason, user_error)
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from quantarena.bench.documents import clean_text
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.run.executors import Task
 
@@ -35,11 +36,11 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
-            self._console.print(line, markup=False)
+            self._console.print(clean_text(line), markup=False)
 
     def warn(self, line: str) -> None:
         """Print a warning, even when quiet."""
-        self._console.print(f"warning: {line}", markup=False, style="yellow")
+        self._console.print(f"warning: {clean_text(line)}", markup=False, style="yellow")
 
     def open(self, total: int) -> None:
         """Start the progress bar of ``total`` tasks."""

@@ -35,6 +35,7 @@ class Order:
         plugins: absolute paths of plug-in files.
         command: the command that makes the same model again.
         replace: whether an earlier export may be overwritten.
+        prefer_plugin: whether a plug-in wins over a built-in of the same name.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Order:
     plugins: tuple[str, ...]
     command: str
     replace: bool
+    prefer_plugin: bool = False
 
 
 @process_state()  # as in a run, so that both make the same codes
@@ -58,7 +60,8 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     """
     cell = order.cell
     check_target(order.folder, replace=order.replace)
-    method = entry(cell.method, order.plugins).method.configured(cell.options)
+    found = entry(cell.method, order.plugins, prefer_plugin=order.prefer_plugin)
+    method = found.method.configured(cell.options)
     try:
         method.check(cell.widths, cell.variant)
     except Unsupported as error:

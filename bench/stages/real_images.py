@@ -1,5 +1,7 @@
 """The real images of a workload, and their features: what quality is measured against."""
 
+import logging
+
 from torch import Tensor
 
 from quantarena.bench.cache import StageCache
@@ -10,6 +12,7 @@ from quantarena.bench.metrics.quality.features_file import reference_features
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.emoji64 import heldout_images
 
+_LOG = logging.getLogger(__name__)
 _EMOJI = "emoji64/heldout"
 
 
@@ -42,4 +45,7 @@ def real_images(workspace: Workspace) -> Tensor:
         raise UserError(
             f"{path.name} holds features, not images: give a folder with --set reference=FOLDER"
         )
-    return load_folder(path).images
+    pictures = load_folder(path, lossy=True)
+    for line in pictures.warnings:
+        _LOG.warning("warning: real images in %s", line)
+    return pictures.images

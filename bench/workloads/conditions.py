@@ -2,13 +2,14 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantarena.bench.documents import parse_json
 from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.files import read_text
 
 DEFAULT_COLUMNS = ("prompt", "caption", "text", "class", "label", "class_id")
 """The columns that are looked for, in any case, if the user names none."""
@@ -21,7 +22,7 @@ def read_conditions(file: Path, kind: str, column: str = "") -> tuple[str, ...]:
 
     ``.csv`` and ``.tsv`` files have a header. A ``.json`` file holds a list of values or objects,
     or an object with such a list in it (``annotations`` of COCO). Other files have one condition a
-    line.
+    line. An empty entry of a table or a list is an empty prompt; blank lines are left out.
 
     Args:
         file: the file.
@@ -33,12 +34,12 @@ def read_conditions(file: Path, kind: str, column: str = "") -> tuple[str, ...]:
             number.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file).removeprefix("\ufeff")
     except OSError as error:
         raise UserError(
             f"conditions file {file} cannot be read: {error.strerror or error}"
         ) from None
-    except UnicodeDecodeError:
+    except ValueError:
         raise UserError(f"conditions file {file} is no UTF-8 text") from None
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -46,9 +47,12 @@ def read_conditions(file: Path, kind: str, column: str = "") -> tuple[str, ...]:
     elif suffix == ".json":
         values = _json(file, text, column)
     else:
-        values = text.splitlines()
-    conditions = tuple(value.strip() for value in values if value.strip())
-    if not conditions:
+        if column:
+            raise UserError(f"conditions file {file} is no table: it has no column {column!r}")
+        values = [line for line in text.splitlines() if line.strip()]
+    # An empty caption stays: without it, every later one would belong to another image.
+    conditions = tuple(value.strip() for value in values)
+    if not any(conditions):
         raise UserError(f"conditions file {file} holds no {kind}: write one a line")
     if kind == "class":
         for value in conditions:
@@ -74,10 +78,10 @@ def class_range(text: str) -> tuple[str, ...]:
 
 def _table(file: Path, text: str, delimiter: str, column: str) -> list[str]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name for name in reader.fieldnames or () if name]
-    chosen = _column(file, names, column)
     try:
-        return [row[chosen] or "" for row in reader]
+        names = [name for name in reader.fieldnames or () if name]
+        chosen = _column(file, names, column)
+        return ["" if row[chosen] is None else str(row[chosen]) for row in reader]
     except csv.Error as error:
         raise UserError(f"conditions file {file}, line {reader.line_num}: {error}") from None
 
@@ -98,7 +102,7 @@ def _column(file: Path, names: Sequence[str], column: str) -> str:
 
 def _json(file: Path, text: str, column: str) -> list[str]:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise UserError(f"conditions file {file} is no JSON: {error}") from None
     lists = [data] if isinstance(data, list) else _lists(data)
@@ -110,7 +114,10 @@ def _json(file: Path, text: str, column: str) -> list[str]:
     if not isinstance(rows[0], dict):
         return [str(value) for value in _plain(file, rows)]
     chosen = _column(file, list(rows[0]), column)
-    return [str(row.get(chosen, "")) for row in rows if isinstance(row, dict)]
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"conditions file {file} mixes objects and other values")
+    found = [row.get(chosen) for row in rows]
+    return [str(value) for value in _plain(file, ["" if v is None else v for v in found])]
 
 
 def _lists(data: Any) -> list[list[Any]]:

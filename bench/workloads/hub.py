@@ -4,13 +4,14 @@ This module never uses the network (``hub_download`` does), so a run is the same
 one, and never waits for one.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantarena.bench.documents import parse_json
 from quantarena.bench.errors import BrokenModel, UnknownName
+from quantarena.bench.files import read_text
 
 INDEX = "model_index.json"
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -88,7 +89,7 @@ def components(folder: Path) -> tuple[str, ...]:
         BrokenModel: the index cannot be read.
     """
     try:
-        return parts_of(json.loads((folder / INDEX).read_text()))
+        return parts_of(parse_json(read_text(folder / INDEX)))
     except (OSError, ValueError, AttributeError) as error:
         raise BrokenModel(f"{folder / INDEX} cannot be read: {error}") from None
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from quantarena.bench.errors import BrokenModel, first_line
 from quantarena.bench.workloads import hub
-from quantarena.bench.workloads.pipeline_checks import require_classes, too_long
+from quantarena.bench.workloads.pipeline_checks import require_classes, require_settings, too_long
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.samplers import with_sampler
@@ -85,6 +85,7 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
         pipe = with_sampler(pipe, info.sampler)
         # Another sampler draws other images, as another configuration file does.
         sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
+    require_settings(pipe, getattr(pipe, slot), info)
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):

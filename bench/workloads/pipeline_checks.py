@@ -1,4 +1,4 @@
-"""Checks of a loaded pipeline against its workload: lengths of prompts, class numbers."""
+"""Checks of a loaded pipeline against its workload: settings, lengths of prompts, classes."""
 
 import inspect
 import math
@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.workloads import workload_name
 from quantarena.bench.workloads.registry import WorkloadInfo
 
 _CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
@@ -33,6 +34,42 @@ def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
                 f"{name} (up to {max(cut)}): what follows is cut off"
             )
     return tuple(notes)
+
+
+def require_settings(pipe: Any, denoiser: nn.Module, info: WorkloadInfo) -> None:
+    """Check that the pipeline uses every setting of the workload that is not at its default.
+
+    Raises:
+        UserError: the pipeline would ignore a setting, which would be in every row and key.
+    """
+    takes = inspect.signature(pipe.__call__).parameters
+    kind = type(pipe).__name__
+    if info.guidance not in (0.0, 1.0) and "guidance_scale" not in takes:
+        raise UserError(f"{info.name}: {kind} takes no guidance: leave it out, or set guidance=1")
+    if info.conditions == "class" and "class_labels" not in takes:
+        other = "prompts" if "prompt" in takes else "noise alone"
+        raise UserError(f"{info.name}: {kind} takes no classes, it draws from {other}")
+    if info.conditions == "prompt" and "prompt" not in takes:
+        if "class_labels" not in takes:
+            raise UserError(f"{info.name}: {kind} takes no prompts, it draws from noise alone")
+        if words := [text for text in info.prompts if not text.isdecimal()]:
+            raise UserError(f"{info.name} draws from class numbers, {words[0]!r} is none")
+    native = _native_side(pipe, denoiser)
+    # A paper's setting states the side of its own model, and another may stand in for that.
+    stated = not info.hub or "resolution" in workload_name.split(info.name)[1]
+    if stated and "height" not in takes and native and info.resolution not in (0, native):
+        raise UserError(
+            f"{info.name}: {kind} draws {native} pixels a side and takes no other resolution than "
+            f"that, not {info.resolution}"
+        )
+
+
+def _native_side(pipe: Any, denoiser: nn.Module) -> int:
+    """The side in pixels of the images that a pipeline draws by itself; 0 if it is unknown."""
+    side = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    vae = pipe.components.get("vae") or pipe.components.get("vqvae")
+    channels = getattr(getattr(vae, "config", None), "block_out_channels", (0,))
+    return side * 2 ** (len(channels) - 1) if isinstance(side, int) else 0
 
 
 def require_classes(denoiser: nn.Module, info: WorkloadInfo) -> None:

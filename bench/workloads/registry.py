@@ -6,6 +6,7 @@ of the Hugging Face Hub, or the path of a pipeline folder. Settings may follow t
 """
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class WorkloadInfo:
     def reference_path(self) -> Path:
         """File or folder of the real images, where ``reference`` is no set of the package."""
         local = self.path / self.reference
-        return local if local.exists() else Path(self.reference).expanduser()
+        return local if os.path.exists(local) else Path(self.reference).expanduser()
 
 
 def names() -> tuple[str, ...]:
@@ -109,14 +110,17 @@ def resolve(name_or_path: str) -> WorkloadInfo:
         return _read(ZOO / base, base, given) if given else describe(base)
     if base in papers.PAPERS:
         return _paper(base, given)
+    if not base.strip():
+        raise UserError("the workload's name is empty: give a name, a folder or an id of the Hub")
     folder = Path(base).expanduser()
-    if folder.is_dir():
+    # These functions take names of any length; the methods of Path raise for very long ones.
+    if os.path.isdir(folder):
         return _read(folder, str(folder.resolve()), given)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise _no_folder(folder)
     if hub.is_id(base):
         return _read(hub.cached(base), base, given, hub_id=base)
-    if "/" in base or folder.exists():
+    if "/" in base or os.path.exists(folder):
         raise UnknownName(f"workload {base!r} is no folder and no name of the zoo")
     return describe(base)
 
@@ -124,7 +128,7 @@ def resolve(name_or_path: str) -> WorkloadInfo:
 def _paper(name: str, given: dict[str, str]) -> WorkloadInfo:
     paper = papers.PAPERS[name]
     folder = Path(given["model"]) if "model" in given else hub.cached(paper.model, name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"workload {name}: model={folder} is no folder")
     info = _read(folder, name, given, hub_id=paper.model, base=paper)
     if info.conditions == "prompt" and not info.prompts:
@@ -183,7 +187,8 @@ def _require_pipeline(folder: Path) -> None:
         return
     hint = ""
     if (folder / "config.json").is_file():
-        kind = re.search(r'"_class_name":\s*"(\w+)"', (folder / "config.json").read_text("utf-8"))
+        text = (folder / "config.json").read_text("utf-8", "replace")
+        kind = re.search(r'"_class_name":\s*"(\w+)"', text)
         part = kind[1] if kind else "one component"
         hint = f"; it holds {part} alone, give the folder above it"
     elif single := next((f for f in sorted(folder.iterdir()) if f.suffix in _SINGLE), None):

@@ -1,19 +1,36 @@
 """The settings of a workload, from its ``workload.json`` and from the command line. No torch."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.documents import parse_json
+from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
+from quantarena.bench.files import read_text
 from quantarena.bench.workloads.conditions import class_range, read_conditions
 
 FILE = "workload.json"
 PATHS = ("prompts", "classes", "reference", "model")
 KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "column", *PATHS)
 KINDS = ("none", "class", "prompt")
+_VALUES = ("sampler", "steps", "guidance", "eta", "resolution")
+_TEXTS = ("title", "licence", "reference")
+FILE_KEYS = (*_TEXTS, *_VALUES, "conditions", "name", "pipeline_class")
+"""The keys of ``workload.json``; the last two are for readers."""
+CONDITIONS_KEYS = ("kind", "file", "column", "values", "names")
+"""The keys of its ``conditions``; ``names`` is for readers."""
+_OTHER_WORDS = {
+    "guidance_scale": "guidance",
+    "num_inference_steps": "steps",
+    "scheduler": "sampler",
+    "height": "resolution",
+    "width": "resolution",
+}
+"""What diffusers calls a setting, and what it is called here."""
+MOST_STEPS = 100_000
+MOST_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +66,41 @@ def read_settings(folder: Path, base: Settings) -> Settings:
     """``base`` changed by the folder's ``workload.json``, if there is one.
 
     Raises:
-        BrokenModel: the file is no JSON, or a value is out of range.
+        BrokenModel: the file is no JSON, it has an unknown key, or a value is out of range.
         UserError: the file of its conditions cannot be read.
     """
     file = folder / FILE
-    if not file.is_file():
+    if not file.exists():
         return base
     try:
-        found = json.loads(file.read_text())
+        document = parse_json(read_text(file))
     except (OSError, ValueError) as error:
         raise BrokenModel(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise BrokenModel(f"{file} must hold one JSON object")
-    plain: dict[str, Any] = {n: str(found[n]) for n in ("title", "licence") if n in found}
-    numbers = {
-        n: found[n] for n in ("sampler", "steps", "guidance", "eta", "resolution") if n in found
-    }
     try:
-        made = replace(base, **plain, **_checked(numbers))
+        _require_keys(document, FILE_KEYS, "it")
+        texts: dict[str, Any] = {n: _text(n, document[n]) for n in _TEXTS if n in document}
+        numbers = {name: document[name] for name in _VALUES if name in document}
+        settings = replace(base, **texts, **_checked(numbers))
+        if "conditions" in document:
+            settings = _with_conditions(settings, document["conditions"], folder)
     except ValueError as error:
         raise BrokenModel(f"{file}: {error}") from None
-    if "reference" in found:
-        made = replace(made, reference=str(found["reference"]))
-    if "conditions" in found:
-        made = _with_conditions(made, found["conditions"], folder, file)
-    return made
+    return settings
+
+
+def require_known(name: str, known: tuple[str, ...]) -> None:
+    """Refuse a setting that does not exist.
+
+    Raises:
+        UserError: it is not among the known ones; the line suggests one.
+    """
+    if name in known:
+        return
+    other = _OTHER_WORDS.get(name)
+    if other is None and name in PATHS and "conditions" in known:
+        other = "conditions"
+    hint = f"it is called {other} here" if other else did_you_mean(name, known)
+    raise UserError(f"unknown setting {name!r}: {hint}")
 
 
 def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
@@ -94,6 +121,10 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
     except ValueError as error:
         raise UserError(f"workload {name}: {error}") from None
     column = given.get("column", "")
+    if column and not any(Path(given.get(n, "")).suffix for n in ("prompts", "classes")):
+        raise UserError(
+            f"workload {name}: column={column} says nothing without a table: prompts=FILE.csv"
+        )
     if "prompts" in given:
         values = read_conditions(Path(given["prompts"]), "prompt", column)
         made = replace(made, conditions="prompt", prompts=values)
@@ -107,41 +138,80 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read numbers and check their ranges. Raises ValueError with one line."""
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, low, high in (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0)):
         if name in given:
-            found[name] = value = _number(name, given[name], float)
+            checked[name] = value = _number(name, given[name], float)
             if not low <= value <= high or math.isinf(value):
                 limit = f"from {low:g} to {high:g}" if high < math.inf else "0 or more"
                 raise ValueError(f"{name} must be {limit}, not {given[name]}")
-    for name, least in (("steps", 1), ("resolution", 0)):
+    for name, least, most in (("steps", 1, MOST_STEPS), ("resolution", 0, MOST_PIXELS)):
         if name in given:
-            found[name] = value = _number(name, given[name], int)
+            checked[name] = value = _number(name, given[name], int)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {given[name]}")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, not {str(given[name])[:40]}")
     if "sampler" in given:
-        found["sampler"] = str(given["sampler"])
-    return found
+        checked["sampler"] = _text("sampler", given["sampler"])
+    return checked
 
 
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> Any:
     what = "a whole number" if kind is int else "a number"
+    refusal = ValueError(f"{name} must be {what}, not {repr(value)[:60]}")
+    if isinstance(value, bool):
+        raise refusal
     try:
-        found = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be {what}, not {value!r}") from None
-    if isinstance(value, float) and value != found:
-        raise ValueError(f"{name} must be {what}, not {value!r}")
-    return found
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise refusal from None
+    if isinstance(value, float) and not math.isnan(value) and value != number:
+        raise refusal
+    return number
 
 
-def _with_conditions(made: Settings, found: Any, folder: Path, file: Path) -> Settings:
-    if not isinstance(found, dict) or found.get("kind", "none") not in KINDS:
-        raise BrokenModel(f'{file}: "conditions" needs a "kind" of {", ".join(KINDS)}')
-    kind = str(found.get("kind", "none"))
-    if "file" in found:
-        place = folder / str(found["file"])
-        values = read_conditions(place, kind, str(found.get("column", "")))
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, not {repr(value)[:60]}")
+    return value
+
+
+def _require_keys(document: Any, known: tuple[str, ...], what: str) -> None:
+    if not isinstance(document, dict):
+        raise ValueError(f"{what} must hold one JSON object")
+    for name in document:
+        try:
+            require_known(name, known)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+def _with_conditions(settings: Settings, conditions: Any, folder: Path) -> Settings:
+    """The settings with the conditions of ``workload.json``. Raises ValueError with one line."""
+    _require_keys(conditions, CONDITIONS_KEYS, '"conditions"')
+    kind = conditions.get("kind", "none")
+    if kind not in KINDS:
+        raise ValueError(f'"conditions" needs a "kind" of {", ".join(KINDS)}')
+    sources = [name for name in ("file", "values") if name in conditions]
+    if len(sources) > 1 or (kind == "none" and any(conditions[name] for name in sources)):
+        raise ValueError(f'"conditions" of kind {kind} and {" and ".join(sources)}: give one')
+    if "column" in conditions and "file" not in conditions:
+        raise ValueError('"column" of "conditions" says nothing without "file"')
+    if "file" in conditions:
+        place = folder / _text("file", conditions["file"])
+        values = read_conditions(place, kind, _text("column", conditions.get("column", "")))
     else:
-        values = tuple(str(value) for value in found.get("values", ()))
-    return replace(made, conditions=kind, prompts=values)
+        values = _listed(kind, conditions.get("values", []))
+    return replace(settings, conditions=kind, prompts=values)
+
+
+def _listed(kind: str, values: Any) -> tuple[str, ...]:
+    """The values of ``conditions``: texts, or class numbers."""
+    if not isinstance(values, list):
+        raise ValueError(f'"values" must be a list, not {repr(values)[:60]}')
+    for value in values:
+        plain = isinstance(value, str | int) and not isinstance(value, bool)
+        if not plain or (kind == "class" and not str(value).isdecimal()):
+            raise ValueError(f'{repr(value)[:60]} of "values" is no {kind}')
+    return tuple(str(value) for value in values)

@@ -4,13 +4,14 @@
 every key that is made from it.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
-from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError
 from quantarena.bench.workloads.conditions import class_range
-from quantarena.bench.workloads.settings import KEYS, PATHS
+from quantarena.bench.workloads.settings import KEYS, PATHS, require_known
 
 
 def split(name: str) -> tuple[str, dict[str, str]]:
@@ -23,7 +24,7 @@ def split(name: str) -> tuple[str, dict[str, str]]:
         UserError: a setting does not exist.
     """
     base, mark, text = name.rpartition("?")
-    if not mark or Path(name).exists():
+    if not mark or os.path.exists(name):
         return name, {}
     pairs = parse_qsl(text, keep_blank_values=True)
     if not pairs or not base:
@@ -58,20 +59,22 @@ def shown(name: str) -> str:
     base, given = split(name)
     short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
     folder = Path(base).expanduser()
-    return join(folder.resolve().name if folder.exists() else base, short)
+    return join(folder.resolve().name if os.path.exists(folder) else base, short)
 
 
 def _canonical(key: str, value: str) -> str:
     """The canonical text of a value: an absolute path, ``7.5`` for ``7.50``; else unchanged."""
-    if key not in KEYS:
-        raise UserError(f"unknown setting {key!r}: {did_you_mean(key, KEYS)}")
+    require_known(key, KEYS)
+    if not value:
+        raise UserError(f"setting {key} is empty: give a value, such as {key}=..., or leave it out")
     if key in ("guidance", "eta", "steps", "resolution"):
         try:
-            return f"{float(value):g}"
+            short = f"{float(value):g}"
+            return short if float(short) == float(value) else value
         except ValueError:
             return value
     if key not in PATHS or (key == "classes" and class_range(value)):
         return value
     path = Path(value).expanduser()
     # A reference may be the name of a set in the package instead of a path.
-    return str(path.resolve()) if key != "reference" or path.exists() else value
+    return str(path.resolve()) if key != "reference" or os.path.exists(path) else value

@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from quantarena.bench.schema import Measurement
 
+MOST_SECONDS = 1e10
+"""Longest duration that is shown as H:MM:SS."""
 DASH = "–"
 
 
@@ -85,6 +87,8 @@ def seconds(value: float | None) -> str:
         return DASH
     if value < 120:
         return f"{value:.1f}\N{NARROW NO-BREAK SPACE}s"
+    if value > MOST_SECONDS:  # only a damaged row holds it
+        return f"{value:.3g}\N{NARROW NO-BREAK SPACE}s"
     return str(timedelta(seconds=round(value)))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from quantarena.bench.files import require_regular
 from quantarena.bench.schema import Row, Status
 from quantarena.leaderboard.page.lines import Line
 
@@ -17,6 +18,9 @@ LADDER = ((8, 128), (8, 96), (6, 96), (6, 64), (4, 64), (3, 48), (2, 32))
 BUDGET = 3_400_000
 """Characters of data URIs on one page: the page then stays below five megabytes."""
 
+MOST_PIXELS = 1 << 26
+"""Largest image that is read: a small file can claim any size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
@@ -25,10 +29,12 @@ class Thumbnails:
     Attributes:
         line: the contestant.
         uris: data URIs by the number of the image; an empty string where there is no image.
+        problems: one line for each image that is there and cannot be read.
     """
 
     line: Line
     uris: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Gallery:
         captions: prompt or class of each image.
         side: longest side of a stored image in pixels; small images are enlarged without blur.
         left_out: contestants without images, or whose images are beyond the size limit.
+        problems: one line for each image that cannot be read.
     """
 
     reference: Thumbnails
@@ -48,6 +55,7 @@ class Gallery:
     captions: tuple[str, ...]
     side: int
     left_out: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def make_galleries(
@@ -85,16 +93,20 @@ def _gallery(
 ) -> Gallery | None:
     fp = _fp(lines)
     reference = _thumbnails(folder, fp, count, side) if fp else None
-    if fp is None or reference is None or not any(reference.uris):
+    if fp is None or reference is None:
         return None
+    if not any(reference.uris):
+        damaged = reference.problems
+        return Gallery(reference, (), (), 0, problems=damaged) if damaged else None
     left = budget - sum(map(len, reference.uris))
     if left < 0:
         return None
-    others, left_out = [], []
+    others, left_out, problems = [], [], list(reference.problems)
     for line in lines:
         if line.is_fp or not line.ok:
             continue
         thumbs = _thumbnails(folder, line, count, side)
+        problems += thumbs.problems
         cost = sum(map(len, thumbs.uris))
         if not cost or cost > left:
             left_out.append(f"{line.title} {line.bits}")
@@ -103,7 +115,8 @@ def _gallery(
         others.append(thumbs)
     row = _first_ok(fp)
     captions = tuple(_caption(row, number) for number in range(len(reference.uris)))
-    return Gallery(reference, tuple(others), captions, _side(folder, row), tuple(left_out))
+    pixels = _side(folder, row, len(captions))
+    return Gallery(reference, tuple(others), captions, pixels, tuple(left_out), tuple(problems))
 
 
 def _fp(lines: Sequence[Line]) -> Line | None:
@@ -120,26 +133,52 @@ def _paths(folder: Path, row: Row, count: int) -> list[Path]:
 
 
 def _thumbnails(folder: Path, line: Line, count: int, side: int) -> Thumbnails:
-    uris = [_uri(path, side) for path in _paths(folder, _first_ok(line), count)]
+    uris, problems = [], []
+    for path in _paths(folder, _first_ok(line), count):
+        try:
+            uris.append(_uri(path, side))
+        except FileNotFoundError:
+            uris.append("")
+        except ValueError as error:
+            uris.append("")
+            problems.append(f"{line.title} {line.bits}, {path.name}: {error}")
     while uris and not uris[-1]:
         uris.pop()
-    return Thumbnails(line, tuple(uris))
+    return Thumbnails(line, tuple(uris), tuple(problems))
 
 
-def _side(folder: Path, row: Row) -> int:
-    for path in _paths(folder, row, 1):
-        with Image.open(path) as image:
-            return max(image.size)
+def _side(folder: Path, row: Row, count: int) -> int:
+    """Longest side in pixels of the first image that can be read."""
+    for path in _paths(folder, row, count):
+        try:
+            return max(_opened(path).size)
+        except (FileNotFoundError, ValueError):
+            continue
     return 0
+
+
+def _opened(path: Path) -> Image.Image:
+    """An image in RGB.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read, or is too large; one line says why.
+    """
+    try:
+        require_regular(path, path)
+        with Image.open(path) as source:
+            if source.width * source.height > MOST_PIXELS:
+                raise ValueError(f"{source.width} x {source.height} pixels are too many to show")
+            return source.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # PIL raises many types on damaged bytes
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _uri(path: Path, side: int) -> str:
     """A lossless WebP: amplified differences would show the artefacts of a lossy one."""
-    try:
-        with Image.open(path) as source:
-            image = source.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError):
-        return ""
+    image = _opened(path)
     if max(image.size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
 from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
@@ -73,7 +74,7 @@ def load_rows(folder: Path) -> Loaded:
     for path in sorted((folder / "rows").glob("*.json")):
         try:
             # Rows of another program may come without a digest.
-            row = parse_row(path.read_text(encoding="utf-8"), signed=False)
+            row = parse_row(read_text(path), signed=False)
         except (OSError, ValueError) as error:
             problems.append(f"{path.name}: {error}")
         else:
@@ -95,11 +96,12 @@ def by_board(rows: Iterable[Row]) -> dict[BoardId, tuple[Row, ...]]:
 
 
 def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
-    """Arrays of a row's scores file; empty where it has none or it cannot be read."""
+    """Arrays of a row's scores file; empty where it has none.
+
+    Raises:
+        ValueError: the file is absent or damaged; one line says how.
+    """
     name = row.artefacts.get("scores")
     if not name or row.status is not Status.OK:
         return {}
-    try:
-        return {key: values.ravel() for key, values in read_scores(folder / name).items()}
-    except (OSError, ValueError, KeyError, EOFError):
-        return {}
+    return {key: values.ravel() for key, values in read_scores(folder / name).items()}

@@ -28,14 +28,17 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
     floors: dict[int, dict[str, Floats]] = {}
     for row in rows:
         name = contestant(row.cell)
-        scores = load_scores(folder, row)
+        try:
+            scores, damage = load_scores(folder, row), ""
+        except ValueError as error:
+            scores, damage = {}, f"its scores file cannot be read ({error}): run the cell again"
         if row.cell.method == FP_METHOD:
-            unranked[name] = "the reference"
+            unranked[name] = f"the reference; {damage}" if damage else "the reference"
             floors[row.cell.seed] = scores
         elif row.status is not Status.OK:
             unranked.setdefault(name, f"{row.status.value}: {row.reason or 'no reason given'}")
         elif not scores:
-            unranked.setdefault(name, "no per-image scores")
+            unranked.setdefault(name, damage or "no per-image scores")
         else:
             by_name.setdefault(name, {})[row.cell.seed] = scores
     metric = pick_metric([scores for seeds in by_name.values() for scores in seeds.values()])

@@ -16,6 +16,10 @@ class QuantArenaError(Exception):
         super().__init__(self.message)
 
 
+class Stop(BaseException):
+    """Ends work from outside, as a timeout does: nobody reports it as an error of the work."""
+
+
 class UserError(QuantArenaError):
     """A mistake of the user: the command line prints the message and exits with 2."""
 

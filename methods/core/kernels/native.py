@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
 ABI = 9
@@ -213,8 +214,16 @@ def load(choice: str | None = None) -> Library:
 
 @cache
 def library() -> Library:
-    """The library of this process, chosen once (see the module docstring)."""
-    return load(os.environ.get("QUANTARENA_KERNELS") or None)
+    """The library of this process, chosen once (see the module docstring).
+
+    Raises:
+        UserError: the environment names an instruction set that is not usable here.
+    """
+    choice = os.environ.get("QUANTARENA_KERNELS") or None
+    try:
+        return load(choice)
+    except ValueError as error:
+        raise UserError(f"QUANTARENA_KERNELS={choice}: {error}") from None
 
 
 def status() -> NativeStatus:

@@ -147,6 +147,23 @@ def test_a_choice_of_cells_joins_the_page_of_its_preset(bench):
     assert bench.log().count("cell rtn/w4a8") == 1
 
 
+def test_another_budget_under_the_same_name_is_refused(bench):
+    bench("run", "smoke", "--name", "big")
+    rows = bench.results / "big/rows"
+    before = {path: path.read_bytes() for path in rows.glob("*.json")}
+    for verb in ("run", "plan"):
+        code, out, err = bench(verb, "smoke", "--images", "4", "--name", "big")
+        assert (code, out) == (2, "")
+        assert "holds 5 rows of another budget (images 16 there, 4 now)" in err
+        assert "--force" in err
+    assert {
+        path: path.read_bytes() for path in (bench.results / "big/rows").glob("*.json")
+    } == before
+    assert bench("run", "smoke", "--images", "4", "--name", "big", "--force")[0] == 0
+    assert {row.cell.budget.images for row in bench.rows("big")} == {4}
+    assert len(list((rows / "earlier").glob("*.json"))) == 5
+
+
 def test_rows_of_an_older_budget_leave_the_page(bench, monkeypatch):
     from dataclasses import replace
 
@@ -156,7 +173,8 @@ def test_rows_of_an_older_budget_leave_the_page(bench, monkeypatch):
     old = presets.PRESETS["smoke"]
     grid = replace(old.grid, budget=replace(old.grid.budget, images=24))
     monkeypatch.setitem(presets.PRESETS, "smoke", replace(old, grid=grid))
-    bench("run", "smoke")
+    assert bench("run", "smoke")[0] == 2
+    bench("run", "smoke", "--force")
     assert {row.cell.budget.images for row in bench.rows()} == {24}
     assert len(list((bench.results / "smoke/rows/earlier").glob("*.json"))) == 5
 
@@ -243,6 +261,19 @@ def test_a_full_disk_says_so_and_keeps_what_is_done(bench, monkeypatch):
         (("run", "--plugin", "absent.py"), "plug-in absent.py is no file"),
         (("run", "--workers", "0"), "Invalid value for '--workers'"),
         (("run", "--colour"), "No such option: --colour"),
+        (("run", "--workload", ""), "--workload is empty: give a value"),
+        (("run", "--workload="), "--workload is empty: give a value"),
+        (("run", "--method", "rtn,"), "--method: a name in it is empty"),
+        (("run", "--name", ""), "--name is empty"),
+        (("run", "--name", "n" * 300), "take at most 100 bytes"),
+        (("run", "--variant", "nope"), "unknown variant 'nope': known: paper, release"),
+        (("run", "--seed", str(2**63)), f"--seed {2**63}: it must be from 0 to {2**63 - 1}"),
+        (("run", "--seed", "-1"), "--seed -1: it must be from 0"),
+        (("run", "--timeout", "inf"), "--timeout inf: give minutes, at most"),
+        (("run", "--timeout", "nan"), "Invalid value for '--timeout'"),
+        (("run", "--images", str(10**400)), "--images: it must be at most 1,000,000,000"),
+        (("run", "--plugin", "p" * 5000), "is no file"),
+        (("run", "--method", "\udcff"), "an argument is no UTF-8 text"),
         (("rnu",), "No such command 'rnu'. Did you mean 'run'"),
         (("ls", "method"), "'method' is not one of"),
         (("show", "rtn@w4a4"), "no results in"),

@@ -158,6 +158,8 @@ def test_damaged_files_are_reported_not_fatal(tmp_path, make_results, make_grid)
     assert len(loaded.problems) == 3
     row = next(row for row in loaded.rows if row.cell.method == "rtn")
     (tmp_path / row.artefacts["scores"]).write_bytes(b"PK no zip")
-    assert load_scores(tmp_path, row) == {}
+    with pytest.raises(ValueError, match="not a zip file"):
+        load_scores(tmp_path, row)
     found = next(b for b in rank_results(tmp_path).boards if b.board == BoardId.of(row.cell))
-    assert found.unranked[contestant(row.cell)] == "no per-image scores"
+    reason = found.unranked[contestant(row.cell)]
+    assert reason == "its scores file cannot be read (File is not a zip file): run the cell again"
