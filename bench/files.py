@@ -65,7 +65,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def make_shareable(file: Path) -> None:
     """Give a file the mode of a new file; those of mkstemp and safetensors are private."""
-    file.chmod(0o666 & ~_umask())
+    file.chmod(0o666 & ~umask())
 
 
 def ensure_folder(folder: Path) -> None:
@@ -120,7 +120,8 @@ def _holder(path: Path) -> str:
         return "holder unknown"
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The mode bits that new files of this process do not get."""
     # The mask can only be read by setting it.
     mask = os.umask(0o022)
     os.umask(mask)

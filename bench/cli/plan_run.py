@@ -18,6 +18,7 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.report import publish
+from quantarena.bench.report.worse import warn_of_worse
 from quantarena.bench.run import executors
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts, counts_line
@@ -123,6 +124,7 @@ def _execute(
             "run the same command again to continue"
         )
         raise
+    warn_of_worse(store)
     page = publish.refresh(store, planned, force=request.force)
     return made, _by_key(store), page
 

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.process_state import lasting_changes
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
 
@@ -62,9 +63,12 @@ def attempt(
         status, reason = Status.OOM, "out of memory"
     except UserError as error:
         status, reason, user_error = Status.FAILED, str(error), True
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plug-in may raise its own kind, which is no Exception
         status, reason = Status.FAILED, one_line(error)
-    return Outcome(task, status, time.monotonic() - began, row, reason, user_error)
+    seconds = time.monotonic() - began
+    return Outcome(task, status, seconds, row, reason, user_error, lasting_changes())
 
 
 def _row(value: Any) -> Row:

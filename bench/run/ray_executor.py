@@ -136,6 +136,8 @@ class RayExecutor:
         assert slot.task is not None
         # The task came back as a copy; the caller knows its own.
         outcome = replace(outcome, task=slot.task)
+        if outcome.lasting:
+            self._renew(slot)
         slot.task = None
         return outcome
 
@@ -150,10 +152,14 @@ class RayExecutor:
     def _replace(self, slot: _Slot, status: Status, reason: str) -> Outcome:
         task, seconds = slot.task, time.monotonic() - slot.began
         assert task is not None
+        self._renew(slot)
+        return Outcome(task, status, seconds, reason=reason)
+
+    def _renew(self, slot: _Slot) -> None:
+        """Put a new worker in a worker's place."""
         with contextlib.suppress(Exception):
             self._ray.kill(slot.actor)
         self._slots[self._slots.index(slot)] = self._new_slot()
-        return Outcome(task, status, seconds, reason=reason)
 
     def _report(self, slot: _Slot) -> None:
         with contextlib.suppress(OSError, ValueError):
