@@ -15,7 +15,7 @@ import typer
 
 from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
 from quantarena.bench.cli.common import Verb
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import RunStopped, UserError
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -51,6 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
     except UserError as error:
         return _complain(str(error), USAGE)
+    except RunStopped as error:
+        return _complain(str(error), SOME_FAILED)
     except _CLICK_ERROR as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""

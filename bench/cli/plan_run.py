@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from quantarena.bench.cli.common import JsonOption, Verb, emit
 from quantarena.bench.cli.options import Request, RequestOptions, made_request
 from quantarena.bench.cli.signature import takes
 from quantarena.bench.errors import UserError
+from quantarena.bench.litter import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.report import publish
@@ -103,6 +105,7 @@ def _execute(
     request: Request, options: Options, store: Store, reporter: Reporter
 ) -> tuple[Plan, dict[str, Row], Path]:
     files.ensure_folder(options.cache)
+    _sweep(options.cache, request.folder)
     rows = store.rows()
     made = _plan(request, rows)
     for line in plan_lines(made, request.folder):
@@ -161,6 +164,15 @@ def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned
     earlier = before.cells if before else ()
     kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
     return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+
+
+def _sweep(cache: Path, folder: Path) -> None:
+    """Delete what killed runs left behind; this run holds the lock of ``folder``."""
+    sweep(cache)
+    sweep(Path(tempfile.gettempdir()), TEMPORARY)
+    for name in ("rows", "rows/earlier", "scores"):
+        sweep_drafts(folder / name, now=True)
+    sweep_drafts(folder)
 
 
 def _check_disk(made: Plan, folder: Path) -> None:
