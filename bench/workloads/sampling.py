@@ -179,7 +179,11 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
     try:
         with stepping(pipe.scheduler, info.eta, arguments["generator"]):
             output = pipe(**arguments)
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if "DefaultCPUAllocator" in str(error):  # torch's CPU allocator has no error of its own
+            raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise BrokenModel(
             f"{type(pipe).__name__} cannot draw {info.name} with these settings: "
