@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from quantarena.bench.files import umask
-from quantarena.bench.process_patches import undo_patches
 
 THREADS = 1
 """Torch's CPU threads in every stage: one thread sums in one order, on every machine."""
@@ -35,6 +34,18 @@ _HOOKS = (
     "_global_module_registration_hooks",
     "_global_parameter_registration_hooks",
 )
+_PREFIXES = ("torch.nn.modules.", "diffusers.models.", "diffusers.schedulers.")
+_MODULES = (
+    "numpy",
+    "numpy.random",
+    "torch",
+    "torch.linalg",
+    "torch.nn",
+    "torch.nn.functional",
+    "torch.nn.init",
+    "torch.optim",
+)
+_MISSING = object()
 _lasting: dict[str, None] = {}
 
 
@@ -226,3 +237,56 @@ def _folder() -> str | None:
 def _restore_folder(folder: str | None) -> None:
     if folder is not None and _folder() != folder:
         os.chdir(folder)
+
+
+@contextlib.contextmanager
+def undo_patches() -> Iterator[None]:
+    """Put back each function, method and class of torch, numpy and diffusers that was replaced.
+
+    A name that is new after the block stays, unless it hides a method of a base class: libraries
+    import parts of themselves when these are first used. A module that the block imports first
+    cannot be told from one that it has changed.
+    """
+    before = [(owner, _callables(owner)) for owner in _owners()]
+    try:
+        yield
+    finally:
+        for owner, values in before:
+            present = dict(vars(owner))
+            with contextlib.suppress(AttributeError, TypeError):
+                for name, value in values.items():
+                    if present.get(name, _MISSING) is not value:
+                        setattr(owner, name, value)
+                for name in set(present) - set(values):
+                    if callable(present[name]) and _is_inherited(owner, name):
+                        delattr(owner, name)
+
+
+def _owners() -> list[Any]:
+    """The modules, and the classes that are defined in them."""
+    modules = [
+        module
+        for name, module in tuple(sys.modules.items())
+        if module is not None and (name in _MODULES or name.startswith(_PREFIXES))
+    ]
+    classes = [
+        value
+        for module in modules
+        for value in tuple(vars(module).values())
+        if isinstance(value, type) and value.__module__.startswith(("torch", "diffusers"))
+    ]
+    return modules + list(dict.fromkeys(classes))
+
+
+def _is_inherited(owner: Any, name: str) -> bool:
+    """Whether a class has the name from another class, which its own definition hides."""
+    return isinstance(owner, type) and any(name in vars(base) for base in owner.__mro__[1:-1])
+
+
+def _callables(owner: Any) -> dict[str, Any]:
+    kinds = (staticmethod, classmethod, property)
+    return {
+        name: value
+        for name, value in tuple(vars(owner).items())
+        if callable(value) or isinstance(value, kinds)
+    }

@@ -89,8 +89,10 @@ def score_cell(
         arrays[UNITS] = np.array(groups, np.float64)
     measurements, warnings = scores.measurements, tuple(scores.warnings)
     if wrong := damage(drawings.reference.images, drawings.reference_latents):
-        line = f"full precision looks damaged: {wrong}; no score of this workload means anything"
-        warnings = (line, *warnings)
+        warnings = (
+            f"full precision looks damaged: {wrong}; no score of this workload means anything",
+            *warnings,
+        )
     rounded = floors.rounded(workspace, cache)
     if cell.method == "fp":
         known = {floors.ROUNDED: rounded, floors.OTHER_SEED: floors.other_seed(workspace, cache)}

@@ -8,6 +8,11 @@ from torch import Tensor
 from quantarena.methods.core.record.points import CalibrationSet
 
 
+def is_shared(x: Tensor, points: CalibrationSet) -> bool:
+    """Whether an input belongs to all points: its rows cannot be shared out among them."""
+    return bool(x.shape[0] % len(points))
+
+
 def by_call(x: Tensor, points: CalibrationSet, per_call: bool) -> Iterator[tuple[int, Tensor]]:
     """Split the rows of ``x`` by sampler call; all rows come under call 0 if not ``per_call``.
 
@@ -17,7 +22,7 @@ def by_call(x: Tensor, points: CalibrationSet, per_call: bool) -> Iterator[tuple
     if not per_call:
         yield 0, x
         return
-    if x.shape[0] % len(points):
+    if is_shared(x, points):
         for call in torch.unique(points.step):
             yield int(call), x
         return

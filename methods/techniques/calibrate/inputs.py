@@ -8,7 +8,7 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.by_call import by_call, is_shared
 from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
 from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
@@ -48,8 +48,11 @@ def calibrate_activations(
         max(_VALUES_CALL, _VALUES // len(calls)) if plan.per_call else max(1024, _VALUES // count)
     )
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
+    shared: set[str] = set()
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
+        if is_shared(x, subset):
+            shared.add(name)
         for index, part in enumerate(layer.parts):
             if part.static is not None:
                 of_part = samples.setdefault((name, index), {})
@@ -64,7 +67,9 @@ def calibrate_activations(
             search(of_part[call].values()[0], quantizer.bits, symmetric=plan.symmetric)
             for call in calls
         ]
-        if plan.per_call:
+        # An input without rows for the points has one range: it is the same at every call, and a
+        # batch of several calls could not say which range it wants.
+        if plan.per_call and name not in shared:
             scale = torch.stack([r.scale.reshape(()) for r in ranges])
             quantizer.set_bank(scale, torch.stack([r.zero_point.reshape(()) for r in ranges]))
         else:

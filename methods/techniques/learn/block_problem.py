@@ -155,7 +155,7 @@ def _as_rows(
     """
     if folded:
         chunks = [
-            output.unflatten(0, (size, -1))
+            output.reshape(size, -1, *output.shape[1:])
             if isinstance(output, Tensor) and output.dim() and len(output) % size == 0
             else output
             for output, size in zip(chunks, sizes, strict=True)

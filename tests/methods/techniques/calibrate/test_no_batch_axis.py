@@ -6,6 +6,7 @@ from torch import nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
@@ -47,10 +48,7 @@ def recorded(model):
     return done()
 
 
-@pytest.mark.parametrize(
-    "name", ["rtn", "dilate_quant", "mpq_dm", "serial_to_parallel", "vidit_q", "eda_dm"]
-)
-def test_methods_quantize_such_a_network(name):
+def made_by(name):
     torch.manual_seed(0)
     model = Odd().eval().requires_grad_(False)
     trajectory = recorded(model)
@@ -65,7 +63,12 @@ def test_methods_quantize_such_a_network(name):
         0,
         Effort(16, 4),
     )
-    made = entry(name).method().run(context)
+    return model, trajectory, entry(name).method().run(context)
+
+
+@pytest.mark.parametrize("name", ["rtn", "serial_to_parallel", "vidit_q"])
+def test_methods_quantize_such_a_network(name):
+    model, trajectory, made = made_by(name)
     packed = pack(made)
     points = trajectory.pick(torch.arange(6) % CALLS, torch.arange(6))
     assert "project" in packed.layers
@@ -73,6 +76,19 @@ def test_methods_quantize_such_a_network(name):
     with torch.no_grad(), packed.clock.at(points.step):
         error = (points.call(packed.module) - points.call(model)).norm()
     assert error / points.call(model).norm() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("eda_dm", "project has 5 rows where the network has 8"),
+        ("mpq_dm", "the relation loss compares places of images"),
+        ("dilate_quant", "project cannot be reconstructed"),
+    ],
+)
+def test_what_a_method_cannot_learn_from_is_one_line(name, reason):
+    with pytest.raises(QuantArenaError, match=reason):
+        made_by(name)
 
 
 def test_a_shared_input_belongs_to_every_call():
