@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.litter import work_folder
+from quantarena.bench.files import work_folder
 
 log = logging.getLogger("quantarena")
 T = TypeVar("T")

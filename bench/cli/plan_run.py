@@ -16,7 +16,7 @@ from quantarena.bench.cli.common import JsonOption, Verb, emit
 from quantarena.bench.cli.options import Request, RequestOptions, made_request
 from quantarena.bench.cli.signature import takes
 from quantarena.bench.errors import UserError
-from quantarena.bench.litter import TEMPORARY, sweep, sweep_drafts
+from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.report import publish

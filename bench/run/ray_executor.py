@@ -15,7 +15,7 @@ from typing import Any
 
 from quantarena.bench import machine
 from quantarena.bench.errors import one_line
-from quantarena.bench.litter import TEMPORARY, work_folder
+from quantarena.bench.files import TEMPORARY, work_folder
 from quantarena.bench.run.executors import Listener, Outcome, Setting, Task
 from quantarena.bench.run.ray_session import require_alive, start_ray
 from quantarena.bench.run.ray_worker import Worker

@@ -8,7 +8,7 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import QuantArenaError, UserError, one_line
-from quantarena.bench.litter import sweep
+from quantarena.bench.files import sweep
 from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
 from quantarena.bench.spec import Cell

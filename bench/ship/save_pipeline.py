@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import make_shareable
-from quantarena.bench.litter import sweep, work_folder
+from quantarena.bench.files import make_shareable, sweep, work_folder
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
 from quantarena.bench.stages.workspace import Workspace

@@ -8,12 +8,12 @@ import time
 import pytest
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.litter import OLD_SECONDS, sweep, sweep_drafts, work_folder
+from quantarena.bench.files import OLD_SECONDS, sweep, sweep_drafts, work_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from quantarena.bench.litter import work_folder
+from quantarena.bench.files import work_folder
 with work_folder(Path(sys.argv[1]), "quantize") as folder:
     (folder / "big").write_text("x")
     print(folder, flush=True)
