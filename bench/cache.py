@@ -1,16 +1,17 @@
 """The stage cache: a folder of stage results, each under the hash of its inputs."""
 
+import contextlib
 import errno
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.files import work_folder
 
 log = logging.getLogger("quantarena")
 T = TypeVar("T")
@@ -55,26 +56,24 @@ class StageCache:
         final = self.path(stage, key)
         if final.is_dir():
             return final
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{stage}-", dir=self.root))
-        except OSError as error:
-            raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from None
-        try:
-            make(work)
+        with contextlib.ExitStack() as stack:
             try:
-                os.replace(work, final)
-            except OSError:
-                if not final.is_dir():  # else another process was first, with an equal entry
+                self.root.mkdir(parents=True, exist_ok=True)
+                work = stack.enter_context(work_folder(self.root, stage))
+            except OSError as error:
+                raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from None
+            try:
+                make(work)
+                try:
+                    os.replace(work, final)
+                except OSError:
+                    if not final.is_dir():  # else another process was first, with an equal entry
+                        raise
+            except OSError as error:
+                # Others are no errors of the cache, such as a method's missing file.
+                if error.errno not in _DISK:
                     raise
-        except OSError as error:
-            if (
-                error.errno not in _DISK
-            ):  # not an error of the cache, such as a method's missing file
-                raise
-            raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+                raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from error
         return final
 
     def load(

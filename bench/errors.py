@@ -15,6 +15,7 @@ from quantarena.methods.core.errors import (
 __all__ = [
     "BrokenModel",
     "QuantArenaError",
+    "RunStopped",
     "Stop",
     "UnknownName",
     "Unsupported",
@@ -23,6 +24,10 @@ __all__ = [
     "first_line",
     "one_line",
 ]
+
+
+class RunStopped(QuantArenaError):
+    """The machine stopped a run, by no fault of the request: the same command goes on with it."""
 
 
 def one_line(error: BaseException) -> str:

@@ -44,6 +44,7 @@ from quantarena.methods.api import (
     smooth,
     teacher_walk,
 )
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
@@ -289,6 +290,11 @@ def relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
     def rows(features: Sequence[Tensor]) -> Tensor:
         mean = torch.stack(list(features)).mean(0)
+        if mean.dim() not in (3, 4):
+            raise Unsupported(
+                f"the relation loss compares places of images, features {tuple(mean.shape)} have "
+                "none"
+            )
         places = mean.flatten(2) if mean.dim() == 4 else mean.transpose(1, 2)
         unit = F.normalize(places, dim=1)
         return (unit.transpose(1, 2) @ unit).log_softmax(-1)

@@ -18,7 +18,7 @@ from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
-from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.errors import RunStopped, UserError, one_line
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -67,6 +67,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = app(args=words, standalone_mode=False)
     except UserError as error:
         return _complain(str(error), USAGE)
+    except RunStopped as error:
+        return _complain(str(error), SOME_FAILED)
     except _CLICK_ERROR as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""

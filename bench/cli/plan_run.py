@@ -1,6 +1,7 @@
 """The verbs ``plan`` and ``run``."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,9 +15,11 @@ from quantarena.bench.cli.common import JsonOption, Verb, emit
 from quantarena.bench.cli.options import Request, RequestOptions, made_request
 from quantarena.bench.cli.signature import takes
 from quantarena.bench.errors import UserError
+from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.report import publish
+from quantarena.bench.report.worse import warn_of_worse
 from quantarena.bench.run import executors
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts, counts_line
@@ -107,6 +110,7 @@ def _execute(
     request: Request, options: Options, store: Store, reporter: Reporter
 ) -> tuple[Plan, dict[str, Row], Path]:
     files.ensure_folder(options.cache)
+    _sweep(options.cache, request.folder)
     rows = store.rows()
     _require_budget(request, rows)
     made = _plan(request, rows)
@@ -128,6 +132,7 @@ def _execute(
             "run the same command again to continue"
         )
         raise
+    warn_of_worse(store)
     page = publish.refresh(store, planned, force=request.force)
     return made, _by_key(store), page
 
@@ -185,6 +190,15 @@ def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned
     earlier = before.cells if before else ()
     kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
     return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+
+
+def _sweep(cache: Path, folder: Path) -> None:
+    """Delete what killed runs left behind; this run holds the lock of ``folder``."""
+    sweep(cache)
+    sweep(Path(tempfile.gettempdir()), TEMPORARY)
+    for name in ("rows", "rows/earlier", "scores"):
+        sweep_drafts(folder / name, now=True)
+    sweep_drafts(folder)
 
 
 def _check_disk(made: Plan, folder: Path) -> None:

@@ -13,6 +13,7 @@ from quantarena.bench.closure import Closure, closure, closures_key, file_closur
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
 from quantarena.bench.plan.plan import Facts
+from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
 from quantarena.methods.builtin import builtins
 
@@ -67,7 +68,8 @@ def check_methods(
     if not plugins and set(builtins()).issuperset(names):
         return
     registry = importlib.import_module("quantarena.methods.registry")
-    known = registry.names(plugins)
+    with process_state():  # a plug-in runs its code when it is imported
+        known = registry.names(plugins)
     for name in names:
         if name not in known:
             raise UnknownName(f"unknown method {name!r}: {did_you_mean(name, known)}")
@@ -81,7 +83,8 @@ def method(name: str, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
         UserError: there is none.
     """
     registry = importlib.import_module("quantarena.methods.registry")
-    return registry.entry(name, plugins, prefer_plugin=prefer_plugin)
+    with process_state():
+        return registry.entry(name, plugins, prefer_plugin=prefer_plugin)
 
 
 def method_options(

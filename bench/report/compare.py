@@ -19,6 +19,10 @@ BEYOND_REASON = 100_000
 """Largest number of images that is recommended to separate two methods.
 
 It is twice as many as the papers score."""
+LEAST_IMAGES = 8
+"""Least number of images, or of prompts where these repeat, on which a verdict rests.
+
+Of fewer, a bootstrap interval is too narrow: of 2 images with equal signs it never holds 0."""
 _NOISE = "no difference beyond the noise"
 
 
@@ -33,8 +37,8 @@ class Difference:
         high: upper end of that interval.
         n: number of images.
         unit: unit of the metric.
-        verdict: ``A is better``, ``B is better``, or that there is no difference beyond the noise
-            and how many images would show one.
+        verdict: ``A is better``, ``B is better``, that there is no difference beyond the noise
+            and how many images would show one, or that there are too few images.
         needed: number of images at which four of five runs would show a difference of this size;
             None where it is above ``BEYOND_REASON`` or unknown.
     """
@@ -115,7 +119,8 @@ def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) ->
     """
     mean, low, high = mean_interval(gap, groups=groups)
     deviation = _deviation(gap, groups)
-    return _judged(name, mean, (low, high), int(gap.size), deviation, row.measurement(name))
+    measured, units = row.measurement(name), _units(int(gap.size), groups)
+    return _judged(name, mean, (low, high), int(gap.size), units, deviation, measured)
 
 
 def images_to_separate(mean: float, deviation: float) -> int | None:
@@ -156,7 +161,7 @@ def _by_set(
         ends = recentred_interval(mean, gap)
         # The spread of a mean falls with the root of the images: this is the share of one image.
         deviation = float(gap.std(ddof=1)) * math.sqrt(of_a.n)
-        differences.append(_judged(name, mean, ends, of_a.n, deviation, of_a))
+        differences.append(_judged(name, mean, ends, of_a.n, of_a.n, deviation, of_a))
     return differences
 
 
@@ -165,6 +170,7 @@ def _judged(
     mean: float,
     ends: tuple[float | None, float | None],
     n: int,
+    units: int,
     deviation: float,
     measured: Measurement | None,
 ) -> Difference:
@@ -172,6 +178,8 @@ def _judged(
     needed = images_to_separate(mean, deviation)
     if low is None or high is None or measured is None:
         verdict, needed = _NOISE, None
+    elif units < LEAST_IMAGES:
+        verdict = f"no verdict: {units} images or prompts, at least {LEAST_IMAGES} are needed"
     elif low > 0 or high < 0:
         verdict = f"{'A' if (low > 0) == measured.higher_is_better else 'B'} is better"
     elif low == high == 0:
@@ -184,6 +192,12 @@ def _judged(
     return Difference(name, mean, low, high, n, unit, verdict, needed)
 
 
+def _units(n: int, groups: Groups | None) -> int:
+    """Number of independent units among ``n`` images: images, or prompts where these repeat."""
+    prompts = len(set(groups[:n])) if groups is not None else n
+    return n if prompts == 1 else prompts
+
+
 def _deviation(gap: Array, groups: Groups | None) -> float:
     """Standard deviation of one image's difference.
 
@@ -191,7 +205,7 @@ def _deviation(gap: Array, groups: Groups | None) -> float:
     """
     if gap.size < 2:
         return math.nan
-    if groups is None or len(set(groups[: gap.size])) in (1, gap.size):
+    if groups is None or _units(gap.size, groups) == gap.size:
         return float(gap.std(ddof=1))
     members = np.unique(groups[: gap.size], return_inverse=True)[1]
     sizes = np.bincount(members)

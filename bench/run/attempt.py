@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from quantarena.bench.errors import Stop, UserError, one_line
+from quantarena.bench.process_state import lasting_changes
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
 
@@ -66,7 +67,8 @@ def attempt(
         raise
     except BaseException as error:  # a plug-in may raise anything, SystemExit too
         status, reason = Status.FAILED, one_line(error)
-    return Outcome(task, status, time.monotonic() - began, row, reason, user_error)
+    seconds = time.monotonic() - began
+    return Outcome(task, status, seconds, row, reason, user_error, lasting_changes())
 
 
 def _row(value: Any) -> Row:

@@ -68,6 +68,8 @@ class AloneExecutor:
                 return Outcome(task, Status.FAILED, seconds, reason=reason)
             if isinstance(message, Outcome):
                 self._task = None
+                if message.lasting:
+                    self.close()
                 return replace(message, task=task)
             if message is not None:
                 self._listener(task, *message)

@@ -15,8 +15,9 @@ from typing import Any
 
 from quantarena.bench import machine
 from quantarena.bench.errors import one_line
+from quantarena.bench.files import TEMPORARY, work_folder
 from quantarena.bench.run.executors import Listener, Outcome, Setting, Task
-from quantarena.bench.run.ray_session import start_ray
+from quantarena.bench.run.ray_session import require_alive, start_ray
 from quantarena.bench.run.ray_worker import Worker
 from quantarena.bench.schema import Status
 
@@ -67,8 +68,14 @@ class RayExecutor:
         self._setting = setting
         self._listener = listener
         self._timeout = timeout
-        self._notes = tempfile.TemporaryDirectory(prefix="quantarena-")
-        self._ray = start_ray(workers)
+        self._stack = contextlib.ExitStack()
+        temporary = Path(tempfile.gettempdir())
+        self._notes = self._stack.enter_context(work_folder(temporary, TEMPORARY))
+        try:
+            self._ray = start_ray(workers)
+        except BaseException:
+            self._stack.close()
+            raise
         self._kills = machine.oom_kills()
         self._spawned = 0
         self._actor_class = self._ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Worker)
@@ -83,13 +90,20 @@ class RayExecutor:
         slot.reference = slot.actor.do.remote(task)
 
     def wait(self) -> Outcome:
-        """Wait for the next task to end: by itself, at its timeout, or by its worker's death."""
+        """Wait for the next task to end: by itself, at its timeout, or by its worker's death.
+
+        Raises:
+            RunStopped: Ray itself died, and no worker can be started any more.
+        """
         while True:
             busy = {slot.reference: slot for slot in self._slots if slot.task is not None}
             assert busy, "nothing to wait for"
+            require_alive(self._ray)
             ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=_POLL_SECONDS)
             for slot in busy.values():
                 self._report(slot)
+            # Of a dead Ray, each worker ends as if it had failed by itself.
+            require_alive(self._ray)
             if ready:
                 return self._collect(busy[ready[0]])
             for slot in busy.values():
@@ -103,7 +117,7 @@ class RayExecutor:
                 self._ray.kill(slot.actor)
         with contextlib.suppress(Exception):
             self._ray.shutdown()
-        self._notes.cleanup()
+        self._stack.close()
 
     def _overdue(self, slot: _Slot) -> str | None:
         """The reason to stop a task, or None. The time of the worker's start does not count."""
@@ -116,7 +130,7 @@ class RayExecutor:
 
     def _new_slot(self) -> _Slot:
         self._spawned += 1
-        note = Path(self._notes.name) / f"{self._spawned}.json"
+        note = self._notes / f"{self._spawned}.json"
         actor = self._actor_class.options(runtime_env={"env_vars": _THREADS}).remote(
             self._setting, str(note)
         )
@@ -136,6 +150,8 @@ class RayExecutor:
         assert slot.task is not None
         # The task came back as a copy; the caller knows its own.
         outcome = replace(outcome, task=slot.task)
+        if outcome.lasting:
+            self._renew(slot)
         slot.task = None
         return outcome
 
@@ -150,10 +166,14 @@ class RayExecutor:
     def _replace(self, slot: _Slot, status: Status, reason: str) -> Outcome:
         task, seconds = slot.task, time.monotonic() - slot.began
         assert task is not None
+        self._renew(slot)
+        return Outcome(task, status, seconds, reason=reason)
+
+    def _renew(self, slot: _Slot) -> None:
+        """Put a new worker in a worker's place."""
         with contextlib.suppress(Exception):
             self._ray.kill(slot.actor)
         self._slots[self._slots.index(slot)] = self._new_slot()
-        return Outcome(task, status, seconds, reason=reason)
 
     def _report(self, slot: _Slot) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -7,9 +7,11 @@ import signal
 import warnings
 from typing import Any
 
-from quantarena.bench.errors import UserError, one_line
+from quantarena.bench.errors import RunStopped, one_line
 
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
+_NEEDED = {"raylet", "gcs_server"}
+"""The processes without which Ray starts and ends no task."""
 _QUIET = {
     # Ray runs workers at niceness 15 otherwise, which starves them beside anything else.
     "RAY_worker_niceness": "0",
@@ -33,7 +35,7 @@ def start_ray(workers: int) -> Any:
         The module ``ray``.
 
     Raises:
-        UserError: Ray cannot be started on this machine.
+        RunStopped: Ray did not start, twice.
     """
     os.environ.update(_QUIET)
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -42,19 +44,15 @@ def start_ray(workers: int) -> Any:
         try:
             import ray
 
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
+            try:
+                _init(ray, workers)
+            except Exception:  # it gives up after half a minute, which a busy machine may need
+                ray.shutdown()
+                _init(ray, workers)
         except Exception as error:
-            raise UserError(
-                f"Ray could not start its workers: {one_line(error)}; "
-                "run in this process instead with --executor local"
+            raise RunStopped(
+                f"Ray did not start its workers ({one_line(error)}): run the same command again "
+                "when less runs on this machine, or with --executor local"
             ) from error
     with contextlib.suppress(ValueError):
         # Ray installs a handler of its own; the command line has one that ends a run in order.
@@ -63,3 +61,31 @@ def start_ray(workers: int) -> Any:
         # Ray prints a paragraph on stdout for each worker that dies; its cell's row says why.
         ray._private.worker._worker_logs_enabled = False
     return ray
+
+
+def require_alive(ray: Any) -> None:
+    """Check that Ray's own processes on this machine live.
+
+    Raises:
+        RunStopped: one is dead. Ray would wait for it, and each new worker with it.
+    """
+    node = getattr(getattr(ray._private, "worker", None), "_global_node", None)
+    dead = [] if node is None else node.dead_processes()
+    names = {str(kind) for kind, _ in dead} & _NEEDED
+    if names:
+        raise RunStopped(
+            f"Ray's process {min(names)} died (killed, or out of memory): finished cells are "
+            "kept; run the same command again to continue"
+        )
+
+
+def _init(ray: Any, workers: int) -> None:
+    ray.init(
+        address="local",
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )

@@ -11,6 +11,8 @@ from quantarena.bench.run.executors import Outcome, Task
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 
+_UNTIMED = "latency was not measured"
+
 
 def complete(row: Row, seconds: float, stamp: str = "") -> Row:
     """The row with every field that the stages left empty when they ended early.
@@ -36,11 +38,18 @@ def timed(task: Task, outcome: Outcome) -> Row:
     """The row of a timing task with its latency, or with a warning that says why it has none."""
     row = outcome.row if outcome.row and outcome.row.key == task.cell.key else task.row
     assert row is not None
-    seconds = {"time": round(outcome.seconds, 3), **row.seconds}
+    # An earlier attempt may have failed; the next run tries again, and its result counts.
+    others = tuple(line for line in row.warnings if not line.startswith(_UNTIMED))
     if outcome.status is Status.OK:
-        return replace(row, seconds=seconds)
-    warning = f"latency was not measured: {outcome.reason}"
-    return replace(row, seconds=seconds, warnings=(*row.warnings, warning))
+        seconds = {**row.seconds, "time": round(outcome.seconds, 3)}
+        return replace(row, seconds=seconds, warnings=others)
+    return replace(row, warnings=(*others, f"{_UNTIMED}: {outcome.reason}"))
+
+
+def marked(row: Row, outcome: Outcome) -> Row:
+    """The row with a warning if its process has changes that cannot be undone."""
+    lines = tuple(f"its process was changed for good: {change}" for change in outcome.lasting)
+    return replace(row, warnings=(*row.warnings, *lines))
 
 
 def counts(cells: tuple[Cell, ...], rows: Mapping[str, Row]) -> dict[str, int]:

@@ -13,10 +13,11 @@ from quantarena.bench import machine
 from quantarena.bench.errors import UserError
 from quantarena.bench.plan.estimate import SHARED, Rates, Todo, remaining_seconds
 from quantarena.bench.plan.plan import Fan, Plan, minutes, needs_timing
+from quantarena.bench.process_state import lasting_changes
 from quantarena.bench.run.executors import Executor, Listener, Outcome, Setting, Task
 from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.run.rows import complete, cost_note, latency_note, timed
+from quantarena.bench.run.rows import complete, cost_note, latency_note, marked, timed
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Store
@@ -104,6 +105,8 @@ class Run:
                     self._listen(task, "starting", 0, 1)
                 outcome = executor.wait()
                 del self._began[outcome.task]
+                if outcome.lasting and isinstance(executor, LocalExecutor):
+                    executor = self._child()
                 if outcome.task.kind == "cell":
                     self._keep(outcome)
                     continue
@@ -146,7 +149,7 @@ class Run:
         row = outcome.row or Row(cell, outcome.status, outcome.reason)
         if row.key != cell.key:
             row = Row(cell, Status.FAILED, f"the stages returned the row of {row.cell.label}")
-        row = complete(row, outcome.seconds, self.plan.stamp(cell))
+        row = marked(complete(row, outcome.seconds, self.plan.stamp(cell)), outcome)
         if cell.method == "fp":
             # The cost of shared stages is booked on this row only. Stages from the cache cost
             # nothing now; estimates need what they cost when they were computed.
@@ -168,7 +171,8 @@ class Run:
             return
         if not self.plan.todo.cells:
             self.reporter.open(len(tasks))
-        executor = self._executor(Fan("alone" if self.plan.fan.executor == "ray" else "local", 1))
+        alone = self.plan.fan.executor == "ray" or bool(lasting_changes())
+        executor = self._executor(Fan("alone" if alone else "local", 1))
         try:
             for task in tasks:
                 self._began[task] = time.monotonic()
@@ -176,12 +180,19 @@ class Run:
                 self._listen(task, "starting", 0, 1)
                 outcome = executor.wait()
                 del self._began[task]
+                if outcome.lasting and isinstance(executor, LocalExecutor):
+                    executor = self._child()
                 row = self.store.amend(timed(task, outcome))
                 self._rows[row.key] = row
                 self._say(task, f"{task.cell.label} timed, {latency_note(row)}")
         finally:
             executor.close()
             self._began.clear()
+
+    def _child(self) -> Executor:
+        """An executor for the tasks left over by this process, which can do no more of them."""
+        self.reporter.say("  this process was changed for good: a child process does the rest")
+        return self._executor(Fan("alone", 1))
 
     def _executor(self, fan: Fan) -> Executor:
         setting = Setting(

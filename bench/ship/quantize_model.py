@@ -8,6 +8,7 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import QuantArenaError, UserError, one_line
+from quantarena.bench.files import sweep
 from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
 from quantarena.bench.spec import Cell
@@ -66,6 +67,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         method.check(cell.widths, cell.variant)
     except Unsupported as error:
         raise UserError(str(error)) from None
+    sweep(order.cache)
     cache, workspace = StageCache(order.cache), open_workspace(cell)
     quantization, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
     observed = observe(quantization.model, packed, workspace.loaded.denoiser)

@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import make_shareable
+from quantarena.bench.files import make_shareable, sweep, work_folder
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
 from quantarena.bench.stages.workspace import Workspace
@@ -21,6 +20,8 @@ from quantarena.methods.core.packed.pack import PackedModel
 
 MOST_PROMPTS = 64
 """Number of prompts or classes stored with an exported model, to draw from by default."""
+NAME_CHARACTERS = 200
+"""Characters of a folder's name that its draft repeats; a file system allows 255 bytes."""
 
 
 def save_pipeline(
@@ -50,15 +51,13 @@ def save_pipeline(
     folder = folder.expanduser().resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        sweep(folder.parent, f"{folder.name[:NAME_CHARACTERS]}-")
+        with work_folder(folder.parent, folder.name[:NAME_CHARACTERS]) as work:
             work.chmod(0o755)
             document = _fill(work, workspace, packed, meta)
             if folder.is_dir():
                 shutil.rmtree(folder)
             os.replace(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     return document

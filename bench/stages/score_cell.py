@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.metrics.image_folder import save_folder
+from quantarena.bench.metrics.wrecked import damage
 from quantarena.bench.schema import Measurement
 from quantarena.bench.scores import REPLICATES, UNITS
 from quantarena.bench.spec import Cell
@@ -87,6 +88,11 @@ def score_cell(
     if groups is not None:
         arrays[UNITS] = np.array(groups, np.float64)
     measurements, warnings = scores.measurements, tuple(scores.warnings)
+    if wrong := damage(drawings.reference.images, drawings.reference_latents):
+        warnings = (
+            f"full precision looks damaged: {wrong}; no score of this workload means anything",
+            *warnings,
+        )
     rounded = floors.rounded(workspace, cache)
     if cell.method == "fp":
         known = {floors.ROUNDED: rounded, floors.OTHER_SEED: floors.other_seed(workspace, cache)}

@@ -118,7 +118,7 @@ def run_cell(
     started = _now()
     row = Row(cell, Status.OK, machine=fingerprint(), started=started)
     try:
-        found = entry(cell.method, plugins, prefer_plugin=prefer_plugin)
+        found = _imported(cell.method, plugins, prefer_plugin=prefer_plugin)
         row = replace(row, method=describe_method(found))
         row = _stages(row, found, paths, progress)
     except Unsupported as error:
@@ -198,7 +198,8 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
-    method = entry(cell.method, plugins, prefer_plugin=prefer).method.configured(cell.options)
+    found = _imported(cell.method, plugins, prefer_plugin=prefer)
+    method = found.method.configured(cell.options)
     packed = pack(quantized(workspace, recorded, cell, method, cache, progress).value.model)
     batch = sampler_batch(recorded, cell.budget.batch)
     with packed.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
@@ -214,6 +215,16 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
             progress=lambda done, total: progress("time", done, total),
         )
     return replace(row, latency=latency)
+
+
+@process_state()
+def _imported(name: str, plugins: tuple[str, ...], *, prefer_plugin: bool) -> RegisteredMethod:
+    """A method's entry. What a plug-in changes when it is imported is undone at once.
+
+    A plug-in is imported once in a process. Were its changes kept for its first cell, later cells
+    would run without them.
+    """
+    return entry(name, plugins, prefer_plugin=prefer_plugin)
 
 
 def sampler_batch(recorded: Trajectory, images: int) -> CalibrationSet:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
 from quantarena.bench.workloads import hub, papers, settings, workload_name
+from quantarena.bench.workloads.pipeline_class import require_drawable
 from quantarena.bench.workloads.settings import Settings
 
 ZOO = Path(__file__).parent / "zoo"
@@ -184,6 +185,7 @@ def _read(
 
 def _require_pipeline(folder: Path) -> None:
     if (folder / INDEX).is_file():
+        require_drawable(folder)
         return
     hint = ""
     if (folder / "config.json").is_file():

@@ -95,10 +95,12 @@ def pipeline_arguments(
     }
     if "prompt" in parameters:
         offered["prompt"] = [condition(info, draw.purpose, i) for i in indices]
-    elif "class_labels" in parameters:
-        offered["class_labels"] = [_class(info, draw.purpose, i) for i in indices]
     else:
         offered["batch_size"] = len(indices)
+        if "class_labels" in parameters and (
+            parameters["class_labels"].default is inspect.Parameter.empty or _has_classes(pipe)
+        ):
+            offered["class_labels"] = [_class(info, draw.purpose, i) for i in indices]
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
     ]
@@ -115,6 +117,15 @@ def generators_of(info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> lis
     return [
         torch.Generator("cpu").manual_seed(image_seed(info.noise_name, draw, i)) for i in indices
     ]
+
+
+def _has_classes(pipe: Any) -> bool:
+    """Whether a network of the pipeline is made for class numbers.
+
+    Without them, a pipeline whose labels are optional would draw classes by chance.
+    """
+    configs = (getattr(part, "config", {}) for part in pipe.components.values())
+    return any(config.get("num_class_embeds") for config in configs if hasattr(config, "get"))
 
 
 def _class(info: WorkloadInfo, purpose: Purpose, index: int) -> int:
@@ -168,7 +179,11 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
     try:
         with stepping(pipe.scheduler, info.eta, arguments["generator"]):
             output = pipe(**arguments)
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if "DefaultCPUAllocator" in str(error):  # torch's CPU allocator has no error of its own
+            raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise BrokenModel(
             f"{type(pipe).__name__} cannot draw {info.name} with these settings: "

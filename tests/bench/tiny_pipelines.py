@@ -309,6 +309,61 @@ def ldm_text() -> Any:
     )
 
 
+def consistency(classes: int | None = None) -> Any:
+    import diffusers
+
+    unet = pixel_unet(num_class_embeds=classes)
+    scheduler = diffusers.CMStochasticIterativeScheduler()
+    return diffusers.ConsistencyModelPipeline(unet, scheduler)
+
+
+def hunyuan_dit() -> Any:
+    import diffusers
+    import transformers
+
+    tokenizer, second = transformers.BertTokenizer(vocab=_bert_words()), t5_tokenizer()
+    tokenizer.model_max_length = 8
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    transformer = diffusers.HunyuanDiT2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        cross_attention_dim=WIDTH,
+        cross_attention_dim_t5=WIDTH,
+        pooled_projection_dim=4,
+        hidden_size=16,
+        text_len=77,
+        text_len_t5=256,
+        activation_fn="gelu-approximate",
+    )
+    return diffusers.HunyuanDiTPipeline(
+        vae=autoencoder(),
+        text_encoder=transformers.BertModel(config),
+        tokenizer=tokenizer,
+        text_encoder_2=t5_text(len(second)),
+        tokenizer_2=second,
+        transformer=transformer,
+        scheduler=diffusers.DDPMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _bert_words() -> dict[str, int]:
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
+    return {word: number for number, word in enumerate(words)}
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "ddpm": ddpm,
     "ldm": ldm,
@@ -321,6 +376,9 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "pixart-sigma": pixart_sigma,
     "dit": dit,
     "flux": flux,
+    "consistency": consistency,
+    "consistency-class": lambda: consistency(10),
+    "hunyuan-dit": hunyuan_dit,
 }
 
 

@@ -148,7 +148,8 @@ def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAtt
 
 def channels_last(module: nn.Module) -> nn.Module:
     """Make a network take and keep its images channels-last; 4-d inputs are converted on entry."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Not Module.to: it refuses 5-d weights, which Conv3d has.
+    module._apply(_last)  # type: ignore[no-untyped-call]
 
     def convert(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return tuple(_last(a) for a in args), {k: _last(v) for k, v in kwargs.items()}
@@ -159,7 +160,7 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 def _last(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dim() == 4:
-        return value.contiguous(memory_format=torch.channels_last)
+        return value.to(memory_format=torch.channels_last)
     return value
 
 

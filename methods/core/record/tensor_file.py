@@ -13,6 +13,7 @@ from torch import Tensor
 from quantarena.methods.core.record.points import raw_bytes
 
 _NAMES = {
+    torch.complex64: "C64",
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",

@@ -8,7 +8,7 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.by_call import by_call, is_shared
 from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
 from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
@@ -46,8 +46,11 @@ def calibrate_activations(
     calls = calls_of(points) if plan.per_call else [0]
     most = max(_VALUES_CALL, _VALUES // len(calls))
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
+    shared: set[str] = set()
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
+        if is_shared(x, subset):
+            shared.add(name)
         for index, part in enumerate(layer.parts):
             if part.static is not None:
                 of_part = samples.setdefault((name, index), {})
@@ -61,7 +64,9 @@ def calibrate_activations(
         ranges = [
             of_part[call].ranges(search, quantizer.bits, symmetric=plan.symmetric) for call in calls
         ]
-        if plan.per_call:
+        # An input without rows for the points has one range: it is the same at every call, and a
+        # batch of several calls could not say which range it wants.
+        if plan.per_call and name not in shared:
             scale = torch.stack([r.scale.reshape(()) for r in ranges])
             quantizer.set_bank(scale, torch.stack([r.zero_point.reshape(()) for r in ranges]))
         else:

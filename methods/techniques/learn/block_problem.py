@@ -52,7 +52,8 @@ class BlockProblem:
         """The block's output on some points, each at its own sampler call."""
         args, kwargs = self.inputs.at(index, stream)
         with self.model.clock.at(self.steps[index]):
-            return self.block.run(self.model.module, args, kwargs)
+            output = self.block.run(self.model.module, args, kwargs)
+        return output.unflatten(0, (len(index), -1)) if self.inputs.folded else output
 
     @torch.no_grad()
     def loss(self, index: Tensor, norm: float) -> float:
@@ -103,7 +104,8 @@ class ProblemMaker:
             target, layer_targets = self._targets(block, full_inputs)
             nbytes += full_inputs.nbytes + sum(t.nbytes for t in layer_targets.values())
         else:
-            target = _as_rows(block, theirs.finish_block(), self.sizes, self.folder)
+            outputs = theirs.finish_block()
+            target = _as_rows(block, outputs, self.sizes, self.folder, folded=inputs.folded)
         nbytes += target.nbytes
         return BlockProblem(
             self.model, block, self.steps, inputs, target, full, layer_targets, nbytes
@@ -126,14 +128,38 @@ class ProblemMaker:
                 for name in wanted:
                     layer_outputs[name].append(latest[name])
         sizes = [len(index) for index in pieces]
-        rows = {n: _as_rows(block, x, sizes, self.folder) for n, x in layer_outputs.items()}
-        return _as_rows(block, outputs, sizes, self.folder), rows
+
+        def as_rows(chunks: Sequence[Any]) -> Tensor:
+            return _as_rows(block, chunks, sizes, self.folder, folded=inputs.folded)
+
+        rows = {name: as_rows(chunks) for name, chunks in layer_outputs.items()}
+        return as_rows(outputs), rows
 
 
 def _as_rows(
-    block: Block, chunks: Sequence[Any], sizes: Sequence[int], folder: Path | None
+    block: Block,
+    chunks: Sequence[Any],
+    sizes: Sequence[int],
+    folder: Path | None,
+    *,
+    folded: bool,
 ) -> Tensor:
-    """Outputs of all chunks in one tensor with a row for each point."""
+    """Outputs of all chunks in one tensor with a row for each point.
+
+    Args:
+        block: the block.
+        chunks: its outputs.
+        sizes: points in each chunk.
+        folder: where rows live in files; None keeps them in memory.
+        folded: whether the block's stream, and so its output, has several rows for each point.
+    """
+    if folded:
+        chunks = [
+            output.reshape(size, -1, *output.shape[1:])
+            if isinstance(output, Tensor) and output.dim() and len(output) % size == 0
+            else output
+            for output, size in zip(chunks, sizes, strict=True)
+        ]
     for output, size in zip(chunks, sizes, strict=True):
         if not isinstance(output, Tensor) or not output.dim() or len(output) != size:
             raise Unsupported(

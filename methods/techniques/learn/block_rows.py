@@ -49,6 +49,18 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
 
 
+def _has_rows(tensor: Tensor, points: int) -> bool:
+    return bool(tensor.dim()) and len(tensor) == points
+
+
+def _folds(place: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+    """Whether the tensors have the same number of rows, more than one, for each of their points."""
+    if not all(t.dim() > 1 and len(t) % n == 0 for t, n in zip(place, sizes, strict=True)):
+        return False
+    counts = {len(t) // n for t, n in zip(place, sizes, strict=True)}
+    return len(counts) == 1 and min(counts) > 1
+
+
 class BlockInputs:
     """Arguments of one block at all points, from which those of any points can be drawn.
 
@@ -58,8 +70,13 @@ class BlockInputs:
         sizes: points in each chunk.
         folder: where rows live in files; None keeps them in memory.
 
+    A block may receive the rows of all points in one axis, as a text projection does: (N * L, C).
+    Where no argument has a row for each point, the first whose rows can be shared out evenly among
+    the points is the stream; it is held as (N, L, C).
+
     Attributes:
         nbytes: size of all rows.
+        folded: whether the stream had several rows for each point in its first axis.
 
     Raises:
         Unsupported: an argument differs between points but has not one row for each.
@@ -71,9 +88,14 @@ class BlockInputs:
         self.block, self.nbytes = block, 0
         self._arguments = chunks[0]
         self._rows: list[Tensor | None] = []  # by place in the arguments; None where shared
-        places = zip(*(tensors(chunk, block) for chunk in chunks), strict=True)
-        for place in places:
-            if all(t.dim() and len(t) == n for t, n in zip(place, sizes, strict=True)):
+        places = list(zip(*(tensors(chunk, block) for chunk in chunks), strict=True))
+        by_row = [all(map(_has_rows, place, sizes)) for place in places]
+        self.folded = not any(by_row)
+        folded = next((i for i, place in enumerate(places) if _folds(place, sizes)), None)
+        for number, place in enumerate(places):
+            if self.folded and number == folded:
+                place = tuple(t.unflatten(0, (n, -1)) for t, n in zip(place, sizes, strict=True))
+            if all(map(_has_rows, place, sizes)):
                 rows = gathered(place, folder)
                 self.nbytes += rows.nbytes
                 self._rows.append(rows)
@@ -102,7 +124,8 @@ class BlockInputs:
             rows = next(remaining)
             if rows is None:
                 return tensor
-            return stream if stream is not None and rows is replaced else rows[index]
+            picked = stream if stream is not None and rows is replaced else rows[index]
+            return picked.flatten(0, 1) if self.folded else picked
 
         args, kwargs = map_tensors(self._arguments, pick, self.block)
         return tuple(args), dict(kwargs)

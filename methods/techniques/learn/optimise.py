@@ -53,7 +53,11 @@ def optimise(
             index = torch.randperm(count, generator=generator)[:size]
             output = problem.run(index, _mixed(problem, index, schedule.mix, generator))
             targets = problem.layer_targets.items()
-            layer_pairs = {name: (latest[name], target[index]) for name, target in targets}
+            # A layer may get the rows of all points in one axis, see BlockInputs.
+            layer_pairs = {
+                name: (latest[name].reshape(target[index].shape), target[index])
+                for name, target in targets
+            }
             inputs = TermInputs(
                 problem.block.name, done, index, output, problem.target[index], layer_pairs
             )

@@ -55,7 +55,13 @@ def test_rows_that_were_never_timed_are_timed():
     plan = make_plan(GRID, rows)
     assert plan.todo.cells == ()
     assert plan.todo.untimed == (CELLS[0],)
-    assert not make_plan(GRID, [*rows, row(CELLS[0], latency=None, seconds={"time": 1.0})]).todo
+    assert not make_plan(GRID, [*rows, row(CELLS[0], seconds={"time": 1.0})]).todo
+
+
+def test_a_timing_that_failed_is_tried_again():
+    failed = row(CELLS[0], latency=None, seconds={"time": 1.0})
+    plan = make_plan(GRID, [*map(row, CELLS[1:]), failed])
+    assert plan.todo.untimed == (CELLS[0],)
 
 
 def test_stale_rows_run_again():

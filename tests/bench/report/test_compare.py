@@ -156,3 +156,23 @@ def test_curves_and_other_counts_are_left_out(row_of):
     scores = {"psnr": np.arange(N) / 7.0, "curve__x": np.ones((3, 4)), "y": np.ones(N)}
     found = compared(make("a", **scores), make("b", **(scores | {"y": np.ones(5)})))
     assert set(found) == {"psnr"}
+
+
+@pytest.mark.parametrize(("n", "won"), [(2, False), (7, False), (8, True)])
+def test_few_images_give_no_verdict(row_of, n, won):
+    make, compared = row_of
+    base = np.linspace(20, 30, n)
+    found = compared(make("a", psnr=base + 5), make("b", psnr=base + np.arange(n) / 10))["psnr"]
+    assert found.low > 0
+    assert found.verdict == (
+        "A is better" if won else f"no verdict: {n} images or prompts, at least 8 are needed"
+    )
+
+
+def test_few_prompts_give_no_verdict_however_many_images(row_of):
+    make, compared = row_of
+    units = np.repeat(np.arange(3), 20).astype(float)
+    base = np.linspace(20, 30, 60)
+    a = make("a", psnr=base + 5, unit__prompt=units)
+    found = compared(a, make("b", psnr=base + np.arange(60) / 60, unit__prompt=units))["psnr"]
+    assert found.verdict.startswith("no verdict: 3 images or prompts")

@@ -87,3 +87,16 @@ def test_an_interrupt_is_not_swallowed(setting, bench, monkeypatch):
     monkeypatch.setattr(fake_stages, "run_cell", stop)
     with pytest.raises(KeyboardInterrupt):
         go(LocalExecutor(setting, lambda *news: None), Task("cell", CELL))
+
+
+def test_a_child_process_that_was_changed_for_good_is_replaced(alone, bench):
+    bench.behave(time="lasting")
+    assert go(alone).lasting == ("the number of chairs",)
+    bench.behave()
+    assert go(alone).lasting == ()
+
+
+def test_an_exception_of_a_kind_of_its_own_is_a_failure(setting, bench):
+    bench.behave(rtn__w4a8="exit")
+    outcome = go(LocalExecutor(setting, lambda *news: None), Task("cell", CELL))
+    assert outcome.reason.startswith("GeneratorExit")

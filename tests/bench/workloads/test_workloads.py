@@ -365,3 +365,18 @@ def test_a_folder_of_real_images_by_option(copy, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere") as caught:
         real_features(open_workspace(cell), StageCache(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_run_at_its_size_is_one_line(pixel_folder):
+    info = registry.resolve(str(pixel_folder))
+    loaded = pipeline.load(info)
+
+    class Fails(torch.nn.Module):
+        config, dtype, device = loaded.denoiser.config, torch.float32, torch.device("cpu")
+
+        def forward(self, sample, timestep, return_dict=True):
+            raise RuntimeError("Sizes of tensors must match except in dimension 1.\nmore lines")
+
+    loaded.put(Fails())
+    with pytest.raises(BrokenModel, match=r"RuntimeError: Sizes of tensors must match .* 1\.$"):
+        draw_images(loaded, info, Draw("evaluate", 1, 0, 1, 1))
