@@ -5,6 +5,7 @@ other components are those of the base model. Loading needs this folder and noth
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantarena.bench.errors import BrokenModel, first_line
+from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.methods.core.packed.checkpoint import load_packed
@@ -83,9 +84,40 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
+    _require_finite(pipe.components, folder)
+    pipe.save_pretrained = _refuse_to_save(folder)
     attach(pipe.scheduler, packed.clock)  # tells the network which sampler call it is at
     document = json.loads((folder / slot / DOCUMENT).read_text())
     return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, dict(document["meta"]))
+
+
+def _require_finite(components: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights that are NaN or infinite: every picture of theirs would be garbage.
+
+    Raises:
+        BrokenModel: naming the component and the tensor.
+    """
+    for part, component in components.items():
+        if not isinstance(component, nn.Module):
+            continue
+        for name, tensor in (*component.named_parameters(), *component.named_buffers()):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise BrokenModel(f"{folder / part}: {name} holds NaN or infinity; export it again")
+
+
+def _refuse_to_save(folder: Path) -> Callable[..., None]:
+    """``save_pretrained`` of a packed pipeline, which diffusers itself cannot write.
+
+    Its own would write files that load without a word and draw noise.
+    """
+
+    def save_pretrained(*args: Any, **kwargs: Any) -> None:
+        raise UserError(
+            f"a packed pipeline cannot be saved by diffusers: copy its folder {folder}, or write "
+            "another one with quantarena quantize"
+        )
+
+    return save_pretrained
 
 
 def _skeleton(folder: Path, kind: str) -> nn.Module:

@@ -351,3 +351,27 @@ def test_ranges_by_sampler_call_travel_with_the_folder(pixel_folder, cache, tmp_
     pipe(batch_size=1, num_inference_steps=2, generator=generator, output_type="np")
     with pytest.raises(UserError, match=r"calibrated for 2 calls.*the sampler has 3"):
         pipe(batch_size=1, num_inference_steps=3, generator=generator)
+
+
+def test_a_packed_pipeline_is_not_saved_by_diffusers(exported, tmp_path):
+    pipe = load_pipeline(exported)
+    with pytest.raises(UserError, match="cannot be saved by diffusers: copy its folder"):
+        pipe.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(pixel_folder, cache, tmp_path, capsys):
+    from quantarena.methods.core.packed.checkpoint import save_packed
+
+    folder = tmp_path / "packed"
+    assert quantize(pixel_folder, folder, cache) == 0
+    packed = open_exported(folder)
+    with torch.no_grad():
+        next(p for p in packed.packed.module.parameters()).fill_(float("nan"))
+    save_packed(packed.packed, folder / "unet", meta=packed.meta)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BrokenModel, match="holds NaN or infinity"):
+        load_pipeline(folder)
+    code, _, err = told(capsys, "sample", folder, "-o", tmp_path / "grid.png")
+    assert code == 2
+    assert "holds NaN or infinity" in err
