@@ -61,7 +61,7 @@ def _read_source(file: Path, module: str) -> Source:
     except (SyntaxError, ValueError):
         return Source(file, bytes_sha256(file), (), False, ())
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    reader = _ImportReader(package, tree)
+    reader = _ImportReader(package, tree, renames=b"importlib" in text)
     patterns = [p for node in tree.body for p in _patterns(node)]
     return Source(
         file,
@@ -75,7 +75,7 @@ def _read_source(file: Path, module: str) -> Source:
 class _ImportReader:
     """Reads the imports of one module; knows its string constants and names of import_module."""
 
-    def __init__(self, package: str, tree: ast.Module) -> None:
+    def __init__(self, package: str, tree: ast.Module, *, renames: bool) -> None:
         self.package = package
         self.texts: dict[str, str] = {}
         self.callers = {"import_module", "__import__"}
@@ -83,7 +83,8 @@ class _ImportReader:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
                 self.texts |= dict.fromkeys(names, str(node.value.value))
-        for inner in ast.walk(tree):
+        # a walk takes as long as reading the imports, and few files can have such a name
+        for inner in ast.walk(tree) if renames else ():
             if isinstance(inner, ast.ImportFrom) and inner.module == "importlib":
                 aliases = (a for a in inner.names if a.name == "import_module")
                 self.callers |= {a.asname for a in aliases if a.asname}

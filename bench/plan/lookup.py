@@ -18,7 +18,10 @@ from quantarena.bench.spec import Grid, OptionPairs, content_key
 from quantarena.methods.builtin import builtins
 
 UNKNOWN_RESOLUTION = 32
+KERNELS = "QUANTARENA_KERNELS"
 METRICS = "QUANTARENA_METRICS"
+METRIC_WEIGHTS = ("QUANTARENA_CLIP", "QUANTARENA_INCEPTION")
+"""Environment variables, named here as well because the modules that read them import torch."""
 KERNELS = "QUANTARENA_KERNELS"
 METRIC_PLUGINS = "quantarena.bench.metrics.plugins"
 FOR_PEOPLE = (".md", ".png", ".jpg", ".jpeg", ".gif")
@@ -176,8 +179,11 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
     @functools.cache
     def stamp(method_name: str, workload_name: str) -> str:
         code = [closure(STAGES), _method_closure(method_name, plugins, prefer_plugin)]
-        inputs = [closures_key(code), _metrics(plugins), content(workload_name), _surroundings()]
-        return content_key(inputs)
+        return content_key([closures_key(code), everywhere(), content(workload_name)])
+
+    @functools.cache
+    def everywhere() -> list[Any]:
+        return [_metrics(plugins), _surroundings()]
 
     @functools.cache
     def content(workload_name: str) -> str:
@@ -220,8 +226,8 @@ def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> C
 
 def _surroundings() -> list[str]:
     """What enters by environment variables: the unit of the kernels, and weights of metrics."""
-    found = [os.environ.get("QUANTARENA_KERNELS", "")]
-    for name in ("QUANTARENA_CLIP", "QUANTARENA_INCEPTION"):
+    found = [os.environ.get(KERNELS, "")]
+    for name in METRIC_WEIGHTS:
         path = Path(os.environ.get(name) or "/nonexistent")
         found.append(tree_sha256(path) if path.is_dir() else "")
         found.append(file_sha256(path) if path.is_file() else "")

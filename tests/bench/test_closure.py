@@ -280,3 +280,15 @@ def test_sources_may_be_annotated(tmp_path):
     (tmp_path / "table.csv").write_text("2\n")
     closures.forget()
     assert file_closure(tmp_path / "mine.py").key != before
+
+
+def test_variables_that_a_plan_hashes_are_those_that_are_read():
+    from quantarena.bench.metrics import plugins
+    from quantarena.bench.metrics.quality import inception_weights
+    from quantarena.bench.metrics.text import clip
+    from quantarena.bench.plan import lookup
+
+    assert lookup.METRICS == plugins.VARIABLE
+    assert lookup.METRIC_WEIGHTS == (clip.VARIABLE, inception_weights.VARIABLE)
+    text = (ROOT / "methods/core/kernels/native.py").read_text(encoding="utf-8")
+    assert f'os.environ.get("{lookup.KERNELS}")' in text
