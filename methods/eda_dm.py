@@ -32,7 +32,12 @@ from quantarena.methods.api import (
     reconstruct,
     register,
 )
-from quantarena.methods.core.record.features import FeatureTap, features, middle_module
+from quantarena.methods.core.record.features import (
+    FeatureTap,
+    features,
+    middle_module,
+    modules_without_images,
+)
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
 from quantarena.methods.techniques.learn.losses import RoundingTerm
@@ -173,7 +178,8 @@ class EDADM(Method):
         """The policy that draws the calibration points."""
         if not self.options.tdac:
             return UniformStride(ctx.effort.samples)
-        tap = FeatureTap(middle_module(ctx.graph), FEATURE_ROWS)
+        without = modules_without_images(ctx.model, ctx.trajectory)
+        tap = FeatureTap(middle_module(ctx.graph, without), FEATURE_ROWS)
         found = features(ctx.model, ctx.trajectory, tap)
         fixed = RECIPES[ctx.variant].radius
         radius = self.options.radius if fixed is None else fixed

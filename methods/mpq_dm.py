@@ -46,6 +46,7 @@ from quantarena.methods.api import (
 )
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.record.points import evenly
+from quantarena.methods.core.record.rows import module_rows
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
 from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
@@ -192,7 +193,7 @@ class MpqDm(Method):
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, relation: float
     ) -> None:
         """Distil along the recorded walks; the notes say what happened."""
-        module = last_block(ctx, model, points)
+        module = last_block(ctx, model, points) if relation else ""
         terms = (
             (WindowTerm(module, relation_loss, self.options.window, relation),) if relation else ()
         )
@@ -201,7 +202,7 @@ class MpqDm(Method):
             return
         walk = teacher_walk(points, self.options.batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
-        model.notes["distillation"] = {**report.note(), "feature": module if terms else ""}
+        model.notes["distillation"] = {**report.note(), "feature": module}
 
     def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
         """As many rows as the paper has, scaled by the preset's share of 20,000 iterations."""
@@ -303,7 +304,21 @@ def relation_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def last_block(ctx: MethodContext, model: QuantizedModel, points: CalibrationSet) -> str:
-    """The path of the last block of several layers; in a U-Net, the last of its decoder."""
+    """The path of the last block of several layers; in a U-Net, the last of its decoder.
+
+    Blocks that return no places, such as those of vectors or of a learned table, do not count.
+
+    Raises:
+        Unsupported: there is no other block.
+    """
     blocks = ctx.blocks(model, points)
+    with model.using(weights=False, acts=False):
+        rows = module_rows(model.module, points, [block.name for block in blocks], model.run)
+    blocks = tuple(b for b in blocks if rows[b.name].returned == 1 and rows[b.name].dims in (3, 4))
+    if not blocks:
+        raise Unsupported(
+            "the relation loss compares places of images, and no block returns images or tokens "
+            "with one row for each point: set relation=0"
+        )
     several = [block.name for block in blocks if len(block.layers) > 1]
     return several[-1] if several else blocks[max(0, len(blocks) - 2)].name

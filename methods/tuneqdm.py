@@ -33,6 +33,7 @@ from quantarena.methods.api import (
     teacher_walk,
 )
 from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
+from quantarena.methods.techniques.calibrate.by_call import shared_inputs
 
 PAPER_UPDATES, PAPER_EXPERTS = 400, 4
 
@@ -97,9 +98,13 @@ class TuneQdm(Method):
         of_call = pair_of(
             torch.tensor(schedule.timesteps), self.options.experts, self.options.horizon
         )
-        for layer in model.layers.values():
+        shared = shared_inputs(model, points)
+        for name, layer in model.layers.items():
             layer.freeze()  # codes and zero points do not change again
-            layer.set_gains(of_call, self.options.experts)
+            if name in shared:  # a batch of several calls could not say which pair it wants
+                layer.set_gains(torch.zeros_like(of_call), 1)
+            else:
+                layer.set_gains(of_call, self.options.experts)
         found = self.schedule(ctx.effort.iterations)
         if self.options.tune and found.updates:
             walk = teacher_walk(points, self.options.batch)

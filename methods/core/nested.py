@@ -107,3 +107,22 @@ def same(one: Any, other: Any, where: str) -> bool:
     """Whether all tensors of two values are equal, bit for bit."""
     left, right = tensors(one, where), tensors(other, where)
     return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def prediction(output: Any, network: object) -> Any:
+    """What a network predicts: its output, the first item of a tuple, or the item ``sample``.
+
+    Raises:
+        Unsupported: the output is something else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list) and output:
+        return output[0]
+    found = output.get("sample") if isinstance(output, Mapping) else getattr(output, "sample", None)
+    if isinstance(found, Tensor):
+        return found
+    raise Unsupported(
+        f"{type(network).__name__} returns a {type(output).__name__} without a tensor `sample`: it "
+        "must return its prediction, alone or as the first item of a tuple"
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.clock import CallClock, CallSchedule
-from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, wrap_attention
 from quantarena.methods.core.model.attention_mode import Fake, Plain, Watch, Watched
@@ -227,7 +227,10 @@ def wrap(
             widths = splits.get(name, ())
         else:
             widths = info.splits if splits else ()
-        layer = QuantLayer(original, bits, widths, clock)
+        try:
+            layer = QuantLayer(original, bits, widths, clock)
+        except Unsupported as error:
+            raise Unsupported(f"{name}: {error}") from None
         place(module, name, layer)
         layers[name] = layer
     products = wrap_attention(module, graph, attention or {}, clock)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.quantizers.patches import Window
 
 Quantizable = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -34,12 +35,12 @@ class LayerGeometry:
         """The geometry of a full-precision layer.
 
         Raises:
-            ValueError: a convolution whose padding is not a number of zeros.
+            Unsupported: a convolution whose padding is not a number of zeros.
         """
         if isinstance(module, nn.Linear):
             return cls()
         if isinstance(module.padding, str) or module.padding_mode != "zeros":
-            raise ValueError("only convolutions with numeric zero padding can be quantized")
+            raise Unsupported("only convolutions with numeric zero padding can be quantized")
         stride, padding, dilation = (
             tuple(int(v) for v in values)
             for values in (module.stride, module.padding, module.dilation)

@@ -1,6 +1,6 @@
 """Features inside the network at every sampler call, for draw policies that use them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.errors import BrokenModel, UserError, did_you_mean
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.rows import module_rows
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Graph, LayerInfo, Role
 
@@ -72,7 +74,7 @@ class FeatureTap:
         return tensor.detach().movedim(axis, 1)
 
 
-def middle_module(graph: Graph) -> str:
+def middle_module(graph: Graph, without: Collection[str] = ()) -> str:
     """Path of the attention, or else the layer, in the middle of the network.
 
     EDA-DM uses the attention of the U-Net's middle block. It is found without names: among the
@@ -83,15 +85,18 @@ def middle_module(graph: Graph) -> str:
 
     Args:
         graph: graph of the traced network.
+        without: modules that are not taken, such as ``modules_without_images`` names.
 
     Returns:
         A module path.
     """
     order = sorted(graph.layers.values(), key=lambda layer: layer.order)
+    order = [layer for layer in order if layer.name not in without] or order
     owners: dict[str, LayerInfo] = {}
     for layer in order:
-        if layer.role is Role.QKV:  # the first is the query; keys may come from a condition
-            owners.setdefault(layer.name.rpartition(".")[0] or layer.name, layer)
+        owner = layer.name.rpartition(".")[0] or layer.name
+        if layer.role is Role.QKV and owner not in without:
+            owners.setdefault(owner, layer)  # the query: keys may come from a condition
     if not owners:
         owners = {layer.name: layer for layer in order if _positions(layer) > 1}
     if not owners:
@@ -99,6 +104,19 @@ def middle_module(graph: Graph) -> str:
     lowest = min(_positions(layer) for layer in owners.values())
     names = [name for name, layer in owners.items() if _positions(layer) == lowest]
     return names[(len(names) - 1) // 2]
+
+
+def modules_without_images(network: nn.Module, trajectory: Trajectory) -> frozenset[str]:
+    """Modules that are not given one row for each image, so that features cannot be taken there."""
+    first = torch.arange(min(2, trajectory.rows))
+    points = trajectory.pick(torch.zeros_like(first), first)
+    names = [name for name, _ in network.named_modules() if name]
+
+    def run(points: CalibrationSet) -> object:
+        return points.call(network)
+
+    rows = module_rows(network, points, names, run)
+    return frozenset(name for name, found in rows.items() if found.given[:1] != (1,))
 
 
 def _positions(layer: LayerInfo) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.clock import CallSchedule
-from quantarena.methods.core.nested import leaves, map_leaves
+from quantarena.methods.core.nested import leaves, map_leaves, prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class CalibrationSet:
 
     def call(self, model: nn.Module) -> Any:
         """Run ``model`` on these points; ranges by call need its clock set, see ``core.clock``."""
-        return model(self.sample, timestep=self.timestep, return_dict=False, **self.conditions)[0]
+        output = model(self.sample, timestep=self.timestep, return_dict=False, **self.conditions)
+        return prediction(output, model)
 
     def histogram(self) -> dict[int, int]:
         """Number of points at each sampler call."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.nested import prediction
 from quantarena.methods.core.trace.attention_info import (
     AttentionInfo,
     AttentionKind,
@@ -112,7 +113,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
         output = model(*args, **kwargs)
     if not runs:
         raise BrokenModel(f"{type(model).__name__} has no convolution or linear layer to quantize")
-    result = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    result = prediction(output, model)
     if not bool(torch.isfinite(result).all()):
         raise BrokenModel(f"{type(model).__name__} produces NaN or infinity in full precision")
     batch = args[0].shape[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.trace.operation import (
     KINDS,
     AttentionCall,
@@ -182,6 +183,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def _require_batch(path: str, module: QuantizableModule, x: Tensor) -> None:
+    """A convolution may be called without a batch axis; its channels are then another axis.
+
+    Raises:
+        Unsupported: this one is; names the layer.
+    """
+    if not isinstance(module, nn.Linear) and x.dim() != module.weight.dim():
+        raise Unsupported(
+            f"{path}: a convolution of an input {tuple(x.shape)} without a batch axis cannot be "
+            "quantized: put an axis of one row in front of it"
+        )
+
+
 @contextmanager
 def record_operations(
     model: nn.Module, note: Callable[[str, QuantizableModule, Tensor, Tensor], None]
@@ -200,6 +214,7 @@ def record_operations(
     def leave(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if isinstance(module, QuantizableModule):
+                _require_batch(path, module, args[0])
                 recorder.layer(path, args[0], output)
                 note(path, module, args[0], output)
             recorder.leave()

@@ -16,7 +16,7 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.bounds import Bounds
-from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.by_call import at_call, by_call, shared_inputs
 from quantarena.methods.techniques.calibrate.watch import watch_inputs, watch_operands
 
 
@@ -65,7 +65,7 @@ class _Extremes:
         self, calls: list[int], change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> Bounds:
         """Bounds of all calls, (S, slices), each call's passed through ``change``."""
-        rows = [change(self.by_call[call].low, self.by_call[call].high) for call in calls]
+        rows = [change(b.low, b.high) for b in (at_call(self.by_call, call) for call in calls)]
         low, high = zip(*rows, strict=True)
         return Bounds(torch.stack(low), torch.stack(high))
 
@@ -86,14 +86,17 @@ def axes_of_inputs(
         ValueError: a sampler call without points, where ``per_call``.
     """
     calls = calls_of(points) if per_call else [0]
+    shared = shared_inputs(model, points)
     channels: dict[str, _Extremes] = {}
     positions: dict[str, _Extremes] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         axis = 1 if layer.is_conv else x.dim() - 1
         rest = tuple(d for d in range(x.dim()) if d != axis)
-        for call, rows in by_call(x, subset, per_call):
+        for call, rows in by_call(x, subset, per_call and name not in shared):
             channels.setdefault(name, _Extremes()).add(call, rows, rest)
+            if name in shared:  # its positions may be points
+                continue
             if layer.spatial == 2 or (not layer.is_conv and x.dim() == 3):
                 positions.setdefault(name, _Extremes()).add(call, rows, (0, axis))
 
@@ -106,7 +109,7 @@ def axes_of_inputs(
         return positions[name].table(calls, layer.window.bounds if layer.spatial == 2 else _as_is)
 
     return {
-        name: Axes(position_table(name), extremes.table(calls, _as_is))
+        name: Axes(position_table(name), extremes.table([0] if name in shared else calls, _as_is))
         for name, extremes in channels.items()
     }
 

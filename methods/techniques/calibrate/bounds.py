@@ -9,7 +9,7 @@ from torch import Tensor
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
-from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.by_call import at_call, by_call, shared_inputs
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 
@@ -65,6 +65,7 @@ def input_bounds(
         ValueError: a sampler call without points, where ``per_call``.
     """
     calls = calls_of(points) if per_call else [0]
+    shared = shared_inputs(model, points) if per_call else frozenset()
     bounds: dict[str, dict[int, Bounds]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
@@ -72,7 +73,7 @@ def input_bounds(
         if not -x.dim() < axis < x.dim() or axis == 0:
             return
         of_layer = bounds.setdefault(name, {})
-        for call, rows in by_call(x, subset, per_call):
+        for call, rows in by_call(x, subset, per_call and name not in shared):
             slices = rows.movedim(axis, 0).flatten(1)
             present = Bounds(slices.amin(1), slices.amax(1))
             of_layer[call] = of_layer[call].merged(present) if call in of_layer else present
@@ -82,8 +83,8 @@ def input_bounds(
         return {name: of_layer[0] for name, of_layer in bounds.items()}
     return {
         name: Bounds(
-            torch.stack([of_layer[call].low for call in calls]),
-            torch.stack([of_layer[call].high for call in calls]),
+            torch.stack([at_call(of_layer, call).low for call in calls]),
+            torch.stack([at_call(of_layer, call).high for call in calls]),
         )
         for name, of_layer in bounds.items()
     }

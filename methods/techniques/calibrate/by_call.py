@@ -1,11 +1,32 @@
 """Groups calibration points and their values by sampler call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.rows import module_rows
+
+_Value = TypeVar("_Value")
+
+
+def shared_inputs(model: QuantizedModel, points: CalibrationSet) -> frozenset[str]:
+    """Layers whose input has no batch axis in front: none of its rows belongs to one point.
+
+    Such an input cannot have ranges by sampler call, nor by position, since nothing says which of
+    its values belong to which call. Layers that do not run on the first points are not among them.
+    """
+    with model.using(weights=False, acts=False):
+        rows = module_rows(model.module, points, model.layers, model.run)
+    return frozenset(name for name, found in rows.items() if not found.follows)
+
+
+def at_call(values: Mapping[int, _Value], call: int) -> _Value:
+    """The value of a sampler call; of the nearest one for a layer that did not run at this call."""
+    return values[min(values, key=lambda known: abs(known - call))]
 
 
 def is_shared(x: Tensor, points: CalibrationSet) -> bool:

@@ -12,7 +12,7 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.techniques.calibrate.bounds import channel_axis
-from quantarena.methods.techniques.calibrate.by_call import by_call
+from quantarena.methods.techniques.calibrate.by_call import by_call, shared_inputs
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 from quantarena.methods.techniques.ranges.ema import EmaRange
 
@@ -28,11 +28,12 @@ def mean_peaks(
         momentum: weight of the earlier calls, in [0, 1).
         batch: points of one forward pass.
     """
+    shared = shared_inputs(model, points)
     peak_sums: dict[str, dict[int, tuple[Tensor, int]]] = {}
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         calls = peak_sums.setdefault(name, {})
-        for call, rows in by_call(x, subset, per_call=True):
+        for call, rows in by_call(x, subset, name not in shared):
             peaks = rows.abs().movedim(channel_axis(layer), -1)
             peaks = peaks.reshape(len(rows), -1, peaks.shape[-1]).amax(1)
             total, count = calls.get(call, (torch.zeros_like(peaks[0]), 0))

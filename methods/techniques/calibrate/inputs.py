@@ -8,7 +8,12 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
-from quantarena.methods.techniques.calibrate.by_call import by_call, is_shared
+from quantarena.methods.techniques.calibrate.by_call import (
+    at_call,
+    by_call,
+    is_shared,
+    shared_inputs,
+)
 from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
 from quantarena.methods.techniques.calibrate.row_sample import RowSample
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
@@ -46,15 +51,16 @@ def calibrate_activations(
     calls = calls_of(points) if plan.per_call else [0]
     most = max(_VALUES_CALL, _VALUES // len(calls))
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
-    shared: set[str] = set()
+    shared = set(shared_inputs(model, points)) if plan.per_call else set()
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
         if is_shared(x, subset):
             shared.add(name)
+        own = plan.per_call and name not in shared
         for index, part in enumerate(layer.parts):
             if part.static is not None:
                 of_part = samples.setdefault((name, index), {})
-                for call, rows in by_call(layer.part_input(part, x), subset, plan.per_call):
+                for call, rows in by_call(layer.part_input(part, x), subset, own):
                     of_part.setdefault(call, RowSample(most)).add(rows.reshape(1, -1))
 
     watch_inputs(model, points, watch, quantized_weights=plan.quantized_weights, batch=batch)
@@ -62,7 +68,8 @@ def calibrate_activations(
         quantizer = model.layers[name].parts[index].static
         assert quantizer is not None
         ranges = [
-            of_part[call].ranges(search, quantizer.bits, symmetric=plan.symmetric) for call in calls
+            at_call(of_part, call).ranges(search, quantizer.bits, symmetric=plan.symmetric)
+            for call in (calls if plan.per_call and name not in shared else [0])
         ]
         # An input without rows for the points has one range: it is the same at every call, and a
         # batch of several calls could not say which range it wants.

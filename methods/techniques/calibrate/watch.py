@@ -31,7 +31,8 @@ def watch_inputs(
 ) -> None:
     """Show every layer's input to ``watch``, in one pass over the points.
 
-    Activations are in floating point; input scales of layers are applied.
+    Activations are in floating point; input scales of layers are applied. A single vector is shown
+    as one row.
 
     Args:
         model: the network.
@@ -45,7 +46,8 @@ def watch_inputs(
     def watcher(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(module, QuantLayer)
-            watch(name, module, module.scaled(args[0]), current[0])
+            x = module.scaled(args[0])
+            watch(name, module, x[None] if x.dim() == 1 else x, current[0])
 
         return note
 

@@ -1,6 +1,6 @@
 """The inputs and targets that one block is optimised on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.rows import Rows
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.learn.block_rows import BlockInputs, CallArguments, gathered
 from quantarena.methods.techniques.learn.lockstep import PausedPasses
@@ -72,6 +73,7 @@ class ProblemMaker:
         sizes: points in each chunk.
         folder: where files of rows go; None keeps rows in memory.
         full_precision: context in which all quantizers of the model are off.
+        rows: rows of blocks and layers; a layer without rows of the points has no loss of its own.
     """
 
     model: QuantizedModel
@@ -80,6 +82,7 @@ class ProblemMaker:
     sizes: Sequence[int]
     folder: Path | None
     full_precision: Callable[[], AbstractContextManager[None]]
+    rows: Mapping[str, Rows]
 
     def make(
         self, block: Block, arguments: list[CallArguments], theirs: PausedPasses
@@ -114,7 +117,11 @@ class ProblemMaker:
     @torch.no_grad()
     def _targets(self, block: Block, inputs: BlockInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Full-precision outputs of the block, and of its layers where they have losses."""
-        wanted = block.layers[:-1] if self.schedule.layers else ()
+        wanted = [
+            name
+            for name in (block.layers[:-1] if self.schedule.layers else ())
+            if name not in self.rows or self.rows[name].returned
+        ]
         outputs: list[Tensor] = []
         layer_outputs: dict[str, list[Tensor]] = {name: [] for name in wanted}
         count = len(self.steps)
@@ -129,11 +136,16 @@ class ProblemMaker:
                     layer_outputs[name].append(latest[name])
         sizes = [len(index) for index in pieces]
 
-        def as_rows(chunks: Sequence[Any]) -> Tensor:
-            return _as_rows(block, chunks, sizes, self.folder, folded=inputs.folded)
+        def as_rows(chunks: Sequence[Any], folded: bool) -> Tensor:
+            return _as_rows(block, chunks, sizes, self.folder, folded=folded)
 
-        rows = {name: as_rows(chunks) for name, chunks in layer_outputs.items()}
-        return as_rows(outputs), rows
+        rows = {
+            name: as_rows(
+                chunks, inputs.folded or (name in self.rows and self.rows[name].returned > 1)
+            )
+            for name, chunks in layer_outputs.items()
+        }
+        return as_rows(outputs, inputs.folded), rows
 
 
 def _as_rows(

@@ -23,6 +23,7 @@ import torch
 
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, evenly
+from quantarena.methods.core.record.rows import Rows, module_rows
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.learn.block_problem import BlockProblem, ProblemMaker
 from quantarena.methods.techniques.learn.cost import Meter
@@ -94,7 +95,9 @@ def reconstruct(
 ) -> list[BlockReport]:
     """Optimise every block in execution order.
 
-    A single layer that the network calls several times is optimised on its first call.
+    A single layer that the network calls several times is optimised on its first call. A block
+    whose arguments or output have no rows of the points, as that of a learned table, keeps the
+    ranges that it has; the model's notes name it under ``not_reconstructed``.
 
     Args:
         model: network with weight ranges set, and with activation ranges set if ``acts``.
@@ -118,7 +121,12 @@ def reconstruct(
     quantized = partial(model.using, weights=True, acts=acts)
     full_precision = partial(model.using, weights=False, acts=False)
     sizes = [len(each) for each in chunks]
-    maker = ProblemMaker(model, schedule, points.step, sizes, place, full_precision)
+    rows = _rows(model, blocks, points)
+    maker = ProblemMaker(model, schedule, points.step, sizes, place, full_precision, rows)
+    left = [block.name for block in blocks if block.name in rows and not rows[block.name].learns]
+    if left:
+        model.notes["not_reconstructed"] = left
+        blocks = [block for block in blocks if block.name not in left]
     generator = torch.Generator().manual_seed(seed)
     reports: list[BlockReport] = []
     ours = PausedPasses(model, blocks, chunks, quantized, place)
@@ -133,6 +141,15 @@ def reconstruct(
             if progress is not None:
                 progress(len(reports), len(blocks))
     return reports
+
+
+def _rows(
+    model: QuantizedModel, blocks: Sequence[Block], points: CalibrationSet
+) -> dict[str, Rows]:
+    """Rows of blocks and of their layers."""
+    names = {name for block in blocks for name in (block.name, *block.layers)}
+    with model.using(weights=False, acts=False):
+        return module_rows(model.module, points, names, model.run)
 
 
 class _Training(NamedTuple):

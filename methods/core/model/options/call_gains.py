@@ -113,20 +113,25 @@ class CallGains(LayerOption):
         Raises:
             UserError: the call was not announced, or there is no pair for it.
         """
+        if len(gains) == 1:  # serves rows of any call, and inputs without rows
+            return self._shaped(gains[0], x, axis)
         entry = bank_entry(self.clock, len(self.of_call), x.shape[0])
-        shape = [1] * x.dim()
-        rows: Tensor
         if isinstance(entry, int):
-            rows = gains[int(self.of_call[entry])]
-        else:
-            pairs = self.of_call[entry]
-            first = int(pairs[0])
-            if bool((pairs == first).all()):
-                rows = gains[first]
-            else:
-                rows, shape[0] = torch.stack(list(gains))[pairs], x.shape[0]
+            return self._shaped(gains[int(self.of_call[entry])], x, axis)
+        pairs = self.of_call[entry]
+        first = int(pairs[0])
+        if bool((pairs == first).all()):
+            return self._shaped(gains[first], x, axis)
+        return self._shaped(torch.stack(list(gains))[pairs], x, axis)
+
+    @staticmethod
+    def _shaped(gains: Tensor, x: Tensor, axis: int) -> Tensor:
+        """Gains, (K,) or (rows, K), with the axes of ``x``."""
+        shape = [1] * x.dim()
         shape[axis] = x.shape[axis]
-        return rows.reshape(shape)
+        if gains.dim() == 2:
+            shape[0] = x.shape[0]
+        return gains.reshape(shape)
 
     def gains(self) -> tuple[Tensor, Tensor]:
         """All input gains, (N, K), and output gains, (N, O)."""

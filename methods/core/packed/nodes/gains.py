@@ -54,14 +54,14 @@ class GainsLayer(Wrapper):
                 f"gains {tuple(d_in.shape)} and {tuple(d_out.shape)} do not fit a weight of "
                 f"{inner.weight_shape}"
             )
-        self.entries = len(of_call)
+        self.entries = len(of_call) if len(d_in) > 1 else 0  # one pair serves rows of any call
         for name, value in (("d_in", d_in), ("d_out", d_out), ("of_call", of_call)):
             self.register_buffer(name, value.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        pair = int(self.of_call[step])
+        pair = int(self.of_call[step]) if self.entries else 0
         places = [1] * (len(self.weight_shape) - 2)
         y = self.below(self.inner, x * self.d_in[pair].reshape(-1, *places), step)
         y = y * self.d_out[pair].reshape(-1, *places)
