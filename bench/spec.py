@@ -45,7 +45,8 @@ class Budget:
         batch: number of images sampled together (with guidance the network gets twice as many).
         steps: sampler steps; 0 takes the workload's own number.
         calibration_images: number of full-precision trajectories recorded for calibration.
-        calibration_samples: number of points of those trajectories that a method may draw.
+        calibration_samples: number of points of those trajectories that a method may learn from.
+        range_samples: largest number of points that ranges are found on, of all images.
         iterations: reconstruction iterations per block.
         latency_rounds: number of timed rounds of one denoiser step.
     """
@@ -53,8 +54,9 @@ class Budget:
     images: int = 128
     batch: int = 16
     steps: int = 0
-    calibration_images: int = 32
+    calibration_images: int = 128
     calibration_samples: int = 128
+    range_samples: int = 1280
     iterations: int = 100
     latency_rounds: int = 20
 

@@ -20,6 +20,7 @@ from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
 from quantarena.methods.core.record.call_counts import CallPolicy
+from quantarena.methods.core.record.steps import AllCalls, PerCall, UniformStride, WholeWalks
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
 from quantarena.methods.core.trace.network import Graph
@@ -36,25 +37,35 @@ class DrawRecord:
 
     def __init__(self) -> None:
         self._draws: list[dict[str, Any]] = []
+        self._apart: dict[str, Any] = {}
 
     def note(self, steps: CallPolicy, points: CalibrationSet, seed: int) -> None:
         """Add one draw."""
-        self._draws.append(
-            {
-                "policy": repr(steps),
-                "points": len(points),
-                "steps": {str(step): count for step, count in points.histogram().items()},
-                "sha256": points.sha256(),
-                "seed": seed,
-            }
-        )
+        self._draws.append(_draw_note(steps, points, seed))
+
+    def note_apart(self, use: str, steps: CallPolicy, points: CalibrationSet, seed: int) -> None:
+        """Say which points were drawn for a use with a budget of its own."""
+        self._apart[use] = _draw_note(steps, points, seed)
 
     def as_dict(self) -> dict[str, Any]:
-        """The last draw, with any earlier ones under ``earlier``; empty before the first."""
+        """The last draw, any earlier ones under ``earlier``, those for ranges and walks by name."""
         if not self._draws:
-            return {}
+            return dict(self._apart)
         *earlier, last = self._draws
-        return {**last, **({"earlier": list(earlier)} if earlier else {})}
+        return {**last, **({"earlier": list(earlier)} if earlier else {}), **self._apart}
+
+
+def _draw_note(steps: CallPolicy, points: CalibrationSet, seed: int) -> dict[str, Any]:
+    """What a row says of one draw; ``images`` is the number of distinct ones."""
+    images = 0 if points.image is None else len(set(points.image.tolist()))
+    return {
+        "policy": repr(steps),
+        "points": len(points),
+        "images": images,
+        "steps": {str(step): count for step, count in points.histogram().items()},
+        "sha256": points.sha256(),
+        "seed": seed,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,42 @@ class MethodContext:
         """Draw calibration points from the trajectory; the row shows what was drawn."""
         points = steps.draw(self.trajectory, self.seed)
         self.draws.note(steps, points, self.seed)
+        return points
+
+    @property
+    def range_samples(self) -> int:
+        """The number of points that ranges may be found on, of those that were recorded."""
+        return min(self.trajectory.calls * self.trajectory.rows, self.effort.range_samples)
+
+    def range_points(self, steps: CallPolicy | None = None) -> CalibrationSet:
+        """The points to find ranges, smoothing and dilation on; the row shows what they were.
+
+        These need one pass and no gradients, so they see all that was recorded, or equally many
+        points of each sampler call, dealt over all images, where that is more than the preset
+        allows. Few images would make ranges by sampler call too narrow for the others.
+
+        Args:
+            steps: another policy, of a method whose idea is which points to calibrate on; it
+                draws ``range_samples`` of them.
+        """
+        recorded, most = self.trajectory, self.range_samples
+        if steps is None and most < recorded.calls * recorded.rows:
+            each = most // recorded.calls
+            steps = PerCall(each) if each else UniformStride(most)
+        steps = steps or AllCalls()
+        points = steps.draw(recorded, self.seed)
+        self.draws.note_apart("ranges", steps, points, self.seed)
+        return points
+
+    def walk_points(self, rows: int) -> CalibrationSet:
+        """The same rows at every sampler call, call after call; the row shows which.
+
+        A walk costs what is learned on it, which the method's updates count; its recording is
+        there. So ``effort.samples`` does not limit the rows.
+        """
+        steps = WholeWalks(rows)
+        points = steps.draw(self.trajectory, self.seed)
+        self.draws.note_apart("walks", steps, points, self.seed)
         return points
 
     def blocks(

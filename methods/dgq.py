@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     FP_WIDTH,
     AtLeast,
@@ -57,14 +57,16 @@ from quantarena.methods.techniques.calibrate.axis_groups import (
 from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
 
-PAPER_SAMPLES = 128
-"""Points at each call: 64 captions and both guidance halves."""
-RELEASE_BATCH = 8
-
 
 def release_schedule(iterations: int) -> Schedule:
     """The released code's schedule: plain AdaRound."""
-    return replace(Schedule.adaround(iterations), batch=RELEASE_BATCH)
+    return replace(Schedule.adaround(iterations), batch=hyper_parameters.DGQ.batch)
+
+
+def paper_schedule(iterations: int) -> Schedule:
+    """The published schedule at its length, a faster one below it."""
+    published = iterations >= hyper_parameters.DGQ.updates
+    return hyper_parameters.DGQ.schedule() if published else Schedule.fast(iterations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Recipe:
 
 
 RECIPES = {
-    "paper": Recipe(mse_range, Schedule.fast),
+    "paper": Recipe(mse_range, paper_schedule),
     "release": Recipe(shrink_range, release_schedule),
 }
 
@@ -113,7 +115,7 @@ class Dgq(Method):
         per_call: bool = True
         adaround: bool = True
         patches: bool = True
-        least: Annotated[int, AtLeast(1)] = 32
+        least: Annotated[int, AtLeast(1)] = 256
         frozen: bool = True
         log2: bool = True
         start_token: bool = True
@@ -124,7 +126,7 @@ class Dgq(Method):
         venue="ICLR 2025",
         paper="arXiv:2501.04304",
         summary="activation groups by (min, max) along the axis that differs more, log2 attention",
-        version=2,
+        version=3,
         bibtex=(
             "@inproceedings{ryu2025dgq, title={DGQ: Distribution-Aware Group Quantization for "
             "Text-to-Image Diffusion Models}, author={Ryu, Hyogon and Park, NaHyeon and Shim, "
@@ -165,6 +167,7 @@ class Dgq(Method):
         points = ctx.draw(PerCall(points_per_call(ctx.trajectory, ctx.effort.samples)))
         self.round_weights(model, ctx, points)
         self.prepare_attention(model)
+        points = ctx.range_points()
         if self.options.per_call:
             model.use_schedule(points)
         reach = self.reach(len(points) // ctx.trajectory.calls) if self.options.per_call else 0

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     SEARCHES,
     AtLeast,
@@ -34,14 +34,12 @@ from quantarena.methods.api import (
     reconstruct,
     register,
 )
-from quantarena.methods.techniques.learn.schedule import scaled, small_batch
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.techniques.learn.schedule import paced, scaled, small_batch
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 
-PAPER_SAMPLES = 5120
-PAPER_ITERATIONS = 5_000
-PAPER_BATCH = 32
-PAPER_QUANTIZER_LR, PAPER_WEIGHT_LR = 1e-4, 1e-2
-"""Rates as restated; it is not certain which is which, so ours differ, see the docs page."""
+WEIGHT_REACH, SCALE_REACH, ZERO_REACH = 4.0, 0.5, 1.0
+"""How far weights, scales and zero points may travel in a run, in the units of their rates."""
 
 
 @register("dilate_quant")
@@ -80,7 +78,7 @@ class DilateQuant(Method):
         venue="ACM MM 2025",
         paper="arXiv:2409.14307",
         summary="weights dilated at no change of range, ranges by step, blocks distilled as in QAT",
-        version=3,
+        version=4,
         bibtex=(
             "@inproceedings{liu2025dilatequant, title={DilateQuant: Accurate and Efficient "
             "Quantization-Aware Training for Diffusion Models via Weight Dilation}, "
@@ -117,7 +115,7 @@ class DilateQuant(Method):
         model.set_weight_ranges(SEARCHES[self.options.weight_search])
         calibrate_activations(
             model,
-            points,
+            ctx.range_points(),
             mse_range,
             CalibrationPlan(per_call=self.options.per_call, per_head=self.options.per_call),
         )
@@ -132,15 +130,21 @@ class DilateQuant(Method):
 
     def schedule(self, iterations: int) -> Schedule:
         """The schedule of each block where a preset allows this many AdaRound iterations."""
-        count = scaled(iterations, PAPER_ITERATIONS)
-        scales = Group(self.options.scale_lr, Decay.COSINE, relative=True)
+        if iterations >= PUBLISHED_ITERATIONS:
+            return hyper_parameters.DILATE_QUANT.schedule()
+        count = scaled(iterations, hyper_parameters.DILATE_QUANT.updates)
+
+        def rate(value: float, reach: float, *, relative: bool = True) -> Group:
+            return Group(paced(value, reach, count), Decay.COSINE, relative=relative)
+
+        scales = rate(self.options.scale_lr, SCALE_REACH)
         return Schedule(
             count,
             {
-                "weight": Group(self.options.weight_lr, Decay.COSINE, relative=True),
+                "weight": rate(self.options.weight_lr, WEIGHT_REACH),
                 "weight_scale": scales,
                 "act_scale": scales,
-                "act_zero": Group(self.options.zero_lr, Decay.COSINE),
+                "act_zero": rate(self.options.zero_lr, ZERO_REACH, relative=False),
             },
             batch=small_batch(count, self.options.batch),
         )

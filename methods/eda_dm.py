@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     AtLeast,
     CalibrationSet,
@@ -46,7 +46,6 @@ from quantarena.methods.techniques.learn.schedule import scaled, small_batch
 from quantarena.methods.techniques.points.tdac import TDAC
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
-PAPER_ITERATIONS = 5_000
 GAMMA = 0.8
 MIX = DROP = 0.5
 DIVERSITY_WEIGHT = 1.2
@@ -60,17 +59,18 @@ Rates = Callable[[int, int], Mapping[str, Group]]
 
 
 def paper_rates(iterations: int, weight_bits: int) -> Mapping[str, Group]:
-    """Rates that fit short runs."""
+    """The released rates at the published length, below it rates that fit short runs."""
+    if iterations >= hyper_parameters.EDA_DM.updates:
+        return release_rates(iterations, weight_bits)
     return {
         "rounding": Group(min(0.05, 60 / max(1, iterations))),
-        "act_scale": Group(2e-2, Decay.COSINE, relative=True),
+        "act_scale": Group(5e-3, Decay.COSINE, relative=True),
     }
 
 
 def release_rates(iterations: int, weight_bits: int) -> Mapping[str, Group]:
     """Rates of the released CIFAR settings."""
-    rounding, scale = (0.5, 5e-4) if weight_bits < 8 else (5e-2, 1e-3)
-    return {"rounding": Group(rounding, Decay.COSINE), "act_scale": Group(scale, Decay.COSINE)}
+    return (hyper_parameters.EDA_DM if weight_bits < 8 else hyper_parameters.EDA_DM_8_BITS).groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class EDADM(Method):
         venue="arXiv 2024",
         paper="arXiv:2401.04585",
         summary="calibration by density and diversity of features, fine-grained reconstruction",
-        version=3,
+        version=4,
         bibtex=(
             "@article{liu2024edadm, title={EDA-DM: Enhanced Distribution Alignment for "
             "Post-Training Quantization of Diffusion Models}, author={Liu, Xuewen and Li, Zhikai "
@@ -166,33 +166,37 @@ class EDADM(Method):
         """Draw points, find ranges, reconstruct."""
         recipe = RECIPES[ctx.variant]
         model = ctx.wrap(splits=self.options.split_shortcuts)
-        points = ctx.draw(self.steps(ctx))
+        steps = self.steps(ctx)
+        points = ctx.draw(steps(ctx.effort.samples))
         blocks = ctx.blocks(model, points)
         model.set_weight_ranges(recipe.search)
-        recipe.calibrate(model, points, recipe.search, ctx.seed)
+        recipe.calibrate(model, ctx.range_points(steps(ctx.range_samples)), recipe.search, ctx.seed)
         reports = self._reconstruct(ctx, model, blocks, points)
         model.notes["reconstruction"] = [report.note("soft") for report in reports]
         return model
 
-    def steps(self, ctx: MethodContext) -> CallPolicy:
-        """The policy that draws the calibration points."""
+    def steps(self, ctx: MethodContext) -> Callable[[int], CallPolicy]:
+        """The policy that draws calibration points, for a number of them."""
         if not self.options.tdac:
-            return UniformStride(ctx.effort.samples)
+            return UniformStride
         without = modules_without_images(ctx.model, ctx.trajectory)
         tap = FeatureTap(middle_module(ctx.graph, without), FEATURE_ROWS)
         found = features(ctx.model, ctx.trajectory, tap)
         fixed = RECIPES[ctx.variant].radius
         radius = self.options.radius if fixed is None else fixed
-        return TDAC(ctx.effort.samples, found, DIVERSITY_WEIGHT, radius, repeat=True)
+        return lambda samples: TDAC(samples, found, DIVERSITY_WEIGHT, radius, repeat=True)
 
     def schedule(self, iterations: int, variant: str, weight_bits: int) -> Schedule:
         """The joint schedule where a preset allows this many AdaRound iterations a block."""
-        count, recipe = scaled(iterations, PAPER_ITERATIONS), RECIPES[variant]
+        published = hyper_parameters.EDA_DM
+        count, recipe = scaled(iterations, published.updates), RECIPES[variant]
         return Schedule(
             count,
             recipe.rates(count, weight_bits),
             batch=small_batch(count),
-            rounding=RoundingTerm(strength=recipe.rounding),
+            rounding=RoundingTerm(
+                strength=recipe.rounding if count < published.updates else published.rounding
+            ),
             layers=GAMMA if self.options.layer_terms else 0.0,
             mix=MIX if self.options.mixing else 0.0,
             act_drop=DROP if self.options.mixing else 0.0,

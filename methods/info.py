@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+
 BOARD_BITS = ("w8a8", "w4a8", "w4a4", "w2a4")
 """The widths that the larger presets compare methods at."""
 
@@ -59,9 +61,18 @@ class Effort:
     """What a preset lets a method spend.
 
     Attributes:
-        samples: number of calibration points.
+        samples: number of calibration points to learn from: reconstruction, distillation, walks.
         iterations: reconstruction iterations a block.
+        range_samples: largest number of points that ranges, smoothing and dilation are found on.
+            These cost a pass without gradients. What counts are distinct images: see
+            docs/protocol.md.
     """
 
     samples: int
     iterations: int
+    range_samples: int = 1280
+
+    @property
+    def as_published(self) -> bool:
+        """Whether there is room for the lengths and rates of the papers themselves."""
+        return self.iterations >= PUBLISHED_ITERATIONS

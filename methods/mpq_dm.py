@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     FLOAT_WEIGHTS,
     AtLeast,
@@ -33,13 +33,11 @@ from quantarena.methods.api import (
     MethodOptions,
     QuantizedModel,
     RangeSearch,
-    WholeWalks,
     calibrate_activations,
     distill,
     input_bounds,
     minmax_range,
     mse_range,
-    points_per_call,
     register,
     smooth,
     teacher_walk,
@@ -47,14 +45,15 @@ from quantarena.methods.api import (
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.rows import module_rows
+from quantarena.methods.info import Effort
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
+from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
-from quantarena.methods.techniques.learn.schedule import ADAROUND_ITERATIONS
+from quantarena.methods.techniques.learn.schedule import paced, scaled
 
-PAPER_UPDATES, PAPER_BATCH, PAPER_RANK = 16_000, 4, 32
-"""ImageNet, 20 steps; LSUN has 32,000 updates over 100 steps."""
-PAPER_LORA_LR, PAPER_SCALE_LR, PAPER_ACT_LR = 1 / 2500, 1e-6, 5e-4
-"""The first relative to the mean weight scale, the others absolute."""
+RANK = 32
+LORA_REACH, WEIGHT_SCALE_REACH, ACT_SCALE_REACH = 1.6, 0.4, 0.8
+"""How far each may travel in a run, in the units of its learning rate."""
 PAPER_INITIAL = 32
 """Samples that the release finds its activation ranges on."""
 ALPHA = 0.5
@@ -102,10 +101,12 @@ class MpqDm(Method):
             finetune: learn LoRA and scales.
             relation: weight of TRD; 0 leaves it out, as variant release does.
             window: consecutive sampler calls whose features TRD averages.
-            batch: rows of each walk.
-            lora_lr: learning rate of LoRA, relative to the mean weight scale of the layer.
-            weight_scale_lr: learning rate of weight scales, relative to each parameter's mean.
-            act_scale_lr: learning rate of activation scales, relative to each parameter's mean.
+            batch: rows of each walk; the paper's 4 at the published length.
+            lora_lr: learning rate of LoRA in a short run, relative to the mean weight scale of the
+                layer; longer runs have less, see ``LORA_REACH``, and the published length has the
+                paper's.
+            weight_scale_lr: same of weight scales, relative to each parameter's mean.
+            act_scale_lr: same of activation scales, relative to each parameter's mean.
         """
 
         mixed: bool = True
@@ -115,7 +116,7 @@ class MpqDm(Method):
         relation: Annotated[float, AtLeast(0)] = 100.0
         window: Annotated[int, AtLeast(1)] = 2
         batch: Annotated[int, AtLeast(1)] = 20
-        lora_lr: Annotated[float, AtLeast(0)] = 0.005
+        lora_lr: Annotated[float, AtLeast(0)] = 0.01
         weight_scale_lr: Annotated[float, AtLeast(0)] = 2e-3
         act_scale_lr: Annotated[float, AtLeast(0)] = 5e-3
 
@@ -124,7 +125,7 @@ class MpqDm(Method):
         venue="AAAI 2025",
         paper="arXiv:2412.11549",
         summary="channel widths N-1, N, N+1 by kurtosis; LoRA with relation distillation",
-        version=2,
+        version=3,
         bibtex=(
             "@inproceedings{feng2025mpqdm, title={MPQ-DM: Mixed Precision Quantization for "
             "Extremely Low Bit Diffusion Models}, author={Feng, Weilun and Qin, Haotong and Yang, "
@@ -134,8 +135,9 @@ class MpqDm(Method):
         deviations=(
             "walks are the recorded trajectories that all methods share (paper: new noise and "
             "labels for each)",
-            "updates follow the preset, 16,000 at preset paper, at larger rates, relative to the "
-            "scales; zero points do not learn (paper: LoRA 1/2500, scales 1e-6 and 5e-4)",
+            "updates follow the preset, in whole walks, of 20 rows (paper: 4), at rates that fit "
+            "the length; preset paper has the paper's 16,000 of 4 rows at LoRA 1/2500 and scales "
+            "1e-6 and 5e-4; zero points do not learn",
             "LoRA changes the smoothed weight (paper: the weight, smoothed afterwards)",
             "at 8 bits all channels have 8: codes of 9 bits cannot be stored",
             "activation ranges start as found at each step (variant release: one range on 32 "
@@ -158,7 +160,7 @@ class MpqDm(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Smooth, calibrate, decide widths, fine-tune."""
         model = ctx.wrap()
-        points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
+        points = ctx.range_points()
         if self.options.smoothing:
             smooth_layers(model, points)
         recipe = RECIPES[ctx.variant]
@@ -197,27 +199,36 @@ class MpqDm(Method):
         terms = (
             (WindowTerm(module, relation_loss, self.options.window, relation),) if relation else ()
         )
-        schedule = self.schedule(ctx.effort.iterations, terms)
+        schedule = self.schedule(ctx.effort, ctx.trajectory.calls, terms)
         if not schedule.updates:
             return
-        walk = teacher_walk(points, self.options.batch)
+        paper = hyper_parameters.MPQ_DM.batch
+        batch = paper if ctx.effort.as_published else self.options.batch
+        walk = teacher_walk(ctx.trajectory, batch)
         report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
         model.notes["distillation"] = {**report.note(), "feature": module}
 
-    def schedule(self, iterations: int, terms: tuple[WindowTerm, ...] = ()) -> Distillation:
-        """As many rows as the paper has, scaled by the preset's share of 20,000 iterations."""
-        rows = PAPER_UPDATES * PAPER_BATCH * iterations / ADAROUND_ITERATIONS
-        return Distillation(
-            max(self.options.window, round(rows / self.options.batch)) if iterations else 0,
-            {
-                "lora": Group(self.options.lora_lr, Decay.LINEAR, relative=True),
-                "weight_scale": Group(self.options.weight_scale_lr, Decay.LINEAR, relative=True),
-                "act_scale": Group(self.options.act_scale_lr, Decay.LINEAR, relative=True),
-            },
-            reduction="sum",
-            terms=terms,
-            rank=PAPER_RANK,
+    def schedule(
+        self, effort: Effort, calls: int, terms: tuple[WindowTerm, ...] = ()
+    ) -> Distillation:
+        """The paper's updates, scaled by the preset's share of 20,000 iterations, in whole walks.
+
+        At the published length the rates are the paper's own, else those of a run this long.
+        """
+        updates = whole_walks(
+            scaled(effort.iterations, hyper_parameters.MPQ_DM.updates, least=0), calls
         )
+        groups = hyper_parameters.MPQ_DM.groups
+        if not effort.as_published:
+            groups = {
+                name: Group(paced(rate, reach, updates), Decay.LINEAR, relative=True)
+                for name, rate, reach in (
+                    ("lora", self.options.lora_lr, LORA_REACH),
+                    ("weight_scale", self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
+                    ("act_scale", self.options.act_scale_lr, ACT_SCALE_REACH),
+                )
+            }
+        return Distillation(updates, groups, reduction="sum", terms=terms, rank=RANK)
 
 
 def smooth_layers(model: QuantizedModel, points: CalibrationSet) -> None:

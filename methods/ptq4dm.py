@@ -139,7 +139,7 @@ class PTQ4DM(Method):
         """Draw points, then find weight and activation ranges."""
         recipe = RECIPES[ctx.variant]
         model, search = ctx.wrap(), self.search(recipe)
-        points = ctx.draw(self.steps(ctx.effort.samples, recipe))
+        points = ctx.range_points(self.steps(ctx.range_samples, recipe))
         ctx.progress(0, 2)
         model.set_weight_ranges(search)
         ctx.progress(1, 2)

@@ -14,11 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     Capabilities,
-    Decay,
-    Group,
     Method,
     MethodContext,
     MethodInfo,
@@ -33,11 +31,9 @@ from quantarena.methods.api import (
     register,
     shrink_range,
 )
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
 
-PAPER_ITERATIONS = 20_000
-PAPER_ACT_ITERATIONS = 5_000
 CALIBRATION_STEPS = 20
-RELEASE_ACT_RATE = 4e-4
 RELEASE_BATCH = 8
 """Batch of the text-to-image script; the other scripts have 32."""
 
@@ -59,7 +55,9 @@ class Recipe:
 
 
 def paper_schedules(iterations: int) -> Schedules:
-    """The schedules of the paper, as far as a preset's iterations allow."""
+    """The paper's schedules at the published length, faster ones below it."""
+    if iterations >= PUBLISHED_ITERATIONS:
+        return hyper_parameters.Q_DIFFUSION.schedule(), hyper_parameters.Q_DIFFUSION_ACTS.schedule()
     return Schedule.fast(iterations), Schedule.act_scales(_act_iterations(iterations))
 
 
@@ -67,7 +65,7 @@ def release_schedules(iterations: int) -> Schedules:
     """The schedules of the text-to-image script: one absolute rate, one half regularised."""
     plain, acts = Schedule.adaround(iterations), Schedule.act_scales(_act_iterations(iterations))
     rounding = replace(plain.rounding, first_part=True)
-    groups = {"act_scale": Group(RELEASE_ACT_RATE, Decay.COSINE)}
+    groups = hyper_parameters.Q_DIFFUSION_ACTS.groups
     return (
         replace(plain, rounding=rounding, batch=RELEASE_BATCH),
         replace(acts, groups=groups, batch=RELEASE_BATCH),
@@ -75,7 +73,7 @@ def release_schedules(iterations: int) -> Schedules:
 
 
 def _act_iterations(iterations: int) -> int:
-    return round(iterations * PAPER_ACT_ITERATIONS / PAPER_ITERATIONS)
+    return round(iterations * hyper_parameters.Q_DIFFUSION_ACTS.updates / PUBLISHED_ITERATIONS)
 
 
 RECIPES = {
@@ -104,7 +102,7 @@ class QDiffusion(Method):
         venue="ICCV 2023",
         paper="arXiv:2302.04304",
         summary="uniform-step calibration, split shortcut quantizers, AdaRound reconstruction",
-        version=4,
+        version=5,
         bibtex=(
             "@inproceedings{li2023qdiffusion, title={Q-Diffusion: Quantizing Diffusion Models}, "
             "author={Li, Xiuyu and Liu, Yijiang and Lian, Long and Yang, Huanrui and Dong, Zhen "
@@ -144,7 +142,7 @@ class QDiffusion(Method):
             seed=ctx.seed,
             progress=lambda done, _: ctx.progress(done, total),
         )
-        calibrate_activations(model, points, mse_range)
+        calibrate_activations(model, ctx.range_points(), mse_range)
         scales = reconstruct(
             model,
             blocks,

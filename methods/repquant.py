@@ -123,17 +123,17 @@ class RepQuant(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Fold, calibrate, reconstruct."""
         model = ctx.wrap()
-        points = ctx.draw(UniformStride(ctx.effort.samples))
+        points, ranges = ctx.draw(UniformStride(ctx.effort.samples)), ctx.range_points()
         sites = self.sites(ctx, model, points) if self.options.fold else ()
-        folded = self.fold_sites(ctx, model, points, sites)
+        folded = self.fold_sites(ctx, model, ranges, sites)
         search = SEARCHES[self.options.search]
         model.set_weight_ranges(search)
         if self.options.log_softmax:
             for products in model.attention.values():
                 if "softmax" in products.quantizers:
                     products.use_log(per_octave=2, zero_code=self.options.zero_code)
-            calibrate_log_scales(model, points)
-        calibrate_activations(model, points, search, FLOAT_WEIGHTS)
+            calibrate_log_scales(model, ranges)
+        calibrate_activations(model, ranges, search, FLOAT_WEIGHTS)
         for site in sites:
             for name in site.readers:
                 quantizer = model.layers[name].only_part.static

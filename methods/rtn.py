@@ -8,7 +8,6 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     QuantizedModel,
-    UniformStride,
     calibrate_activations,
     minmax_range,
     register,
@@ -35,7 +34,7 @@ class RoundToNearest(Method):
         """Find ranges from the weights and from uniformly spaced calibration points."""
         model = ctx.wrap()
         model.set_weight_ranges(minmax_range)
-        points = ctx.draw(UniformStride(ctx.effort.samples))
+        points = ctx.range_points()
         ctx.progress(0, 1)
         calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
         ctx.progress(1, 1)

@@ -10,7 +10,7 @@ with full precision: the same image from the same noise and prompt.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
@@ -29,24 +29,27 @@ from quantarena.methods.api import (
     MethodOptions,
     QuantizedModel,
     QuantLayer,
-    Unsupported,
-    WholeWalks,
     calibrate_activations,
     default_range,
     mse_range,
-    points_per_call,
     register,
 )
 from quantarena.methods.core.record.points import evenly
+from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
-from quantarena.methods.techniques.distill.student_walk import fit_walks
+from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
+from quantarena.methods.techniques.learn.schedule import paced
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
+WEIGHT_REACH, SCALE_REACH = 2.0, 3.0
+"""How far weights and scales may travel in a run, in codes and relative to where they start."""
+LEAST_FITTED = 8
+"""Images that the sampler's step is fitted to, at least; every image that learns is among them."""
 QUICK = 100
 """Iterations at which ``rounds`` is as given; it grows in proportion."""
 JUDGED = 32
@@ -66,6 +69,7 @@ class SerialToParallel(Method):
                 walks ("parallel only").
             serial_first: start each round with the student rollout.
             rounds: serial and parallel stages at 100 iterations; each starts with a new rollout.
+            images: images of each round, the next of a shuffled deck; 0 takes all.
             epochs: passes of a parallel stage over the stored pairs; 0 is "serial only".
             batch: rows of a parallel batch.
             window: sampler calls of a rollout to one update.
@@ -73,8 +77,8 @@ class SerialToParallel(Method):
             per_call: a range for each sampler call; if false, one for all.
             tables: replace time layers that the policy leaves in floating point by tables.
             mixed: move bits to sensitive output channels (v1's mixed precision, within a layer).
-            weight_lr: learning rate of weights, relative to the layer's mean weight scale; 0 learns
-                scales alone.
+            weight_lr: learning rate of weights in a short run, relative to the layer's mean weight
+                scale; longer runs have less, see ``WEIGHT_REACH``. 0 learns scales alone.
             weight_scale_lr: learning rate of weight scales, relative to the mean of the layer's.
             act_scale_lr: learning rate of activation scales, relative to the mean of the bank.
             feature_weight: weight of the inter-layer distillation (v2); 0 is none.
@@ -83,17 +87,18 @@ class SerialToParallel(Method):
 
         serial: bool = True
         serial_first: bool = True
-        rounds: Annotated[int, AtLeast(0)] = 2
+        rounds: Annotated[int, AtLeast(0)] = 1
         epochs: Annotated[int, AtLeast(0)] = 1
-        batch: Annotated[int, AtLeast(1)] = 24
-        window: Annotated[int, AtLeast(1)] = 5
+        images: Annotated[int, AtLeast(0)] = 16
+        batch: Annotated[int, AtLeast(1)] = 8
+        window: Annotated[int, AtLeast(1)] = 2
         guided: bool = False
         per_call: bool = True
         tables: bool = True
         mixed: bool = False
-        weight_lr: Annotated[float, AtLeast(0)] = 0.001
-        weight_scale_lr: Annotated[float, AtLeast(0)] = 6e-3
-        act_scale_lr: Annotated[float, AtLeast(0)] = 0.03
+        weight_lr: Annotated[float, AtLeast(0)] = 0.005
+        weight_scale_lr: Annotated[float, AtLeast(0)] = 1e-3
+        act_scale_lr: Annotated[float, AtLeast(0)] = 1e-3
         feature_weight: Annotated[float, AtLeast(0)] = 0.0
         freezing: bool = False
 
@@ -133,7 +138,7 @@ class SerialToParallel(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Tabulate, calibrate, learn on own walks."""
         model = ctx.wrap()
-        points = ctx.draw(WholeWalks(whole_images(ctx)))
+        points = ctx.range_points()
         if self.options.tables:
             tabulate(model, ctx, points)
         model.set_weight_ranges(mse_range)
@@ -143,43 +148,45 @@ class SerialToParallel(Method):
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
         rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.options.serial or self.options.epochs):
-            walks = fit_walks(ctx.model, points)
+            walks = fit_walks(ctx.model, ctx.walk_points(self.rows(ctx.trajectory, rounds)))
             report = distill_on_student_walks(
                 model,
                 ctx.model,
                 walks,
-                self.stages(model, ctx, points, rounds),
+                self.stages(model, ctx, points, walks, rounds),
                 seed=ctx.seed,
                 progress=ctx.progress,
             )
             model.notes["learning"] = report.note() | {
-                "full_precision_rows": len(points) + report.teacher_rows,
+                "full_precision_rows": len(walks.recorded.targets) + report.teacher_rows,
                 "step_fit": round(float(walks.step.error.max()), 6),
             }
         return model
 
+    def rows(self, recorded: Trajectory, rounds: int) -> int:
+        """Rows of the walks that the rounds learn on, all guidance halves of their images."""
+        wanted = max(LEAST_FITTED, rounds * self.options.images)
+        images = min(recorded.images, wanted) if self.options.images else recorded.images
+        return images * recorded.halves
+
     def stages(
-        self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, rounds: int
+        self,
+        model: QuantizedModel,
+        ctx: MethodContext,
+        points: CalibrationSet,
+        walks: RecordedWalks,
+        rounds: int,
     ) -> SerialParallel:
-        """What learns, and in which order."""
-
-        def rate(value: float) -> Group:
-            return Group(value, Decay.COSINE, relative=True)
-
-        groups = {
-            "weight_scale": rate(self.options.weight_scale_lr),
-            "act_scale": rate(self.options.act_scale_lr),
-        }
-        if self.options.weight_lr:
-            groups["weight"] = rate(self.options.weight_lr)
+        """What learns, and in which order, at rates that fit the number of updates."""
         features: tuple[str, ...] = ()
         if self.options.feature_weight:
             features = tuple(b.name for b in ctx.blocks(model, points) if len(b.layers) > 1)
-        return SerialParallel(
-            groups,
+        stages = SerialParallel(
+            {},
             rounds,
             self.options.epochs,
             batch=self.options.batch,
+            images=self.options.images,
             window=self.options.window,
             serial=self.options.serial,
             serial_first=self.options.serial_first,
@@ -188,22 +195,20 @@ class SerialToParallel(Method):
             feature_weight=self.options.feature_weight,
             freezing=Freezing() if self.options.freezing else None,
         )
+        return replace(stages, groups=self.groups(stages.updates(walks)))
 
-
-def whole_images(ctx: MethodContext) -> int:
-    """Rows of whole walks that the budget allows, all guidance halves of an image.
-
-    Raises:
-        Unsupported: not even one image.
-    """
-    halves = ctx.trajectory.halves
-    rows = points_per_call(ctx.trajectory, ctx.effort.samples) // halves * halves
-    if not rows:
-        raise Unsupported(
-            f"a walk needs {halves} guidance halves at each of {ctx.trajectory.calls} calls, the "
-            f"preset allows {ctx.effort.samples} points: take fewer steps or a larger preset"
-        )
-    return rows
+    def groups(self, updates: int) -> dict[str, Group]:
+        """What learns, and how fast, in a run of this length."""
+        rates = {
+            "weight_scale": (self.options.weight_scale_lr, SCALE_REACH),
+            "act_scale": (self.options.act_scale_lr, SCALE_REACH),
+        }
+        if self.options.weight_lr:
+            rates["weight"] = (self.options.weight_lr, WEIGHT_REACH)
+        return {
+            name: Group(paced(rate, reach, updates), Decay.COSINE, relative=True)
+            for name, (rate, reach) in rates.items()
+        }
 
 
 def tabulate(model: QuantizedModel, ctx: MethodContext, points: CalibrationSet) -> None:

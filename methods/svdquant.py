@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     FLOAT_WEIGHTS,
     SEARCHES,
@@ -27,7 +27,6 @@ from quantarena.methods.api import (
     QuantizedModel,
     QuantLayer,
     RangeSearch,
-    UniformStride,
     Within,
     calibrate_activations,
     input_bounds,
@@ -42,7 +41,6 @@ from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.scaling.low_rank import Branch, refine_branch
 
-PAPER_RANK, PAPER_GRID = 32, 20
 JUDGED_VALUES = 8192
 """Values that a static range is found on while exponents are compared."""
 
@@ -61,7 +59,8 @@ class SvdQuant(Method):
             rank: largest rank of the branch; 0 for no branch.
             share: largest rank of the branch as a share of the layer's smaller side.
             smoothing: search exponents; if false, inputs stay as they are.
-            grid: the exponents a that are tried are 1/grid to (grid - 1)/grid, b is 0 or 1 - a.
+            grid: the exponents a that are tried are 1/grid to (grid - 1)/grid, b is 0 or 1 - a;
+                the published 20 at the published length.
             rounds: largest number of times that a branch is found; 1 for the plain decomposition.
             group: input channels of a linear layer that share a scale, where they divide it; 0 for
                 one scale for all.
@@ -71,7 +70,7 @@ class SvdQuant(Method):
             judged: points that output errors are taken on.
         """
 
-        rank: Annotated[int, AtLeast(0)] = PAPER_RANK
+        rank: Annotated[int, AtLeast(0)] = hyper_parameters.SVDQUANT_RANK
         share: Annotated[float, Within(0, 1)] = 1 / 8
         smoothing: bool = True
         grid: Annotated[int, AtLeast(1)] = 4
@@ -119,17 +118,19 @@ class SvdQuant(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Set formats, then exponents and branch of each layer, then find ranges."""
         model = ctx.wrap()
-        points = ctx.draw(UniformStride(ctx.effort.samples))
+        points = ctx.range_points()
         bounds, inputs = (
             input_bounds(model, points),
             layer_inputs(model, points, self.options.judged),
         )
+        published = hyper_parameters.SVDQUANT_GRID
+        grid = published if ctx.effort.as_published else self.options.grid
         notes: dict[str, Any] = {}
         for done, (name, layer) in enumerate(model.layers.items()):
             self.set_formats(layer, bounds[name])
             x = inputs.pop(name)
             if layer.groups == 1 and layer.bits == ctx.bits:
-                notes[name] = self.decompose(layer, x, bounds[name].absmax)
+                notes[name] = self.decompose(layer, x, bounds[name].absmax, grid)
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
         model.set_weight_ranges(SEARCHES[self.options.weight_search], symmetric=True)
@@ -152,13 +153,14 @@ class SvdQuant(Method):
             unsigned = self.options.one_sided and bool(-bounds.low.min() <= bounds.high.max() / 2)
             part.use_dynamic(symmetric=not unsigned, group_size=group)
 
-    def decompose(self, layer: QuantLayer, x: Tensor, absmax: Tensor) -> dict[str, Any]:
+    def decompose(self, layer: QuantLayer, x: Tensor, absmax: Tensor, grid: int) -> dict[str, Any]:
         """Smooth the layer and move its branch out, in place.
 
         Args:
             layer: of one part, formats set.
             x: its inputs, (rows, ...).
             absmax: largest magnitude of each input channel, (K,).
+            grid: number of exponents to try, see ``Options``.
 
         Returns:
             What was chosen, and output errors relative to the output: without smoothing, with it,
@@ -168,7 +170,7 @@ class SvdQuant(Method):
         weight = layer.weight.detach()
         first = trial.branch(None, 1)
         best: tuple[Exponents, Tensor | None, Branch] = (None, None, first)
-        for a, b in exponents(self.options.grid) if self.options.smoothing else ():
+        for a, b in exponents(grid) if self.options.smoothing else ():
             tried = smooth(absmax, weight, alpha=a, beta=b).factor
             found = trial.branch(tried, 1)
             if found.errors[0] < best[2].errors[0]:

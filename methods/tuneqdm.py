@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     FP_WIDTH,
     AtLeast,
@@ -24,18 +24,18 @@ from quantarena.methods.api import (
     MethodContext,
     MethodInfo,
     MethodOptions,
+    PerCall,
     QuantizedModel,
-    WholeWalks,
     distill,
     minmax_range,
-    points_per_call,
     register,
     teacher_walk,
 )
 from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
 from quantarena.methods.techniques.calibrate.by_call import shared_inputs
+from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 
-PAPER_UPDATES, PAPER_EXPERTS = 400, 4
+EXPERTS = 4
 
 
 @register("tuneqdm")
@@ -56,7 +56,7 @@ class TuneQdm(Method):
             lr: learning rate of both vectors, relative to where they start.
         """
 
-        experts: Annotated[int, AtLeast(1)] = PAPER_EXPERTS
+        experts: Annotated[int, AtLeast(1)] = EXPERTS
         horizon: Annotated[int, AtLeast(1)] = 1000
         inputs: bool = True
         tune: bool = True
@@ -92,8 +92,8 @@ class TuneQdm(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Round to nearest, freeze, tune the gains."""
         model = ctx.wrap()
-        points = ctx.draw(WholeWalks(points_per_call(ctx.trajectory, ctx.effort.samples)))
         model.set_weight_ranges(minmax_range)
+        points = ctx.draw(PerCall(min(2, ctx.trajectory.rows)))
         schedule = model.use_schedule(points)
         of_call = pair_of(
             torch.tensor(schedule.timesteps), self.options.experts, self.options.horizon
@@ -105,19 +105,21 @@ class TuneQdm(Method):
                 layer.set_gains(torch.zeros_like(of_call), 1)
             else:
                 layer.set_gains(of_call, self.options.experts)
-        found = self.schedule(ctx.effort.iterations)
+        found = self.schedule(ctx.effort.iterations, ctx.trajectory.calls)
         if self.options.tune and found.updates:
-            walk = teacher_walk(points, self.options.batch)
+            walk = teacher_walk(ctx.trajectory, self.options.batch)
             report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
             parameters = trainable(model, inputs=self.options.inputs)
             model.notes["tuning"] = {**report.note(), "parameters": parameters}
         return model
 
-    def schedule(self, iterations: int) -> Distillation:
-        """The schedule of the tuning."""
+    def schedule(self, iterations: int, calls: int) -> Distillation:
+        """The schedule of the tuning, in whole walks."""
         group = Group(self.options.lr, Decay.LINEAR)
         groups = {"gain_out": group} | ({"gain_in": group} if self.options.inputs else {})
-        return Distillation(min(iterations, PAPER_UPDATES), groups)
+        return Distillation(
+            whole_walks(min(iterations, hyper_parameters.TUNE_QDM.updates), calls), groups
+        )
 
 
 def trainable(model: QuantizedModel, *, inputs: bool = True) -> int:

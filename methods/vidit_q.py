@@ -22,7 +22,6 @@ from quantarena.methods.api import (
     MethodOptions,
     QuantizedModel,
     QuantLayer,
-    UniformStride,
     Within,
     calibrate_activations,
     default_range,
@@ -93,7 +92,7 @@ class ViditQ(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Balance channels, then find ranges."""
         model = ctx.wrap()
-        points = ctx.draw(UniformStride(ctx.effort.samples))
+        points = ctx.range_points()
         if self.options.balancing:
             model.notes["balancing"] = self.balance(model, points)
         model.set_weight_ranges(SEARCHES[self.options.weight_search])

@@ -25,7 +25,7 @@ ALONE = "time"
 
 _WORK: dict[str, Callable[[Cell], float]] = {
     SHARED: lambda c: (2 * c.budget.images + c.budget.calibration_images) * _steps(c),
-    "quantize": lambda c: 20.0 + c.budget.calibration_samples / 16 + _iterations(c),
+    "quantize": lambda c: 20.0 + c.budget.range_samples / 32 + _iterations(c),
     "pack": lambda c: 1.0,
     "parity": lambda c: 1.0,
     "sample": lambda c: c.budget.images * _steps(c),

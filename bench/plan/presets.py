@@ -61,8 +61,9 @@ _SMOKE = Grid(
     budget=Budget(
         images=16,
         steps=10,
-        calibration_images=8,
+        calibration_images=32,
         calibration_samples=64,
+        range_samples=320,
         iterations=20,
         latency_rounds=20,
     ),
@@ -83,8 +84,9 @@ _FULL = replace(
     seeds=(0, 1, 2),
     budget=Budget(
         images=512,
-        calibration_images=64,
+        calibration_images=256,
         calibration_samples=1024,
+        range_samples=5120,
         iterations=1000,
         latency_rounds=50,
     ),
@@ -98,8 +100,9 @@ _PAPER = replace(
     budget=Budget(
         images=10_000,
         batch=32,
-        calibration_images=256,
+        calibration_images=512,
         calibration_samples=5120,
+        range_samples=10_240,
         iterations=20_000,
         latency_rounds=100,
     ),

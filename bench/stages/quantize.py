@@ -100,7 +100,8 @@ def _effort(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]]:
     """What the method may spend; a sampler of few steps records fewer points than are asked for."""
     asked, there = cell.budget.calibration_samples, recorded.calls * recorded.rows
     lines = (f"calibrated on all {there} points recorded; {asked} were asked",)
-    return Effort(min(asked, there), cell.budget.iterations), lines if there < asked else ()
+    effort = Effort(min(asked, there), cell.budget.iterations, cell.budget.range_samples)
+    return effort, lines if there < asked else ()
 
 
 def _context(

@@ -72,7 +72,7 @@ def quantized(
         rules,
         cell.variant,
         cell.seed,
-        Effort(cell.budget.calibration_samples, cell.budget.iterations),
+        Effort(cell.budget.calibration_samples, cell.budget.iterations, cell.budget.range_samples),
     )
     made: list[QuantizedModel] = []
     start = time.process_time()

@@ -359,7 +359,7 @@ def test_softmax_options_are_what_is_observed(conditional):
 
 def test_few_points_borrow_from_neighbouring_calls():
     method = Dgq()
-    assert [method.reach(n) for n in (128, 32, 31, 11, 6, 1)] == [0, 0, 1, 1, 3, 16]
+    assert [method.reach(n) for n in (256, 128, 64, 32, 6, 1)] == [0, 1, 2, 4, 21, 128]
     for points in (1, 3, 6, 10, 31):
         assert points * (2 * method.reach(points) + 1) >= method.options.least
 

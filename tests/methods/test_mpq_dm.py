@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from quantarena.methods import hyper_parameters
 from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
-from quantarena.methods.core.record.steps import WholeWalks
 from quantarena.methods.info import Capabilities, Effort
 from quantarena.methods.mpq_dm import (
     RECIPES,
@@ -234,13 +234,13 @@ def test_release_has_no_relation_and_two_candidates(pixel):
     for entry in models["release"].notes["widths"].values():
         assert entry["widened"] in (0, entry["channels"] // 10)
         assert entry["error"] <= 1.0
-    assert models["paper"].notes["distillation"]["updates"] == 2, "one window"
+    assert models["paper"].notes["distillation"]["updates"] == pixel.trajectory.calls, "one walk"
 
 
 def test_release_compares_widths_by_the_error_of_weights_alone(pixel):
     for name in RECIPES:
         context = pixel.context(Bits(3, 4), name, Effort(16, 0))
-        points = spread(context.draw(WholeWalks(4)), 32)
+        points = spread(context.range_points(), 32)
         made, recipe = MpqDm().run(context), RECIPES[name]
         noted = {layer: entry["error"] for layer, entry in made.notes["widths"].items()}
         found = {}
@@ -296,11 +296,22 @@ def test_ranges_follow_the_call_through_split_batches(pixel):
 
 
 def test_lengths_are_the_papers():
-    schedule = variant(batch=4)().schedule(20_000)
-    assert MpqDm().schedule(20_000).updates * MpqDm.Options().batch == 64_000, "the paper's rows"
+    schedule = MpqDm().schedule(Effort(128, 20_000), 20)
     assert (schedule.updates, schedule.rank, schedule.reduction) == (16_000, 32, "sum")
+    assert schedule.groups == hyper_parameters.MPQ_DM.groups
     assert (MpqDm.Options().relation, MpqDm.Options().window) == (100.0, 2)
-    assert MpqDm().schedule(0).updates == 0
+    assert MpqDm().schedule(Effort(128, 0), 20).updates == 0
+
+
+def test_walks_are_finished_and_rates_fit_their_number():
+    """Every sampler call learns equally often, and a longer run drifts no further."""
+    for iterations, updates in ((1, 20), (100, 80), (101, 100), (400, 320), (6_400, 5_120)):
+        found = MpqDm().schedule(Effort(128, iterations), 20)
+        assert found.updates == updates
+        travelled = {name: group.lr * updates for name, group in found.groups.items()}
+        assert travelled["lora"] == pytest.approx(min(0.01 * updates, 1.6))
+        assert travelled["weight_scale"] <= 0.4 + 1e-9
+        assert travelled["act_scale"] <= 0.8 + 1e-9
 
 
 @pytest.mark.slow

@@ -117,10 +117,10 @@ def test_steps_are_the_censored_normal_of_the_release():
 
 
 def test_more_points_than_images_repeat_instead_of_failing(pixel):
-    ctx = pixel.context(Bits(4, 4), "paper", Effort(31, 0))  # 8 images, 4 calls
+    ctx = pixel.context(Bits(4, 4), "paper", Effort(31, 0, 31))  # 8 images, 4 calls
     model = PTQ4DM().run(ctx)
-    assert ctx.calibration["points"] == 31
-    assert max(ctx.calibration["steps"].values()) > 8
+    assert ctx.calibration["ranges"]["points"] == 31
+    assert max(ctx.calibration["ranges"]["steps"].values()) > 8
     assert model.layers
 
 

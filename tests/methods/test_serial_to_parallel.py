@@ -9,7 +9,7 @@ from torch import nn
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallSchedule
-from quantarena.methods.core.errors import Unsupported, UserError
+from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
@@ -19,6 +19,7 @@ from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.serial_to_parallel import SerialToParallel
+from quantarena.methods.techniques.distill import serial_parallel as module
 from quantarena.methods.testing.conformance import check
 
 CALLS, IMAGES, HELD = 10, 12, 6
@@ -139,9 +140,16 @@ def test_untouched_quantizers_walk_bit_for_bit_as_full_precision(toys):
 
 def test_its_own_walk_is_what_it_learns_from(toys):
     """Full precision's walks do not show where rounding leads; one walk without batches is slow."""
-    scales = {"weight_lr": 0.0}
+    scales = {
+        "weight_lr": 0.0,
+        "weight_scale_lr": 6e-3,
+        "act_scale_lr": 0.03,
+        "window": 5,
+        "batch": 24,
+        "rounds": 2,
+    }
     ours, alone, serial, untrained = (
-        final_error(toys, Restored, variant(**scales, **options), Bits(3, 8), 200)
+        final_error(toys, Restored, variant(**{**scales, **options}), Bits(3, 8), 200)
         for options in ({"epochs": 2}, {"serial": False, "epochs": 3}, {"epochs": 0}, {"rounds": 0})
     )
     assert untrained >= 4 * ours
@@ -177,8 +185,12 @@ def test_it_learns_packs_and_says_what_it_cost(probe):
     assert parity(made, packed, probe.heldout.rows(slice(0, 4))).max_rel <= 1e-5
     observe(made, packed, probe.model)  # refuses widths that were not declared
     notes = made.notes["learning"]
-    assert notes["updates"] == {"serial": 1, "parallel": 1}
-    assert notes["full_precision_rows"] == 2 * context.calibration["points"] == 32
+    calls, rows = probe.trajectory.calls, probe.trajectory.rows
+    assert notes["updates"] == {"serial": calls // 2, "parallel": calls * rows // 8}
+    assert made.notes["training"]["rows"] == 2 * calls * rows
+    walked = context.calibration["walks"]["points"]
+    assert notes["full_precision_rows"] == 2 * walked, "recorded walks and those that were met"
+    assert context.calibration["ranges"]["images"] == probe.trajectory.images
     assert notes["step_fit"] >= 0
     again = SerialToParallel().run(probe.context(Bits(4, 4), "paper", Effort(16, 4)))
     ours, theirs = made.state(), again.state()
@@ -186,7 +198,7 @@ def test_it_learns_packs_and_says_what_it_cost(probe):
 
 
 def test_lengths_follow_the_preset(toys):
-    for iterations, rounds in ((0, 0), (20, 1), (100, 2), (160, 4)):
+    for iterations, rounds in ((0, 0), (20, 1), (100, 1), (160, 2)):
         ticks = []
         context = toys[Drifting][0](Bits(8, 8), iterations)
         context = replace(context, progress=lambda *tick, ticks=ticks: ticks.append(tick))
@@ -274,12 +286,24 @@ def test_options_of_the_second_version_matter(pixel):
         assert more == ("feature_weight" in options), "features cost calls of full precision"
 
 
-def test_too_few_points_are_said(pixel):
-    context = pixel.context(Bits(4, 4), "paper", Effort(7, 0))
-    trajectory = replace(pixel.trajectory, halves=2)
-    context = replace(context, trajectory=trajectory)
-    with pytest.raises(Unsupported, match="2 guidance halves at each of 4 calls"):
-        SerialToParallel().run(context)
+def test_rounds_walk_with_other_images_and_a_long_run_drifts_no_further(toys):
+    context = toys[Drifting][0](Bits(8, 8), 300)
+    images = []
+    plain = module.student_walk
+
+    def seen(walks, chosen, predict):
+        images.append(set(chosen.tolist()))
+        return plain(walks, chosen, predict)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "student_walk", seen)
+        variant(images=4, epochs=0)().run(context)
+    assert set.union(*images) == set(range(IMAGES)), "three rounds of four"
+    short, long = (
+        SerialToParallel().groups(updates)["weight"].lr * updates for updates in (100, 10_000)
+    )
+    assert short == pytest.approx(0.5)
+    assert long == pytest.approx(2.0)
 
 
 @pytest.mark.slow

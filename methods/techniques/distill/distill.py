@@ -21,7 +21,7 @@ from quantarena.methods.techniques.distill.window_terms import (
     WindowTerm,
     add_gradients,
 )
-from quantarena.methods.techniques.learn.cost import Meter
+from quantarena.methods.techniques.learn.cost import Meter, note_training
 from quantarena.methods.techniques.learn.learning import Learning, start_learning
 from quantarena.methods.techniques.learn.losses import RoundingTerm
 from quantarena.methods.techniques.learn.module_outputs import module_outputs
@@ -112,16 +112,18 @@ def distill(
     acts = model.product_quantizers()
     learning = start_learning(model.layers, acts, schedule.groups, schedule.rank)
     losses: list[float] = []
-    drift = 0.0
+    drift, rows = 0.0, 0
     with Meter() as meter:
         try:
             with torch.enable_grad(), model.using(weights=True, acts=True):
-                for loss in _updates(model, teacher, walk, schedule, learning, seed):
+                for loss, seen in _updates(model, teacher, walk, schedule, learning, seed):
                     losses.append(loss)
+                    rows += seen
                     if progress is not None:
                         progress(len(losses), schedule.updates)
         finally:
             drift = learning.finish()
+    note_training(model, len(losses), rows)
     return DistillReport(
         len(losses),
         tuple(losses),
@@ -140,8 +142,8 @@ def _updates(
     schedule: Distillation,
     learning: Learning,
     seed: int,
-) -> Iterator[float]:
-    """Train; yields the prediction loss of each update."""
+) -> Iterator[tuple[float, int]]:
+    """Train; yields the prediction loss of each update, and the rows that it saw."""
     optimiser = Optimiser(learning.parameters, schedule.groups)
     generator = torch.Generator().manual_seed(seed)
     count = 0
@@ -170,6 +172,6 @@ def _updates(
             predictions |= {Driver.TEACHER: target, Driver.STUDENT: prediction}
             optimiser.step(done)
             count += 1
-            yield float(loss)
+            yield float(loss), len(points)
             if count == schedule.updates:
                 return

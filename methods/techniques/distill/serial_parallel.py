@@ -29,7 +29,7 @@ from quantarena.methods.techniques.distill.student_walk import (
     RecordedWalks,
     student_walk,
 )
-from quantarena.methods.techniques.learn.cost import Meter
+from quantarena.methods.techniques.learn.cost import Meter, note_training
 from quantarena.methods.techniques.learn.learning import Learning, start_learning
 from quantarena.methods.techniques.learn.module_outputs import module_outputs
 from quantarena.methods.techniques.learn.param_groups import Optimiser
@@ -70,6 +70,7 @@ def distill_on_student_walks(
         finally:  # an interrupt must leave codes behind
             report.drift = learning.finish()
     report.rss_growth = meter.rss_growth
+    note_training(model, sum(map(len, report.losses.values())), report.rows)
     return report
 
 
@@ -100,24 +101,30 @@ class _Learner:
         self.freezer = None if freezing is None else freezing.watch(model)
 
     def run(self, generator: torch.Generator) -> None:
-        """Run all rounds."""
-        pairs = self.walks.recorded
-        for _ in range(self.settings.rounds):
-            if self.settings.serial and self.settings.serial_first:
-                pairs = self.serial(generator)
-            if self.settings.epochs:
-                self.parallel(pairs, generator)
-            if self.settings.serial and not self.settings.serial_first:
-                pairs = self.serial(generator)
+        """Run all rounds, each on the next images of a shuffled deck."""
+        settings, walks = self.settings, self.walks
+        count, deck = settings.images_of(walks), torch.arange(0)
+        pairs: LabelledPoints | None = None
+        for _ in range(settings.rounds):
+            while len(deck) < count:
+                deck = torch.cat([deck, torch.randperm(walks.images, generator=generator)])
+            images, deck = deck[:count], deck[count:]
+            if settings.serial and settings.serial_first:
+                pairs = self.serial(images)
+            if settings.epochs:
+                self.parallel(walks.of(images) if pairs is None else pairs, generator)
+            if settings.serial and not settings.serial_first:
+                pairs = self.serial(images)
         if self.freezer is not None:
             self.report.frozen = self.freezer.share()
 
-    def serial(self, generator: torch.Generator) -> LabelledPoints:
-        """Let the student walk with all images, training on the way; returns the labelled walk."""
+    def serial(self, chosen: Tensor) -> LabelledPoints:
+        """Let the student walk with these images, training on the way; returns what it met."""
         walks, settings = self.walks, self.settings
-        samples, targets = walks.recorded.points.sample.clone(), walks.recorded.targets.clone()
-        order = torch.randperm(walks.images, generator=generator)
-        for images in torch.split(order, settings.walk_images):
+        met: list[CalibrationSet] = []
+        seen: list[Tensor] = []  # rows of the recording that they stand for
+        labels: list[Tensor] = []
+        for images in torch.split(chosen, settings.walk_images):
             predictions: list[Tensor] = []
             walk = student_walk(walks, images, lambda *_, past=predictions: past[-1])
             for start in range(0, walks.calls, settings.window):
@@ -130,8 +137,13 @@ class _Learner:
                         prediction, loss = self.backward(points, target, 1 / length)
                         predictions.append(prediction)
                         losses.append(loss)
-                        samples[rows], targets[rows] = points.sample, target
-        return LabelledPoints(replace(walks.recorded.points, sample=samples), targets)
+                        met.append(points)
+                        labels.append(target)
+                        seen.append(rows)
+        pairs = walks.recorded.points.rows(torch.cat(seen))
+        return LabelledPoints(
+            replace(pairs, sample=torch.cat([points.sample for points in met])), torch.cat(labels)
+        )
 
     def parallel(self, pairs: LabelledPoints, generator: torch.Generator) -> None:
         """Train on batches of all sampler calls mixed; the halves of an image stay together."""
@@ -175,6 +187,7 @@ class _Learner:
     ) -> tuple[Tensor, float]:
         """Add ``share`` times the gradient of one pass; returns the prediction and its loss."""
         paths = self.settings.features
+        self.report.rows += len(points)
         with module_outputs(self.model.module, paths) as ours:
             prediction = self.model.run(points)
         loss = self.error(points.step, prediction - target)

@@ -19,6 +19,7 @@ class SerialParallel:
         epochs: passes of each parallel stage over the stored pairs; 0 for no parallel stage.
         batch: rows of a batch in the parallel stage.
         walk_images: images that walk together in the serial stage.
+        images: images of each round, the next of a shuffled deck; 0 takes all that were recorded.
         window: sampler calls of a rollout whose gradients make one update.
         serial: run the student's rollouts; else the pairs are the teacher's recorded walks.
         serial_first: start each round with the student's rollout; else the first parallel stage
@@ -34,6 +35,7 @@ class SerialParallel:
     epochs: int
     batch: int = 32
     walk_images: int = 8
+    images: int = 0
     window: int = 5
     serial: bool = True
     serial_first: bool = True
@@ -42,12 +44,17 @@ class SerialParallel:
     feature_weight: float = 0.0
     freezing: Freezing | None = None
 
+    def images_of(self, walks: RecordedWalks) -> int:
+        """Number of images of each round."""
+        return min(self.images or walks.images, walks.images)
+
     def updates(self, walks: RecordedWalks) -> int:
         """Optimiser steps in all."""
+        images = self.images_of(walks)
         steps = -(-walks.calls // self.window) if self.serial else 0
-        serial = -(-walks.images // self.walk_images) * steps
+        serial = -(-images // self.walk_images) * steps
         units = max(1, self.batch // walks.halves)
-        return self.rounds * (serial + self.epochs * -(-walks.images * walks.calls // units))
+        return self.rounds * (serial + self.epochs * -(-images * walks.calls // units))
 
 
 @dataclass(slots=True)
@@ -56,6 +63,7 @@ class SerialParallelReport:
 
     Attributes:
         losses: loss of every update, measured before the step, by ``serial`` and ``parallel``.
+        rows: number of rows that the student learned from.
         teacher_rows: number of rows that the teacher predicted for these updates.
         frozen: share of the weights that were frozen because they oscillated.
         drift: largest distance by which a learned zero point moved to become an integer, in codes.
@@ -63,6 +71,7 @@ class SerialParallelReport:
     """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
+    rows: int = 0
     teacher_rows: int = 0
     frozen: float = 0.0
     drift: float = 0.0

@@ -50,6 +50,11 @@ class RecordedWalks:
         first = (call * self.images + images) * self.halves
         return (first[:, None] + torch.arange(self.halves)).flatten()
 
+    def of(self, images: Tensor) -> LabelledPoints:
+        """What was recorded of these images, call after call."""
+        rows = torch.cat([self.rows(call, images) for call in range(self.calls)])
+        return LabelledPoints(self.recorded.points.rows(rows), self.recorded.targets[rows])
+
     def by_half(self, predictions: Tensor) -> Tensor:
         """Predictions (N * H, C', ...) as (N, H, C, ...).
 

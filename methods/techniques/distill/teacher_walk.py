@@ -10,42 +10,51 @@ from torch import Tensor
 
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.nested import leaves
-from quantarena.methods.core.record.points import CalibrationSet, calls_of
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.techniques.distill.walk import Walk
 
 
-def teacher_walk(points: CalibrationSet, batch: int) -> Walk:
-    """Walks over all sampler calls, each with ``batch`` newly drawn images.
+def teacher_walk(recorded: Trajectory, batch: int) -> Walk:
+    """Walks over all sampler calls, each of ``batch`` rows out of all that were recorded.
+
+    Rows are dealt from a shuffled deck: none walks again before all others have walked.
 
     Args:
-        points: the same rows at every call, call after call, as ``steps.WholeWalks`` draws them.
+        recorded: the recording; values are read when a walk gets to them.
         batch: rows of each walk; all recorded rows where there are fewer.
 
     Raises:
-        ValueError: calls differ in their number of points, or a call has none.
         Unsupported: an input beside sample and timestep changes from call to call.
     """
-    calls = len(calls_of(points))
-    rows = len(points) // calls
-    if not torch.equal(points.step, torch.arange(calls).repeat_interleave(rows)):
-        raise ValueError("a recorded walk needs the same rows at every call, call after call")
-    _require_constant(points, rows)
-    chosen = torch.arange(0)
+    _require_constant(recorded)
+    count = min(batch, recorded.rows)
+    deck = chosen = torch.arange(0)
 
     def start(generator: torch.Generator) -> CalibrationSet:
-        nonlocal chosen
-        chosen = torch.randperm(rows, generator=generator)[:batch]
-        return points.rows(chosen)
+        nonlocal deck, chosen
+        if len(deck) < count:
+            fresh = torch.randperm(recorded.rows, generator=generator)
+            # rows left over go first; they are not dealt twice into one walk
+            deck = torch.cat([deck, fresh[~torch.isin(fresh, deck)], deck])
+        chosen, deck = deck[:count], deck[count:]
+        return recorded.pick(torch.zeros(count, dtype=torch.long), chosen)
 
     def step(prediction: Tensor, call: int, sample: Tensor) -> Tensor:
-        return points.sample[(call + 1) * rows + chosen]
+        return recorded.sample[call + 1, chosen]
 
-    return Walk(points.timestep[::rows], start, step)
+    return Walk(recorded.timestep, start, step)
 
 
-def _require_constant(points: CalibrationSet, rows: int) -> None:
-    for path, leaf in leaves(points.conditions).items():
-        if isinstance(leaf, Tensor) and path not in points.fixed:
-            by_call = leaf.reshape(-1, rows, *leaf.shape[1:])
-            if not torch.equal(by_call, by_call[:1].expand_as(by_call)):
-                raise Unsupported(f"{path} changes from call to call: it cannot be distilled yet")
+def whole_walks(updates: int, calls: int) -> int:
+    """The number of updates that finishes the last walk, so that every call is visited equally."""
+    return -(-updates // calls) * calls
+
+
+def _require_constant(recorded: Trajectory) -> None:
+    for path, leaf in leaves(recorded.conditions).items():
+        if not isinstance(leaf, Tensor) or path in recorded.fixed or not leaf.stride(0):
+            continue
+        # one call at a time: all of them at once may not fit into memory
+        if not all(torch.equal(leaf[0], leaf[call]) for call in range(1, len(leaf))):
+            raise Unsupported(f"{path} changes from call to call: it cannot be distilled yet")

@@ -6,6 +6,8 @@ from types import TracebackType
 
 import torch
 
+from quantarena.methods.core.model.model import QuantizedModel
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -45,6 +47,21 @@ class Meter:
         self.rss_growth = max(0, _status("VmHWM") - self._rss)
         if torch.cuda.is_available():
             self.device_bytes = torch.cuda.max_memory_allocated()
+
+
+def note_training(model: QuantizedModel, updates: int, rows: int) -> None:
+    """Add to what the model's notes say of its training, whatever trained.
+
+    Args:
+        model: the model that was trained.
+        updates: optimiser steps, of all blocks together.
+        rows: rows that went forward and backward in them, of a block or of the whole network.
+    """
+    before = model.notes.get("training", {"updates": 0, "rows": 0})
+    model.notes["training"] = {
+        "updates": before["updates"] + updates,
+        "rows": before["rows"] + rows,
+    }
 
 
 def _status(name: str) -> int:

@@ -26,7 +26,7 @@ from quantarena.methods.core.record.points import CalibrationSet, evenly
 from quantarena.methods.core.record.rows import Rows, module_rows
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.learn.block_problem import BlockProblem, ProblemMaker
-from quantarena.methods.techniques.learn.cost import Meter
+from quantarena.methods.techniques.learn.cost import Meter, note_training
 from quantarena.methods.techniques.learn.learning import start_learning
 from quantarena.methods.techniques.learn.lockstep import PausedPasses
 from quantarena.methods.techniques.learn.optimise import optimise
@@ -138,6 +138,8 @@ def reconstruct(
                 with quantized():
                     losses = _train(problem, schedule, acts, generator)
             reports.append(_report(problem, losses, meter))
+            seen = losses.iterations * min(schedule.batch, len(points))
+            note_training(model, losses.iterations, seen)
             if progress is not None:
                 progress(len(reports), len(blocks))
     return reports

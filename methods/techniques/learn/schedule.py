@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.losses import RoundingTerm, Term
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 
 FEW_ITERATIONS = 400
 LEAST_ITERATIONS = 50
-ADAROUND_ITERATIONS = 20_000
-"""Iterations of the published AdaRound schedule, the unit in which presets count effort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +88,25 @@ def small_batch(iterations: int, few: int = 4) -> int:
     return few if iterations <= FEW_ITERATIONS else 32
 
 
-def scaled(iterations: int, paper: int) -> int:
+def scaled(iterations: int, paper: int, *, least: int = LEAST_ITERATIONS) -> int:
     """Scale the preset's iterations to a method whose paper uses ``paper`` of them, not 20,000.
 
-    The result is at least 50, or the preset's own number where that is smaller.
+    The result is at least ``least``, or the preset's own number where that is smaller.
     """
-    share = math.ceil(iterations * paper / ADAROUND_ITERATIONS)
-    return max(share, min(iterations, LEAST_ITERATIONS))
+    share = math.ceil(iterations * paper / PUBLISHED_ITERATIONS)
+    return max(share, min(iterations, least))
+
+
+def paced(rate: float, reach: float, updates: int) -> float:
+    """The learning rate of a run of this length, so that parameters travel equally far in all.
+
+    Adam moves a parameter by about its rate in each update, whatever the size of the gradient. At
+    a fixed rate a short run cannot leave the neighbourhood of its start, and a long one drifts
+    away on the noise of its small batches.
+
+    Args:
+        rate: largest rate, used where runs are short; in the group's unit.
+        reach: largest distance of a run, rate times updates, in the same unit.
+        updates: optimiser steps.
+    """
+    return min(rate, reach / max(1, updates))

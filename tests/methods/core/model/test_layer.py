@@ -108,9 +108,9 @@ def test_layer_moves_with_its_network():
 
 
 def test_unsupported_padding_is_refused():
-    with pytest.raises(ValueError, match="zero padding"):
+    with pytest.raises(Unsupported, match="zero padding"):
         QuantLayer(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), Bits(8, 8))
-    with pytest.raises(ValueError, match="zero padding"):
+    with pytest.raises(Unsupported, match="zero padding"):
         QuantLayer(nn.Conv2d(3, 3, 3, padding="same"), Bits(8, 8))
 
 

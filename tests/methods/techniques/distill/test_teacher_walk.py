@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.record.steps import PerCall, WholeWalks, points_per_call
+from quantarena.methods.core.record.steps import WholeWalks, points_per_call
 from quantarena.methods.core.record.trajectory import Trajectory
-from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
+from quantarena.methods.techniques.distill.teacher_walk import teacher_walk, whole_walks
 from quantarena.methods.techniques.distill.walk import Driver, walk_calls
 
 CALLS, IMAGES = 5, 4
@@ -37,7 +37,7 @@ def test_rows_are_the_same_at_every_call_and_halves_stay_together():
 
 
 def test_a_walk_reads_the_recording():
-    walk = teacher_walk(WholeWalks(6).draw(recorded(), seed=1), batch=3)
+    walk = teacher_walk(recorded(), batch=3)
     assert walk.timesteps.tolist() == [40, 30, 20, 10, 0]
     unused = {driver: lambda points: torch.tensor(float("nan")) for driver in Driver}
     generator = torch.Generator().manual_seed(0)
@@ -51,18 +51,32 @@ def test_a_walk_reads_the_recording():
     assert len(set(starts)) > 1
 
 
-def test_points_that_are_no_walks_are_refused():
-    points = PerCall(2).draw(recorded(), seed=0)
-    with pytest.raises(ValueError, match="call after call"):
-        teacher_walk(points.rows(torch.arange(len(points)).flip(0)), batch=2)
+def test_all_rows_walk_before_one_walks_again():
+    """Whatever the batch; no walk has a row twice."""
+    for batch in (3, 5, 8, 20):
+        walk = teacher_walk(recorded(), batch)
+        generator = torch.Generator().manual_seed(0)
+        size = min(batch, 2 * IMAGES)
+        rows = [walk.start(generator).conditions["context"] for _ in range(2 * IMAGES)]
+        assert all(len(each.unique()) == len(each) == size for each in rows)
+        dealt = torch.cat(rows).long()
+        counts = torch.bincount(dealt, minlength=2 * IMAGES)
+        assert int(counts.max() - counts.min()) <= 1, "the deck is dealt evenly"
+
+
+def test_whole_walks_visit_every_call_equally():
+    assert [whole_walks(n, 20) for n in (0, 1, 16, 20, 21, 160)] == [0, 20, 20, 20, 40, 160]
+
+
+def test_conditions_that_change_are_refused():
     with pytest.raises(Unsupported, match="context changes from call to call"):
-        teacher_walk(WholeWalks(4).draw(recorded(constant=False), seed=0), batch=2)
+        teacher_walk(recorded(constant=False), batch=2)
 
 
 def test_conditions_of_all_points_may_be_anything():
-    points = WholeWalks(4).draw(recorded(), seed=0)
+    made = recorded()
     fixed = dataclasses.replace(
-        points, conditions=points.conditions | {"grid": torch.rand(3)}, fixed=frozenset({"grid"})
+        made, conditions={**made.conditions, "grid": torch.rand(3)}, fixed=frozenset({"grid"})
     )
     assert len(teacher_walk(fixed, batch=2).timesteps) == CALLS
 
