@@ -27,8 +27,20 @@ from quantarena.methods.core.trace.network import trace
 tiny_pipelines = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))
 )
-NAMES = tuple(tiny_pipelines.PIPELINES)
-RESOLUTION = {"ddpm": 8, "ldm-text": 64, "consistency": 8, "consistency-class": 8}
+llm_pipelines = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "tiny_llm_pipelines.py"))
+)
+MAKERS = dict.fromkeys(tiny_pipelines.PIPELINES, tiny_pipelines.save)
+MAKERS |= dict.fromkeys(llm_pipelines.PIPELINES, llm_pipelines.save)
+NAMES = tuple(MAKERS)
+RESOLUTION = {
+    "ddpm": 8,
+    "ldm-text": 64,
+    "consistency": 8,
+    "consistency-class": 8,
+    "lumina": 32,
+    "lumina-2": 32,
+}
 KINDS = {
     "ddpm": "none",
     "ldm": "none",
@@ -51,7 +63,7 @@ def folder_of(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            made[name] = tiny_pipelines.save(name, root / name)
+            made[name] = MAKERS[name](name, root / name)
             kind = KINDS.get(name, "prompt")
             settings = {
                 "steps": 2,
@@ -291,17 +303,44 @@ def test_every_step_keeps_its_signature(folder_of):
         assert inspect.signature(scheduler.step) == before
 
 
-@pytest.mark.parametrize("method", ["eda_dm", "q_diffusion"])
-def test_reconstruction_of_a_network_that_folds_its_text(method, ground_of, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("hunyuan-dit", "eda_dm"),
+        ("hunyuan-dit", "q_diffusion"),
+        ("lumina", "eda_dm"),
+        ("lumina-2", "eda_dm"),
+        ("z-image", "eda_dm"),
+    ],
+)
+def test_reconstruction_of_a_network_with_odd_inputs(name, method, ground_of, cache, tmp_path):
+    """Texts folded into one axis, complex positions, calls for each half, lists."""
     from quantarena.bench.stages import sequence
 
-    folder = ground_of("hunyuan-dit").info.path
     budget = replace(BUDGET, iterations=2)
-    cell = Cell(str(folder), method, "w4a8", budget=budget)
+    cell = Cell(str(ground_of(name).info.path), method, "w4a8", budget=budget)
     row = sequence.run_cell(
         cell, sequence.Paths(tmp_path, cache.root), progress=lambda *count: None
     )
     assert (row.status, row.reason) == ("ok", None)
+
+
+@pytest.mark.parametrize("name", ["lumina", "lumina-2", "z-image"])
+def test_prompts_of_several_lengths_are_recorded_alike_in_any_batch(name, folder_of, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n" + "a red dog in snow " * 8 + "\na dog\n")
+    made = []
+    for batch in (1, 3):
+        budget = replace(BUDGET, batch=batch, calibration_images=3)
+        workload = f"{folder_of(name)}?prompts={prompts}"
+        workspace = open_workspace(Cell(workload, "rtn", "w8a8", budget=budget))
+        made.append(trajectory(workspace, StageCache(tmp_path / str(batch))))
+    points = [each.pick(torch.zeros(6, dtype=torch.long), torch.arange(6)) for each in made]
+    assert torch.equal(points[0].sample, points[1].sample)
+    with torch.no_grad():
+        one, two = (each.call(workspace.loaded.denoiser) for each in points)
+    assert torch.allclose(one, two, atol=1e-5), "rows of the same images and halves"
+    assert not torch.allclose(one[:3], one[3:], atol=1e-5), "the halves differ"
 
 
 def test_classes_are_asked_for_where_the_network_has_them(folder_of):
