@@ -13,6 +13,7 @@ from quantarena.bench.closure import Closure, closure, closures_key, file_closur
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
 from quantarena.bench.plan.plan import Facts
+from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
 from quantarena.methods.builtin import builtins
@@ -161,10 +162,12 @@ def canonical_workload(name_or_path: str, options: tuple[str, ...] = ()) -> str:
         options: ``KEY=VALUE`` settings.
 
     Raises:
-        UserError: no such workload, or no such setting.
+        UserError: no such workload, no such setting, or one that its pipeline cannot use.
     """
     workload_name = importlib.import_module("quantarena.bench.workloads.workload_name")
-    return str(workload(workload_name.with_options(name_or_path, options)).name)
+    info = workload(workload_name.with_options(name_or_path, options))
+    require_usable(info)
+    return str(info.name)
 
 
 def shown_workload(name: str) -> str:

@@ -93,7 +93,7 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
     loaded = LoadedPipeline(pipe, slot, sha256, too_long(pipe, info))
-    require_classes(loaded.denoiser, info)
+    require_classes(getattr(loaded.denoiser, "config", {}), info)
     for note in loaded.notes:
         _say(info.name, note)
     return loaded

@@ -1,4 +1,4 @@
-"""How the rows of recorded network calls lie: which hold guidance halves, and which need padding."""
+"""How the rows of recorded calls lie: which hold guidance halves, and which need padding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby

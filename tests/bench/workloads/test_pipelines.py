@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -242,6 +243,8 @@ def test_an_exchanged_sampler_is_used_keyed_and_shipped(folder_of, tmp_path, cap
         ("ddpm", "sampler=DDIMM", "unknown sampler 'DDIMM'.*did you mean DDIMScheduler"),
         ("sd1", "sampler=FlowMatchEulerDiscrete", "does not fit in place of PNDMScheduler"),
         ("sd1", "eta=0.5", "PNDMScheduler takes no eta"),
+        ("z-image", "eta=0.5", "FlowMatchEulerDiscreteScheduler takes no eta: leave it 0"),
+        ("lumina", "sampler=DDIM", "does not fit in place of FlowMatchEulerDiscreteScheduler"),
         ("sd1", "resolution=20", "cannot draw .* divisible by 8"),
         ("ddpm", "classes=0-3", "DDPMPipeline takes no classes, it draws from noise alone"),
         ("ddpm", "prompts=FILE", "DDPMPipeline takes no prompts, it draws from noise alone"),
@@ -252,7 +255,7 @@ def test_an_exchanged_sampler_is_used_keyed_and_shipped(folder_of, tmp_path, cap
         ("dit", "prompts=FILE", "draws from class numbers, 'a cat' is none"),
     ],
 )
-def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, tmp_path):
+def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a cat\n")
     settings = settings.replace("FILE", str(tmp_path / "p.txt"))
 
@@ -263,6 +266,36 @@ def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, 
     with pytest.raises(UserError, match=line) as caught:
         draw()
     assert "\n" not in str(caught.value)
+    if "cannot draw" in line:  # what sizes a pipeline takes is known to its code alone
+        return
+    planned = ["plan", "smoke", "--workload", f"{folder_of(name)}?{settings}", "--method", "rtn"]
+    assert run([*planned, "--results", str(tmp_path / "results")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.search(line, err)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plan_approves_what_runs(name, folder_of, tmp_path):
+    """The other tests of this file run these very folders."""
+    planned = ["plan", "smoke", "--workload", str(folder_of(name)), "--method", "rtn"]
+    assert run([*planned, "--results", str(tmp_path / "results")]) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plan_asks_for_prompts_and_classes(name, folder_of, tmp_path, capsys):
+    """What draws from noise alone is approved; the others say what to give."""
+    folder = tmp_path / "bare"
+    shutil.copytree(folder_of(name), folder, ignore=lambda *found: ["workload.json"])
+    planned = ["plan", "smoke", "--workload", str(folder), "--method", "rtn"]
+    code = run([*planned, "--results", str(tmp_path / "results")])
+    kind, err = KINDS.get(name, "prompt"), capsys.readouterr().err
+    assert code == (0 if kind == "none" else 2)
+    hint = {"none": "", "class": "with --set classes=0-9", "prompt": "with --set prompts=FILE"}
+    assert hint[kind] in err
+    assert err.count("\n") == (kind != "none")
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "pixart-alpha", "flux"])
