@@ -16,7 +16,7 @@ from quantarena.bench.plan.plan import Facts
 from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
-from quantarena.methods.builtin import builtins
+from quantarena.methods.builtin import builtins, packaged_names
 
 UNKNOWN_RESOLUTION = 32
 KERNELS = "QUANTARENA_KERNELS"
@@ -69,7 +69,8 @@ def check_methods(
     Raises:
         UserError: one does not; the line says which.
     """
-    if not plugins and set(builtins()).issuperset(names):
+    clashes = packaged_names().intersection(names)  # a package may not shadow a built-in unseen
+    if not plugins and set(builtins()).issuperset(names) and not clashes:
         return
     registry = importlib.import_module("quantarena.methods.registry")
     with process_state():  # a plug-in runs its code when it is imported
@@ -222,7 +223,8 @@ def content_of(info: Any) -> str:
 def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> Closure:
     """The code of a method; that of a built-in is found without importing it."""
     built_in = builtins().get(name)
-    if built_in is not None and not (prefer_plugin and plugins):
+    other = bool(plugins) or name in packaged_names()
+    if built_in is not None and not (prefer_plugin and other):
         return closure(built_in.module)
     return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
 
