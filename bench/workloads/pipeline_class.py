@@ -23,8 +23,27 @@ _KINDS = (
         "ControlNet",
     ),
     ({"mask_image", "masked_image_latents"}, "inpainting"),
-    ({"num_frames", "frames", "video", "video_length", "num_video_frames"}, "video"),
-    ({"audio_length_in_s", "audio_end_in_s"}, "audio"),
+    (
+        {
+            "num_frames",
+            "frames",
+            "video",
+            "video_length",
+            "num_video_frames",
+            "num_videos_per_prompt",
+        },
+        "video",
+    ),
+    (
+        {
+            "audio_length_in_s",
+            "audio_end_in_s",
+            "audio_duration",
+            "audio_duration_s",
+            "num_waveforms_per_prompt",
+        },
+        "audio",
+    ),
 )
 """Arguments by which a kind of pipeline is known, and its name."""
 _EDITS = {"strength", "image_guidance_scale", "noise_level"}
@@ -73,6 +92,8 @@ def kind_of(signature: CallSignature) -> str | None:
     # A text-to-image pipeline that also takes an image to edit has a size of its own.
     if "image" in names and (_EDITS & names or not {"height", "width"} <= names):
         return "image to image"
+    if "prompt" in names and "height" not in names:  # a prior, a language model, shapes
+        return "something other than images"
     missing = [name for name in signature.required if name not in OFFERED]
     return f"a call with {missing[0]!r}" if missing else None
 

@@ -34,7 +34,8 @@ def stack_rows(network: nn.Module) -> None:
     Calls with lists work as before; other networks are left alone.
     """
     if takes_lists(network):
-        network.__class__ = _stacking(type(network))
+        base: Any = type(network)
+        network.__class__ = _stacking(base)
 
 
 @functools.cache
