@@ -45,10 +45,12 @@ class Store:
     Attributes:
         folder: the results folder, such as ``results/quick``.
         warn: called with one line for each file that cannot be read.
+        foreign: whether the folder belongs to another run, whose files stay where they are.
     """
 
     folder: Path
     warn: Warn = lambda line: None
+    foreign: bool = False
 
     @property
     def rows_folder(self) -> Path:
@@ -65,7 +67,10 @@ class Store:
         return self._read(path) if path.is_file() else None
 
     def rows(self) -> tuple[Row, ...]:
-        """Every readable row, in the order of their keys; damaged files are moved aside."""
+        """Every readable row, in the order of their keys; damaged files are moved aside.
+
+        Those of a foreign folder stay: a run of it may be reading them now.
+        """
         rows = (self._read(path) for path in sorted(self.rows_folder.glob("*.json")))
         return tuple(row for row in rows if row is not None)
 
@@ -155,6 +160,9 @@ class Store:
         return row
 
     def _aside(self, path: Path, reason: str) -> Row | None:
+        if self.foreign:
+            self.warn(f"{path} is no intact row ({reason}); it is left out of the estimate")
+            return None
         target = self.rows_folder / "aside" / path.name
         number = 1
         while target.exists():

@@ -8,6 +8,7 @@ import torch. So these facts are read from the syntax tree, where they are liter
 import ast
 from dataclasses import dataclass, fields
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from quantarena.methods.info import Capabilities
 
 FP = "fp"
 """Name of the full-precision reference."""
+
+GROUP = "quantarena.methods"
+"""The entry point group of methods in installed packages."""
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = "quantarena.methods"
@@ -44,6 +48,11 @@ def builtins() -> dict[str, Builtin]:
     """Every built-in method by name: the baselines, then the papers by their date."""
     methods = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
     return {b.name: b for b in sorted(methods, key=lambda b: (b.paper != "-", b.paper, b.name))}
+
+
+def packaged_names() -> frozenset[str]:
+    """The entry points of installed packages with methods, none of which is imported."""
+    return frozenset(point.name for point in entry_points(group=GROUP))
 
 
 def _read(file: Path) -> list[Builtin]:

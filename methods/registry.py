@@ -11,13 +11,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from quantarena.methods.builtin import builtins
+from quantarena.methods.builtin import GROUP, builtins
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Stop, UnknownName, UserError, did_you_mean
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import check_declaration
 
-GROUP = "quantarena.methods"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 """Names of methods: command lines join them by commas, and rows by ``@`` and ``/``."""
 M = TypeVar("M", bound=type[Method])
@@ -86,7 +85,7 @@ def _require_method(name: object, method: object) -> None:
 
 
 def require_one(name: str, *, prefer_plugin: bool = False) -> None:
-    """Check that a name means one method among the built-in ones and those of plug-in files.
+    """Check that a name means one method, among the built-in ones, plug-in files and packages.
 
     Args:
         name: a name that is registered.
@@ -95,13 +94,14 @@ def require_one(name: str, *, prefer_plugin: bool = False) -> None:
     Raises:
         UserError: two plug-ins register it, or a plug-in and a built-in; the line says what to do.
     """
-    origins = [e.origin for e in _entries.get(name, ()) if e.origin.startswith("plugin ")]
+    origins = [e.origin for e in _entries.get(name, ()) if e.origin != "builtin"]
     if len(origins) > 1:
         raise UserError(f"{' and '.join(origins)} both register method {name!r}: rename one")
     if origins and name in builtins() and not prefer_plugin:
+        what = "uninstall it" if origins[0].startswith("package ") else "rename it"
         raise UserError(
             f"{origins[0]} registers method {name!r}, which is built in: add --prefer-plugin to "
-            "run the plug-in's, or rename it"
+            f"run the plug-in's, or {what}"
         )
 
 

@@ -26,7 +26,7 @@ from quantarena.bench.run.rows import counts, counts_line
 from quantarena.bench.run.runner import Options, Run
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import Cell
-from quantarena.bench.store import Planned, Store
+from quantarena.bench.store import Planned, Store, Warn
 
 CACHE = ".cache"
 MOST_MINUTES = 366 * 24 * 60
@@ -36,10 +36,11 @@ MOST_MINUTES = 366 * 24 * 60
 def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     """Show the cells, the estimated time and the disk space of a run, without running anything."""
     request = made_request(given)
-    store = Store(request.folder, Reporter().warn)
-    rows = store.rows()
+    warn = Reporter().warn
+    rows = Store(request.folder, warn).rows()
     _require_budget(request, rows)
-    made = _plan(request, rows)
+    history = _history(request, warn)
+    made = _plan(request, rows, history)
     cells = [
         f"  {'done' if cell.key in made.done else 'to run':7} {cell.key}  {cell.label}"
         + (f"/seed{cell.seed}" if cell.seed else "")
@@ -48,8 +49,7 @@ def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     beyond = presets.larger(given.preset) if given.choice == presets.Choice() else None
     lines = plan_lines(made, request.folder)
     if beyond:
-        known = (*rows, *_history(request))
-        lines.append(next_line(_sized(request, beyond, known)))
+        lines.append(next_line(_sized(request, beyond, (*rows, *history))))
     emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
 
 
@@ -113,7 +113,8 @@ def _execute(
     _sweep(options.cache, request.folder)
     rows = store.rows()
     _require_budget(request, rows)
-    made = _plan(request, rows)
+    history = _history(request, reporter.warn)
+    made = _plan(request, rows, history)
     for line in plan_lines(made, request.folder):
         reporter.say(line)
     if request.warning and made.todo:
@@ -122,7 +123,7 @@ def _execute(
     store.retire(_of_other_budgets(request, rows))
     planned = _planned(request, store, made.cells)
     store.write_planned(planned)
-    work = Run(made, store, options, reporter, _history(request))
+    work = Run(made, store, options, reporter, history)
     try:
         work.execute()
     except KeyboardInterrupt:
@@ -158,12 +159,12 @@ def _require_budget(request: Request, rows: Sequence[Row]) -> None:
     )
 
 
-def _plan(request: Request, rows: tuple[Row, ...]) -> Plan:
+def _plan(request: Request, rows: tuple[Row, ...], history: tuple[Row, ...]) -> Plan:
     facts = lookup.facts(request.grid, request.plugins, prefer_plugin=request.prefer_plugin)
     return make_plan(
         request.grid,
         rows,
-        history=_history(request),
+        history=history,
         facts=facts,
         force=request.force,
         executor=request.executor,
@@ -177,11 +178,11 @@ def _sized(request: Request, preset: str, known: tuple[Row, ...]) -> Plan:
     return make_plan(grid, (), history=known, executor=request.executor, workers=request.workers)
 
 
-def _history(request: Request) -> tuple[Row, ...]:
+def _history(request: Request, warn: Warn) -> tuple[Row, ...]:
     """Rows of other runs beside this one; what they took helps to estimate."""
-    others = request.results.glob("*/rows") if request.results.is_dir() else ()
+    others = sorted(request.results.glob("*/rows")) if request.results.is_dir() else ()
     folders = (path.parent for path in others if path.parent != request.folder)
-    return tuple(row for folder in folders for row in Store(folder).rows())
+    return tuple(row for folder in folders for row in Store(folder, warn, foreign=True).rows())
 
 
 def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:

@@ -13,9 +13,10 @@ from quantarena.bench.closure import Closure, closure, closures_key, file_closur
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
 from quantarena.bench.plan.plan import Facts
+from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
-from quantarena.methods.builtin import builtins
+from quantarena.methods.builtin import builtins, packaged_names
 
 UNKNOWN_RESOLUTION = 32
 KERNELS = "QUANTARENA_KERNELS"
@@ -68,7 +69,8 @@ def check_methods(
     Raises:
         UserError: one does not; the line says which.
     """
-    if not plugins and set(builtins()).issuperset(names):
+    clashes = packaged_names().intersection(names)  # a package may not shadow a built-in unseen
+    if not plugins and set(builtins()).issuperset(names) and not clashes:
         return
     registry = importlib.import_module("quantarena.methods.registry")
     with process_state():  # a plug-in runs its code when it is imported
@@ -161,10 +163,12 @@ def canonical_workload(name_or_path: str, options: tuple[str, ...] = ()) -> str:
         options: ``KEY=VALUE`` settings.
 
     Raises:
-        UserError: no such workload, or no such setting.
+        UserError: no such workload, no such setting, or one that its pipeline cannot use.
     """
     workload_name = importlib.import_module("quantarena.bench.workloads.workload_name")
-    return str(workload(workload_name.with_options(name_or_path, options)).name)
+    info = workload(workload_name.with_options(name_or_path, options))
+    require_usable(info)
+    return str(info.name)
 
 
 def shown_workload(name: str) -> str:
@@ -219,7 +223,8 @@ def content_of(info: Any) -> str:
 def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> Closure:
     """The code of a method; that of a built-in is found without importing it."""
     built_in = builtins().get(name)
-    if built_in is not None and not (prefer_plugin and plugins):
+    other = bool(plugins) or name in packaged_names()
+    if built_in is not None and not (prefer_plugin and other):
         return closure(built_in.module)
     return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
 

@@ -16,6 +16,7 @@ from torch import nn
 from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
+from quantarena.bench.workloads.row_lists import stack_rows
 from quantarena.methods.core.packed.checkpoint import load_packed
 from quantarena.methods.core.packed.files import DOCUMENT
 from quantarena.methods.core.packed.pack import PackedModel
@@ -136,6 +137,7 @@ def _skeleton(folder: Path, kind: str) -> nn.Module:
         raise BrokenModel(f"{folder} does not describe a {kind}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise BrokenModel(f"{folder} describes a {kind}, which is no network")
+    stack_rows(network)
     return network
 
 

@@ -22,14 +22,26 @@ def real_features(workspace: Workspace, cache: StageCache) -> Features | None:
     Raises:
         UserError: the reference names nothing that can be read.
     """
+    return read_reference(workspace, cache)[0]
+
+
+def read_reference(
+    workspace: Workspace, cache: StageCache
+) -> tuple[Features | None, tuple[str, ...]]:
+    """``real_features``, and one line for the row for each change made to the images on reading.
+
+    Raises:
+        UserError: as ``real_features``.
+    """
     name = workspace.info.reference
     if not name:
-        return None
-    if name == _EMOJI:
-        return reference_features(real_images(workspace), cache.root, name="emoji64-heldout")
+        return None, ()
     path = workspace.info.reference_path
-    source = real_images(workspace) if path.is_dir() else path
-    return reference_features(source, cache.root, name=path.name)
+    if name != _EMOJI and not path.is_dir():
+        return reference_features(path, cache.root, name=path.name), ()
+    pictures, lines = _pictures(workspace)
+    label = "emoji64-heldout" if name == _EMOJI else path.name
+    return reference_features(pictures, cache.root, name=label), lines
 
 
 def real_images(workspace: Workspace) -> Tensor:
@@ -38,14 +50,20 @@ def real_images(workspace: Workspace) -> Tensor:
     Raises:
         UserError: there are none, or the pictures cannot be read, or only their features are here.
     """
+    return _pictures(workspace)[0]
+
+
+def _pictures(workspace: Workspace) -> tuple[Tensor, tuple[str, ...]]:
+    """The real images, and what was changed in them."""
     if workspace.info.reference == _EMOJI:
-        return heldout_images(workspace.info.resolution)
+        return heldout_images(workspace.info.resolution), ()
     path = workspace.info.reference_path
     if not path.is_dir():
         raise UserError(
             f"{path.name} holds features, not images: give a folder with --set reference=FOLDER"
         )
     pictures = load_folder(path, lossy=True)
-    for line in pictures.warnings:
-        _LOG.warning("warning: real images in %s", line)
-    return pictures.images
+    lines = tuple(f"real images in {line}" for line in pictures.warnings)
+    for line in lines:
+        _LOG.warning("warning: %s", line)
+    return pictures.images, lines

@@ -18,7 +18,7 @@ from quantarena.bench.stages import floors
 from quantarena.bench.stages.closeness import closeness
 from quantarena.bench.stages.probe import probe
 from quantarena.bench.stages.quantize import Progress
-from quantarena.bench.stages.real_images import real_features, real_images
+from quantarena.bench.stages.real_images import read_reference, real_images
 from quantarena.bench.stages.score import ScoreInputs, score
 from quantarena.bench.stages.workspace import Workspace, evaluation_prompts, prompt_groups
 from quantarena.bench.workloads.sampling import Drawn
@@ -70,7 +70,7 @@ def score_cell(
         drawings.packed, probe(workspace, cache), drawings.reference_latents, drawings.latents
     )
     groups = prompt_groups(workspace.info, len(drawn.images))
-    real = real_features(workspace, cache)
+    real, changed = read_reference(workspace, cache)
     inputs = ScoreInputs(
         drawings.reference.images,
         drawn.images,
@@ -87,7 +87,7 @@ def score_cell(
     arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
     if groups is not None:
         arrays[UNITS] = np.array(groups, np.float64)
-    measurements, warnings = scores.measurements, tuple(scores.warnings)
+    measurements, warnings = scores.measurements, (*scores.warnings, *changed)
     if wrong := damage(drawings.reference.images, drawings.reference_latents):
         warnings = (
             f"full precision looks damaged: {wrong}; no score of this workload means anything",

@@ -17,6 +17,7 @@ from quantarena.bench.workloads import hub
 from quantarena.bench.workloads.pipeline_checks import require_classes, require_settings, too_long
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.bench.workloads.row_lists import stack_rows, takes_lists
 from quantarena.bench.workloads.samplers import with_sampler
 
 USUAL_SLOTS = ("unet", "transformer")
@@ -85,13 +86,14 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
         pipe = with_sampler(pipe, info.sampler)
         # Another sampler draws other images, as another configuration file does.
         sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
+    stack_rows(getattr(pipe, slot))
     require_settings(pipe, getattr(pipe, slot), info)
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
     loaded = LoadedPipeline(pipe, slot, sha256, too_long(pipe, info))
-    require_classes(loaded.denoiser, info)
+    require_classes(getattr(loaded.denoiser, "config", {}), info)
     for note in loaded.notes:
         _say(info.name, note)
     return loaded
@@ -124,7 +126,7 @@ def find_slot(pipe: Any, where: str) -> str:
 
 
 def _takes_timestep(network: nn.Module) -> bool:
-    return "timestep" in inspect.signature(network.forward).parameters
+    return "timestep" in inspect.signature(network.forward).parameters or takes_lists(network)
 
 
 def variant_of(folder: Path) -> str | None:

@@ -1,14 +1,16 @@
-"""Checks of a loaded pipeline against its workload: settings, lengths of prompts, classes."""
+"""Checks of a pipeline against its workload: settings, lengths of prompts, classes. No torch."""
 
 import inspect
 import math
-from typing import Any
-
-from torch import nn
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.workloads import workload_name
 from quantarena.bench.workloads.registry import WorkloadInfo
+
+if TYPE_CHECKING:  # a plan makes these checks too, and imports no torch
+    from torch import nn
 
 _CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
 """The entries of a network's configuration that may hold its number of classes."""
@@ -36,25 +38,46 @@ def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def require_settings(pipe: Any, denoiser: nn.Module, info: WorkloadInfo) -> None:
+def require_settings(pipe: Any, denoiser: "nn.Module", info: WorkloadInfo) -> None:
     """Check that the pipeline uses every setting of the workload that is not at its default.
 
     Raises:
         UserError: the pipeline would ignore a setting, which would be in every row and key.
     """
     takes = inspect.signature(pipe.__call__).parameters
-    kind = type(pipe).__name__
+    vae = pipe.components.get("vae") or pipe.components.get("vqvae")
+    side = native_side(*(getattr(part, "config", {}) for part in (denoiser, vae)))
+    require_used(type(pipe).__name__, takes, side, info)
+
+
+def require_used(kind: str, takes: Collection[str], native: int, info: WorkloadInfo) -> None:
+    """The checks of ``require_settings``, on what a plan knows too.
+
+    Args:
+        kind: class of the pipeline.
+        takes: arguments of its call.
+        native: side in pixels of the images that it draws by itself; 0 if that is unknown.
+        info: the workload.
+
+    Raises:
+        UserError: as ``require_settings``.
+    """
     if info.guidance not in (0.0, 1.0) and "guidance_scale" not in takes:
         raise UserError(f"{info.name}: {kind} takes no guidance: leave it out, or set guidance=1")
     if info.conditions == "class" and "class_labels" not in takes:
         other = "prompts" if "prompt" in takes else "noise alone"
-        raise UserError(f"{info.name}: {kind} takes no classes, it draws from {other}")
+        hint = "give prompts=FILE" if "prompt" in takes else "leave classes out"
+        raise UserError(f"{info.name}: {kind} takes no classes, it draws from {other}: {hint}")
     if info.conditions == "prompt" and "prompt" not in takes:
         if "class_labels" not in takes:
-            raise UserError(f"{info.name}: {kind} takes no prompts, it draws from noise alone")
+            raise UserError(
+                f"{info.name}: {kind} takes no prompts, it draws from noise alone: leave them out"
+            )
         if words := [text for text in info.prompts if not text.isdecimal()]:
-            raise UserError(f"{info.name} draws from class numbers, {words[0]!r} is none")
-    native = _native_side(pipe, denoiser)
+            raise UserError(
+                f"{info.name} draws from class numbers, {words[0]!r} is none: give classes=0-9, "
+                "for example"
+            )
     # A paper's setting states the side of its own model, and another may stand in for that.
     stated = not info.hub or "resolution" in workload_name.split(info.name)[1]
     if stated and "height" not in takes and native and info.resolution not in (0, native):
@@ -64,23 +87,21 @@ def require_settings(pipe: Any, denoiser: nn.Module, info: WorkloadInfo) -> None
         )
 
 
-def _native_side(pipe: Any, denoiser: nn.Module) -> int:
-    """The side in pixels of the images that a pipeline draws by itself; 0 if it is unknown."""
-    side = getattr(getattr(denoiser, "config", None), "sample_size", None)
-    vae = pipe.components.get("vae") or pipe.components.get("vqvae")
-    channels = getattr(getattr(vae, "config", None), "block_out_channels", (0,))
+def native_side(denoiser: Mapping[str, Any], decoder: Mapping[str, Any]) -> int:
+    """The side in pixels that two configurations imply; 0 if it is unknown."""
+    side = denoiser.get("sample_size")
+    channels = decoder.get("block_out_channels") or (0,)
     return side * 2 ** (len(channels) - 1) if isinstance(side, int) else 0
 
 
-def require_classes(denoiser: nn.Module, info: WorkloadInfo) -> None:
-    """Check that the network knows every class of the workload.
+def require_classes(config: Mapping[str, Any], info: WorkloadInfo) -> None:
+    """Check that the network with this configuration knows every class of the workload.
 
     Raises:
         UserError: a class is out of range, or no number.
     """
     if info.conditions != "class":
         return
-    config = getattr(denoiser, "config", {})
     known = next((config[n] for n in _CLASS_COUNTS if config.get(n)), None)
     for text in info.prompts:
         if not text.strip().isdecimal():

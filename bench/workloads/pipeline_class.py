@@ -12,6 +12,9 @@ from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel
 
+PIPELINES = "pipelines/**/*pipeline*.py"
+SCHEDULERS = "schedulers/scheduling_*.py"
+"""Where diffusers' classes are defined."""
 OFFERED = frozenset({"prompt", "class_labels", "batch_size", "num_inference_steps", "generator"})
 """Arguments of a pipeline that a workload can give."""
 _KINDS = (
@@ -20,8 +23,27 @@ _KINDS = (
         "ControlNet",
     ),
     ({"mask_image", "masked_image_latents"}, "inpainting"),
-    ({"num_frames", "frames", "video", "video_length", "num_video_frames"}, "video"),
-    ({"audio_length_in_s", "audio_end_in_s"}, "audio"),
+    (
+        {
+            "num_frames",
+            "frames",
+            "video",
+            "video_length",
+            "num_video_frames",
+            "num_videos_per_prompt",
+        },
+        "video",
+    ),
+    (
+        {
+            "audio_length_in_s",
+            "audio_end_in_s",
+            "audio_duration",
+            "audio_duration_s",
+            "num_waveforms_per_prompt",
+        },
+        "audio",
+    ),
 )
 """Arguments by which a kind of pipeline is known, and its name."""
 _EDITS = {"strength", "image_guidance_scale", "noise_level"}
@@ -70,6 +92,8 @@ def kind_of(signature: CallSignature) -> str | None:
     # A text-to-image pipeline that also takes an image to edit has a size of its own.
     if "image" in names and (_EDITS & names or not {"height", "width"} <= names):
         return "image to image"
+    if "prompt" in names and "height" not in names:  # a prior, a language model, shapes
+        return "something other than images"
     missing = [name for name in signature.required if name not in OFFERED]
     return f"a call with {missing[0]!r}" if missing else None
 
@@ -87,14 +111,19 @@ def class_name(folder: Path) -> str | None:
 @functools.cache
 def call_signature(name: str) -> CallSignature | None:
     """The signature of ``__call__`` of a pipeline class of diffusers; None if there is none."""
-    found = _class(name)
+    return method_signature(name, "__call__", PIPELINES)
+
+
+def method_signature(name: str, method: str, places: str) -> CallSignature | None:
+    """The signature of a method of a class in diffusers' files; None if there is none."""
+    found = class_source(name, places)
     if found is None:
         return None
     for item in found.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__call__":
+        if isinstance(item, ast.FunctionDef) and item.name == method:
             return _signature(item.args)
     for base in found.bases:
-        if isinstance(base, ast.Name) and (inherited := call_signature(base.id)):
+        if isinstance(base, ast.Name) and (inherited := method_signature(base.id, method, places)):
             return inherited
     return None
 
@@ -110,8 +139,15 @@ def _signature(given: ast.arguments) -> CallSignature:
     return CallSignature((*positional, *(a.arg for a in given.kwonlyargs)), tuple(required))
 
 
-def _class(name: str) -> ast.ClassDef | None:
-    for file in _sources():
+@functools.cache
+def class_source(name: str, places: str) -> ast.ClassDef | None:
+    """The syntax tree of a class in diffusers' files; None if there is none.
+
+    Args:
+        name: of the class.
+        places: pattern of the files, below the folder of diffusers.
+    """
+    for file in _sources(places):
         text = file.read_text(encoding="utf-8")
         if f"class {name}(" not in text and f"class {name}:" not in text:
             continue
@@ -122,9 +158,7 @@ def _class(name: str) -> ast.ClassDef | None:
 
 
 @functools.cache
-def _sources() -> tuple[Path, ...]:
+def _sources(places: str) -> tuple[Path, ...]:
     found = importlib.util.find_spec("diffusers")
-    places = found.submodule_search_locations if found else None
-    if not places:
-        return ()
-    return tuple(sorted(Path(next(iter(places))).joinpath("pipelines").rglob("*pipeline*.py")))
+    folders = found.submodule_search_locations if found else None
+    return tuple(sorted(Path(next(iter(folders))).glob(places))) if folders else ()

@@ -1,6 +1,7 @@
 """Plug-ins that are broken, or that print: one line, and stdout stays one JSON document."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,38 @@ def test_a_plugin_named_like_a_builtin_is_not_ignored(bench, survives, tried):
     _, _, err = survives("run", "smoke", *both, codes=(2,))
     assert "both register method 'rtn': rename one" in err
     tried("plug-ins")
+
+
+def test_an_installed_package_named_like_a_builtin_is_not_ignored(bench, tmp_path, tried):
+    """In processes of their own, whose path holds the package."""
+    site = tmp_path / "site"
+    folder = site / "other-1.5.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.5\n")
+    (folder / "entry_points.txt").write_text("[quantarena.methods]\nrtn = other_rtn\n")
+    (site / "other_rtn.py").write_text(HEAD + CLASS.format(name="rtn"))
+    code = "import sys; from quantarena.bench.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+
+    def planned(*words):
+        words = ["plan", "smoke", "--results", str(tmp_path / "results"), *words]
+        return subprocess.run(
+            [sys.executable, "-c", code, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    clash = planned("--method", "rtn")
+    assert (clash.returncode, clash.stdout) == (2, "")
+    assert clash.stderr.startswith(
+        "error: package other 1.5 registers method 'rtn', which is built in: add --prefer-plugin"
+    )
+    assert clash.stderr.count("\n") == 1
+    tried("plug-ins")
+    assert planned("--method", "rtn", "--prefer-plugin").returncode == 0
+    assert planned("--method", "ptq4dm").returncode == 0, "it is not in the way of others"
 
 
 PRINTS = {

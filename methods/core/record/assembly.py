@@ -1,15 +1,17 @@
 """Assembles recorded network calls to a trajectory: grouped by sampler call, rows by image."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import Tree, leaves, map_leaves
+from quantarena.methods.core.record.layout import half_places, is_mask, padded_lengths
 from quantarena.methods.core.record.spill import Spool
 from quantarena.methods.core.record.tensor_file import Column
 from quantarena.methods.core.record.trajectory import describe
@@ -91,15 +93,17 @@ def assemble(
     Raises:
         BrokenModel: one sampler call has several timesteps, or runs differ in more than values.
     """
-    _require_alike(steps, halves)
+    places = half_places([call.sample for call in steps[0]], halves)
+    _require_alike(steps, places, halves)
     numbers = [[call.sample for call in step] for step in steps]
     timestep = torch.cat([step[0].timestep for step in steps])
     columns = {
-        "sample": _by_row("sample", numbers, spool, halves),
+        "sample": _by_row("sample", numbers, spool, places),
         "timestep": Column(timestep.dtype, tuple(timestep.shape), [timestep]),
     }
     fixed, once = set(), set()
     inputs = [[leaves(call.inputs) for call in step] for step in steps]
+    lengths = _lengths([given for step in inputs for given in step], spool)
     for path, leaf in inputs[0][0].items():
         everywhere = [[given[path] for given in step] for step in inputs]
         flat = [value for step in everywhere for value in step]
@@ -108,7 +112,7 @@ def assemble(
             if all(step == numbers[0] for step in numbers):
                 once.add(path)
                 numbers = numbers[:1]
-            column = _by_row(path, numbers, spool, halves)
+            column = _by_row(path, numbers, spool, places, lengths.get(path))
             shape = column.shape[1:] if path in once else column.shape
             columns[f"condition.{path}"] = Column(column.dtype, shape, column.pieces)
         else:
@@ -126,11 +130,24 @@ def assemble(
     return columns, describe(tree, fixed, once, halves, schedule)
 
 
-def _require_alike(steps: Sequence[Sequence[NetworkCall]], halves: int) -> None:
+def _lengths(calls: Sequence[Mapping[str, Any]], spool: Spool) -> dict[str, int]:
+    """The length to pad each input to whose batches have several, and come with a mask."""
+    rows = {
+        path: [leaf[path].number for leaf in calls]
+        for path in calls[0]
+        if all(isinstance(leaf[path], StoredTensor) and leaf[path].by_row for leaf in calls)
+    }
+    shapes = {path: [spool.kind(number)[1] for number in rows[path]] for path in rows}
+    return padded_lengths(shapes, lambda path: is_mask([spool.get(n) for n in rows[path]]))
+
+
+def _require_alike(
+    steps: Sequence[Sequence[NetworkCall]], places: Sequence[tuple[int, int, int]], halves: int
+) -> None:
     """Refuse runs that differ in batches, timesteps or kinds of inputs."""
     first = [call.rows for call in steps[0]]
     paths = list(leaves(steps[0][0].inputs)) if first else []
-    if halves < 1 or any(rows % halves for rows in first):
+    if not places or any(first[call] % pieces for call, _, pieces in places):
         raise BrokenModel(f"batches of {first} rows are not made of {halves} guidance halves")
     for index, step in enumerate(steps):
         if [call.rows for call in step] != first:
@@ -156,9 +173,27 @@ def _require_constant(path: str, values: Sequence[Any]) -> None:
         )
 
 
-def _by_row(name: str, numbers: Sequence[Sequence[int]], spool: Spool, halves: int) -> Column:
-    """A column (S, N, ...) from one piece for each batch, with guidance halves put together."""
-    kinds = {(dtype, shape[1:]) for step in numbers for dtype, shape in map(spool.kind, step)}
+def _by_row(
+    name: str,
+    numbers: Sequence[Sequence[int]],
+    spool: Spool,
+    places: Sequence[tuple[int, int, int]],
+    length: int | None = None,
+) -> Column:
+    """A column (S, N, ...) from the tensors of all calls, with guidance halves put together.
+
+    Args:
+        name: of the input, for messages.
+        numbers: of the tensors of each sampler call's network calls.
+        spool: holds them.
+        places: where each half's rows lie, see ``half_places``.
+        length: the second size of every tensor, if they are to be padded to one.
+    """
+    kinds = {
+        (dtype, shape[1:] if length is None else (length, *shape[2:]))
+        for step in numbers
+        for dtype, shape in map(spool.kind, step)
+    }
     if len(kinds) > 1:
         shapes = " and ".join(sorted(str(shape) for _, shape in kinds))
         raise BrokenModel(
@@ -169,11 +204,13 @@ def _by_row(name: str, numbers: Sequence[Sequence[int]], spool: Spool, halves: i
 
     def pieces() -> Iterator[Tensor]:
         for step in numbers:
-            for half in range(halves):
-                for number in step:
-                    value = spool.get(number)
-                    size = len(value) // halves
-                    yield value[half * size : (half + 1) * size]
+            for call, piece, count in places:
+                value = spool.get(step[call])
+                size = len(value) // count
+                value = value[piece * size : (piece + 1) * size]
+                if length is not None:
+                    value = F.pad(value, (0, 0) * (value.dim() - 2) + (0, length - value.shape[1]))
+                yield value
 
     return Column(dtype, (len(numbers), rows, *shape), pieces())
 

@@ -344,3 +344,19 @@ def test_a_failed_timing_is_tried_again_by_the_next_run(bench):
     bench("run", "smoke")
     assert all(row.latency is not None for row in bench.rows())
     assert not any(row.warnings for row in bench.rows())
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_damaged_row_of_another_run_is_said_once_and_stays(bench, verb):
+    bench("run", "smoke", "--name", "other")
+    damaged = next((bench.results / "other/rows").glob("*.json"))
+    damaged.write_text(damaged.read_text()[:50])
+    before = damaged.read_bytes()
+    code, _, err = bench(verb, "smoke")
+    assert code == 0
+    lines = [line for line in err.splitlines() if damaged.name in line]
+    assert len(lines) == 1, err
+    assert "is no intact row" in lines[0]
+    assert "left out of the estimate" in lines[0]
+    assert damaged.read_bytes() == before, "a run of that folder may need it"
+    assert not (bench.results / "other/rows/aside").exists()

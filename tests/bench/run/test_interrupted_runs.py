@@ -51,6 +51,20 @@ def test_kill_9_loses_the_running_cell_only(bench, command):
     assert all(row.latency is not None for row in bench.rows())
 
 
+def test_a_method_that_ends_the_process_loses_its_own_cell_only(bench, run_script):
+    """``os._exit`` cannot be caught in the process that it ends: the next run goes on."""
+    bench.behave(q_diffusion__w4a8="quit")
+    ended = run_script(bench, "run", "smoke", "--executor", "local")
+    assert ended.stdout == ""
+    done = {f"{row.cell.method}/{row.cell.bits}" for row in bench.rows()}
+    assert done == {"fp/fp", "rtn/w4a8", "rtn/w4a4"}
+    bench.behave()
+    code, out, err = bench("run", "smoke", "--executor", "local")
+    assert (code, out.split(" -> ")[0]) == (0, "5 ok, 0 skipped, 0 failed"), err
+    assert "3 done, 2 to run" in err
+    assert bench.log().count("cell rtn/w4a8") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_says_what_is_kept_and_how_to_go_on(bench, command, number):
     child = start_hanging(bench, command)

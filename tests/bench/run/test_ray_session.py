@@ -73,11 +73,11 @@ def test_a_killed_raylet_ends_the_run_at_once(bench, monkeypatch):
                 if "raylet" in str(kind):
                     os.kill(process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(runner.Run, "_listen", kill)
-    code, out, err = bench("run", "smoke", "--executor", "ray", "--workers", "1")
+    with monkeypatch.context() as patched:  # an undo of everything would bring real stages back
+        patched.setattr(runner.Run, "_listen", kill)
+        code, out, err = bench("run", "smoke", "--executor", "ray", "--workers", "1")
     assert (code, out) == (1, "")
     assert "Ray's process raylet died" in err.splitlines()[-1]
     assert "Traceback" not in err
-    monkeypatch.undo()
     bench.behave()
     assert bench("run", "smoke", "--executor", "local")[0] == 0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
@@ -345,3 +346,17 @@ def test_another_unit_of_the_kernels_draws_its_own_images(row, cell, paths, monk
     again = sequence.run_cell(cell, paths, progress=quiet)
     assert again.stage_keys["quantize"] == row.stage_keys["quantize"]
     assert again.stage_keys["images"] != row.stage_keys["images"]
+
+
+def test_a_row_says_what_was_changed_in_its_real_images(cell, paths, tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        picture = Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+        turned = Image.Exif()
+        turned[ExifTags.Base.Orientation] = 3
+        picture.save(tmp_path / f"{index:02d}.jpg", exif=turned)
+    given = replace(cell, workload=f"{cell.workload}?reference={tmp_path}")
+    row = sequence.run_cell(given, paths, progress=quiet)
+    assert (row.status, row.reason) == ("ok", None)
+    for change in ("lossy file format", "turned as its EXIF orientation says"):
+        assert any(change in line and "12 images" in line for line in row.warnings), row.warnings

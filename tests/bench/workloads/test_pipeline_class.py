@@ -43,7 +43,13 @@ REFUSED = {
     "StableVideoDiffusionPipeline": "video",
     "CogVideoXPipeline": "video",
     "WanPipeline": "video",
+    "CogVideoXFunControlPipeline": "video",
     "AudioLDM2Pipeline": "audio",
+    "StableAudio3Pipeline": "audio",
+    "AceStepPipeline": "audio",
+    "KandinskyPriorPipeline": "something other than images",
+    "LLaDA2Pipeline": "something other than images",
+    "ShapEPipeline": "something other than images",
 }
 
 

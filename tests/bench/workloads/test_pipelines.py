@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -27,8 +28,20 @@ from quantarena.methods.core.trace.network import trace
 tiny_pipelines = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))
 )
-NAMES = tuple(tiny_pipelines.PIPELINES)
-RESOLUTION = {"ddpm": 8, "ldm-text": 64, "consistency": 8, "consistency-class": 8}
+llm_pipelines = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "tiny_llm_pipelines.py"))
+)
+MAKERS = dict.fromkeys(tiny_pipelines.PIPELINES, tiny_pipelines.save)
+MAKERS |= dict.fromkeys(llm_pipelines.PIPELINES, llm_pipelines.save)
+NAMES = tuple(MAKERS)
+RESOLUTION = {
+    "ddpm": 8,
+    "ldm-text": 64,
+    "consistency": 8,
+    "consistency-class": 8,
+    "lumina": 32,
+    "lumina-2": 32,
+}
 KINDS = {
     "ddpm": "none",
     "ldm": "none",
@@ -51,7 +64,7 @@ def folder_of(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            made[name] = tiny_pipelines.save(name, root / name)
+            made[name] = MAKERS[name](name, root / name)
             kind = KINDS.get(name, "prompt")
             settings = {
                 "steps": 2,
@@ -230,6 +243,8 @@ def test_an_exchanged_sampler_is_used_keyed_and_shipped(folder_of, tmp_path, cap
         ("ddpm", "sampler=DDIMM", "unknown sampler 'DDIMM'.*did you mean DDIMScheduler"),
         ("sd1", "sampler=FlowMatchEulerDiscrete", "does not fit in place of PNDMScheduler"),
         ("sd1", "eta=0.5", "PNDMScheduler takes no eta"),
+        ("z-image", "eta=0.5", "FlowMatchEulerDiscreteScheduler takes no eta: leave it 0"),
+        ("lumina", "sampler=DDIM", "does not fit in place of FlowMatchEulerDiscreteScheduler"),
         ("sd1", "resolution=20", "cannot draw .* divisible by 8"),
         ("ddpm", "classes=0-3", "DDPMPipeline takes no classes, it draws from noise alone"),
         ("ddpm", "prompts=FILE", "DDPMPipeline takes no prompts, it draws from noise alone"),
@@ -240,7 +255,7 @@ def test_an_exchanged_sampler_is_used_keyed_and_shipped(folder_of, tmp_path, cap
         ("dit", "prompts=FILE", "draws from class numbers, 'a cat' is none"),
     ],
 )
-def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, tmp_path):
+def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a cat\n")
     settings = settings.replace("FILE", str(tmp_path / "p.txt"))
 
@@ -251,6 +266,36 @@ def test_settings_that_do_not_fit_are_one_line(name, settings, line, folder_of, 
     with pytest.raises(UserError, match=line) as caught:
         draw()
     assert "\n" not in str(caught.value)
+    if "cannot draw" in line:  # what sizes a pipeline takes is known to its code alone
+        return
+    planned = ["plan", "smoke", "--workload", f"{folder_of(name)}?{settings}", "--method", "rtn"]
+    assert run([*planned, "--results", str(tmp_path / "results")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.search(line, err)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plan_approves_what_runs(name, folder_of, tmp_path):
+    """The other tests of this file run these very folders."""
+    planned = ["plan", "smoke", "--workload", str(folder_of(name)), "--method", "rtn"]
+    assert run([*planned, "--results", str(tmp_path / "results")]) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plan_asks_for_prompts_and_classes(name, folder_of, tmp_path, capsys):
+    """What draws from noise alone is approved; the others say what to give."""
+    folder = tmp_path / "bare"
+    shutil.copytree(folder_of(name), folder, ignore=lambda *found: ["workload.json"])
+    planned = ["plan", "smoke", "--workload", str(folder), "--method", "rtn"]
+    code = run([*planned, "--results", str(tmp_path / "results")])
+    kind, err = KINDS.get(name, "prompt"), capsys.readouterr().err
+    assert code == (0 if kind == "none" else 2)
+    hint = {"none": "", "class": "with --set classes=0-9", "prompt": "with --set prompts=FILE"}
+    assert hint[kind] in err
+    assert err.count("\n") == (kind != "none")
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "pixart-alpha", "flux"])
@@ -291,17 +336,44 @@ def test_every_step_keeps_its_signature(folder_of):
         assert inspect.signature(scheduler.step) == before
 
 
-@pytest.mark.parametrize("method", ["eda_dm", "q_diffusion"])
-def test_reconstruction_of_a_network_that_folds_its_text(method, ground_of, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("hunyuan-dit", "eda_dm"),
+        ("hunyuan-dit", "q_diffusion"),
+        ("lumina", "eda_dm"),
+        ("lumina-2", "eda_dm"),
+        ("z-image", "eda_dm"),
+    ],
+)
+def test_reconstruction_of_a_network_with_odd_inputs(name, method, ground_of, cache, tmp_path):
+    """Texts folded into one axis, complex positions, calls for each half, lists."""
     from quantarena.bench.stages import sequence
 
-    folder = ground_of("hunyuan-dit").info.path
     budget = replace(BUDGET, iterations=2)
-    cell = Cell(str(folder), method, "w4a8", budget=budget)
+    cell = Cell(str(ground_of(name).info.path), method, "w4a8", budget=budget)
     row = sequence.run_cell(
         cell, sequence.Paths(tmp_path, cache.root), progress=lambda *count: None
     )
     assert (row.status, row.reason) == ("ok", None)
+
+
+@pytest.mark.parametrize("name", ["lumina", "lumina-2", "z-image"])
+def test_prompts_of_several_lengths_are_recorded_alike_in_any_batch(name, folder_of, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n" + "a red dog in snow " * 8 + "\na dog\n")
+    made = []
+    for batch in (1, 3):
+        budget = replace(BUDGET, batch=batch, calibration_images=3)
+        workload = f"{folder_of(name)}?prompts={prompts}"
+        workspace = open_workspace(Cell(workload, "rtn", "w8a8", budget=budget))
+        made.append(trajectory(workspace, StageCache(tmp_path / str(batch))))
+    points = [each.pick(torch.zeros(6, dtype=torch.long), torch.arange(6)) for each in made]
+    assert torch.equal(points[0].sample, points[1].sample)
+    with torch.no_grad():
+        one, two = (each.call(workspace.loaded.denoiser) for each in points)
+    assert torch.allclose(one, two, atol=1e-5), "rows of the same images and halves"
+    assert not torch.allclose(one[:3], one[3:], atol=1e-5), "the halves differ"
 
 
 def test_classes_are_asked_for_where_the_network_has_them(folder_of):

@@ -52,6 +52,16 @@ class Node(nn.Module):
         """Inputs of a linear layer: pipelines read it to check their conditions."""
         return self.weight_shape[1]
 
+    @property
+    def weight(self) -> Tensor:
+        """An empty tensor of the type that the layer computes in, on its device.
+
+        Networks read ``layer.weight.dtype`` to convert what they give a layer. There is no float
+        weight to multiply with, and a product with an empty one fails.
+        """
+        device = next((buffer.device for buffer in self.buffers()), None)
+        return torch.empty(0, dtype=torch.float32, device=device)
+
     def set_step(self, index: int) -> None:
         """Selects the entry of the activation tables that calls without a clock use.
 

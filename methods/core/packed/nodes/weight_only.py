@@ -72,7 +72,7 @@ class WeightOnlyLayer(Node):
         for name, value in (("in_mult", in_mult), ("bias", bias)):
             self.register_buffer(name, None if value is None else value.detach().clone())
 
-    def weight(self) -> Tensor:
+    def float_weight(self) -> Tensor:
         """The float weight, as the fake path makes it."""
         shape, groups = self.weight_shape, self.weight_scale.shape[1]
         codes = unpack_codes(self.codes, self.metadata["weight_bits"], shape).float()
@@ -84,10 +84,10 @@ class WeightOnlyLayer(Node):
         """See ``Node.forward``."""
         if len(self.weight_shape) == 2:
             x = x if self.in_mult is None else x * self.in_mult
-            return F.linear(x, self.weight(), self.bias)
+            return F.linear(x, self.float_weight(), self.bias)
         x = x if self.in_mult is None else x * self.in_mult.view(-1, 1, 1)
         meta = [self.metadata[name] for name in _GEOMETRY]
-        return like_input(F.conv2d(x, self.weight(), self.bias, *meta), x)
+        return like_input(F.conv2d(x, self.float_weight(), self.bias, *meta), x)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
