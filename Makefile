@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test fast bench bench-kernels docs clean
+.PHONY: help install lint format type test fast fuzz bench bench-kernels docs clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,13 @@ test: install  ## all tests that this machine can run; skipped ones say why
 
 fast: install  ## tests of a minute: what needs no network of torch and no long run
 	$(PYTEST) --fast
+
+FUZZ := 3000
+fuzz: install  ## random layers on every unit: 3000 each under ASan, UBSan and against the oracle
+	$(PY) -m quantarena.methods.core.kernels.sanitize --sanitizer address --layers $(FUZZ)
+	$(PY) -m quantarena.methods.core.kernels.sanitize --sanitizer undefined --layers $(FUZZ)
+	$(PY) -m quantarena.methods.core.kernels.sanitize --sanitizer thread --layers 300 --callers 3
+	$(PY) -m pytest tests/methods/core/kernels/test_fuzz.py -s
 
 bench: install  ## time the methods and the kernels: tests/benchmarks
 	$(PY) -m pytest tests/benchmarks --benchmark-only

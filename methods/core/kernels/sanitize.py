@@ -1,8 +1,9 @@
-"""Fuzzes the native kernels under the address and undefined-behaviour sanitizers.
+"""Fuzzes the native kernels under a sanitizer of the compiler.
 
-``python -m quantarena.methods.core.kernels.sanitize [--trials N] [--thread]`` builds the library's
-sources together with ``csrc/fuzz/*.cpp`` into one program and runs it.  There the AVX-VNNI unit is
-built with an emulated dot product, so that its code runs on machines that lack the instruction.
+``python -m quantarena.methods.core.kernels.sanitize [--layers N] [--sanitizer NAME]`` builds the
+library's sources together with ``csrc/fuzz/*.cpp`` into one program and runs it until every unit
+has computed N random layers.  There the AVX-VNNI unit is built with an emulated dot product, so
+that its code runs on machines that lack the instruction.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def build(folder: Path, sanitizers: str) -> Path:
     flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     parts = units(platform.machine())
     macros = tuple(f"-D{unit.macro}" for unit in parts if unit.macro)
-    flags += [*macros, "-DQA_EMULATE_VNNI", f"-I{sources}"]
+    flags += [*macros, "-DQA_EMULATE_VNNI", "-DQA_SHARE_ALL", f"-I{sources}"]
     named = [(unit.source, unit.flags) for unit in parts]
     named += [("library.cpp", ()), ("fuzz/fuzz.cpp", ()), ("fuzz/attention_fuzz.cpp", ())]
 
@@ -60,31 +62,43 @@ def build(folder: Path, sanitizers: str) -> Path:
     return program
 
 
-def fuzz(trials: int, sanitizers: str = "address,undefined", first: int = 0) -> tuple[int, str]:
+def fuzz(
+    layers: int, sanitizers: str = "address,undefined", first: int = 0, callers: int = 2
+) -> tuple[int, str]:
     """Builds and runs the fuzz program.
 
+    Args:
+        layers: random layers that each unit has to compute.
+        sanitizers: value of ``-fsanitize``.
+        first: first seed.
+        callers: threads that call kernels at the same time, each of which starts threads of its
+            own.
+
     Returns:
-        Its exit code (0 if every trial was exact and nothing was reported) and its output.
+        Its exit code (0 if every layer was exact and nothing was reported) and its output: a line
+        with the counts of each unit.
     """
     with tempfile.TemporaryDirectory() as name:
         program = build(Path(name), sanitizers)
-        done = subprocess.run(
-            [str(program), str(first), str(trials)], capture_output=True, text=True, check=False
-        )
+        command = [str(program), str(first), str(layers), str(callers)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.core.kernels.sanitize")
-    parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--thread", action="store_true", help="thread sanitizer instead")
-    options = parser.parse_args(arguments)
-    code, output = fuzz(
-        options.trials, "thread" if options.thread else "address,undefined", options.first
+    parser.add_argument("--layers", type=int, default=300, help="random layers for each unit")
+    parser.add_argument(
+        "--sanitizer", default="address,undefined", help="address, undefined, thread"
     )
-    sys.stdout.write(output)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--callers", type=int, default=2, help="threads that call at the same time")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    code, output = fuzz(options.layers, options.sanitizer, options.first, options.callers)
+    seconds = time.monotonic() - started
+    sys.stdout.write(f"{output}-fsanitize={options.sanitizer}: {seconds:.0f} s with the build\n")
     return code
 
 

@@ -6,16 +6,20 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.ship import quantize_model
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.bench.ship.save_pipeline import check_target
 from quantarena.methods.core.bits import FP_WIDTH
+from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT
+from quantarena.methods.core.record.announce import attach
 from quantarena.methods.registry import entry
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
@@ -160,6 +164,31 @@ def test_weights_alone_are_exported_and_drawn_from(method, pixel_folder, cache, 
     code, out, err = told(capsys, "sample", folder, "-n", 2, "-o", tmp_path / "x.png", "--json")
     assert code == 0, err
     assert json.loads(out)["backend"] == "weight-only"
+
+
+@pytest.mark.parametrize("method", ["rtn", "tuneqdm"])
+def test_weights_alone_draw_from_the_folder_what_they_draw_in_memory(
+    method, pixel_folder, cache, tmp_path, monkeypatch, diffusers
+):
+    """Every bit of the pictures: the folder holds the same codes, and the same code runs them."""
+    made = []
+
+    def kept(model):
+        made.append(pack(model))
+        return made[0]
+
+    monkeypatch.setattr(quantize_model, "pack", kept)
+    folder = tmp_path / "model"
+    assert quantize(pixel_folder, folder, cache, method=method, bits="w4a16") == 0
+    (packed,) = made
+    assert packed.backend == "weight-only"
+    pipe = diffusers.DDIMPipeline.from_pretrained(pixel_folder)
+    plain = images(pipe)
+    pipe.unet = packed.module
+    attach(pipe.scheduler, packed.clock)
+    here, there = images(pipe), images(load_pipeline(folder))
+    assert np.array_equal(here, there)
+    assert not np.array_equal(here, plain)
 
 
 def test_sample_draws_a_grid(exported, tmp_path, capsys):

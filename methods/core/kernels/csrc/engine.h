@@ -54,7 +54,7 @@ class Engine {
         if (layer->sum_groups && (flags & QA_INTEGER)) return QA_BAD_ARGUMENT;
         const int64_t work = g.batch * g.out_height * g.out_width * layer->groups * layer->panels *
                              layer->units * 256;
-        if (work < Isa::kThreadWork) threads = 1;
+        if (work < Isa::kThreadWork && !kShareAll) threads = 1;
         Cut::plan_blocks(call, threads);
         if (!Cut::prepare(call, step)) return QA_NO_MEMORY;
         qa_parallel(smaller<int64_t>(threads, call.items), worker, &call);

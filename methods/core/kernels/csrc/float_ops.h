@@ -29,7 +29,7 @@ struct Loop {
 
 template <class Body>
 void for_all(int64_t count, int64_t elements, int32_t threads, const Body& body) {
-    if (threads <= 1 || elements < kFloatThreadWork) {
+    if (threads <= 1 || (elements < kFloatThreadWork && !kShareAll)) {
         for (int64_t i = 0; i < count; ++i) body(i);
         return;
     }

@@ -1,4 +1,6 @@
 // Exported functions: choice of the instruction set, threads, scratch memory.
+#include <pthread.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -18,6 +20,11 @@ namespace {
 
 typedef void (*GompParallel)(void (*)(void*), void*, unsigned, unsigned);
 GompParallel gomp_parallel = nullptr;
+
+// A forked process inherits the runtime's record of its threads, but not the threads: a team would
+// wait for them forever.  So it computes on one thread.
+[[maybe_unused]] const int registered =
+    pthread_atfork(nullptr, nullptr, [] { gomp_parallel = nullptr; });
 
 struct Isa {
     const char* name;

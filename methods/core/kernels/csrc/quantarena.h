@@ -98,6 +98,14 @@ typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y,
                      int32_t threads, int32_t flags, const QaRowScales* rows);
 }
 
+// Whether little work is shared among threads too.  Only the fuzz driver wants that: its layers are
+// small, and threads have to meet in them.
+#if defined(QA_SHARE_ALL)
+constexpr bool kShareAll = true;
+#else
+constexpr bool kShareAll = false;
+#endif
+
 // Runs fn(arg) on `threads` threads at once and returns when all have finished.
 void qa_parallel(int threads, void (*fn)(void*), void* arg);
 

@@ -71,13 +71,27 @@ def test_damaged_library_falls_back_to_the_reference(tmp_path, monkeypatch):
     assert build.LIBRARY_NAME in status.reason
 
 
-@pytest.mark.slow
-def test_fuzzing_under_the_sanitizers_is_clean():
+def sanitized(sanitizer, layers, callers=2):
     if build.find_compiler() is None:
         pytest.skip("needs a compiler")
-    code, output = sanitize.fuzz(40)
+    code, output = sanitize.fuzz(layers, sanitizer, callers=callers)
+    print(f"\n-fsanitize={sanitizer}\n{output}")
     assert code == 0, output
-    assert "40 trials exact" in output
+    counts = [int(found) for found in re.findall(r"^\w+: (\d+) layers", output, re.MULTILINE)]
+    assert len(counts) >= len(native.load().status.available)
+    assert min(counts) >= layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+def test_fuzzing_under_the_sanitizers_is_clean(sanitizer):
+    """``make fuzz`` runs thousands."""
+    sanitized(sanitizer, 40)
+
+
+@pytest.mark.slow
+def test_threads_that_call_at_once_race_for_nothing():
+    sanitized("thread", 20, callers=3)
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 // set, inputs and outputs in heap blocks of exactly their size, results against a naive loop.
 // Build and run with `python -m quantarena.methods.core.kernels.sanitize`.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <deque>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -37,33 +40,54 @@ struct Range {
     int zero;
 };
 
-int code_of(float x, const Problem& p, Range range, int channel) {
-    float v = x * (1.0f / range.scale);
-    if (p.layer.in_mult) v *= p.mult[channel];
-    const int zero = range.zero;
-    if (std::isnan(v)) return 0;
-    const float low = static_cast<float>(-zero), high = static_cast<float>(p.layer.act_max - zero);
-    return static_cast<int>(std::nearbyint(v < low ? low : v > high ? high : v)) + zero;
-}
+// Integers that an input stands for, and the sums that a layer makes of them, by the plainest loops.
+struct Reference {
+    const Problem& p;
+    const QaGeometry& g;
+    std::vector<int16_t> code;  // less the zero point; [batch][channel][height][width]
 
-int64_t naive(const Problem& p, const QaGeometry& g, const float* x, Range range, int64_t b, int n,
-              int64_t oy, int64_t ox) {
-    const QaLayer& l = p.layer;
-    const int taps = l.kernel_h * l.kernel_w, group = n / l.out_channels;
-    const int zw = p.zero[n], zx = range.zero;
-    int64_t total = 0;
-    for (int c = 0; c < l.in_channels; ++c)
+    template <class RangeOf>
+    Reference(const Problem& problem, const QaGeometry& geometry, const float* x, RangeOf range_of)
+        : p(problem), g(geometry) {
+        const int64_t channels = static_cast<int64_t>(p.layer.groups) * p.layer.in_channels;
+        for (int64_t b = 0; b < g.batch; ++b)
+            for (int64_t c = 0; c < channels; ++c)
+                for (int64_t i = 0; i < g.height * g.width; ++i) {
+                    const int64_t at = b * g.x_batch + c * g.x_channel + i / g.width * g.x_row +
+                                       i % g.width * g.x_pixel;
+                    const Range range = range_of(i % g.width, c / p.layer.in_channels);
+                    code.push_back(static_cast<int16_t>(centred(x[at], range, c)));
+                }
+    }
+
+    int centred(float x, Range range, int64_t channel) const {
+        float v = x * (1.0f / range.scale);
+        if (p.layer.in_mult) v *= p.mult[channel];
+        const float low = static_cast<float>(-range.zero);
+        const float high = static_cast<float>(p.layer.act_max - range.zero);
+        if (std::isnan(v)) v = low;
+        return static_cast<int>(std::nearbyint(v < low ? low : v > high ? high : v));
+    }
+
+    int64_t sum(int64_t b, int n, int64_t oy, int64_t ox) const {
+        const QaLayer& l = p.layer;
+        const int taps = l.kernel_h * l.kernel_w, group = n / l.out_channels;
+        const int64_t channels = static_cast<int64_t>(l.groups) * l.in_channels;
+        const int zero = p.zero[n];
+        int64_t total = 0;
         for (int t = 0; t < taps; ++t) {
             const int64_t y = oy * l.stride_h - l.pad_h + t / l.kernel_w * l.dilation_h;
-            const int64_t xx = ox * l.stride_w - l.pad_w + t % l.kernel_w * l.dilation_w;
-            if (y < 0 || y >= g.height || xx < 0 || xx >= g.width) continue;
-            const int channel = group * l.in_channels + c;
-            const float v = x[b * g.x_batch + channel * g.x_channel + y * g.x_row + xx * g.x_pixel];
-            const int w = p.weight[(static_cast<size_t>(n) * l.in_channels + c) * taps + t];
-            total += static_cast<int64_t>(code_of(v, p, range, channel) - zx) * (w - zw);
+            const int64_t x = ox * l.stride_w - l.pad_w + t % l.kernel_w * l.dilation_w;
+            if (y < 0 || y >= g.height || x < 0 || x >= g.width) continue;
+            const int64_t first = b * channels + static_cast<int64_t>(group) * l.in_channels;
+            const int16_t* a = code.data() + (first * g.height + y) * g.width + x;
+            const int* w = p.weight.data() + static_cast<size_t>(n) * l.in_channels * taps + t;
+            for (int c = 0; c < l.in_channels; ++c, a += g.height * g.width, w += taps)
+                total += static_cast<int64_t>(*a) * (*w - zero);
         }
-    return total;
-}
+        return total;
+    }
+};
 
 double activated(double v, int kind) {
     if (kind == QA_SILU) return v / (1 + std::exp(-v));
@@ -160,7 +184,43 @@ bool float_trial(uint64_t seed) {
     return true;
 }
 
-bool trial(uint64_t seed) {
+// Strides of an input as torch makes them by slicing, permuting and expanding: pixels or channels
+// side by side, the other axes in any order, with gaps.  Returns the elements from first to last.
+int64_t stride_input(QaGeometry& g, int64_t channels, bool by_row) {
+    struct Axis {
+        int64_t size, *stride;
+    };
+    Axis batch{g.batch, &g.x_batch}, row{g.height, &g.x_row}, pixel{g.width, &g.x_pixel},
+        channel{channels, &g.x_channel};
+    const bool last = by_row || pick(0, 1), plain = pick(0, 1);
+    std::vector<Axis> axes = {last ? channel : pixel};
+    if (last) axes.insert(axes.end(), {pixel, row, batch});
+    else axes.insert(axes.end(), {row, channel, batch});
+    if (!plain && pick(0, 1)) std::shuffle(axes.begin() + 1, axes.end(), generator);
+    int64_t step = 1, end = 1;
+    for (const Axis& axis : axes) {
+        *axis.stride = step;
+        if (!plain && &axis != &axes[0] && pick(0, 9) == 0) {
+            *axis.stride = 0;  // expanded
+            continue;
+        }
+        end += (axis.size - 1) * step;
+        step = step * std::max<int64_t>(axis.size, 1) + (plain ? 0 : pick(0, 3));
+    }
+    return g.batch * g.height * g.width > 0 ? end : 0;
+}
+
+// Units that are compared, and how many layers each has computed.
+struct Unit {
+    std::string name;
+    std::atomic<uint64_t> layers{0};
+    bool runs(const Problem& p) const {
+        return p.layer.pair ? name == "scalar" || name == "avx2" : name != "avx2" || !p.wide;
+    }
+};
+std::deque<Unit> all_units;
+
+bool trial(uint64_t seed, uint64_t wanted) {
     generator.seed(seed);
     Problem p = random_problem();
     QaLayer& l = p.layer;
@@ -169,23 +229,18 @@ bool trial(uint64_t seed) {
     if (by_row) l.stride_h = l.stride_w = 1, l.pad_h = l.pad_w = 0;
     l.sum_groups = l.groups > 1 && pick(0, 1);
     QaGeometry g{};
-    g.batch = by_row || p.deep ? 1 : pick(1, 3);
-    g.height = by_row || p.deep ? 1 : pick(1, 14);
-    g.width = pick(1, p.deep ? 9 : 36);
+    const bool linear = l.kernel_h * l.kernel_w == 1 && l.stride_w == 1 && l.pad_w == 0;
+    g.batch = by_row || p.deep ? 1 : pick(0, 19) ? pick(1, 3) : 0;
+    g.height = by_row || (p.deep && l.kernel_h == 1) ? 1 : pick(1, p.deep ? 2 : 14);
+    g.width = linear && pick(0, 29) == 0 ? 0 : pick(1, p.deep ? 9 / l.kernel_w : 36);
+    // at least one output in each direction
+    g.height = std::max<int64_t>(g.height, l.dilation_h * (l.kernel_h - 1) + 1 - 2 * l.pad_h);
+    if (!linear) g.width = std::max<int64_t>({g.width, 1, l.dilation_w * (l.kernel_w - 1) + 1 - 2 * l.pad_w});
     g.out_height = (g.height + 2 * l.pad_h - l.dilation_h * (l.kernel_h - 1) - 1) / l.stride_h + 1;
-    g.out_width = (g.width + 2 * l.pad_w - l.dilation_w * (l.kernel_w - 1) - 1) / l.stride_w + 1;
-    if (g.height + 2 * l.pad_h < l.dilation_h * (l.kernel_h - 1) + 1 ||
-        g.width + 2 * l.pad_w < l.dilation_w * (l.kernel_w - 1) + 1)
-        return true;
+    g.out_width = (g.width + 2 * l.pad_w - l.dilation_w * (l.kernel_w - 1) - 1 + l.stride_w) / l.stride_w;
     const int64_t in = static_cast<int64_t>(l.groups) * l.in_channels;
     const int64_t out = static_cast<int64_t>(l.sum_groups ? 1 : l.groups) * l.out_channels;
-    if (by_row || pick(0, 1)) {  // channels last, on either side
-        g.x_channel = 1;
-        g.x_pixel = in, g.x_row = in * g.width, g.x_batch = in * g.width * g.height;
-    } else {
-        g.x_pixel = 1;
-        g.x_row = g.width, g.x_channel = g.width * g.height, g.x_batch = in * g.x_channel;
-    }
+    const size_t inputs = static_cast<size_t>(stride_input(g, in, by_row));
     if (pick(0, 1)) {
         g.y_channel = 1;
         g.y_pixel = out, g.y_row = out * g.out_width, g.y_batch = g.y_row * g.out_height;
@@ -193,9 +248,10 @@ bool trial(uint64_t seed) {
         g.y_pixel = 1;
         g.y_row = g.out_width, g.y_channel = g.out_width * g.out_height, g.y_batch = out * g.y_channel;
     }
-    const size_t inputs = static_cast<size_t>(in * g.width * g.height * g.batch);
     const size_t outputs = static_cast<size_t>(out * g.out_width * g.out_height * g.batch);
-    const std::unique_ptr<float[]> x(new float[inputs]);
+    const size_t shift = pick(0, 3) ? 0 : pick(1, 7);  // any alignment of a float
+    const std::unique_ptr<float[]> block(new float[shift + inputs]);
+    float* const x = block.get() + shift;
     const float special[] = {NAN, INFINITY, -INFINITY, 1e30f, -1e30f, 0.0f, -0.0f};
     const float end = pick(0, 1) ? 1e9f : -1e9f;  // all codes at one end: the largest sums
     const bool ends = pick(0, 3) == 0;
@@ -207,66 +263,97 @@ bool trial(uint64_t seed) {
     std::vector<int32_t> row_zero;
     for (int64_t i = 0; by_row && i < g.width * l.groups; ++i) {
         row_scale.push_back(0.05f * pick(1, 9));
-        row_zero.push_back(pick(0, l.act_max));
+        row_zero.push_back(pick(0, 1) ? pick(0, 1) * l.act_max : pick(0, l.act_max));
     }
     const QaRowScales own = {row_scale.data(), row_zero.data()};
     const QaRowScales* rows = by_row ? &own : nullptr;
-    char text[16];
-    for (int i = 0; qa_isa_name(i) != nullptr; ++i) {
-        const std::string name = qa_isa_name(i);
-        if (l.pair && (name == "avxvnni" || name == "avx512vnni" || name == "neon")) continue;
-        if (p.wide && name == "avx2") continue;
-        std::snprintf(text, sizeof text, "%s", name.c_str());
-        const QaRun run = reinterpret_cast<QaRun>(qa_entry(text, 0));
+    const auto range_of = [&](int64_t pixel, int64_t group) {
+        const size_t at = static_cast<size_t>(pixel * l.groups + group);
+        return by_row ? Range{row_scale[at], row_zero[at]} : Range{p.table[step], p.table_zero[step]};
+    };
+    const Reference reference(p, g, x, range_of);
+    struct Want {
+        int64_t total;
+        double value, size;
+    };
+    std::vector<Want> want(outputs);
+    for (int64_t b = 0; b < g.batch; ++b)
+        for (int n = 0; n < out; ++n)
+            for (int64_t i = 0; i < g.out_height * g.out_width; ++i) {
+                const int64_t oy = i / g.out_width, ox = i % g.out_width;
+                Want w{0, p.bias[n], 0};
+                for (int part = 0; part < parts; ++part) {
+                    const int channel = part * l.out_channels * (parts > 1) + n;
+                    w.total = reference.sum(b, channel, oy, ox);
+                    const double term = static_cast<double>(w.total) * p.scale[channel] *
+                                        range_of(ox, channel / l.out_channels).scale;
+                    w.value += term;
+                    w.size += std::fabs(term);
+                }
+                want[b * g.y_batch + n * g.y_channel + oy * g.y_row + ox * g.y_pixel] = w;
+            }
+    for (Unit& unit : all_units) {
+        const int threads = pick(1, 4);
+        const bool add = pick(0, 1);
+        if (!unit.runs(p) || unit.layers >= wanted) continue;
+        const QaRun run = reinterpret_cast<QaRun>(qa_entry(unit.name.c_str(), 0));
         const std::unique_ptr<int32_t[]> total(new int32_t[outputs]);
         const std::unique_ptr<float[]> y(new float[outputs]);
-        std::memset(y.get(), 0, outputs * sizeof(float));
-        const int threads = pick(1, 3);
-        if ((!l.sum_groups &&
-             run(&l, &g, x.get(), total.get(), step, threads, QA_INTEGER, rows) != QA_OK) ||
-            run(&l, &g, x.get(), y.get(), step, threads, QA_ACCUMULATE, rows) != QA_OK) {
-            std::printf("seed %llu: %s failed\n", static_cast<unsigned long long>(seed), text);
+        std::fill(total.get(), total.get() + outputs, INT32_MAX);  // what is not written shows
+        std::fill(y.get(), y.get() + outputs, add ? 0.0f : NAN);
+        if ((!l.sum_groups && run(&l, &g, x, total.get(), step, threads, QA_INTEGER, rows) != QA_OK) ||
+            run(&l, &g, x, y.get(), step, threads, add ? QA_ACCUMULATE : 0, rows) != QA_OK) {
+            std::printf("seed %llu: %s failed\n", static_cast<unsigned long long>(seed), unit.name.c_str());
             return false;
         }
-        for (int64_t b = 0; b < g.batch; ++b)
-            for (int n = 0; n < out; ++n)
-                for (int64_t oy = 0; oy < g.out_height; ++oy)
-                    for (int64_t ox = 0; ox < g.out_width; ++ox) {
-                        const size_t at = static_cast<size_t>(b * g.y_batch + n * g.y_channel +
-                                                              oy * g.y_row + ox * g.y_pixel);
-                        int64_t want = 0;
-                        double value = p.bias[n], size = 0;
-                        for (int part = 0; part < parts; ++part) {
-                            const int channel = part * l.out_channels * (parts > 1) + n;
-                            const int64_t row = ox * l.groups + channel / l.out_channels;
-                            const Range range = by_row ? Range{row_scale[row], row_zero[row]}
-                                                       : Range{p.table[step], p.table_zero[step]};
-                            want = naive(p, g, x.get(), range, b, channel, oy, ox);
-                            const double term =
-                                static_cast<double>(want) * range.scale * p.scale[channel];
-                            value += term;
-                            size += std::fabs(term);
-                        }
-                        if ((l.sum_groups || total[at] == want) &&
-                            std::fabs(y[at] - value) <= 1e-5 * size + 1e-3)
-                            continue;
-                        std::printf("seed %llu: %s gives %d instead of %lld\n",
-                                    static_cast<unsigned long long>(seed), text, total[at],
-                                    static_cast<long long>(want));
-                        return false;
-                    }
+        for (size_t i = 0; i < outputs; ++i) {
+            if ((l.sum_groups || total[i] == want[i].total) &&
+                std::fabs(y[i] - want[i].value) <= 1e-5 * want[i].size + 1e-3)
+                continue;
+            std::printf("seed %llu: %s gives %d, %g instead of %lld, %g\n",
+                        static_cast<unsigned long long>(seed), unit.name.c_str(), total[i],
+                        static_cast<double>(y[i]), static_cast<long long>(want[i].total), want[i].value);
+            return false;
+        }
+        ++unit.layers;
     }
     return true;
 }
 
+bool all_have(uint64_t wanted) {
+    return std::all_of(all_units.begin(), all_units.end(),
+                       [&](const Unit& unit) { return unit.layers >= wanted; });
+}
+
 }  // namespace
 
+// Arguments: first seed, layers for each unit, threads that call at the same time.
 int main(int argc, char** argv) {
     const uint64_t first = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 0;
     const uint64_t count = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 300;
+    const unsigned callers = argc > 3 ? static_cast<unsigned>(std::strtoul(argv[3], nullptr, 10)) : 2;
     qa_set_parallel(reinterpret_cast<void*>(&threads_of_our_own));
-    for (uint64_t seed = first; seed < first + count; ++seed)
-        if (!trial(seed) || !float_trial(seed) || !attention_trial(seed)) return 1;
-    std::printf("%llu trials exact\n", static_cast<unsigned long long>(count));
+    for (int i = 0; qa_isa_name(i) != nullptr; ++i) all_units.emplace_back().name = qa_isa_name(i);
+    std::atomic<uint64_t> seed{first};
+    std::atomic<uint64_t> other{0};
+    std::atomic<bool> failed{false};
+    const auto call = [&] {
+        while (!failed) {
+            const uint64_t mine = seed++;
+            const bool more = mine - first < count;
+            if (!more && all_have(count)) return;
+            if (!trial(mine, count) || (more && !(float_trial(mine) && attention_trial(mine)))) failed = true;
+            if (more) ++other;
+        }
+    };
+    std::vector<std::thread> team;
+    for (unsigned i = 1; i < callers; ++i) team.emplace_back(call);
+    call();
+    for (std::thread& t : team) t.join();
+    if (failed) return 1;
+    for (const Unit& unit : all_units)
+        std::printf("%s: %llu layers, %llu float passes, %llu attention products exact\n", unit.name.c_str(),
+                    static_cast<unsigned long long>(unit.layers), static_cast<unsigned long long>(other),
+                    static_cast<unsigned long long>(other));
     return 0;
 }

@@ -3,6 +3,7 @@
 #define QUANTARENA_FUZZ_PROBLEM_H
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <random>
 #include <vector>
@@ -11,7 +12,7 @@
 
 namespace {
 
-std::mt19937_64 generator;
+thread_local std::mt19937_64 generator;
 int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
 
 struct Problem {
@@ -163,11 +164,28 @@ void compose(Problem& p) {
     l.source = p.source.data();
 }
 
-constexpr int kDeepest = 21931;  // 255 * (128 + 256) * 21931 < 2^31, see quantarena.h
+// K of the deepest layers at 8 bits, see quantarena.h: with any zero points, with zero points within
+// the codes, and with any codes that a proof allows.
+constexpr int kDeepest[] = {21931, 33025, 65000};
 
-Problem random_problem() {
+// The proof that a caller owes, see quantarena.h.
+bool proven(const Problem& p) {
+    const size_t depth =
+        static_cast<size_t>(p.layer.in_channels) * p.layer.kernel_h * p.layer.kernel_w;
+    for (size_t n = 0; n < p.scale.size(); ++n) {
+        int64_t side[2] = {0, 0};
+        for (size_t k = n * depth; k < (n + 1) * depth; ++k) {
+            const int w = p.weight[k] - p.zero[n];
+            side[w < 0] += std::abs(w);
+        }
+        if (p.layer.act_max * std::max(side[0], side[1]) > 0x7fffffff) return false;
+    }
+    return true;
+}
+
+Problem any_problem() {
     Problem p;
-    p.deep = pick(0, 9) == 0;
+    p.deep = pick(0, 19) == 0;
     QaLayer& l = p.layer;
     l.weight_bits = pick(1, 8);
     const int act_bits = pick(1, 8);
@@ -175,27 +193,34 @@ Problem random_problem() {
     l.groups = pick(0, 3) ? 1 : pick(2, 3);
     l.out_channels = pick(1, 40);
     l.in_channels = pick(1, pick(0, 3) ? 40 : 400);
-    l.kernel_h = pick(1, 3);
-    l.kernel_w = pick(1, 3);
+    if (pick(0, 7) == 0)  // a filter for each channel, or a few
+        l.groups = pick(2, 40), l.in_channels = pick(0, 3) ? 1 : 2, l.out_channels = pick(1, 3);
+    l.kernel_h = pick(1, pick(0, 3) ? 3 : 6);
+    l.kernel_w = pick(1, pick(0, 3) ? 3 : 6);
     if (pick(0, 2) == 0 || l.in_channels > 40) l.kernel_h = l.kernel_w = 1;
-    l.stride_h = pick(1, 3);
-    l.stride_w = pick(1, 3);
+    l.stride_h = pick(1, 4);
+    l.stride_w = pick(1, 4);
     if (pick(0, 1)) l.stride_h = l.stride_w = 1;
-    l.pad_h = pick(0, 2);
-    l.pad_w = pick(0, 2);
-    l.dilation_h = pick(1, 2);
-    l.dilation_w = pick(1, 2);
+    l.pad_h = pick(0, pick(0, 3) ? 2 : 7);  // a kernel may lie in the padding altogether
+    l.pad_w = pick(0, pick(0, 3) ? 2 : 7);
+    l.dilation_h = pick(1, 3);
+    l.dilation_w = pick(1, 3);
     l.pair = pick(0, 1);
     p.wide = !l.pair && (l.weight_bits > 5 || pick(0, 3) == 0);
-    if (p.deep) l.in_channels = pick(20000, kDeepest), l.out_channels = pick(1, 3), l.groups = 1;
-    if (p.deep) l.kernel_h = l.kernel_w = l.stride_h = l.stride_w = 1, l.pad_h = l.pad_w = 0;
+    if (p.deep) {
+        const int taps = pick(0, 2) ? 1 : 9, most = kDeepest[pick(0, 2)];
+        l.in_channels = (most - (pick(0, 1) ? 0 : pick(0, 40))) / taps, l.out_channels = pick(1, 3);
+        l.groups = l.stride_h = l.stride_w = 1;
+        l.kernel_h = l.kernel_w = taps == 9 ? 3 : 1, l.pad_h = l.pad_w = taps == 9;
+        l.dilation_h = l.dilation_w = 1;
+    }
     l.in_padded = (l.in_channels + 3) / 4 * 4;
     l.units = (l.in_padded * l.kernel_h * l.kernel_w + 15) / 16;
     for (int c = 0; c < l.groups * l.in_channels; ++c) p.mult.push_back(0.25f * pick(1, 8));
     l.table_size = pick(1, 3);
     for (int i = 0; i < l.table_size; ++i) {
         p.table.push_back(0.05f * pick(1, 5));
-        p.table_zero.push_back(pick(0, l.act_max));
+        p.table_zero.push_back(pick(0, 1) ? pick(0, 1) * l.act_max : pick(0, l.act_max));
     }
     l.in_mult = pick(0, 2) ? nullptr : p.mult.data();
     l.act_scale = p.table.data();
@@ -206,6 +231,14 @@ Problem random_problem() {
         fill(p);
     }
     return p;
+}
+
+// A layer that its caller may run.
+Problem random_problem() {
+    for (;;) {
+        Problem p = any_problem();
+        if (proven(p)) return p;
+    }
 }
 
 }  // namespace
