@@ -36,5 +36,14 @@ def _to_2(document: Document) -> Document:
     return {**document, "observed": {**dict.fromkeys(joined), **observed}}
 
 
-STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2}
+def _to_3(document: Document) -> Document:
+    """Ranges have a budget of their own since version 3; before, they had the learning points."""
+    cell = document.get("cell")
+    budget = cell.get("budget") if isinstance(cell, dict) else None
+    if not isinstance(cell, dict) or not isinstance(budget, dict):
+        return document
+    return {**document, "cell": {**cell, "budget": {"range_samples": 0, **budget}}}
+
+
+STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2, 2: _to_3}
 """What turns a document of a version into one of the next version."""

@@ -9,7 +9,7 @@ from quantarena.bench.documents import read
 from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 

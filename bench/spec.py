@@ -46,7 +46,8 @@ class Budget:
         steps: sampler steps; 0 takes the workload's own number.
         calibration_images: number of full-precision trajectories recorded for calibration.
         calibration_samples: number of points of those trajectories that a method may learn from.
-        range_samples: largest number of points that ranges are found on, of all images.
+        range_samples: largest number of points that ranges are found on, of all images; 0 takes
+            those that the method learns from.
         iterations: reconstruction iterations per block.
         latency_rounds: number of timed rounds of one denoiser step.
     """
@@ -94,11 +95,15 @@ class Cell:
     def key(self) -> str:
         """16 hex digits that name this cell for ever.
 
-        Cells without options have the key that they had before cells could have options.
+        Cells without options, and those whose ranges have no budget of their own, have the key that
+        they had before these could be given.
         """
         plain = _plain(self)
         if not self.options:
             del plain["options"]
+        if not self.budget.range_samples:
+            plain["budget"] = _plain(self.budget)
+            del plain["budget"]["range_samples"]
         return content_key(plain)
 
     @property

@@ -150,7 +150,8 @@ class MethodContext:
     @property
     def range_samples(self) -> int:
         """The number of points that ranges may be found on, of those that were recorded."""
-        return min(self.trajectory.calls * self.trajectory.rows, self.effort.range_samples)
+        most = self.effort.range_samples or self.effort.samples
+        return min(self.trajectory.calls * self.trajectory.rows, most)
 
     def range_points(self, steps: CallPolicy | None = None) -> CalibrationSet:
         """The points to find ranges, smoothing and dilation on; the row shows what they were.

@@ -34,7 +34,7 @@ from quantarena.methods.api import (
     reconstruct,
     register,
 )
-from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.schedule import paced, scaled, small_batch
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
 
 BOARD_BITS = ("w8a8", "w4a8", "w4a4", "w2a4")
 """The widths that the larger presets compare methods at."""
@@ -63,7 +63,8 @@ class Effort:
     Attributes:
         samples: number of calibration points to learn from: reconstruction, distillation, walks.
         iterations: reconstruction iterations a block.
-        range_samples: largest number of points that ranges, smoothing and dilation are found on.
+        range_samples: largest number of points that ranges, smoothing and dilation are found on;
+            0 allows as many as ``samples``.
             These cost a pass without gradients. What counts are distinct images: see
             docs/protocol.md.
     """

@@ -31,7 +31,7 @@ from quantarena.methods.api import (
     register,
     shrink_range,
 )
-from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
 
 CALIBRATION_STEPS = 20
 RELEASE_BATCH = 8

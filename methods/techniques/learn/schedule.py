@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.losses import RoundingTerm, Term
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
 

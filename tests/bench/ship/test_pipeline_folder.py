@@ -17,6 +17,7 @@ from quantarena.bench.ship import quantize_model
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.bench.ship.save_pipeline import check_target
 from quantarena.methods.core.bits import FP_WIDTH
+from quantarena.methods.core.packed.checkpoint import save_packed
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT
 from quantarena.methods.core.record.announce import attach
@@ -348,13 +349,8 @@ def test_a_folder_that_is_none(tmp_path, capsys):
 
 
 STEPPED = """
-from quantarena.methods.api import Capabilities, Method, MethodInfo
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
-from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.core.record.steps import PerCall
-from quantarena.methods.registry import register
-
+from quantarena.methods.api import CalibrationPlan, Capabilities, Method, MethodInfo, PerCall
+from quantarena.methods.api import calibrate_activations, minmax_range, register
 
 @register("stepped")
 class Stepped(Method):
@@ -390,8 +386,6 @@ def test_a_packed_pipeline_is_not_saved_by_diffusers(exported, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_refused(pixel_folder, cache, tmp_path, capsys):
-    from quantarena.methods.core.packed.checkpoint import save_packed
-
     folder = tmp_path / "packed"
     assert quantize(pixel_folder, folder, cache) == 0
     packed = open_exported(folder)
