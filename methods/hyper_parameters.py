@@ -65,6 +65,20 @@ EDA_DM_8_BITS = Training(
 
 DGQ = Training(20_000, 8, {"rounding": Group(1e-3)}, "released code f449f6a", rounding=0.01)
 
+EFFICIENT_DM = Training(
+    16_000,
+    4,
+    {
+        "lora": Group(1 / 2500, Decay.LINEAR, relative=True),
+        "weight_scale": Group(1e-6, Decay.LINEAR),
+        "act_scale": Group(5e-4, Decay.LINEAR),
+    },
+    "released code 293e212, ImageNet with 100 sampler calls, two images with both halves",
+    by_block=False,
+)
+EFFICIENT_DM_ZERO = Group(5e-4, Decay.LINEAR)
+"""The activations' zero points, which the release trains beside their scales."""
+
 MPQ_DM = Training(
     16_000,
     4,
@@ -100,6 +114,23 @@ TUNE_QDM = Training(
     "released code a5c3b90, to the images of a subject",
     by_block=False,
 )
+
+QUEST_TIME = Training(
+    24_000,
+    2,
+    {"weight": Group(1e-5), "act_scale": Group(1e-5)},
+    "released code a357018, ImageNet with 20 sampler calls, 300 epochs of 4 batches each",
+    by_block=False,
+)
+"""The first stage, after Q-Diffusion's weights: layers that bring the timestep in."""
+QUEST_ATTENTION = Training(
+    6_400,
+    4,
+    {"weight": Group(1e-5), "act_scale": Group(1e-4)},
+    "released code a357018, ImageNet with 20 sampler calls, 20 epochs of 16 batches each",
+    by_block=False,
+)
+"""The second stage: layers around attention, and all other activation scales."""
 
 SVDQUANT_RANK, SVDQUANT_GRID = 32, 20
 """Rank of the branch and number of smoothing exponents tried; deepcompressor's configurations."""

@@ -7,6 +7,8 @@ convolution. Their "first layer" is therefore the first linear of the time embed
 convolution. A table leaves out the widths that its source leaves to the request.
 """
 
+from dataclasses import replace
+
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.model.policy import (
     EIGHT,
@@ -65,7 +67,7 @@ ranges for each call and head. The sources do not say whether the softmax has mo
 requested, so it has the requested bits.
 """
 
-MPQ_DM = Policy(
+EFFICIENT_DM = Policy(
     PUBLISHED,
     roles={
         Role.TIME_EMBED: EIGHT,
@@ -75,11 +77,25 @@ MPQ_DM = Policy(
         Role.DOWNSAMPLE: FLOAT,
     },
     kinds={"conv1d": FLOAT},
-    source="released code 2b05dd7",
+    source="released code 293e212",
 )
 """The first three layers (both of the time embedding, then the input convolution) and the last
 layer have 8 bits. Shortcuts, downsampling, Conv1d attention layers and attention products stay in
-floating point, as in EfficientDM, which MPQ-DM extends.
+floating point.
+"""
+
+MPQ_DM = replace(EFFICIENT_DM, source="released code 2b05dd7")
+"""As in EfficientDM, which MPQ-DM extends."""
+
+QUEST = Policy(
+    PUBLISHED,
+    roles={Role.INPUT: Rule(act=8), Role.OUTPUT: Rule(act=8)},
+    attention=AttentionRule(operands=None, softmax=None),
+    source="released code a357018",
+)
+"""Every layer has the requested bits, but the inputs of the input and output convolutions have 8.
+Queries, keys, values and the softmax have the requested bits (16 bits in the softmax of the paper's
+Stable Diffusion runs).
 """
 
 DGQ = Policy(

@@ -172,7 +172,8 @@ class WeightQuantizer(nn.Module):
                 raise ValueError("AdaRound lays its grid out once: scales cannot learn beside it")
             groups["rounding"] = [self.soften(weight).alpha]
         elif rounding is Rounding.STE:
-            master = nn.Parameter(weight.detach().clone())
+            start = weight if self.master is None else self.master  # see thaw
+            master = nn.Parameter(start.detach().clone())
             self.master, groups["weight"] = master, [master]
         elif rounding is Rounding.LORA:
             rows, columns = weight.shape[0], weight[0].numel()
@@ -187,6 +188,34 @@ class WeightQuantizer(nn.Module):
                 parameter.requires_grad_(True)
                 groups[name] = [parameter]
         return groups
+
+    @torch.no_grad()
+    def thaw(self, weight: Tensor) -> None:
+        """Let fixed codes follow a weight again that learns; each keeps the way that it rounds.
+
+        A code that was rounded up stays one above the floor of its weight, and one that was rounded
+        down stays at the floor, wherever the weight goes (QuEST, Wang et al., ICCV 2025). This is
+        rounding to nearest of a weight that is moved by half a step up or down.
+
+        Args:
+            weight: full precision, (O, K, ...), that the codes were made from.
+
+        Raises:
+            ValueError: the codes are not fixed.
+        """
+        if self.codes is None:
+            raise ValueError("only fixed codes can be thawed")
+        params = self.params
+        target = self._view(self.codes).float() - params.zero_point
+        position = self._view(weight.float()) * params.scale.reciprocal()
+        up = (target - torch.floor(position)).clamp(0, 1)  # beyond the grid it is cut off anyway
+        gap = position + up - 0.5 - target
+        # a weight on the grid itself lies on the border of two codes, and stays on its own side
+        gap = torch.where(gap.abs() < 0.51, gap.clamp(-0.499, 0.499), gap)
+        shifted = self._back((target + gap) * params.scale)
+        master = nn.Parameter(shifted, requires_grad=False)
+        self.codes, self._value = None, None
+        self.master = master
 
     def latent(self, weight: Tensor) -> Tensor:
         """The float weight that will be quantized: learned, or with its LoRA merged."""

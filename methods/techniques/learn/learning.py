@@ -9,10 +9,12 @@ from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.rounding import SoftRounding
 from quantarena.methods.core.quantizers.weight import Rounding, WeightQuantizer
-from quantarena.methods.techniques.learn.param_groups import NAMES, Learnable
+from quantarena.methods.techniques.learn.param_groups import NAMES, Group, Learnable
 
 _ROUNDING = {"rounding": Rounding.SOFT, "weight": Rounding.STE, "lora": Rounding.LORA}
 _WEIGHT_GROUPS = frozenset(_ROUNDING) | {"weight_scale", "weight_zero"}
+_EVERYWHERE = Group(0.0)
+"""Stands for settings that nobody gave: all layers learn."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class Learning:
 def start_learning(
     layers: Mapping[str, QuantLayer],
     products: Iterable[ActQuantizer],
-    groups: Collection[str],
+    groups: Collection[str] | Mapping[str, Group],
     rank: int = 32,
 ) -> Learning:
     """Let the named groups of parameters in these layers learn.
@@ -60,7 +62,8 @@ def start_learning(
     Args:
         layers: layers by module path.
         products: activation quantizers outside layers, such as those of attention products.
-        groups: names out of ``param_groups.NAMES``; at most one of rounding, weight and lora.
+        groups: names out of ``param_groups.NAMES``; at most one of rounding, weight and lora. Where
+            they come with their settings, these say in which of the layers they learn.
         rank: rank of LoRA's factors.
 
     Raises:
@@ -72,30 +75,33 @@ def start_learning(
     if len(ways) > 1:
         raise ValueError(f"a weight rounds one way, not {' and '.join(ways)}")
     learning = Learning()
-    parts = [(name, layer, part) for name, layer in layers.items() for part in layer.parts]
-    if _WEIGHT_GROUPS & set(groups):
-        for name, layer, part in parts:
-            if part.weight_quantizer is not None:
+    settings = groups if isinstance(groups, Mapping) else dict.fromkeys(groups, _EVERYWHERE)
+    for name, layer in layers.items():
+        here = {group for group, setting in settings.items() if setting.learns(name)}
+        for part in layer.parts:
+            if part.weight_quantizer is not None and _WEIGHT_GROUPS & here:
                 weight = layer.part_weight(part)
                 first = part is layer.parts[0]
-                _start_weight(
-                    name, learning, part.weight_quantizer, weight, groups, ways, rank, first
-                )
-    for layer in layers.values():
+                _start_weight(name, learning, part.weight_quantizer, weight, here, rank, first)
+            if part.static is not None:
+                _start_act(learning, part.static, here)
         for option in layer.options:
             for group, parameters in option.parameter_groups().items():
-                for parameter in parameters if group in groups else ():
+                for parameter in parameters if group in here else ():
                     parameter.requires_grad_(True)
                     learning._gains.append(parameter)
                     learning.add(group, parameter, 1.0)
-    acts = [p.static for _, _, p in parts if p.static is not None] + list(products)
-    for act in acts:
-        wanted = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
-        if any(wanted.values()) and act.scale.numel():
-            learning._acts.append(act)
-            for group, parameter in act.learn(**wanted).items():
-                learning.add(group, parameter, _unit(group, act.scale), bank=act.steps > 0)
+    for product in products:
+        _start_act(learning, product, {g for g, setting in settings.items() if setting.products})
     return learning
+
+
+def _start_act(learning: Learning, act: ActQuantizer, groups: Collection[str]) -> None:
+    wanted = {"scale": "act_scale" in groups, "zero_point": "act_zero" in groups}
+    if any(wanted.values()) and act.scale.numel():
+        learning._acts.append(act)
+        for group, parameter in act.learn(**wanted).items():
+            learning.add(group, parameter, _unit(group, act.scale), bank=act.steps > 0)
 
 
 def _start_weight(
@@ -104,10 +110,10 @@ def _start_weight(
     quantizer: WeightQuantizer,
     weight: Tensor,
     groups: Collection[str],
-    ways: list[Rounding],
     rank: int,
     first: bool,
 ) -> None:
+    ways = [way for group, way in _ROUNDING.items() if group in groups]
     if quantizer.codes is not None:
         raise ValueError(f"{name}: its weight codes are fixed, so {', '.join(groups)} cannot learn")
     by_group = quantizer.learn(

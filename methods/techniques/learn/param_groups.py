@@ -48,12 +48,20 @@ class Group:
         relative: the rate is relative to each parameter's own unit: the mean of a scale, the mean
             weight scale for a weight or its LoRA factors, 1 for roundings and zero points.
         weight_decay: weight decay of AdamW.
+        layers: paths of the layers whose parameters learn; None for all layers.
+        products: whether those of attention products learn too.
     """
 
     lr: float
     decay: Decay = Decay.CONSTANT
     relative: bool = False
     weight_decay: float = 0.0
+    layers: frozenset[str] | None = None
+    products: bool = True
+
+    def learns(self, layer: str) -> bool:
+        """Whether the parameters of this layer learn."""
+        return self.layers is None or layer in self.layers
 
 
 @dataclass(frozen=True, slots=True)

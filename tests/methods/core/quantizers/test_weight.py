@@ -159,3 +159,28 @@ def test_learned_zero_point_is_frozen_as_an_integer(case):
 def test_nothing_learns_unasked(case):
     weight, _ = case
     assert not made(weight)(weight).requires_grad
+
+
+@pytest.mark.parametrize("group_size", [0, 4])
+def test_thawed_codes_keep_the_way_that_they_round(group_size):
+    weight = torch.randn(6, 8)
+    quantizer = made(weight, 3, group_size=group_size)
+    with pytest.raises(ValueError, match="only fixed codes"):
+        quantizer.thaw(weight)
+    quantizer.soften(weight).alpha.data = torch.randn(quantizer._view(weight).shape)
+    quantizer.freeze(weight)
+    codes, value = quantizer.codes.clone(), quantizer(weight).clone()
+    quantizer.thaw(weight)
+    assert torch.equal(quantizer(weight), value)
+    (master,) = quantizer.learn(weight, rounding=Rounding.STE)["weight"]
+    steps = quantizer._back(quantizer.scale.expand_as(quantizer._view(weight)))
+    with torch.no_grad():
+        master += 0.3 * steps  # the weight moves by 0.3 steps, its floor by 0 or 1
+    quantizer.freeze(weight)
+    position = weight / steps
+    moved = torch.floor(position + 0.3) - torch.floor(position)
+    on_border = (position + 0.3 - (position + 0.3).round()).abs() < 0.01
+    inside = (codes > 0) & (codes < 7) & ~on_border & ((position - position.round()).abs() > 0.01)
+    assert torch.equal(quantizer.codes[inside].float(), (codes + moved)[inside])
+    assert bool(moved.any())
+    assert not bool(moved.all())
