@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
+from quantarena.methods.techniques.distill.sampler_fit import weighted
 
 _BATCH = 64
 
@@ -119,7 +120,7 @@ def _sums_at(
     """Sums over all points of one sampler call."""
     here, total = (points.step == call).nonzero().flatten(), None
     channels, halves = points.sample.shape[1], 1 if weights is None else len(weights)
-    for index in here.split(max(1, _BATCH // halves) * halves):
+    for index in torch.split(here, max(1, _BATCH // halves) * halves):
         wanted = full[index, :channels]
         noise = model.run(points.rows(index))[:, :channels] - wanted
         if weights is not None:
@@ -132,8 +133,7 @@ def _sums_at(
 
 def guided(rows: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum of the halves of each image, which lie side by side: (N * H, ...)."""
-    halves = rows.unflatten(0, (-1, len(weights)))
-    return (halves * weights.reshape(1, -1, *[1] * (rows.dim() - 1)).to(rows)).sum(1)
+    return weighted(rows.reshape(-1, len(weights), *rows.shape[1:]), weights.to(rows))
 
 
 def _solve(
