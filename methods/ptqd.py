@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     CalibrationSet,
     Capabilities,
@@ -40,6 +40,7 @@ from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.correct.output_channels import output_channels
 from quantarena.methods.techniques.correct.prediction_noise import PredictionNoise, measure_noise
 from quantarena.methods.techniques.distill.student_walk import fit_walks, teacher_predictions
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.reconstruct import reconstruct_in_stages
 
 CALIBRATION_STEPS = 20
@@ -84,8 +85,8 @@ class Ptqd(Method):
             "part is void, as the paper says; fresh_noise_share computes it for others",
             "no step-aware mixed precision: a layer has its declared width at every call, and how "
             "signal-to-noise ratios are taken is not in what restates the paper",
-            "the base is Q-Diffusion's recipe at this harness's lengths (paper: its checkpoints "
-            "and BRECQ's)",
+            "the base is Q-Diffusion's recipe, trained for as long as the release trains BRECQ's "
+            "at the published length and as Q-Diffusion here below it",
             "variant paper: slope and bias are fitted together, the slope within channels; "
             "negative slopes count as 0, as in the released code",
             "noise is measured on all recorded points along full precision's walks (paper: 1,024 "
@@ -136,7 +137,12 @@ class Ptqd(Method):
         return model
 
     def schedules(self, iterations: int) -> tuple[Schedule, Schedule]:
-        """The schedules of weights and of activation scales."""
+        """The schedules of weights and of activation scales.
+
+        The release's at the published length, Q-Diffusion's short ones below it.
+        """
+        if iterations >= PUBLISHED_ITERATIONS:
+            return hyper_parameters.PTQD.schedule(), hyper_parameters.PTQD_ACTS.schedule()
         return Schedule.fast(iterations), Schedule.act_scales(round(iterations / ACT_SHARE))
 
     def noise(

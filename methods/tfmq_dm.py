@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from quantarena.methods import published
+from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
     CalibrationPlan,
     CalibrationSet,
@@ -39,11 +39,11 @@ from quantarena.methods.api import (
 from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.averaged import calibrate_averaged
+from quantarena.methods.techniques.learn.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.reconstruct import BlockReport
 
 TEMPORAL_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 CALIBRATION_STEPS = 20
-PAPER_BATCH = 32
 MOMENTUM, WINDOW, WINDOWS = 0.95, 16, 20
 """Momentum and batch of the ranges that are averaged; as many batches as the average remembers."""
 
@@ -79,8 +79,9 @@ class TfmqDm(Method):
             "Jing and Chen, Tianlong and Liu, Xianglong}, booktitle={CVPR}, year={2024}}"
         ),
         deviations=(
-            "iterations follow the preset and stop when all roundings are decided; rounding learns "
-            "at a larger rate under ten times the regulariser (paper: 20,000 at 1e-3 with 0.01)",
+            "below the published length iterations follow the preset and stop when all roundings "
+            "are decided; rounding learns at a larger rate under ten times the regulariser (paper: "
+            "20,000 at 1e-3 with 0.01)",
             "where an embedding sees the class too, as in a diffusion transformer, its temporal "
             "features are no finite set of one vector a call: they are learned and calibrated on "
             "several rows of each call",
@@ -130,7 +131,9 @@ class TfmqDm(Method):
         return model
 
     def schedule(self, iterations: int) -> Schedule:
-        """The schedule of a block where a preset allows this many iterations."""
+        """The schedule of a block: the paper's at the published length, a faster one below it."""
+        if iterations >= PUBLISHED_ITERATIONS:
+            return hyper_parameters.TFMQ_DM.schedule()
         return Schedule.fast(iterations)
 
     def _reconstruct(
@@ -148,7 +151,10 @@ class TfmqDm(Method):
         rest = [block for block in blocks if block not in apart]
         finite = spread(recorded, ctx.effort.samples) if ctx.variant == "paper" else points
         # one vector for each row: a full batch costs next to nothing
-        stages = ((apart, finite, replace(schedule, batch=PAPER_BATCH)), (rest, points, schedule))
+        stages = (
+            (apart, finite, replace(schedule, batch=hyper_parameters.TFMQ_DM.batch)),
+            (rest, points, schedule),
+        )
         reports: list[BlockReport] = []
 
         def progress(done: int, _: int) -> None:
