@@ -79,6 +79,15 @@ EFFICIENT_DM = Training(
 EFFICIENT_DM_ZERO = Group(5e-4, Decay.LINEAR)
 """The activations' zero points, which the release trains beside their scales."""
 
+TFMQ_DM = Training(20_000, 32, {"rounding": Group(1e-3)}, "released code d551eac", rounding=0.01)
+"""Temporal blocks as all others. Stable Diffusion and ImageNet on one GPU have a batch of 8."""
+
+PTQD = Training(10_000, 8, {"rounding": Group(1e-3)}, "released code 6b190f9", rounding=0.01)
+PTQD_ACTS = Training(
+    5_000, 16, {"act_scale": Group(4e-4, Decay.COSINE)}, "released code 6b190f9", norm=2.4
+)
+"""Of the quantizer underneath, BRECQ's there; the second stage comes after the weights."""
+
 MPQ_DM = Training(
     16_000,
     4,

@@ -173,3 +173,40 @@ VIDIT_Q = Policy(
 """The embedders of sample, time and condition, the linear that computes the blocks' shifts and
 gains (``t_block``) and the final layer stay in floating point, as do the attention products.
 """
+
+TFMQ_DM = Policy(
+    PUBLISHED,
+    roles={
+        Role.INPUT: FLOAT,
+        Role.OUTPUT: FLOAT,
+        Role.SHORTCUT: FLOAT,
+        Role.DOWNSAMPLE: FLOAT,
+        Role.TIME_EMBED: Rule(act=FP_WIDTH),
+    },
+    first={Role.TIME_EMBED: FLOAT, Role.CONV: Rule(act=FP_WIDTH)},
+    kinds={"conv1d": FLOAT},
+    attention=AttentionRule(operands=None, softmax=8),
+    source="released code d551eac",
+)
+"""The first linear of the time embedding, the input and the output convolution stay in floating
+point, and so do the inputs of the time embedding's second linear and of the first convolution
+after the input. Shortcuts, downsampling and Conv1d attention layers are not wrapped. The attention
+products are quantized, the softmax to 8 bits. (Restatements of the paper name the input and output
+layers alone.)
+"""
+
+PTQD = Policy(
+    PUBLISHED,
+    roles={
+        Role.INPUT: EIGHT,
+        Role.OUTPUT: EIGHT,
+        Role.SHORTCUT: FLOAT,
+        Role.DOWNSAMPLE: FLOAT,
+    },
+    first={Role.TIME_EMBED: EIGHT},
+    kinds={"conv1d": FLOAT},
+    source="released code 6b190f9",
+)
+"""The first linear of the time embedding, the input and the output convolution have 8 bits.
+Shortcuts, downsampling, Conv1d attention layers and the attention products stay in floating point.
+"""

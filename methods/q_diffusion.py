@@ -27,11 +27,11 @@ from quantarena.methods.api import (
     UniformStride,
     calibrate_activations,
     mse_range,
-    reconstruct,
     register,
     shrink_range,
 )
 from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
+from quantarena.methods.techniques.learn.reconstruct import reconstruct_in_stages
 
 CALIBRATION_STEPS = 20
 RELEASE_BATCH = 8
@@ -131,31 +131,15 @@ class QDiffusion(Method):
         points = ctx.draw(UniformStride(ctx.effort.samples, CALIBRATION_STEPS))
         blocks = ctx.blocks(model, points)
         model.set_weight_ranges(RECIPES[ctx.variant].weight_search)
-        weights, acts = self.schedules(ctx.effort.iterations, ctx.variant)
-        total = 2 * len(blocks)
-        rounding = reconstruct(
+        model.notes["reconstruction"] = reconstruct_in_stages(
             model,
             blocks,
             points,
-            weights,
-            acts=False,
+            self.schedules(ctx.effort.iterations, ctx.variant),
+            lambda: calibrate_activations(model, ctx.range_points(), mse_range),
             seed=ctx.seed,
-            progress=lambda done, _: ctx.progress(done, total),
+            progress=ctx.progress,
         )
-        calibrate_activations(model, ctx.range_points(), mse_range)
-        scales = reconstruct(
-            model,
-            blocks,
-            points,
-            acts,
-            acts=True,
-            seed=ctx.seed + 1,
-            progress=lambda done, _: ctx.progress(len(blocks) + done, total),
-        )
-        model.notes["reconstruction"] = {
-            "weights": [report.note() for report in rounding],
-            "acts": [report.note() for report in scales],
-        }
         return model
 
     def schedules(self, iterations: int, variant: str = "paper") -> Schedules:

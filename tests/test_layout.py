@@ -37,6 +37,7 @@ ROOMS = (
     "methods/techniques/scaling",
     "methods/techniques/learn",
     "methods/techniques/distill",
+    "methods/techniques/correct",
     "methods",
     "methods/testing",
     "methods/timing",

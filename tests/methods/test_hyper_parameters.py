@@ -8,8 +8,10 @@ from quantarena.methods.dilate_quant import DilateQuant
 from quantarena.methods.eda_dm import EDADM
 from quantarena.methods.info import Effort
 from quantarena.methods.mpq_dm import MpqDm
+from quantarena.methods.ptqd import Ptqd
 from quantarena.methods.q_diffusion import QDiffusion
 from quantarena.methods.techniques.learn.schedule import paced
+from quantarena.methods.tfmq_dm import TfmqDm
 
 AS_STATED = {
     "Q_DIFFUSION": (20_000, 32, {"rounding": 1e-3}, 0.01),
@@ -17,6 +19,9 @@ AS_STATED = {
     "EDA_DM": (5_000, 32, {"rounding": 0.5, "act_scale": 5e-4}, 0.0),
     "EDA_DM_8_BITS": (5_000, 32, {"rounding": 5e-2, "act_scale": 1e-3}, 0.0),
     "DGQ": (20_000, 8, {"rounding": 1e-3}, 0.01),
+    "TFMQ_DM": (20_000, 32, {"rounding": 1e-3}, 0.01),
+    "PTQD": (10_000, 8, {"rounding": 1e-3}, 0.01),
+    "PTQD_ACTS": (5_000, 16, {"act_scale": 4e-4}, 0.0),
     "MPQ_DM": (16_000, 4, {"lora": 1 / 2500, "weight_scale": 1e-6, "act_scale": 5e-4}, 0.0),
     "DILATE_QUANT": (
         5_000,
@@ -56,6 +61,10 @@ def test_preset_paper_trains_as_published():
         assert schedule.groups == table.groups
         assert schedule.rounding.strength == table.rounding
     assert DilateQuant().schedule(EFFORT.iterations) == hyper_parameters.DILATE_QUANT.schedule()
+    assert TfmqDm().schedule(EFFORT.iterations) == hyper_parameters.TFMQ_DM.schedule()
+    first, second = Ptqd().schedules(EFFORT.iterations)
+    assert first == hyper_parameters.PTQD.schedule()
+    assert second == hyper_parameters.PTQD_ACTS.schedule()
     tuned = MpqDm().schedule(EFFORT, calls=20)
     assert (tuned.updates, tuned.groups) == (16_000, hyper_parameters.MPQ_DM.groups)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.model.options.call_affine import CallAffine
 from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.input_scale import InputScale
@@ -33,6 +34,7 @@ OPTIONS: tuple[type[LayerOption], ...] = (
     Patches,
     CallGains,
     LowRankBranch,
+    CallAffine,
 )
 """Every kind of option, in the order in which a layer calls them."""
 
@@ -226,6 +228,18 @@ class QuantLayer(nn.Module):
             ValueError: a layer with quantized input, several parts, patches or a branch.
         """
         return self.put(CallGains.ones(of_call, pairs, self))
+
+    def set_call_affine(self, gain: Tensor, shift: Tensor) -> None:
+        """Multiply and shift each output channel, after the bias, at each sampler call.
+
+        Args:
+            gain: (S, O).
+            shift: (S, O).
+
+        Raises:
+            ValueError: shapes that do not fit, or values that are not finite.
+        """
+        self.put(CallAffine.of(gain, shift, self))
 
     # ---- computing -------------------------------------------------------------------------
 

@@ -3,11 +3,12 @@
 A block is a module with one stream in and one stream out that holds at most ``limit`` quantized
 layers: a residual block, a transformer block, a time-embedding MLP. Blocks are found by watching
 one forward pass, not by class names. A layer outside of all blocks is a block of its own. On
-request the layers of the time embedding, which are spread over the network, form one block
-(TFMQ-DM's temporal information block, Huang et al., CVPR 2024).
+request the layers of the time embedding, which are spread over the network, form blocks apart from
+all others (TFMQ-DM's temporal information blocks, Huang et al., CVPR 2024): one in a U-Net, one for
+each transformer block that has an embedding of its own.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,8 @@ class Block:
     Attributes:
         name: module path.
         layers: paths of its quantized layers, in execution order.
-        calls: number of its calls in one forward pass; more than one only for a single layer.
+        calls: number of its calls in one forward pass; more than one only for a single layer, or
+            for a temporal block that gives the same output each time.
         tails: layers that a temporal block's output feeds; the block's outputs are theirs.
     """
 
@@ -79,6 +81,7 @@ class _ModuleCalls:
     single: bool = True  # one stream in, one out
     first_input: Any = None  # stored only where temporal layers are inside
     first_output: Any = None
+    repeats: bool = True  # every call gave the first one's output; likewise
 
 
 def partition(
@@ -95,23 +98,26 @@ def partition(
         layers: quantized layers by module path.
         run: runs one forward pass.
         limit: largest number of quantized layers in a block.
-        temporal: paths of layers (time embedding and its projections) that form one block and are
-            removed from the blocks in which they lie.
+        temporal: paths of layers (time embedding and its projections) that form blocks of their own
+            and are removed from the blocks in which they lie. Each is a module of such layers with
+            the single layers that it feeds through a pointwise function.
 
     Returns:
-        Blocks in execution order; every executed layer is in exactly one.
+        Blocks in the order in which their first layers run; every executed layer is in exactly one.
+        A block may hold the module of a temporal one: these two cannot be optimised in one pass.
 
     Raises:
-        Unsupported: the temporal layers are not one module that feeds single layers through a
-            pointwise function; names the layer.
+        Unsupported: a temporal layer runs more than once and gives different outputs.
     """
     order, calls = _watch(model, layers, run, temporal)
     chosen: list[Block] = []
     taken: set[str] = set()
     wanted = [name for name in order if name in temporal]
-    if wanted:
-        chosen.append(_temporal_block(wanted, order, calls))
-        taken |= set(wanted)
+    others = [name for name in order if name not in temporal]
+    while wanted:
+        chosen.append(_temporal_block(wanted, others, calls))
+        wanted = [name for name in wanted if name not in chosen[-1].layers]
+    taken |= {name for block in chosen for name in block.layers}
     # outermost first: a shorter path that qualifies swallows what is inside it
     for name in sorted(calls, key=lambda path: path.count(".")):
         inside = [x for x in order if _inside(x, name) and x not in temporal]
@@ -152,8 +158,12 @@ def _watch(
         entry.single &= (
             isinstance(output, Tensor) and not _carries_tuple(args) and not _carries_tuple(kwargs)
         )
-        if entry.calls == 1 and any(_inside(path, name) for path in temporal):
+        if not any(_inside(path, name) for path in temporal):
+            return
+        if entry.calls == 1:
             entry.first_input, entry.first_output = args[0] if args else None, output
+        else:
+            entry.repeats &= isinstance(output, Tensor) and torch.equal(output, entry.first_output)
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
     try:
@@ -166,35 +176,39 @@ def _watch(
 
 
 def _temporal_block(
-    wanted: list[str], order: list[str], calls: Mapping[str, _ModuleCalls]
+    wanted: Sequence[str], others: Sequence[str], calls: Mapping[str, _ModuleCalls]
 ) -> Block:
-    """The largest module of temporal layers alone, with the single layers that it feeds."""
-    others = [x for x in order if x not in wanted]
+    """The temporal block of the first wanted layer.
+
+    It is the largest module of wanted layers alone, with the single layers that it feeds.
+
+    Args:
+        wanted: temporal layers without a block, in execution order.
+        others: layers that are not temporal.
+        calls: the calls of every module.
+    """
     heads = []
     for name, entry in calls.items():
         inside = [x for x in wanted if _inside(x, name)]
-        usable = entry.single and entry.calls == 1 and wanted[0] in inside
+        usable = entry.single and entry.repeats and wanted[0] in inside
         if usable and not any(_inside(x, name) for x in others):
             heads.append((len(inside), -name.count("."), name))
     if not heads:
-        raise Unsupported(f"temporal block: {wanted[0]} is called more than once")
+        raise Unsupported(
+            f"temporal block: {wanted[0]} gives different outputs in one pass of the network"
+        )
     name = max(heads)[2]
+    inside = [x for x in wanted if _inside(x, name)]
     stream = calls[name].first_output
-    fed = [x for x in wanted if not _inside(x, name)]
-    return Block(
-        name,
-        tuple(wanted),
-        1,
-        tuple(Tail(x, _between(x, stream, calls[x].first_input)) for x in fed),
-    )
+    fed = [(x, _between(stream, calls[x].first_input)) for x in wanted if x not in inside]
+    tails = tuple(Tail(x, between) for x, between in fed if between is not None)
+    layers = (*inside, *(tail.name for tail in tails))
+    return Block(name, tuple(x for x in wanted if x in layers), calls[name].calls, tails)
 
 
-def _between(name: str, stream: Tensor, received: Any) -> str:
-    """The pointwise function that turns ``stream`` into the input of a layer."""
+def _between(stream: Tensor, received: Any) -> str | None:
+    """The pointwise function that turns ``stream`` into what a layer received, if there is one."""
     for key, function in POINTWISE.items():
         if isinstance(received, Tensor) and torch.equal(function(stream), received):
             return key
-    raise Unsupported(
-        f"temporal block: the input of {name} is no pointwise function of the time embedding "
-        f"(tried {', '.join(POINTWISE)})"
-    )
+    return None

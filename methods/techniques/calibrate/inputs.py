@@ -54,6 +54,8 @@ def calibrate_activations(
     shared = set(shared_inputs(model, points)) if plan.per_call else set()
 
     def watch(name: str, layer: QuantLayer, x: Tensor, subset: CalibrationSet) -> None:
+        if plan.only is not None and name not in plan.only:
+            return
         if is_shared(x, subset):
             shared.add(name)
         own = plan.per_call and name not in shared
@@ -80,4 +82,5 @@ def calibrate_activations(
             quantizer.set_params(ranges[0])
     if plan.per_call:
         model.use_schedule(points)
-    calibrate_attention(model, points, search, plan, batch=batch)
+    if plan.only is None:
+        calibrate_attention(model, points, search, plan, batch=batch)

@@ -14,12 +14,14 @@ class CalibrationPlan:
         symmetric: fix zero points in the middle of the codes.
         quantized_weights: run the calibration points through quantized weights, whose ranges must
             then be set; else through floating-point weights.
+        only: paths of the layers to calibrate; None for all, and for the attention operands.
     """
 
     per_call: bool = False
     per_head: bool = False
     symmetric: bool = False
     quantized_weights: bool = True
+    only: frozenset[str] | None = None
 
 
 DEFAULT = CalibrationPlan()

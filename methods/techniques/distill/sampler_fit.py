@@ -46,6 +46,10 @@ class FittedStep:
         """Weight of each half's prediction in the guided one, (H,); the weights sum to 1."""
         return shares(self.halves[min(call, len(self.halves) - 1)])
 
+    def all_guidance(self) -> Tensor:
+        """The weights at every sampler call, (S, H); the last call has those of the one before."""
+        return torch.stack([self.guidance(call) for call in range(len(self.keep) + 1)])
+
     def next(
         self, call: int, sample: Tensor, predictions: Sequence[Tensor], images: Tensor
     ) -> Tensor:

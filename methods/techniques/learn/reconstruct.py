@@ -154,6 +154,57 @@ def _rows(
         return module_rows(model.module, points, names, model.run)
 
 
+def reconstruct_in_stages(
+    model: QuantizedModel,
+    blocks: Sequence[Block],
+    points: CalibrationSet,
+    schedules: tuple[Schedule, Schedule],
+    calibrate: Callable[[], None],
+    *,
+    seed: int,
+    progress: BlockProgress,
+) -> dict[str, list[dict[str, Any]]]:
+    """Learn every block's weights with activations in floating point, then activation scales.
+
+    Args:
+        model: network with weight ranges set.
+        blocks: partition of the network.
+        points: points to learn from.
+        schedules: of the weights, then of the activation scales.
+        calibrate: sets activation ranges; called between the stages.
+        seed: seed of the minibatches of the first stage; the second has the next one.
+        progress: called with (blocks done, blocks in all), each block counted twice.
+
+    Returns:
+        What the blocks of each stage report, for the notes: ``weights`` and ``acts``.
+    """
+    weights, acts = schedules
+    count = len(blocks)
+    rounding = reconstruct(
+        model,
+        blocks,
+        points,
+        weights,
+        acts=False,
+        seed=seed,
+        progress=lambda done, _: progress(done, 2 * count),
+    )
+    calibrate()
+    scales = reconstruct(
+        model,
+        blocks,
+        points,
+        acts,
+        acts=True,
+        seed=seed + 1,
+        progress=lambda done, _: progress(count + done, 2 * count),
+    )
+    return {
+        "weights": [report.note() for report in rounding],
+        "acts": [report.note() for report in scales],
+    }
+
+
 class _Training(NamedTuple):
     """Iterations of one block, its losses, and the drift of its zero points, see BlockReport."""
 

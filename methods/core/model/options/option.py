@@ -101,7 +101,7 @@ class LayerOption(nn.Module):
         return product
 
     def add(self, y: Tensor, x: Tensor, host: Host) -> Tensor:
-        """The layer's output ``y`` for the input ``x`` with the option's own summand."""
+        """The layer's output for the input ``x`` as the option leaves it; ``y`` is without it."""
         return y
 
     def state(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ Each part is lowered by the first strategy that applies to it; then come the mod
 | weight-only | packed codes, float weight made at run time |
 | gains by sampler call | onto input and output of a weight-only layer |
 | low-rank branch | in floating point beside the rest |
+| affine map of output channels by sampler call | in floating point after the rest |
 """
 
 from collections.abc import Callable

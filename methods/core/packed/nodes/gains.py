@@ -1,4 +1,4 @@
-"""A node that changes gains with the sampler call around codes that stay (TuneQDM)."""
+"""Nodes that change gains with the sampler call around codes that stay (TuneQDM, PTQD)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -78,3 +78,54 @@ class GainsLayer(Wrapper):
         bias = tensors.pop("bias") if document["bias"] else None
         d_in, d_out = tensors.pop("d_in"), tensors.pop("d_out")
         return cls(inner, d_in, d_out, tensors.pop("of_call"), bias)
+
+
+class CallAffineLayer(Wrapper):
+    """``gain * inner(x) + shift``, with one pair of vectors for each sampler call.
+
+    Attributes:
+        gain: (S, O).
+        shift: (S, O).
+    """
+
+    form: ClassVar[str] = "call_affine"
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, inner: Node, gain: Tensor, shift: Tensor) -> None:
+        """Takes a layer of any form.
+
+        Args:
+            inner: the layer, whose weight is (O, K / groups, ...).
+            gain: (S, O).
+            shift: (S, O).
+
+        Raises:
+            ValueError: tables that do not fit the layer, or an inner layer with tables of another
+                number of sampler calls.
+        """
+        super().__init__(inner)
+        calls, outputs = len(gain), inner.weight_shape[0]
+        if inner.entries not in (0, calls) or not (calls, outputs) == gain.shape == shift.shape:
+            raise ValueError(
+                f"gains {tuple(gain.shape)} and shifts {tuple(shift.shape)} do not fit a weight of "
+                f"{inner.weight_shape} with tables of {inner.entries} sampler calls"
+            )
+        self.entries = calls
+        self.register_buffer("gain", gain.detach().clone())
+        self.register_buffer("shift", shift.detach().clone())
+
+    def run(self, x: Tensor, step: int) -> Tensor:
+        """See ``Node.forward``."""
+        places = [1] * (len(self.weight_shape) - 2)
+        y = self.below(self.inner, x, step)
+        y = y * self.gain[step].reshape(-1, *places) + self.shift[step].reshape(-1, *places)
+        return like_input(y, x)
+
+    @classmethod
+    def rebuild(
+        cls, document: Mapping[str, Any], tensors: Tensors, build: Build
+    ) -> "CallAffineLayer":
+        """See ``Node``."""
+        inner = build(document["inner"], take(tensors, "inner."))
+        return cls(inner, tensors.pop("gain"), tensors.pop("shift"))

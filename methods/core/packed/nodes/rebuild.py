@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
-from quantarena.methods.core.packed.nodes.gains import GainsLayer
+from quantarena.methods.core.packed.nodes.gains import CallAffineLayer, GainsLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, Tensors
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -37,6 +37,7 @@ _FORMS: dict[str, type[Node]] = {
         LowRankLayer,
         OffsetLayer,
         GainsLayer,
+        CallAffineLayer,
         Conv1dLayer,
         PointwiseLayer,
         PatchLayer,

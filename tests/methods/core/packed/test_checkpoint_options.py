@@ -74,11 +74,19 @@ def table(model):
     model.tabulate("time_embedding", ScheduledTable(values))
 
 
+def affine(model):
+    for layer in plain_layers(model):
+        shape = (networks.CALLS, layer.weight.shape[0])
+        layer.set_call_affine(torch.rand(shape) + 0.5, torch.randn(shape))
+
+
 CASES = {
     "bank": ([], True),
     "multipliers, bank": ([multipliers], True),
     "bit maps, bank": ([bit_maps], True),
     "weight groups": ([multipliers, weight_groups], False),
+    "affine maps by call, bank": ([affine], True),
+    "affine maps by call, low rank": ([low_rank, affine], False),
     "low rank, dynamic, weight groups": ([multipliers, low_rank, weight_groups, dynamic], False),
 }
 

@@ -137,12 +137,51 @@ def test_the_temporal_block_takes_the_embedding_and_its_projections(replay, name
     assert {b.name for b in plain} >= {b.name for b in blocks if len(b.layers) > 1}
 
 
-def test_a_temporal_block_that_is_none_is_refused(pixel):
+def test_temporal_blocks_are_as_many_as_there_are_embeddings(replay, transformer):
+    temporal = [n for n in transformer.graph.layers if "norm1" in n or n == "proj_out_1"]
+    model, _, points = cut(transformer)
+    with model.using(weights=False, acts=False):
+        run = functools.partial(points.call, model.module)
+        blocks = partition(model.module, model.layers, run, temporal=temporal)
+    apart = [block for block in blocks if set(block.layers) <= set(temporal)]
+    assert [b.name for b in apart] == [f"transformer_blocks.{i}.norm1.emb" for i in range(2)]
+    # the first embedding runs again at the end, for the shift and gain before the last layer
+    assert [b.calls for b in apart] == [2, 1]
+    assert [[t.name for t in b.tails] for b in apart] == [
+        ["transformer_blocks.0.norm1.linear", "proj_out_1"],
+        ["transformer_blocks.1.norm1.linear"],
+    ]
+    assert sorted(x for b in blocks for x in b.layers) == sorted(transformer.graph.layers)
+
+
+def test_a_temporal_layer_that_no_embedding_feeds_is_a_block_of_its_own(pixel):
     model, _, points = cut(pixel)
     run = functools.partial(points.call, model.module)
     odd = ["time_embedding.linear_1", "time_embedding.linear_2", "conv_out"]
-    with model.using(weights=False, acts=False), pytest.raises(Unsupported, match="conv_out"):
-        partition(model.module, model.layers, run, temporal=odd)
+    with model.using(weights=False, acts=False):
+        blocks = partition(model.module, model.layers, run, temporal=odd)
+    found = {block.name: (block.layers, block.tails) for block in blocks}
+    assert found["time_embedding"] == (tuple(odd[:2]), ())
+    assert found["conv_out"] == (("conv_out",), ())
+
+
+class Uneven(nn.Module):
+    """Its embedding runs twice, on different inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(self.embed(x) + self.embed(x + 1))
+
+
+def test_a_temporal_layer_with_several_outputs_is_refused():
+    network = Uneven()
+    layers = {name: network.get_submodule(name) for name in ("embed", "last")}
+    run = functools.partial(network, torch.ones(2, 3))
+    with pytest.raises(Unsupported, match="embed gives different outputs"):
+        partition(network, layers, run, temporal=["embed"])
 
 
 class Sly(nn.Module):
