@@ -42,6 +42,7 @@ ROOMS = (
     "methods/timing",
     "bench",
     "bench/workloads",
+    "bench/workloads/outliers",
     "bench/metrics",
     "bench/metrics/fidelity",
     "bench/metrics/quality",
