@@ -48,6 +48,7 @@ ROOMS = (
     "bench/metrics/quality",
     "bench/metrics/text",
     "bench/metrics/derive",
+    "bench/metrics/phenomena",
     "bench/plan",
     "bench/stages",
     "bench/run",
