@@ -71,7 +71,7 @@ def _watching(
         stack.enter_context(crossing)
         for name, layer in graph.layers.items():
             module = network.get_submodule(name)
-            axis = -1 if layer.kind == "linear" else 1
+            axis = -1 if layer.kind == "linear" else -1 - int(layer.kind[4])  # conv2d
             handle = module.register_forward_pre_hook(inputs(name, axis))
             stack.callback(handle.remove)
         for name, attention in graph.attention.items():

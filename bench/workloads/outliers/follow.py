@@ -79,7 +79,7 @@ class Channels(TorchFunctionMode):
             if isinstance(norm, nn.GroupNorm):
                 least = x.reshape(x.shape[0], len(groups), -1).var(-1).amin(0)
                 self.faint |= set(groups[norm.eps / 2 > MOST_FELT * least].flatten().tolist())
-        if norm.weight is not None:
+        if norm.weight is not None and _channelwise(norm):
             self._makes(path, norm, norm.weight.numel(), output, axis)
         self._inside = False
 

@@ -23,6 +23,7 @@ class Network(nn.Module):
         super().__init__()
         self.one, self.two, self.three = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.norm, self.plain = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH, elementwise_affine=False)
+        self.square = nn.LayerNorm((8, WIDTH))
         self.wide, self.last = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 4)
         self.conv, self.deep = nn.Conv2d(4, WIDTH, 3, padding=1), nn.Conv2d(4, WIDTH, 1)
         self.join = nn.Conv2d(2 * WIDTH, 4, 1)
@@ -102,6 +103,7 @@ def normed_skip(net, x):
 CASES = {
     # name: (network, free classes that a layer reads, free classes of scores)
     "norm": (lambda net, x: net.last(net.norm(x)), WIDTH, 0),
+    "norm over two axes": (lambda net, x: net.last(net.square(x)), 0, 0),
     "norm without affine": (lambda net, x: net.last(net.plain(x)), 0, 0),
     "two readers": (lambda net, x: net.last(net.norm(x)) + net.two(net.norm(x))[..., :4], WIDTH, 0),
     "layer": (lambda net, x: net.last(net.one(x)), WIDTH, 0),
@@ -167,7 +169,7 @@ def test_rescaling_keeps_the_function(case):
         not torch.equal(a, b)
         for a, b in zip(network.parameters(), original.parameters(), strict=True)
     )
-    assert changed == bool(done.channels) == bool(free + scores)
+    assert changed == bool(done.channels) == bool(free + scores) == bool(done.sites)
 
 
 def _all(output):
