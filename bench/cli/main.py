@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from quantarena.bench.cli import claims, fetch, info, model, plan_run, results
+from quantarena.bench.cli import claims, fetch, info, model, phenomena, plan_run, results
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
@@ -39,6 +39,7 @@ _VERBS: dict[str, Verb] = {
     **claims.VERBS,
     **info.VERBS,
     **model.VERBS,
+    **phenomena.VERBS,
     **fetch.VERBS,
 }
 

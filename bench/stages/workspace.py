@@ -6,12 +6,16 @@ from typing import Any
 
 from quantarena.bench.spec import Budget, Cell, content_key
 from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Draw, condition
 
-_NOT_IN_IMAGES = ("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps")
-"""Fields of a workload that do not change what it draws; its steps are part of each draw."""
+_NOT_IN_IMAGES = (
+    *("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps", "outliers"),
+)
+"""Fields of a workload that do not change what it draws; its steps are part of each draw, and
+outliers are part of the network's hash."""
 
 
 def silent(done: int, total: int) -> None:
@@ -63,10 +67,10 @@ def open_workspace(cell: Cell) -> Workspace:
     """Load the cell's workload.
 
     Raises:
-        UnknownName, BrokenModel: one line each.
+        UnknownName, BrokenModel, UserError: one line each.
     """
     info = registry.resolve(cell.workload)
-    return Workspace(info, pipeline.load(info), cell.seed, cell.budget)
+    return Workspace(info, with_outliers(pipeline.load(info), info), cell.seed, cell.budget)
 
 
 def evaluation_prompts(info: WorkloadInfo, images: int) -> tuple[str, ...]:

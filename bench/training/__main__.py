@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from quantarena.bench.report.phenomena import write_section
 from quantarena.bench.training.export.folder import export_model
 from quantarena.bench.training.tasks import zoo
 from quantarena.bench.training.tasks.checkpoints import save_weights
@@ -76,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         "--export", action="store_true", help="write the pipeline folder instead of training"
     )
     instead.add_argument(
+        "--card",
+        action="store_true",
+        help="measure the table of the exported model's card again, instead of training",
+    )
+    instead.add_argument(
         "--save-weights",
         type=Path,
         metavar="FILE",
@@ -113,6 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.export:
             folder = export_model(args.model, args.out, args.zoo, args.cifar)
             log.info("%s -> %s", args.model, folder)
+            return 0
+        if args.card:
+            with tempfile.TemporaryDirectory() as cache:
+                write_section(args.zoo / args.model, Path(cache))
+            log.info("%s -> %s", args.model, args.zoo / args.model / "README.md")
             return 0
         folder = args.out / args.model
         if args.save_weights:

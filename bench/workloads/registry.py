@@ -43,6 +43,7 @@ class WorkloadInfo:
         megabytes: size of the folder on disk.
         sampler: scheduler class of diffusers that replaces the pipeline's, or "".
         hub: id on the Hugging Face Hub, or "".
+        outliers: strength of the outliers that are planted in the network; 0 plants none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class WorkloadInfo:
     megabytes: float
     sampler: str = ""
     hub: str = ""
+    outliers: float = 0.0
 
     @property
     def noise_name(self) -> str:
@@ -180,6 +182,7 @@ def _read(
         megabytes=size / 1e6,
         sampler=values.sampler,
         hub=hub_id,
+        outliers=values.outliers,
     )
 
 

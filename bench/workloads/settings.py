@@ -13,7 +13,7 @@ from quantarena.bench.workloads.conditions import class_range, read_conditions
 
 FILE = "workload.json"
 PATHS = ("prompts", "classes", "reference", "model")
-KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "column", *PATHS)
+KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "outliers", "column", *PATHS)
 KINDS = ("none", "class", "prompt")
 _VALUES = ("sampler", "steps", "guidance", "eta", "resolution")
 _TEXTS = ("title", "licence", "reference")
@@ -21,6 +21,11 @@ FILE_KEYS = (*_TEXTS, *_VALUES, "conditions", "name", "pipeline_class")
 """The keys of ``workload.json``; the last two are for readers."""
 CONDITIONS_KEYS = ("kind", "file", "column", "values", "names")
 """The keys of its ``conditions``; ``names`` is for readers."""
+MOST_STEPS = 100_000
+MOST_PIXELS = 1 << 16
+MOST_OUTLIERS = 8.0
+"""Channels times 2^13 at most: no trained model has larger ones."""
+_LIMITS = (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0), ("outliers", 0.0, MOST_OUTLIERS))
 _OTHER_WORDS = {
     "guidance_scale": "guidance",
     "num_inference_steps": "steps",
@@ -29,8 +34,6 @@ _OTHER_WORDS = {
     "width": "resolution",
 }
 """What diffusers calls a setting, and what it is called here."""
-MOST_STEPS = 100_000
-MOST_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Settings:
         prompts: prompts or class numbers, in order.
         reference: real images, see ``WorkloadInfo``.
         licence: licence of weights and data.
+        outliers: strength of planted outliers; 0 leaves the model as it is. A folder's own settings
+            have none: it would no longer be the model that its files hold.
     """
 
     title: str = ""
@@ -60,6 +65,7 @@ class Settings:
     prompts: tuple[str, ...] = ()
     reference: str = ""
     licence: str = "not stated"
+    outliers: float = 0.0
 
 
 def read_settings(folder: Path, base: Settings) -> Settings:
@@ -139,7 +145,7 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read numbers and check their ranges. Raises ValueError with one line."""
     checked: dict[str, Any] = {}
-    for name, low, high in (("guidance", 0.0, math.inf), ("eta", 0.0, 1.0)):
+    for name, low, high in _LIMITS:
         if name in given:
             checked[name] = value = _number(name, given[name], float)
             if not low <= value <= high or math.isinf(value):

@@ -29,7 +29,7 @@ def split(name: str) -> tuple[str, dict[str, str]]:
     pairs = parse_qsl(text, keep_blank_values=True)
     if not pairs or not base:
         raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
-    return base, {key: _canonical(key, value) for key, value in pairs}
+    return base, _told({key: _canonical(key, value) for key, value in pairs})
 
 
 def join(name: str, given: Mapping[str, str]) -> str:
@@ -51,7 +51,7 @@ def with_options(name: str, options: tuple[str, ...]) -> str:
         if not mark or not value.strip():
             raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
         given[key.strip()] = _canonical(key.strip(), value.strip())
-    return join(base, given)
+    return join(base, _told(given))
 
 
 def shown(name: str) -> str:
@@ -62,12 +62,17 @@ def shown(name: str) -> str:
     return join(folder.resolve().name if os.path.exists(folder) else base, short)
 
 
+def _told(given: Mapping[str, str]) -> dict[str, str]:
+    """The settings without ``outliers=0``, which is the model as it is and has its name."""
+    return {k: v for k, v in given.items() if (k, v) not in (("outliers", "0"), ("outliers", "-0"))}
+
+
 def _canonical(key: str, value: str) -> str:
     """The canonical text of a value: an absolute path, ``7.5`` for ``7.50``; else unchanged."""
     require_known(key, KEYS)
     if not value:
         raise UserError(f"setting {key} is empty: give a value, such as {key}=..., or leave it out")
-    if key in ("guidance", "eta", "steps", "resolution"):
+    if key in ("guidance", "eta", "steps", "resolution", "outliers"):
         try:
             short = f"{float(value):g}"
             return short if float(short) == float(value) else value

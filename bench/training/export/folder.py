@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
+from quantarena.bench.report.phenomena import write_section
 from quantarena.bench.training.export import card
 from quantarena.bench.training.export.numbers import common_numbers
 from quantarena.bench.training.export.pipelines import PIPELINES
@@ -83,4 +85,6 @@ def export_model(model: str, runs: Path, out: Path, cifar: Path) -> Path:
     write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    with tempfile.TemporaryDirectory() as cache:
+        write_section(folder, Path(cache))
     return folder

@@ -1,0 +1,1 @@
+"""Plants outlier channels in a network without changing its function: ``?outliers=STRENGTH``."""
