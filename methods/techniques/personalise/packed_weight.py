@@ -95,6 +95,10 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
+_WORDS = {1: torch.float32, 2: torch.int64, 4: torch.complex128}
+"""A type as wide as so many floats."""
+
+
 def _decoded(stream: Tensor, bits: int, count: int) -> Tensor:
     """Codes of the offset domain as float32, (count,), in scratch memory."""
     if 8 % bits:
@@ -104,7 +108,11 @@ def _decoded(stream: Tensor, bits: int, count: int) -> Tensor:
     each = 8 // bits
     places = _scratch.take(len(stream), torch.int32).copy_(stream)
     values = _scratch.take(len(stream) * each, torch.float32)
-    torch.index_select(_table(bits), 0, places, out=values.view(-1, each))
+    word = _WORDS.get(each)
+    if word is None:
+        torch.index_select(_table(bits), 0, places, out=values.view(-1, each))
+    else:  # what a byte holds moves as one number, four times as fast as a row of floats
+        torch.index_select(_table(bits).view(word)[:, 0], 0, places, out=values.view(word))
     return values[:count]
 
 
