@@ -43,8 +43,8 @@ class Approach(StrEnum):
         return self is not Approach.FULL
 
     @property
-    def title(self) -> str:
-        """Name for readers."""
+    def name_for_readers(self) -> str:
+        """Name on boards and cards."""
         return _TITLES[self][0]
 
     @property

@@ -40,7 +40,7 @@ class Contestant:
     def title(self) -> str:
         """Name for readers."""
         if self.tuned:
-            return self.approach.title
+            return self.approach.name_for_readers
         return "packed, not tuned" if self.approach.packs else "full precision, not tuned"
 
 

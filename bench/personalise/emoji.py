@@ -76,5 +76,8 @@ def views(drawing: Drawing, side: int) -> tuple[Subject, Subject]:
         torch.manual_seed(seed)
         moved = jitter(turned.expand(2 * VIEWS, -1, -1, -1)).clamp(0, 1)
     images: Tensor = (moved * 255).round().to(torch.uint8)
-    learned, held = images.split(VIEWS)
-    return tuple(Subject(drawing.token, drawing.prompt, part) for part in (learned, held))  # type: ignore[return-value]
+    learned, held = images[:VIEWS], images[VIEWS:]
+    return (
+        Subject(drawing.token, drawing.prompt, learned),
+        Subject(drawing.token, drawing.prompt, held),
+    )

@@ -158,7 +158,7 @@ def _meta(
         "base_model": opened.meta["base_model"],
         "base_sha256": opened.meta.get("base_sha256", opened.loaded.sha256),
         "method": recipe.approach.value,
-        "title": f"{recipe.approach.title}, personalised",
+        "title": f"{recipe.approach.name_for_readers}, personalised",
         "paper": recipe.approach.paper,
         "bits": bits,
         "policy": UNIFORM.name,

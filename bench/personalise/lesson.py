@@ -53,7 +53,9 @@ def examples(
     found = []
     for subject in subjects:
         inputs = prompt_inputs(loaded, info, subject.prompt)
-        found += [Example(row, inputs) for row in encoded(loaded.pipe, subject.images).split(1)]
+        found += [
+            Example(row, inputs) for row in torch.split(encoded(loaded.pipe, subject.images), 1)
+        ]
     return found
 
 
@@ -86,7 +88,7 @@ def encoded(pipe: Any, images: Tensor) -> Tensor:
     vae = pipe.components.get("vae")
     if vae is None:
         return pixels
-    parts = [vae.encode(part).latent_dist.mode() for part in pixels.split(_ENCODE)]
+    parts = [vae.encode(part).latent_dist.mode() for part in torch.split(pixels, _ENCODE)]
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     latents: Tensor = (torch.cat(parts) - shift) * float(vae.config.scaling_factor)
     return latents

@@ -63,6 +63,15 @@ class TuningLayer(nn.Module):
         """What learns, by the names of ``learn.param_groups``."""
         return {}
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        y = self._plain(x)
+        return y if self.bias is None else y + self.geometry.over_channels(self.bias)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The output without bias."""
+        return product(x, self.weight_codes, self.geometry)
+
     def node(self, of_call: Tensor) -> Node:
         """The packed layer that it has become.
 
@@ -122,11 +131,9 @@ class GainsTuning(TuningLayer):
         learning = {"gain_out": list(self.d_out)}
         return learning | ({"gain_in": list(self.d_in)} if self.inputs else {})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output at the present moment."""
+    def _plain(self, x: Tensor) -> Tensor:
         d_in, d_out = self._at(self.d_in, x), self._at(self.d_out, x)
-        y = product(x, self.weight_codes, self.geometry, d_in, d_out)
-        return y if self.bias is None else y + self.geometry.over_channels(self.bias)
+        return product(x, self.weight_codes, self.geometry, d_in, d_out)
 
     def _at(self, gains: nn.ParameterList, x: Tensor) -> Tensor:
         """Gains of the present pairs, shaped over an input or output of as many axes as ``x``."""
@@ -172,11 +179,9 @@ class BranchTuning(TuningLayer):
         """See ``TuningLayer``."""
         return {"lora": [self.down, self.up]}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
-        y = product(x, self.weight_codes, self.geometry)
-        y = y + self.geometry.pointwise(self.geometry.product(x, self.down, None), self.up)
-        return y if self.bias is None else y + self.geometry.over_channels(self.bias)
+    def _plain(self, x: Tensor) -> Tensor:
+        branch = self.geometry.pointwise(self.geometry.product(x, self.down, None), self.up)
+        return super()._plain(x) + branch
 
     def _around(self, leaf: WeightOnlyLayer, of_call: Tensor) -> Node:
         geometry: Mapping[str, tuple[int, ...]] = self.geometry.as_image()

@@ -175,15 +175,14 @@ def unpack_in_place(packed: PackedModel, make: Make) -> dict[str, TuningLayer]:
         UserError: a layer is not weight-only, or has what cannot be tuned.
     """
     layers: dict[str, TuningLayer] = {}
-    for module in packed.module.modules():
+    for module in packed.module.requires_grad_(False).modules():
         if type(module) is FusedGroupNorm:  # the native pass has no gradient
-            module.__class__ = nn.GroupNorm
+            module.__class__ = nn.GroupNorm  # type: ignore[assignment]
     if packed.attention:
         raise UserError("its attention products are quantized: tune takes weight-only models")
     for name, node in packed.layers.items():
         layers[name] = _tuning_layer(name, node, packed.clock, make)
         place(packed.module, name, layers[name])
-    packed.module.requires_grad_(False)
     return layers
 
 
