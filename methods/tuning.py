@@ -60,10 +60,10 @@ _TITLES = {
     Approach.TUNEQDM: ("TuneQDM", "arXiv:2401.04339"),
 }
 RATES: Mapping[Approach, float] = {
-    Approach.FULL: 1e-4,
+    Approach.FULL: 3e-4,
     Approach.LORA: 2e-3,
-    Approach.PEQA: 1e-2,
-    Approach.TUNEQDM: 1e-2,
+    Approach.PEQA: 2e-2,
+    Approach.TUNEQDM: 2e-2,
 }
 """Learning rates; docs/experiments/personalise.py chose them on a subject that no board shows."""
 _DECAY = 1e-2

@@ -150,7 +150,7 @@ def test_subjects_and_tokens_must_pair(workload, pictures, tmp_path, capsys):
 
 
 def test_models_that_cannot_be_tuned(tuned, pixel_folder, pictures, tmp_path, capsys):
-    given = ("--images", pictures, "--token", "red", "-o", tmp_path / "out")
+    given = ("--images", pictures, "--token", "red", "-o", tmp_path / "out", "-q")
     code, _, err = told(capsys, "tune", pixel_folder, *given, "--bits", "w4")
     assert (code, err.count("\n")) == (2, 1)
     assert "does not draw from prompts" in err
