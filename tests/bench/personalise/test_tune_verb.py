@@ -175,3 +175,32 @@ def test_an_interrupt_leaves_the_earlier_export(
     assert told(capsys, "tune", workload, *given, "--force")[0] == 130
     assert {f.name: f.read_bytes() for f in (folder / "unet").iterdir()} == before
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def made(name, folder):
+    tiny_pipelines.save(name, folder)
+    settings = {
+        "steps": 2,
+        "guidance": 3.0,
+        "resolution": 16,
+        "conditions": {"kind": "prompt", "values": ["a red cat"]},
+    }
+    (folder / "workload.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-sigma"])
+def test_other_layouts_are_tuned_and_drawn_from(name, pictures, tmp_path, capsys):
+    """Several tokenizers, sizes as conditions; a transformer that predicts a variance too."""
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "-o", tmp_path / "out")
+    code, _, err = told(capsys, "tune", made(name, tmp_path / name), *given, *FAST)
+    assert code == 0, err
+    code, _, err = told(capsys, "sample", tmp_path / "out", "-n", 1, "-o", tmp_path / "x.png")
+    assert code == 0, err
+
+
+def test_flow_matching_is_refused(pictures, tmp_path, capsys):
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "-o", tmp_path / "out")
+    code, _, err = told(capsys, "tune", made("sd3", tmp_path / "sd3"), *given, *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "models of flow matching cannot be tuned" in err
