@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
+from quantarena.bench.closure import closure
 from quantarena.bench.errors import QuantArenaError
 from quantarena.bench.files import write_atomic
 from quantarena.bench.personalise.cell import DRAWN, REQUEST, RESULT, TuningCell
@@ -96,12 +97,13 @@ def request(subject: str, who: Contestant, **settings: Any) -> TuningCell:
 
 
 def measured(cell: TuningCell, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run a cell in a process of its own, or read what an earlier run of it left.
+    """Run a cell in a process of its own, or read what an earlier run of the same code left.
 
     Raises:
         QuantArenaError: the process failed; the message has its last line.
     """
-    place = folder / content_key(asdict(cell))[:16]
+    code = closure("quantarena.bench.personalise.cell").key
+    place = folder / content_key([asdict(cell), code])[:16]
     if not (place / RESULT).is_file():
         place.mkdir(parents=True, exist_ok=True)
         write_atomic(place / REQUEST, json.dumps(asdict(cell), indent=1) + "\n")
