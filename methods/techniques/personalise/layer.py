@@ -50,6 +50,11 @@ class TuningLayer(nn.Module):
         return self.weight_codes.shape[1]
 
     @property
+    def weight(self) -> Tensor:
+        """An empty tensor of the type that the layer computes in, which networks ask it for."""
+        return torch.empty(0, dtype=torch.float32)
+
+    @property
     def in_channels(self) -> int:
         """Channels of the input."""
         return self.weight_codes.shape[1] * self.geometry.groups
