@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from quantarena.bench.cli import claims, fetch, info, model, phenomena, plan_run, results
+from quantarena.bench.cli import claims, fetch, info, model, phenomena, plan_run, results, tune
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
@@ -41,6 +41,7 @@ _VERBS: dict[str, Verb] = {
     **model.VERBS,
     **phenomena.VERBS,
     **fetch.VERBS,
+    **tune.VERBS,
 }
 
 

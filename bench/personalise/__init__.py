@@ -1,0 +1,1 @@
+"""Personalisation: a workload is tuned to a subject, drawn from, and scored."""

@@ -1,0 +1,1 @@
+"""Tuning a network to new images while its weights stay packed codes."""

@@ -1,0 +1,206 @@
+"""The verb ``tune`` on a tiny text-to-image pipeline: tune, ship, draw; and what it refuses."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from quantarena.bench.cli.main import run
+from quantarena.bench.ship.pipeline_folder import open_exported
+
+tiny_pipelines = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))
+)
+FAST = ("--updates", "3", "--accumulate", "2", "-q")
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory):
+    """Stable Diffusion's layout with random weights, 16 px."""
+    folder = tiny_pipelines.save("sd1", tmp_path_factory.mktemp("tiny") / "sd1")
+    settings = {
+        "steps": 2,
+        "guidance": 3.0,
+        "resolution": 16,
+        "conditions": {"kind": "prompt", "values": ["a red cat", "a dog in snow"]},
+    }
+    (folder / "workload.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "subject"
+    folder.mkdir()
+    for index in range(2):
+        pixels = np.full((32, 32, 3), 60 * (index + 1), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(workload, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "tuned"
+    given = ("--images", pictures, "--token", "blue", "--prompt", "a blue cat", "--bits", "w4")
+    assert run([str(a) for a in ("tune", workload, *given, "-o", folder, *FAST)]) == 0
+    return folder
+
+
+def told(capsys, *arguments):
+    """Exit code, stdout and stderr."""
+    capsys.readouterr()
+    code = run([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def codes(folder):
+    layers = open_exported(folder).packed
+    return {name: layers.parts(name)[0].codes for name in layers.layers}
+
+
+def test_the_export_says_what_was_learned(tuned, pictures):
+    meta = open_exported(tuned).meta
+    assert meta["bits"] == "w4a16"
+    assert meta["subjects"] == [{"token": "blue", "prompt": "a blue cat", "images": 2}]
+    assert meta["tuning"]["trainable"] > 0
+    assert meta["tuning"]["memory"]["peak"] > 0
+    assert "--token blue --prompt 'a blue cat' --bits w4a16" in meta["command"]
+    card = (tuned / "README.md").read_text()
+    assert "TuneQDM, personalised at w4a16" in card
+    assert str(pictures.parent) not in card
+
+
+def test_sample_draws_its_subject(tuned, tmp_path, capsys):
+    code, out, err = told(capsys, "sample", tuned, "-n", 2, "-o", tmp_path / "x.png", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["prompts"] == ["a blue cat"] * 2
+    assert found["backend"] == "weight-only"
+
+
+def test_tuning_an_export_leaves_its_codes(tuned, pictures, tmp_path, capsys):
+    again = tmp_path / "again"
+    given = ("--images", pictures, "--token", "red", "--approach", "tuneqdm")
+    code, out, err = told(capsys, "tune", tuned, *given, "-o", again, *FAST, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["meta"]["base_model"] == "sd1"
+    before, after = codes(tuned), codes(again)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    one, two = (
+        torch.cat([layer.d_out.flatten() for layer in open_exported(f).packed.layers.values()])
+        for f in (tuned, again)
+    )
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("approach", ["peqa", "lora"])
+def test_two_subjects_and_other_approaches(approach, workload, pictures, tmp_path, capsys):
+    given = ("--images", pictures, "--token", "red", "--images", pictures, "--token", "dog")
+    more = ("--approach", approach, "--bits", "w4a16", "--recompute")
+    code, out, err = told(
+        capsys, "tune", workload, *given, *more, "-o", tmp_path / "m", *FAST, "--json"
+    )
+    assert code == 0, err
+    assert [s["token"] for s in json.loads(out)["meta"]["subjects"]] == ["red", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"--bits": None}, "has float weights: say --bits"),
+        ({"--bits": "w4a8"}, "tune packs weights to 1 to 8 bits and nothing else"),
+        ({"--bits": "w9"}, "w9"),
+        ({"--token": "zzz"}, "the prompt 'a blue cat' has no word 'zzz'"),
+        ({"--images": "nowhere"}, "nowhere is not a folder of images"),
+        ({"--approach": "tuneqmd"}, "did you mean tuneqdm"),
+        ({"--prompt": "a blue cat " + "in snow " * 9}, "which has"),
+    ],
+)
+def test_mistakes_are_one_line(more, line, workload, pictures, tmp_path, capsys):
+    given = {
+        "--images": pictures,
+        "--token": "blue",
+        "--prompt": "a blue cat",
+        "--bits": "w4",
+        **more,
+    }
+    words = [word for pair in given.items() if pair[1] is not None for word in pair]
+    code, _, err = told(capsys, "tune", workload, *words, "-o", tmp_path / "out", *FAST)
+    assert code == 2, err
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_subjects_and_tokens_must_pair(workload, pictures, tmp_path, capsys):
+    given = ("--images", pictures, "--images", pictures, "--token", "red", "--bits", "w4")
+    code, _, err = told(capsys, "tune", workload, *given, "-o", tmp_path / "out")
+    assert code == 2
+    assert "do not pair" in err
+    given = (*given, "--token", "red")
+    assert "the same token" in told(capsys, "tune", workload, *given, "-o", tmp_path / "out")[2]
+
+
+def test_models_that_cannot_be_tuned(tuned, pixel_folder, pictures, tmp_path, capsys):
+    given = ("--images", pictures, "--token", "red", "-o", tmp_path / "out", "-q")
+    code, _, err = told(capsys, "tune", pixel_folder, *given, "--bits", "w4")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not draw from prompts" in err
+    assert "is packed already" in told(capsys, "tune", tuned, *given, "--bits", "w4")[2]
+    assert "has gains already" in told(capsys, "tune", tuned, *given, "--approach", "lora")[2]
+    assert "has 4 experts already" in told(capsys, "tune", tuned, *given, "--approach", "peqa")[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_leaves_the_earlier_export(
+    tuned, workload, pictures, tmp_path, capsys, monkeypatch
+):
+    folder = shutil.copytree(tuned, tmp_path / "model")
+    before = {f.name: f.read_bytes() for f in (folder / "unet").iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quantarena.bench.personalise.lesson.NoiseLoss.of", stop)
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "-o", folder)
+    assert "use --force" in told(capsys, "tune", workload, *given)[2]
+    assert told(capsys, "tune", workload, *given, "--force")[0] == 130
+    assert {f.name: f.read_bytes() for f in (folder / "unet").iterdir()} == before
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def made(name, folder):
+    tiny_pipelines.save(name, folder)
+    settings = {
+        "steps": 2,
+        "guidance": 3.0,
+        "resolution": 16,
+        "conditions": {"kind": "prompt", "values": ["a red cat"]},
+    }
+    (folder / "workload.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-sigma"])
+def test_other_layouts_are_tuned_and_drawn_from(name, pictures, tmp_path, capsys):
+    """Several tokenizers, sizes as conditions; a transformer that predicts a variance too."""
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "-o", tmp_path / "out")
+    code, _, err = told(capsys, "tune", made(name, tmp_path / name), *given, *FAST)
+    assert code == 0, err
+    code, _, err = told(capsys, "sample", tmp_path / "out", "-n", 1, "-o", tmp_path / "x.png")
+    assert code == 0, err
+
+
+def test_flow_matching_is_refused(pictures, tmp_path, capsys):
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "-o", tmp_path / "out")
+    code, _, err = told(capsys, "tune", made("sd3", tmp_path / "sd3"), *given, *FAST)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "models of flow matching cannot be tuned" in err
