@@ -132,7 +132,7 @@ class QDiffusion(Method):
         blocks = ctx.blocks(model, points)
         model.set_weight_ranges(RECIPES[ctx.variant].weight_search)
         weights, acts = self.schedules(ctx.effort.iterations, ctx.variant)
-        total = 2 * len(blocks)
+        total, held = 2 * len(blocks), ctx.held_out(points)
         rounding = reconstruct(
             model,
             blocks,
@@ -141,6 +141,7 @@ class QDiffusion(Method):
             acts=False,
             seed=ctx.seed,
             progress=lambda done, _: ctx.progress(done, total),
+            held_out=held,
         )
         calibrate_activations(model, ctx.range_points(), mse_range)
         scales = reconstruct(
@@ -151,6 +152,7 @@ class QDiffusion(Method):
             acts=True,
             seed=ctx.seed + 1,
             progress=lambda done, _: ctx.progress(len(blocks) + done, total),
+            held_out=held,
         )
         model.notes["reconstruction"] = {
             "weights": [report.note() for report in rounding],
