@@ -68,15 +68,16 @@ def knee(
     if len(known) < 2:
         return None
     best = (max if measure.higher else min)(known, key=lambda factor: means[factor])
-    for factor in known:
-        if factor == best:
-            return Knee(factor, seconds.get(factor), factor != known[-1])
-        gap = paired(measure.name, entries[factor], entries[best], across_budgets=True)
-        if gap is None or gap.verdict.startswith(_NO_VERDICT):
-            return None
-        if gap.verdict != _WORSE:
-            return Knee(factor, seconds.get(factor), True)
-    return None
+    others = [factor for factor in known if factor != best]
+    gaps = {
+        factor: paired(measure.name, entries[factor], entries[best], across_budgets=True)
+        for factor in others
+    }
+    # Too few images say nothing, not even where the smallest budget has the best mean.
+    if any(gap is None or gap.verdict.startswith(_NO_VERDICT) for gap in gaps.values()):
+        return None
+    level = [f for f in known if f == best or (gap := gaps[f]) is None or gap.verdict != _WORSE]
+    return Knee(level[0], seconds.get(level[0]), level[0] != known[-1])
 
 
 def _sentence(best: str, equal: Sequence[str], behind: Sequence[tuple[str, Difference]]) -> str:
