@@ -13,6 +13,10 @@ SCHEMA_VERSION = 3
 """Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 
+SUSPECT = "suspect: "
+"""Start of a warning that something on our own side may be wrong; the page shows these apart."""
+
+
 class Status(StrEnum):
     """How a cell ended."""
 
@@ -176,7 +180,7 @@ class Row:
         stage_keys: content hash of each cached stage.
         artefacts: paths relative to the results folder: ``images`` (folder of NNNN.png) and
             ``scores`` (npz of numbers by image, see ``scores.py``).
-        warnings: lines worth a reader's attention.
+        warnings: lines worth a reader's attention; those that begin with ``SUSPECT`` most of all.
         started: start of the attempt, UTC in ISO 8601.
         finished: end of the attempt, UTC in ISO 8601.
         attempt: number of this attempt at the cell, from 1.

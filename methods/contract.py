@@ -20,6 +20,7 @@ from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
 from quantarena.methods.core.record.call_counts import CallPolicy
+from quantarena.methods.core.record.held_out import held_out
 from quantarena.methods.core.record.steps import AllCalls, PerCall, UniformStride, WholeWalks
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
@@ -30,6 +31,10 @@ from quantarena.methods.widths import DECLARED, Widths, verify
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); the total may change."""
+
+
+HELD_OUT = 32
+"""Largest number of points on which losses are measured that training did not see."""
 
 
 class DrawRecord:
@@ -183,6 +188,13 @@ class MethodContext:
         points = steps.draw(self.trajectory, self.seed)
         self.draws.note_apart("walks", steps, points, self.seed)
         return points
+
+    def held_out(self, points: CalibrationSet) -> CalibrationSet | None:
+        """Recorded points that are not among these, for losses that training did not see.
+
+        Give them to ``reconstruct``; they cost next to nothing and teach nothing.
+        """
+        return held_out(self.trajectory, points, HELD_OUT, self.seed)
 
     def blocks(
         self, model: QuantizedModel, points: CalibrationSet, temporal: Collection[str] = ()

@@ -210,6 +210,7 @@ class Dgq(Method):
             acts=False,
             seed=ctx.seed,
             progress=ctx.progress,
+            held_out=ctx.held_out(points),
         )
         model.notes["reconstruction"] = [report.note() for report in reports]
 

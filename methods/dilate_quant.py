@@ -123,7 +123,14 @@ class DilateQuant(Method):
         if self.options.distillation and schedule.iterations:
             blocks = ctx.blocks(model, points)
             reports = reconstruct(
-                model, blocks, points, schedule, acts=True, seed=ctx.seed, progress=ctx.progress
+                model,
+                blocks,
+                points,
+                schedule,
+                acts=True,
+                seed=ctx.seed,
+                progress=ctx.progress,
+                held_out=ctx.held_out(points),
             )
             model.notes["distillation"] = [report.note("drift") for report in reports]
         return model

@@ -221,6 +221,13 @@ class EDADM(Method):
 
         for stage, (chosen, acts) in enumerate(stages):
             reports += reconstruct(
-                model, blocks, points, chosen, acts=acts, seed=ctx.seed + stage, progress=progress
+                model,
+                blocks,
+                points,
+                chosen,
+                acts=acts,
+                seed=ctx.seed + stage,
+                progress=progress,
+                held_out=ctx.held_out(points),
             )
         return reports

@@ -133,6 +133,7 @@ class Ptqd(Method):
             lambda: calibrate_activations(model, recorded, mse_range),
             seed=ctx.seed,
             progress=ctx.progress,
+            held_out=ctx.held_out(points),
         )
         return model
 

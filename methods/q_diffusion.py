@@ -139,6 +139,7 @@ class QDiffusion(Method):
             lambda: calibrate_activations(model, ctx.range_points(), mse_range),
             seed=ctx.seed,
             progress=ctx.progress,
+            held_out=ctx.held_out(points),
         )
         return model
 

@@ -175,6 +175,7 @@ class QuEST(Method):
             acts=False,
             seed=ctx.seed,
             progress=lambda done, _: ctx.progress(done, len(blocks)),
+            held_out=ctx.held_out(learned),
         )
         model.notes["reconstruction"] = [report.note() for report in reports]
         points = ctx.range_points()

@@ -150,10 +150,9 @@ class RepQuant(Method):
                 acts=True,
                 seed=ctx.seed,
                 progress=ctx.progress,
+                held_out=ctx.held_out(points),
             )
-            model.notes["reconstruction"] = {
-                r.name: round(r.after / max(r.before, 1e-30), 4) for r in reports
-            }
+            model.notes["reconstruction"] = [report.note() for report in reports]
         return model
 
     def reconstruct_layers(

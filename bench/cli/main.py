@@ -14,7 +14,17 @@ from typing import Any
 
 import typer
 
-from quantarena.bench.cli import claims, fetch, info, model, phenomena, plan_run, results, tune
+from quantarena.bench.cli import (
+    budget,
+    claims,
+    fetch,
+    info,
+    model,
+    phenomena,
+    plan_run,
+    results,
+    tune,
+)
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
@@ -35,6 +45,7 @@ app = typer.Typer(
 )
 _VERBS: dict[str, Verb] = {
     **plan_run.VERBS,
+    **budget.VERBS,
     **results.VERBS,
     **claims.VERBS,
     **info.VERBS,

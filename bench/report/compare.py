@@ -60,17 +60,27 @@ def compare_rows(folder_a: Path, a: Row, folder_b: Path, b: Row) -> tuple[Differ
         UserError: as ``paired_gaps``.
     """
     gaps = paired_gaps(folder_a, a, folder_b, b)
-    scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
+    scores_a, scores_b = scores_of(folder_a, a), scores_of(folder_b, b)
     groups = prompts_of(folder_a, a)
     by_image = [difference(name, gap, a, groups) for name, gap in gaps.items()]
     return tuple(by_image + _by_set(a, scores_a, b, scores_b))
 
 
-def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Array]:
+def paired_gaps(
+    folder_a: Path, a: Row, folder_b: Path, b: Row, *, across_budgets: bool = False
+) -> dict[str, Array]:
     """The differences A minus B by image, (N,), in every metric that both cells have.
 
     Full precision is perfectly near to itself. Where one of the cells is full precision, its
     scores are therefore those of full precision with weights rounded to bfloat16.
+
+    Args:
+        folder_a: results folder of A.
+        a: one cell.
+        folder_b: results folder of B.
+        b: the other cell.
+        across_budgets: whether the cells may differ in what they spent on calibration. Their
+            images must be pairs all the same.
 
     Raises:
         UserError: the cells did not draw the same images, or have no scores.
@@ -78,13 +88,13 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     for row in (a, b):
         if row.status is not Status.OK:
             raise UserError(f"{row.cell.label} ({row.key}) has no scores: {row.status}")
-    noise = [row.workload.get("noise_sha256") for row in (a, b)]
-    if a.cell.shared_key != b.cell.shared_key or noise[0] != noise[1]:
+    drawn = [_drawn(row, across_budgets=across_budgets) for row in (a, b)]
+    if drawn[0] != drawn[1]:
         raise UserError(
             f"{a.key} and {b.key} differ in workload, seed, budget or noise, so that their images "
             "are no pairs: compare cells of one run and seed"
         )
-    scores_a, scores_b = _scores(folder_a, a), _scores(folder_b, b)
+    scores_a, scores_b = scores_of(folder_a, a), scores_of(folder_b, b)
     if a.cell.method != b.cell.method:
         scores_a, scores_b = (_as_rounded(s, r) for s, r in ((scores_a, a), (scores_b, b)))
     gaps = {}
@@ -98,13 +108,22 @@ def paired_gaps(folder_a: Path, a: Row, folder_b: Path, b: Row) -> dict[str, Arr
     return gaps
 
 
+def _drawn(row: Row, *, across_budgets: bool) -> tuple[object, ...]:
+    """What decides which images a cell draws; equal where two cells' images are pairs."""
+    cell, noise = row.cell, row.workload.get("noise_sha256")
+    if not across_budgets:
+        return cell.shared_key, noise
+    budget = cell.budget
+    return cell.workload, cell.seed, budget.images, budget.batch, budget.steps, noise
+
+
 def prompts_of(folder: Path, row: Row) -> Groups | None:
     """The prompt of each image as a number; None where images have no prompts.
 
     Raises:
         UserError: the scores cannot be read.
     """
-    units = _scores(folder, row).get(UNITS)
+    units = scores_of(folder, row).get(UNITS)
     return None if units is None else tuple(units.astype(int).tolist())
 
 
@@ -222,7 +241,12 @@ def _as_rounded(scores: dict[str, Array], row: Row) -> dict[str, Array]:
     return replicates | rounded
 
 
-def _scores(folder: Path, row: Row) -> dict[str, Array]:
+def scores_of(folder: Path, row: Row) -> dict[str, Array]:
+    """Every array of a row's scores file.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     name = row.artefacts.get("scores")
     if not name:
         raise UserError(f"{row.cell.label} ({row.key}) has no scores file: run the cell again")

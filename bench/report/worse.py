@@ -1,23 +1,35 @@
-"""Warns of cells that are worse than round-to-nearest, which costs nothing."""
+"""Warns of cells that are worse than round-to-nearest, which costs nothing.
 
-from collections.abc import Iterable
+At 8 bits this is a guard on ourselves. Rounding to nearest loses next to nothing there, and a
+method can leave it as it is: one that is worse was most likely given too little data or budget, or
+learns at rates that do not fit the length of its run. So the warning names our side as the first
+suspect.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS
+from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS, SQNR
 from quantarena.bench.report.compare import Difference, difference, paired_gaps, prompts_of
-from quantarena.bench.schema import Row, Status
+from quantarena.bench.schema import SUSPECT, Row, Status
 from quantarena.bench.store import Store
+from quantarena.methods.builtin import builtins
 
 BASELINE = "rtn"
 PREFIX = "worse than round-to-nearest: "
+GUARDED = "w8a8"
+"""The width at which a method that is worse than rounding puts our own side under suspicion."""
+GUARD = f"{SUSPECT}worse than round-to-nearest at {GUARDED}: "
 
 
 def warn_of_worse(store: Store) -> None:
     """Give each row that is worse than its round-to-nearest a warning, and the others none.
 
     Rows are compared within one workload, policy, width, seed and budget, image by image in the
-    first of LPIPS, PSNR and SSIM that both have. A difference inside its interval is none.
+    first of LPIPS, PSNR and SSIM that both have. A difference inside its interval is none. At w8a8
+    the error of one call is compared as well, which shows a difference long before images do.
 
     Raises:
         UserError: a row cannot be written.
@@ -29,7 +41,9 @@ def warn_of_worse(store: Store) -> None:
             continue
         baseline = baselines.get(_place(row))
         line = _line(store, row, baseline) if baseline else None
-        others = tuple(warning for warning in row.warnings if not warning.startswith(PREFIX))
+        others = tuple(
+            warning for warning in row.warnings if not warning.startswith((PREFIX, GUARD))
+        )
         warnings = (*others, line) if line else others
         if warnings != row.warnings:
             store.amend(replace(row, warnings=warnings))
@@ -49,11 +63,38 @@ def _line(store: Store, row: Row, baseline: Row) -> str | None:
         groups = prompts_of(store.folder, row)
     except UserError:  # without scores there is nothing to say
         return None
-    name = _first(gaps)
-    if name is None:
+    guarded = row.cell.bits == GUARDED
+    names = [name for name in (_first(gaps), SQNR if guarded else None) if name in gaps]
+    found = [difference(name, gaps[name], row, groups) for name in names if name is not None]
+    worse = [_text(each) for each in found if each.verdict == "B is better"]
+    if not worse:
         return None
-    found = difference(name, gaps[name], row, groups)
-    return f"{PREFIX}{_text(found)}" if found.verdict == "B is better" else None
+    if not guarded:
+        return PREFIX + worse[0]
+    return f"{GUARD}{'; '.join(worse)}. {_suspects(row)}"
+
+
+def _suspects(row: Row) -> str:
+    """What to look at before the method is blamed."""
+    known = builtins().get(row.cell.method)
+    if known is not None and known.most_iterations == 0:
+        return "Check its calibration data first, then the method"
+    rose = list(_held_out(row.calibration))
+    blocks = f" ({sum(rose)} of {len(rose)} blocks got worse on held-out points)" if rose else ""
+    return f"Check its data, budget and rates first, then the method{blocks}"
+
+
+def _held_out(notes: Any) -> Iterator[bool]:
+    """For each block in a method's notes, whether training raised its loss on held-out points."""
+    if isinstance(notes, dict):
+        before, after = notes.get("held_before"), notes.get("held_after")
+        if isinstance(before, int | float) and isinstance(after, int | float):
+            yield after > before
+        for value in notes.values():
+            yield from _held_out(value)
+    elif isinstance(notes, list | tuple):
+        for value in notes:
+            yield from _held_out(value)
 
 
 def _first(names: Iterable[str]) -> str | None:

@@ -129,6 +129,16 @@ def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, st
     return pairs
 
 
+def times_factor(factor: str) -> str:
+    """A factor of a budget as it is read: ``1/4`` becomes ``×1/4``."""
+    return f"\N{MULTIPLICATION SIGN}{factor}"
+
+
+def capitalize_first(text: str) -> str:
+    """The text with its first letter in upper case and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def breakable(text: str) -> Markup:
     """Escaped text that may wrap after an underscore, a slash or an at sign."""
     safe = str(Markup.escape(text))
@@ -149,4 +159,6 @@ FILTERS = {
     "chance": chance,
     "facts": facts,
     "breakable": breakable,
+    "times_factor": times_factor,
+    "capitalize_first": capitalize_first,
 }

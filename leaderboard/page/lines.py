@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantarena.bench.schema import Latency, Measurement, Observed, Parity, Row, Status
+from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
@@ -98,6 +98,12 @@ class Line:
     def warnings(self) -> tuple[str, ...]:
         """The distinct warnings of all rows."""
         return tuple(dict.fromkeys(warning for row in self.rows for warning in row.warnings))
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The warnings that put our own side under suspicion, without the word that marks them."""
+        marked = (line for line in self.warnings if line.startswith(SUSPECT))
+        return tuple(line.removeprefix(SUSPECT) for line in marked)
 
     def figure(self, name: str) -> Measurement | None:
         """The measurement of that exact name, if there is one."""

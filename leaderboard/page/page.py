@@ -147,12 +147,12 @@ def page_html(
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": _version(),
         "python": platform.python_version(),
-        "style": _inline("style.css"),
-        "script": _inline("page.js"),
+        "style": inline("style.css"),
+        "script": inline("page.js"),
         "plot": plot,
         "short_name": short_name,
     }
-    return _environment().get_template("page.html.j2").render(context)
+    return environment().get_template("page.html.j2").render(context)
 
 
 def board_views(
@@ -244,22 +244,23 @@ def _version() -> str:
         return "unknown"
 
 
-def _inline(name: str) -> Markup:
+def inline(name: str) -> Markup:
     """A style sheet or script of the page, to be inserted as it is."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates of all pages, with the filters of ``format``."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS
-    return environment
+    made.filters |= FILTERS
+    return made
 
 
 def _columns(measured: Sequence[Measurement]) -> tuple[Measurement, ...]:

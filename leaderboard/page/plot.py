@@ -149,8 +149,8 @@ def make_plot(
     x_spans = [p.x for p in points]
     if include_x is not None:
         x_spans.append(Span(include_x, include_x, include_x))
-    x = _axis(x_spans, LEFT, WIDTH - RIGHT, zero=x_zero)
-    y = _axis([p.y for p in points], HEIGHT - BOTTOM, TOP, zero=True, may_log=True)
+    x = fitted_axis(x_spans, LEFT, WIDTH - RIGHT, zero=x_zero)
+    y = fitted_axis([p.y for p in points], HEIGHT - BOTTOM, TOP, zero=True, may_log=True)
     bare = [_mark(point, x, y, key) for point in points]
     best = sorted((mark for mark in bare if not mark.point.dominated), key=lambda m: (m.x, m.y))
     return Plot(x, y, _labelled(bare), tuple((mark.x, mark.y) for mark in best))
@@ -170,9 +170,18 @@ def _mark(point: Point, x: Axis, y: Axis, key: Key) -> Mark:
     )
 
 
-def _axis(
+def fitted_axis(
     spans: Sequence[Span], start: float, end: float, *, zero: bool, may_log: bool = False
 ) -> Axis:
+    """The axis that holds all spans, with some room around them.
+
+    Args:
+        spans: what it has to show.
+        start: pixel of its low end.
+        end: pixel of its high end.
+        zero: whether it starts at zero, where no value is below.
+        may_log: whether it is logarithmic where the values are far apart.
+    """
     low, high = min(s.low for s in spans), max(s.high for s in spans)
     if may_log and low > 0 and high / low > 12:
         return Axis(low / 1.35, high * 1.25, start, end, log=True)

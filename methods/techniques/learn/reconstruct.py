@@ -12,9 +12,9 @@ in full-precision ones).
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ BlockProgress = Callable[[int, int], None]
 _JUDGED = 128
 _JUDGED_LEAST = 32
 """Largest and smallest number of points that reported losses are measured on."""
+_HELD_LEAST = 8
+"""Smallest number of held-out points, however short the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class BlockReport:
         rss_growth: peak resident memory minus that at the start, in bytes.
         device_bytes: peak memory of tensors on the CUDA device in bytes, 0 without a device.
         cached_bytes: size of the block's inputs and targets, in memory or in files.
+        held_before: loss before the reconstruction on held-out points; None without such points.
+        held_after: the same after it, as the block will be packed.
     """
 
     name: str
@@ -68,6 +72,8 @@ class BlockReport:
     rss_growth: int
     device_bytes: int
     cached_bytes: int
+    held_before: float | None = None
+    held_after: float | None = None
 
     @property
     def gap(self) -> float:
@@ -76,7 +82,8 @@ class BlockReport:
 
     def note(self, *more: str) -> dict[str, Any]:
         """The block's name, losses and seconds as plain data, with further fields by name."""
-        names = ("before", "after", *more)
+        held = () if self.held_before is None else ("held_before", "held_after")
+        names = ("before", "after", *held, *more)
         losses = {name: getattr(self, name) for name in names}
         return {"block": self.name, **losses, "seconds": round(self.seconds, 3)}
 
@@ -92,6 +99,7 @@ def reconstruct(
     chunk: int = 0,
     folder: Path | None = None,
     progress: BlockProgress | None = None,
+    held_out: CalibrationSet | None = None,
 ) -> list[BlockReport]:
     """Optimise every block in execution order.
 
@@ -109,6 +117,8 @@ def reconstruct(
         chunk: points of one forward pass; 0 runs all points as one batch and keeps rows in memory.
         folder: folder of the files where there are chunks; by default that of temporary files.
         progress: called with (blocks done, blocks in all).
+        held_out: points to measure losses on before and after, which nothing learns from. Of them
+            as many are taken as cost at most a tenth of a block's training.
 
     Raises:
         Unsupported: the arguments or the output of a block cannot be split by points; names the
@@ -129,20 +139,78 @@ def reconstruct(
         blocks = [block for block in blocks if block.name not in left]
     generator = torch.Generator().manual_seed(seed)
     reports: list[BlockReport] = []
+    apart = _Apart(model, blocks, held_out, schedule, acts=acts, rows=rows)
     ours = PausedPasses(model, blocks, chunks, quantized, place)
     theirs = PausedPasses(model, blocks, chunks, full_precision, place, pause_after=True)
-    with closing(ours), closing(theirs):
+    with closing(ours), closing(theirs), closing(apart):
         for block in blocks:
             with Meter() as meter:
                 problem = maker.make(block, ours.enter_block(), theirs)
+                loss_apart = apart.enter_block(block)
                 with quantized():
+                    before = loss_apart()
                     losses = _train(problem, schedule, acts, generator)
-            reports.append(_report(problem, losses, meter))
+                    after = loss_apart()
+            reports.append(_report(problem, losses, meter, before, after))
             seen = losses.iterations * min(schedule.batch, len(points))
             note_training(model, losses.iterations, seen)
             if progress is not None:
                 progress(len(reports), len(blocks))
     return reports
+
+
+class _Apart:
+    """Held-out points on their way through both networks, beside those that training draws.
+
+    They have passes of their own, so that the training points are gathered exactly as without them.
+
+    Args:
+        model: the quantized network.
+        blocks: partition of the network.
+        points: the held-out points; None where there are none.
+        schedule: that of the training.
+        acts: whether activation quantizers are on.
+        rows: rows of blocks and layers.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        blocks: Sequence[Block],
+        points: CalibrationSet | None,
+        schedule: Schedule,
+        *,
+        acts: bool,
+        rows: Mapping[str, Rows],
+    ) -> None:
+        self._norm, self._passes = schedule.norm, list[PausedPasses]()
+        if points is None or not schedule.iterations:
+            return
+        few = points.rows(slice(0, _held(schedule)))
+        quantized = partial(model.using, weights=True, acts=acts)
+        full_precision = partial(model.using, weights=False, acts=False)
+        # Losses of layers and mixed streams belong to the training.
+        plain = replace(schedule, mix=0.0, layers=0.0)
+        sizes = [len(few)]
+        self._maker = ProblemMaker(model, plain, few.step, sizes, None, full_precision, rows)
+        self._passes = [
+            PausedPasses(model, blocks, [few], quantized),
+            PausedPasses(model, blocks, [few], full_precision, pause_after=True),
+        ]
+
+    def enter_block(self, block: Block) -> Callable[[], float | None]:
+        """Go on to a block; returns what measures its present loss on the held-out points."""
+        if not self._passes:
+            return lambda: None
+        ours, theirs = self._passes
+        problem = self._maker.make(block, ours.enter_block(), theirs)
+        every = torch.arange(len(problem.steps))
+        return lambda: problem.loss(every, self._norm)
+
+    def close(self) -> None:
+        """End the passes."""
+        for each in self._passes:
+            each.close()
 
 
 def _rows(
@@ -163,6 +231,7 @@ def reconstruct_in_stages(
     *,
     seed: int,
     progress: BlockProgress,
+    held_out: CalibrationSet | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Learn every block's weights with activations in floating point, then activation scales.
 
@@ -174,6 +243,7 @@ def reconstruct_in_stages(
         calibrate: sets activation ranges; called between the stages.
         seed: seed of the minibatches of the first stage; the second has the next one.
         progress: called with (blocks done, blocks in all), each block counted twice.
+        held_out: see ``reconstruct``.
 
     Returns:
         What the blocks of each stage report, for the notes: ``weights`` and ``acts``.
@@ -188,6 +258,7 @@ def reconstruct_in_stages(
         acts=False,
         seed=seed,
         progress=lambda done, _: progress(done, 2 * count),
+        held_out=held_out,
     )
     calibrate()
     scales = reconstruct(
@@ -198,6 +269,7 @@ def reconstruct_in_stages(
         acts=True,
         seed=seed + 1,
         progress=lambda done, _: progress(count + done, 2 * count),
+        held_out=held_out,
     )
     return {
         "weights": [report.note() for report in rounding],
@@ -235,7 +307,13 @@ def _train(
     return _Training(iterations, before, soft, problem.loss(judged, schedule.norm), drift)
 
 
-def _report(problem: BlockProblem, training: _Training, meter: Meter) -> BlockReport:
+def _report(
+    problem: BlockProblem,
+    training: _Training,
+    meter: Meter,
+    before: float | None,
+    after: float | None,
+) -> BlockReport:
     return BlockReport(
         problem.block.name,
         *training,
@@ -244,6 +322,8 @@ def _report(problem: BlockProblem, training: _Training, meter: Meter) -> BlockRe
         meter.rss_growth,
         meter.device_bytes,
         problem.nbytes,
+        before,
+        after,
     )
 
 
@@ -251,3 +331,8 @@ def _judged(schedule: Schedule) -> int:
     """Number of points to measure losses on: three measurements take a tenth of the training."""
     affordable = schedule.iterations * schedule.batch // 16
     return min(_JUDGED, max(_JUDGED_LEAST, affordable))
+
+
+def _held(schedule: Schedule) -> int:
+    """Number of held-out points: their two passes and two losses take a tenth of the training."""
+    return max(_HELD_LEAST, schedule.iterations * schedule.batch // 16)

@@ -1,0 +1,216 @@
+"""Runs a request: plans it, runs what is missing, writes rows and page."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantarena.bench import files
+from quantarena.bench.cli.options import Request
+from quantarena.bench.errors import UserError
+from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
+from quantarena.bench.plan import lookup
+from quantarena.bench.plan.plan import Plan, make_plan, plan_lines
+from quantarena.bench.report import publish
+from quantarena.bench.report.worse import warn_of_worse
+from quantarena.bench.run import executors
+from quantarena.bench.run.reporter import Reporter
+from quantarena.bench.run.rows import counts
+from quantarena.bench.run.runner import Options, Run
+from quantarena.bench.schema import Row
+from quantarena.bench.spec import Cell
+from quantarena.bench.store import Planned, Store, Warn
+
+CACHE = ".cache"
+MOST_MINUTES = 366 * 24 * 60
+
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Minutes that a cell may take; 0 for no limit. [default: 8 x its estimate]",
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a run has left.
+
+    Attributes:
+        plan: the plan that it worked off.
+        rows: all rows of its folder, by key.
+        page: path of the page.
+        seconds: wall seconds of this run.
+    """
+
+    plan: Plan
+    rows: dict[str, Row]
+    page: Path
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of planned cells by status."""
+        return counts(self.plan.cells, self.rows)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 1 where cells failed."""
+        found = self.counts
+        return 1 if any(found[state] for state in ("failed", "timeout", "oom", "missing")) else 0
+
+
+def run_request(request: Request, timeout: float | None, reporter: Reporter) -> Finished:
+    """Run what is missing of a request, then write the page.
+
+    Args:
+        request: what to run.
+        timeout: minutes that a cell may take, None for a multiple of its estimate.
+        reporter: shows progress.
+
+    Raises:
+        UserError: the timeout is out of range, the folder holds rows of another budget, or the
+            disk is full.
+    """
+    check_timeout(timeout)
+    options = Options(
+        cache=request.results / CACHE,
+        stages=executors.STAGES,
+        plugins=request.plugins,
+        prefer_plugin=request.prefer_plugin,
+        timeout=None if timeout is None else timeout * 60,
+        force=request.force,
+    )
+    began = time.monotonic()
+    store = Store(request.folder, reporter.warn)
+    with store.lock():
+        made, rows, page = _execute(request, options, store, reporter)
+    done = Finished(made, rows, page, time.monotonic() - began)
+    for cell in made.cells:
+        row = rows.get(cell.key)
+        if row is not None and row.reason:
+            reporter.say(f"  {cell.label} {row.status}: {row.reason}")
+    return done
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuse a timeout that is out of range.
+
+    Raises:
+        UserError: it is.
+    """
+    if timeout is not None and not 0 <= timeout <= MOST_MINUTES:
+        raise UserError(
+            f"--timeout {timeout}: give minutes, at most {MOST_MINUTES} (a year); 0 is no limit"
+        )
+
+
+def _execute(
+    request: Request, options: Options, store: Store, reporter: Reporter
+) -> tuple[Plan, dict[str, Row], Path]:
+    files.ensure_folder(options.cache)
+    _sweep(options.cache, request.folder)
+    rows = store.rows()
+    require_budget(request, rows)
+    known = history(request, reporter.warn)
+    made = planned_work(request, rows, known)
+    for line in plan_lines(made, request.folder):
+        reporter.say(line)
+    if request.warning and made.todo:
+        reporter.say(f"  note: {request.warning}")
+    _check_disk(made, request.folder)
+    store.retire(_of_other_budgets(request, rows))
+    planned = _planned(request, store, made.cells)
+    store.write_planned(planned)
+    work = Run(made, store, options, reporter, known)
+    try:
+        work.execute()
+    except KeyboardInterrupt:
+        kept = len(made.cells) - counts(made.cells, _by_key(store))["missing"]
+        reporter.warn(
+            f"interrupted: {kept} of {len(made.cells)} cells are kept in {request.folder}; "
+            "run the same command again to continue"
+        )
+        raise
+    warn_of_worse(store)
+    page = publish.refresh(store, planned, force=request.force)
+    return made, _by_key(store), page
+
+
+def _of_other_budgets(request: Request, rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row.cell.budget != request.grid.budget)
+
+
+def require_budget(request: Request, rows: Sequence[Row]) -> None:
+    """Refuse a run that would take the rows of another budget off the page, unless forced.
+
+    Raises:
+        UserError: the folder holds such rows; the line says in what they differ.
+    """
+    others = _of_other_budgets(request, rows)
+    if not others or request.force:
+        return
+    wanted, found = asdict(request.grid.budget), asdict(others[0].cell.budget)
+    gaps = [f"{n} {found[n]} there, {wanted[n]} now" for n in wanted if found[n] != wanted[n]]
+    raise UserError(
+        f"{request.folder} holds {len(others)} rows of another budget ({'; '.join(gaps)}): choose "
+        "another --name, or move them to rows/earlier with --force"
+    )
+
+
+def planned_work(request: Request, rows: tuple[Row, ...], known: tuple[Row, ...]) -> Plan:
+    """The plan of a request against the rows of its folder; ``known`` ones help to estimate."""
+    facts = lookup.facts(request.grid, request.plugins, prefer_plugin=request.prefer_plugin)
+    return make_plan(
+        request.grid,
+        rows,
+        history=known,
+        facts=facts,
+        force=request.force,
+        executor=request.executor,
+        workers=request.workers,
+    )
+
+
+def history(request: Request, warn: Warn) -> tuple[Row, ...]:
+    """Rows of other runs beside this one; what they took helps to estimate."""
+    others = sorted(request.results.glob("*/rows")) if request.results.is_dir() else ()
+    folders = (path.parent for path in others if path.parent != request.folder)
+    return tuple(row for folder in folders for row in Store(folder, warn, foreign=True).rows())
+
+
+def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:
+    """What was planned here before at this budget stays on the page."""
+    before = store.read_planned()
+    earlier = before.cells if before else ()
+    kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
+    return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+
+
+def _sweep(cache: Path, folder: Path) -> None:
+    """Delete what killed runs left behind; this run holds the lock of ``folder``."""
+    sweep(cache)
+    sweep(Path(tempfile.gettempdir()), TEMPORARY)
+    for name in ("rows", "rows/earlier", "scores"):
+        sweep_drafts(folder / name, now=True)
+    sweep_drafts(folder)
+
+
+def _check_disk(made: Plan, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if made.todo and made.disk > free:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free and the run needs about "
+            f"{made.disk / 1e6:.0f} MB: free some space, or choose another place with --results"
+        )
+
+
+def _by_key(store: Store) -> dict[str, Row]:
+    return {row.key: row for row in store.rows()}

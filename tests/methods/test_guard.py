@@ -1,0 +1,77 @@
+"""A guard on ourselves: at 8 bits no built-in method may be worse than rounding to nearest.
+
+Rounding loses next to nothing there, and a method can leave it as it is. One that is worse was
+given too little data or budget, or learns at rates that do not fit the length of its run: look for
+the fault on our side first. The error is that of one call, on packed kernels and on evaluation
+images.
+"""
+
+import pytest
+
+from quantarena.methods.builtin import builtins
+
+pytestmark = pytest.mark.slow
+
+WORKLOAD, BITS = "emoji-dit", "w8a8"
+MOST = 1.15
+"""Times the error of rounding to nearest: what this few images leave to chance."""
+KNOWN = {"dgq": 1.6}
+"""Methods that are further off, and how far: its groups are tight and need more points."""
+
+
+def quiet(*_):
+    """Progress that nobody watches."""
+
+
+@pytest.fixture(scope="module")
+def error(tmp_path_factory):
+    """The mean relative squared error of one call, by name of the method."""
+    from quantarena.bench.cache import StageCache
+    from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
+    from quantarena.bench.spec import Budget, Cell
+    from quantarena.bench.stages.probe import probe
+    from quantarena.bench.stages.quantize import quantized
+    from quantarena.bench.stages.record import trajectory
+    from quantarena.bench.stages.workspace import open_workspace
+    from quantarena.methods.core.packed.pack import pack
+    from quantarena.methods.registry import entry
+
+    budget = Budget(8, 8, 10, 32, 64, 320, 40, 20)
+    cache = StageCache(tmp_path_factory.mktemp("guard"))
+    workspace = open_workspace(Cell(WORKLOAD, "fp", "fp", budget=budget))
+    recorded, seen = trajectory(workspace, cache), probe(workspace, cache)
+    found = {}
+
+    def error(name):
+        if name not in found:
+            cell = Cell(WORKLOAD, name, BITS, budget=budget)
+            method = entry(name).method.configured()
+            model = quantized(workspace, recorded, cell, method, cache, quiet).value.model
+            packed = pack(model)
+            answers = predictions(packed.module, seen.recorded, packed.clock.at)
+            decibel = sqnr(seen.predictions, answers, seen.recorded.halves)
+            found[name] = float((10 ** (-decibel / 10)).mean())
+        return found[name]
+
+    return error
+
+
+def names():
+    """The built-in methods that quantize activations, but the baseline itself."""
+    return [name for name in builtins() if name not in ("fp", "rtn", "tuneqdm")]
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_method_is_worse_than_rounding_at_8_bits(error, name):
+    ratio = error(name) / error("rtn")
+    assert ratio <= KNOWN.get(name, MOST), f"{ratio:.2f} times: check data, budget and rates"
+
+
+def test_every_method_is_guarded():
+    """A method that cannot run at this width has no guard and is named here."""
+    from quantarena.methods.registry import entry
+
+    for name in names():
+        supports = entry(name).method.supports
+        assert 8 in supports.weight_bits
+        assert 8 in supports.act_bits
