@@ -163,7 +163,14 @@ class TfmqDm(Method):
         for stage, (chosen, on, how) in enumerate(stages):
             if chosen:
                 reports += reconstruct(
-                    model, chosen, on, how, acts=False, seed=ctx.seed + stage, progress=progress
+                    model,
+                    chosen,
+                    on,
+                    how,
+                    acts=False,
+                    seed=ctx.seed + stage,
+                    progress=progress,
+                    held_out=ctx.held_out(on),
                 )
         return reports
 
