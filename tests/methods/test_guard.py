@@ -9,6 +9,7 @@ images.
 import pytest
 
 from quantarena.methods.builtin import builtins
+from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 pytestmark = pytest.mark.slow
 
@@ -57,8 +58,12 @@ def error(tmp_path_factory):
 
 
 def names():
-    """The built-in methods that quantize activations, but the baseline itself."""
-    return [name for name in builtins() if name not in ("fp", "rtn", "tuneqdm")]
+    """The built-in methods that are compared at quantized activations, but the baseline itself."""
+    return [
+        name
+        for name, method in builtins().items()
+        if name != "rtn" and any(parse_bits(bits).act != FP_WIDTH for bits in method.board_bits)
+    ]
 
 
 @pytest.mark.parametrize("name", names())

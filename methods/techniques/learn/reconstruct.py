@@ -186,7 +186,8 @@ class _Apart:
         self._norm, self._passes = schedule.norm, list[PausedPasses]()
         if points is None or not schedule.iterations:
             return
-        few = points.rows(slice(0, _held(schedule)))
+        # Points come in the order of sampler calls: the first few would be of early calls only.
+        few = points.rows(evenly(len(points), _held(schedule)))
         quantized = partial(model.using, weights=True, acts=acts)
         full_precision = partial(model.using, weights=False, acts=False)
         # Losses of layers and mixed streams belong to the training.

@@ -40,7 +40,7 @@ def test_a_plan_runs_nothing(bench):
         ("0", "give numbers from 1/1000 to 1000"),
         ("many", "give numbers from 1/1000 to 1000"),
         ("1,,4", "a name in it is empty"),
-        ("1/100,1/200", "come to the same budget"),
+        ("1/1000,1/500", "come to the same budget"),
     ],
 )
 def test_bad_factors_are_one_line_and_exit_code_2(bench, factors, message):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from quantarena.bench.schema import Measurement, Row, Status
+from quantarena.bench.schema import SUSPECT, Measurement, Row, Status
 from quantarena.leaderboard.page.gallery import make_galleries
 from quantarena.leaderboard.page.hardware import machines
 from quantarena.leaderboard.page.lines import board_lines
@@ -236,6 +236,19 @@ def test_an_interval_that_reaches_into_the_rounding_of_full_precision_is_a_tie(
     path.write_text(json.dumps(document))
     text, _ = page(tmp_path, planned)
     assert ("tied with FP" in text) == said
+
+
+def test_a_suspicion_of_our_own_side_stands_under_its_board(tmp_path, make_results, make_grid):
+    plan = make_grid(workloads=("synthetic-shapes",), methods=("rtn", "steady"), bits=("w8a8",))
+    planned = make_results(tmp_path, plan=plan, broken=False, pictures=False)
+    assert "Check our side first" not in page(tmp_path, planned)[0]
+    (path,) = [p for p in (tmp_path / "rows").iterdir() if '"steady"' in p.read_text()]
+    row = Row.from_dict(json.loads(path.read_text()))
+    told = dataclasses.replace(row, warnings=("plain", f"{SUSPECT}worse than <rounding>"))
+    path.write_text(json.dumps(told.to_dict()))
+    text, _ = page(tmp_path, planned)
+    assert text.count("Check our side first") == 1
+    assert "worse than &lt;rounding&gt;</li>" in text
 
 
 def test_the_table_keeps_room_for_speed_and_size():

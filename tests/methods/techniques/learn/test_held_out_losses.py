@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quantarena.methods.core.record.held_out import held_out
+from quantarena.methods.techniques.learn import reconstruct as reconstruct_module
 from quantarena.methods.techniques.learn.param_groups import Group
 from quantarena.methods.techniques.learn.reconstruct import _held, reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule
@@ -66,3 +67,18 @@ def test_without_points_or_training_nothing_is_said(learned, apart, schedule):
 def test_short_trainings_take_few_points():
     assert _held(Schedule(100, {}, batch=4)) == 25
     assert _held(Schedule(4, {}, batch=4)) == 8
+
+
+def test_a_few_of_them_still_visit_early_and_late_calls(learned, pixel, points, monkeypatch):
+    seen = []
+    original = reconstruct_module.ProblemMaker
+
+    def spy(model, schedule, steps, *rest):
+        seen.append(steps)
+        return original(model, schedule, steps, *rest)
+
+    monkeypatch.setattr(reconstruct_module, "ProblemMaker", spy)
+    learned(held_out(pixel.trajectory, points, 32, 0), Schedule(1, {"rounding": Group(0.1)}))
+    _, apart = sorted(seen, key=len, reverse=True)
+    assert len(apart) == 8
+    assert (int(apart.min()), int(apart.max())) == (0, pixel.trajectory.calls - 1)
