@@ -41,6 +41,7 @@ ROOMS = (
     "methods/testing",
     "methods/timing",
     "bench",
+    "bench/process_state",
     "bench/workloads",
     "bench/metrics",
     "bench/metrics/fidelity",
