@@ -25,6 +25,9 @@ from quantarena.bench.process_state.states import State, attribute
 _FATAL = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_LIMITS = tuple(  # OFILE is NOFILE by another name
+    sorted(n for n in vars(resource) if n.startswith("RLIMIT_") and n != "RLIMIT_OFILE")
+)
 _SLACK_SECONDS = 1.0
 Timer = tuple[float, float]
 """When a timer ends, by ``time.monotonic`` (0: it does not run), and its interval."""
@@ -79,7 +82,7 @@ def _process() -> list[State]:
             lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),
             inherited=True,
         ),
-        *(_limit(name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_")),
+        *(_limit(name) for name in _LIMITS),
         State("the umask", umask, os.umask),
         State("the environment", lambda: dict(os.environ), _put_environment),
         State("the working directory", _folder, _put_folder),
