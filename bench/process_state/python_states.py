@@ -66,7 +66,7 @@ def _interpreter() -> list[State]:
         State("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
         State("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
         State("the limit of an integer's digits", sys.get_int_max_str_digits, _set_digits),
-        State("the stack size of threads", threading.stack_size, threading.stack_size),
+        State("the stack size of threads", _stack_size, threading.stack_size),
     ]
 
 
@@ -132,6 +132,13 @@ def _put_collector(on: bool) -> None:
         gc.enable()
     else:
         gc.disable()
+
+
+def _stack_size() -> int:
+    """The size, set again, since asking for it sets it to 0."""
+    size = threading.stack_size()
+    threading.stack_size(size)
+    return size
 
 
 def _set_digits(number: int) -> None:

@@ -1,9 +1,13 @@
 """A run whose second method changes its process: the other rows are as if it had not."""
 
+import os
+
 import pytest
 
 from quantarena.bench import process_state
 from quantarena.bench.run import executors
+from quantarena.bench.run.local_executor import LocalExecutor
+from quantarena.bench.spec import Cell
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +59,15 @@ def test_a_change_from_before_the_run_is_no_rows_fault(bench):
     assert code == 0, err
     assert [str(row.status) for row in bench.rows()] == ["ok"] * 5
     assert warned(bench) == {}
+    pids = {line.split()[-1] for line in (bench.cache / "log.txt").read_text().splitlines()}
+    assert str(os.getpid()) not in pids, "child processes did all of it"
+
+
+def test_a_task_answers_for_its_own_changes_only(bench):
+    setting = executors.Setting(str(bench.results), str(bench.cache), "fake_stages")
+    executor = LocalExecutor(setting, lambda *news: None)
+    process_state._lasting["the number of stools"] = False
+    for what, lasting in (("ok", ()), ("lasting", ("the number of chairs",)), ("ok", ())):
+        bench.behave(rtn__w4a8=what)
+        executor.start(executors.Task("cell", Cell("emoji-t2i", "rtn", "w4a8")))
+        assert executor.wait().lasting == lasting
