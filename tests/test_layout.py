@@ -43,6 +43,7 @@ ROOMS = (
     "methods/testing",
     "methods/timing",
     "bench",
+    "bench/process_state",
     "bench/workloads",
     "bench/workloads/outliers",
     "bench/metrics",

@@ -52,7 +52,7 @@ def attempt(
         progress: called with (stage, done, total).
         timeout: seconds after which the task is stopped; 0 is no limit.
     """
-    began = time.monotonic()
+    began, earlier = time.monotonic(), lasting_changes()
     status, row, reason, user_error = Status.OK, None, "", False
     try:
         with _deadline(timeout):
@@ -68,7 +68,8 @@ def attempt(
     except BaseException as error:  # a plug-in may raise anything, SystemExit too
         status, reason = Status.FAILED, one_line(error)
     seconds = time.monotonic() - began
-    return Outcome(task, status, seconds, row, reason, user_error, lasting_changes())
+    lasting = tuple(change for change in lasting_changes() if change not in earlier)
+    return Outcome(task, status, seconds, row, reason, user_error, lasting)
 
 
 def _row(value: Any) -> Row:

@@ -71,8 +71,8 @@ class Outcome:
         row: the row it returned, if any.
         reason: one line on why it did not return.
         user_error: True if the user can mend the reason.
-        lasting: the changes of the task's process that cannot be undone. A process with any is
-            replaced, so that the next task starts in a clean one.
+        lasting: the changes that the task made to its process and that cannot be undone. A process
+            with any is replaced, so that the next task starts in a clean one.
     """
 
     task: Task

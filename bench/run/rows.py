@@ -1,6 +1,6 @@
 """Completing rows when a task has ended, and counting rows by status."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +12,8 @@ from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 
 _UNTIMED = "latency was not measured"
+_OWN = "its process was changed for good"
+_INHERITED = "earlier work of this run, not this row, changed the process for good"
 
 
 def complete(row: Row, seconds: float, stamp: str = "") -> Row:
@@ -46,10 +48,17 @@ def timed(task: Task, outcome: Outcome) -> Row:
     return replace(row, warnings=(*others, f"{_UNTIMED}: {outcome.reason}"))
 
 
-def marked(row: Row, outcome: Outcome) -> Row:
-    """The row with a warning if its process has changes that cannot be undone."""
-    lines = tuple(f"its process was changed for good: {change}" for change in outcome.lasting)
-    return replace(row, warnings=(*row.warnings, *lines))
+def marked(row: Row, outcome: Outcome, inherited: Iterable[str] = ()) -> Row:
+    """The row with a warning of each change to a process that cannot be undone.
+
+    Args:
+        row: the row.
+        outcome: what it comes from; the changes that its own task made are in ``lasting``.
+        inherited: changes of the run's process, which its children have too.
+    """
+    lines = dict.fromkeys((*row.warnings, *(f"{_OWN}: {change}" for change in outcome.lasting)))
+    others = (f"{_INHERITED}: {c}" for c in inherited if f"{_OWN}: {c}" not in lines)
+    return replace(row, warnings=tuple(dict.fromkeys((*lines, *others))))
 
 
 def counts(cells: tuple[Cell, ...], rows: Mapping[str, Row]) -> dict[str, int]:

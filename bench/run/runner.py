@@ -13,7 +13,7 @@ from quantarena.bench import machine
 from quantarena.bench.errors import UserError
 from quantarena.bench.plan.estimate import SHARED, Rates, Todo, remaining_seconds
 from quantarena.bench.plan.plan import Fan, Plan, minutes, needs_timing
-from quantarena.bench.process_state import lasting_changes
+from quantarena.bench.process_state import inherited_changes, lasting_changes
 from quantarena.bench.run.executors import Executor, Listener, Outcome, Setting, Task
 from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.reporter import Reporter
@@ -95,7 +95,10 @@ class Run:
             blocked.setdefault(cell.shared_key, []).append(cell)
         ready = deque(Task("prepare", cell) for cell in todo.shared)
         self.reporter.open(len(todo.shared) + len(todo.cells) + len(todo.untimed))
-        executor = self._executor(self.plan.fan)
+        fan = self.plan.fan
+        if fan.executor == "local" and lasting_changes():  # an imported plug-in's, say
+            fan = Fan("alone", 1)
+        executor = self._executor(fan)
         try:
             while ready or self._began:
                 while ready and len(self._began) < executor.slots:
@@ -149,7 +152,9 @@ class Run:
         row = outcome.row or Row(cell, outcome.status, outcome.reason)
         if row.key != cell.key:
             row = Row(cell, Status.FAILED, f"the stages returned the row of {row.cell.label}")
-        row = marked(complete(row, outcome.seconds, self.plan.stamp(cell)), outcome)
+        row = marked(
+            complete(row, outcome.seconds, self.plan.stamp(cell)), outcome, inherited_changes()
+        )
         if cell.method == "fp":
             # The cost of shared stages is booked on this row only. Stages from the cache cost
             # nothing now; estimates need what they cost when they were computed.
@@ -182,7 +187,7 @@ class Run:
                 del self._began[task]
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
-                row = self.store.amend(timed(task, outcome))
+                row = self.store.amend(marked(timed(task, outcome), outcome, inherited_changes()))
                 self._rows[row.key] = row
                 self._say(task, f"{task.cell.label} timed, {latency_note(row)}")
         finally:

@@ -57,7 +57,7 @@ def act(what):
     if what == "quit":
         os._exit(0)
     if what == "lasting":
-        process_state._lasting["the number of chairs"] = None
+        process_state._lasting["the number of chairs"] = False
 
 
 def prepare(cell, paths, *, plugins=(), progress):
