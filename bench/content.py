@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import UserError
+from quantarena.methods.core.json_files import require_regular
 
 VARIABLE = "QUANTARENA_CACHE"
 """Environment variable that names the folder of the index; ``~/.cache/quantarena`` by default."""
@@ -29,7 +30,12 @@ _unwritten: set[str] = set()
 
 
 def bytes_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, read now."""
+    """SHA-256 of a file's bytes, read now.
+
+    Raises:
+        OSError: it cannot be read, or it is no regular file.
+    """
+    require_regular(file, file)
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -6,36 +6,16 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from quantarena.methods.core.json_files import MOST_LEVELS, parse_json
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
-_INTEGER_BITS = 63
-"""Larger integers do not fit the 64-bit columns of tables."""
-MOST_LEVELS = 64
-"""Deepest nesting that is read: what handles a document later may recurse."""
+__all__ = ["MOST_LEVELS", "clean_text", "finite", "parse_json", "read"]
+
 _SHOWN = 3
 """Faults that one line names."""
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text, without what only some JSON readers take.
-
-    Raises:
-        ValueError: no JSON, nested too deeply, or a number that is not finite or is an integer of
-            more than 64 bits. One line says which.
-    """
-    try:
-        value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
-        )
-        if _deeper_than(value, MOST_LEVELS):
-            raise RecursionError
-        return value
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: it is nested too deeply") from None
 
 
 def clean_text(value: Any) -> Any:
@@ -93,32 +73,6 @@ def _adapter(kind: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(tuple[kind], config=ConfigDict(extra="forbid"))
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether plain data is nested in more levels. Nothing here recurses further than that."""
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(child, levels - 1) for child in children)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"it holds {name}, which is no JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return number
-
-
-def _integer(text: str) -> int:
-    # The length is looked at first: Python refuses to read integers of thousands of digits.
-    if len(text) > _INTEGER_BITS or (number := int(text)).bit_length() > _INTEGER_BITS:
-        raise ValueError(f"the integer {text[:40]} is too large")
-    return number
 
 
 def _fault(fault: Any) -> str:

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quantarena.bench.errors import UserError
+from quantarena.methods.core.json_files import read_text as read_text
+from quantarena.methods.core.json_files import require_regular as require_regular
 
 _WORK, _LOCK = ".work", ".lock"
 TEMPORARY = "quantarena"
@@ -73,33 +74,6 @@ def write_atomic(path: Path, text: str) -> None:
                 os.unlink(name)
             raise
         _sync_folder(path.parent)
-
-
-def read_text(path: Path) -> str:
-    """The text of a regular file in UTF-8; a pipe or a device, which could block, is refused.
-
-    Raises:
-        OSError: there is no such file, it cannot be read, or it is no regular file.
-        ValueError: its bytes are no UTF-8, or the path is none.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, encoding="utf-8") as stream:
-        require_regular(handle, path)
-        return stream.read()
-
-
-def require_regular(target: int | Path, path: Path) -> None:
-    """Refuse what is no regular file: reading a pipe or a device can block for ever.
-
-    Args:
-        target: an open file, or a path.
-        path: the name in the message.
-
-    Raises:
-        OSError: it is no regular file, or there is none.
-    """
-    if not stat.S_ISREG(os.stat(target).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def make_shareable(file: Path) -> None:

@@ -6,23 +6,33 @@ configuration files of its components. What only a loaded pipeline shows is refu
 """
 
 import ast
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quantarena.bench.errors import UserError, did_you_mean
-from quantarena.bench.workloads.pipeline_checks import native_side, require_classes, require_used
+from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
+from quantarena.bench.workloads.hub import parts_of
+from quantarena.bench.workloads.pipeline_checks import (
+    CLASS_COUNTS,
+    native_side,
+    require_classes,
+    require_used,
+)
 from quantarena.bench.workloads.pipeline_class import (
     SCHEDULERS,
     call_signature,
     class_name,
     class_source,
     method_signature,
+    missing_library,
 )
+from quantarena.bench.workloads.pipeline_hash import require_files
 from quantarena.bench.workloads.registry import INDEX, WorkloadInfo
+from quantarena.methods.core.json_files import read_object
 
 _DENOISERS = ("unet", "transformer")
 _DECODERS = ("vae", "vqvae")
+_SCHEDULER = "scheduler"
 
 
 def require_usable(info: WorkloadInfo) -> None:
@@ -32,16 +42,24 @@ def require_usable(info: WorkloadInfo) -> None:
 
     Raises:
         UserError: one line that names the setting and what to do.
+        BrokenModel: a file of the pipeline is damaged; the line names it.
     """
     kind = class_name(info.path)
-    signature = call_signature(kind) if kind else None
-    if kind is None or signature is None:
+    if kind is None:
         return
-    denoiser, decoder = (_config(info.path, names) for names in (_DENOISERS, _DECODERS))
+    require_files(info.path)
+    index = read_object(info.path / INDEX)
+    configs = _configs(index, info.path)
+    signature = call_signature(kind)
+    if signature is None:
+        return
+    denoiser, decoder = (
+        next(filter(None, map(configs.get, names)), {}) for names in (_DENOISERS, _DECODERS)
+    )
     require_used(kind, signature.names, native_side(denoiser, decoder), info)
     require_classes(denoiser, info)
     _require_conditions(kind, signature.names, signature.required, denoiser, info)
-    _require_sampler(info)
+    _require_sampler(index, info)
 
 
 def _require_conditions(
@@ -67,10 +85,9 @@ def _require_conditions(
         )
 
 
-def _require_sampler(info: WorkloadInfo) -> None:
-    """Refuse a sampler that diffusers does not have or that does not fit, and eta without DDIM."""
-    entry = _json(info.path / INDEX).get("scheduler")
-    current = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+def _require_sampler(index: dict[str, Any], info: WorkloadInfo) -> None:
+    """Refuse a sampler that is missing, does not fit or lacks a library, and eta without DDIM."""
+    current = index.get(_SCHEDULER, [None, None])[1]
     if not isinstance(current, str) or class_source(current, SCHEDULERS) is None:
         return
     chosen, fitting = current, {current, *_compatible(current)}
@@ -84,6 +101,10 @@ def _require_sampler(info: WorkloadInfo) -> None:
             raise UserError(
                 f"{info.name}: {what} in place of {current}: {did_you_mean(chosen, fitting)}"
             )
+    if library := missing_library(chosen, SCHEDULERS):
+        raise UserError(
+            f"{info.name}: sampler {chosen} needs the library {library}, which is not installed"
+        )
     step = method_signature(chosen, "step", SCHEDULERS)
     if info.eta and step is not None and "eta" not in step.names:
         other = ", or set sampler=DDIM" if "DDIMScheduler" in fitting else ""
@@ -113,15 +134,57 @@ def _members(enum: str) -> list[str]:
     return [target.id for v in values if isinstance(target := v.targets[0], ast.Name)]
 
 
-def _config(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """The configuration of the first of these components that has one."""
-    return next(filter(None, (_json(folder / name / "config.json") for name in names)), {})
+def _configs(index: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The configurations of a pipeline's components by name, {} where one has none.
+
+    A missing file is left to loading; one that cannot be read, or that holds a value of another
+    type than its reader expects, is refused here.
+
+    Raises:
+        BrokenModel: one line that names the file.
+    """
+    for name in (*_DENOISERS, *_DECODERS, _SCHEDULER):
+        entry = index.get(name, [None, None])
+        kinds = [*map(type, entry)] if isinstance(entry, list) else []
+        if len(kinds) != 2 or not {*kinds} <= {str, type(None)}:
+            raise BrokenModel(f"{folder / INDEX} does not say library and class of its {name}")
+    found = {}
+    for name in parts_of(index):
+        file = folder / name / ("scheduler_config.json" if name == _SCHEDULER else "config.json")
+        try:
+            found[name] = read_object(file, constants=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for key, (fits, what) in _TYPES.get(name, {}).items():
+            if (value := found[name].get(key)) is not None and not fits(value):
+                raise BrokenModel(f"{file}: {key} must be {what}, not {value!a:.60}")
+    return found
 
 
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file holds none: loading says what is wrong with it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_whole, value))
+
+
+def _is_side(value: Any) -> bool:
+    return _is_whole(value) or _are_whole(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_Type = tuple[Callable[[Any], bool], str]
+_CLASS: dict[str, _Type] = {"_class_name": (_is_text, "a text")}
+_NETWORK = _CLASS | {"sample_size": (_is_side, "a number of pixels")}
+_DENOISER = _NETWORK | {n: (_is_whole, "a number of classes") for n in CLASS_COUNTS}
+_DECODER = _NETWORK | {"block_out_channels": (_are_whole, "a list of numbers of channels")}
+_TYPES: dict[str, dict[str, _Type]] = {
+    _SCHEDULER: _CLASS | {"num_train_timesteps": (_is_whole, "a number of steps")},
+    **dict.fromkeys(_DENOISERS, _DENOISER),
+    **dict.fromkeys(_DECODERS, _DECODER),
+}
+"""By component, the entries that a plan or a sampler counts with; null stands for none of them."""

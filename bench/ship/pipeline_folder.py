@@ -4,7 +4,7 @@ The denoiser's sub-folder holds its ``config.json`` and a packed checkpoint in p
 other components are those of the base model. Loading needs this folder and nothing else.
 """
 
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.row_lists import stack_rows
+from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.packed.checkpoint import load_packed
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.files import DOCUMENT, read_document
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.announce import attach
 
@@ -64,6 +66,7 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
     slot, kind = _slot(folder)
     sha256 = pipeline_sha256(folder)
     packed = load_packed(folder / slot, _skeleton(folder / slot, kind))
+    meta = _meta(folder / slot / DOCUMENT)
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -88,8 +91,18 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
     _require_finite(pipe.components, folder)
     pipe.save_pretrained = _refuse_to_save(folder)
     attach(pipe.scheduler, packed.clock)  # tells the network which sampler call it is at
-    document = json.loads((folder / slot / DOCUMENT).read_text())
-    return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, dict(document["meta"]))
+    return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, meta)
+
+
+def _meta(file: Path) -> dict[str, Any]:
+    """How the model was made, from its ``packed.json``; the name of its base decides its noise."""
+    meta = read_document(file).get("meta")
+    if not isinstance(meta, dict):
+        raise BrokenModel(f"{file} does not say how the model was made: it has no meta")
+    base = meta.get("base_model", "")
+    if not isinstance(base, str) or "\0" in base or base != clean_text(base):
+        raise BrokenModel(f"{file} has no text as the name of its base model")
+    return meta
 
 
 def _require_finite(components: Mapping[str, Any], folder: Path) -> None:
@@ -130,9 +143,12 @@ def _skeleton(folder: Path, kind: str) -> nn.Module:
     if maker is None or not hasattr(maker, "load_config"):
         raise BrokenModel(f"{folder} wants a {kind}, which this diffusers does not have")
     try:
+        read_object(folder / "config.json", constants=True)  # diffusers would wait for a pipe
         config = maker.load_config(str(folder), local_files_only=True)
         with init_empty_weights(include_buffers=False):
             network = maker.from_config(config)
+    except BrokenModel:
+        raise
     except Exception as error:  # a configuration of another version may fail in any way
         raise BrokenModel(f"{folder} does not describe a {kind}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
@@ -145,10 +161,11 @@ def _slot(folder: Path) -> tuple[str, str]:
     """The name of the packed component, and its class."""
     index = read_index(folder)
     for name, value in index.items():
-        if (folder / name / DOCUMENT).is_file() and isinstance(value, list) and len(value) == 2:
-            if value[0] != "diffusers":
+        # unlike that of Path, this function takes names of any length
+        if os.path.isfile(folder / name / DOCUMENT) and isinstance(value, list) and len(value) == 2:
+            if value[0] != "diffusers" or not isinstance(value[1], str):
                 raise BrokenModel(f"{folder / INDEX}: {name} must be a network of diffusers")
-            return name, str(value[1])
+            return name, value[1]
     raise BrokenModel(f"{folder} holds no quantized model: no component of it has a {DOCUMENT}")
 
 
@@ -158,13 +175,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         BrokenModel: there is none, or it cannot be read.
     """
-    file = folder / INDEX
     try:
-        index = json.loads(file.read_text())
+        return read_object(folder / INDEX)
     except FileNotFoundError:
         raise BrokenModel(f"{folder} is no diffusers pipeline: it has no {INDEX}") from None
-    except (OSError, ValueError) as error:
-        raise BrokenModel(f"{file} cannot be read: {error}") from None
-    if not isinstance(index, dict):
-        raise BrokenModel(f"{file} must hold one JSON object")
-    return index

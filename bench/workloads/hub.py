@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantarena.bench.documents import parse_json
 from quantarena.bench.errors import BrokenModel, UnknownName
-from quantarena.bench.files import read_text
+from quantarena.methods.core.json_files import read_object
 
 INDEX = "model_index.json"
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -89,9 +88,9 @@ def components(folder: Path) -> tuple[str, ...]:
         BrokenModel: the index cannot be read.
     """
     try:
-        return parts_of(parse_json(read_text(folder / INDEX)))
-    except (OSError, ValueError, AttributeError) as error:
-        raise BrokenModel(f"{folder / INDEX} cannot be read: {error}") from None
+        return parts_of(read_object(folder / INDEX))
+    except FileNotFoundError:
+        raise BrokenModel(f"{folder} is no diffusers pipeline: it has no {INDEX}") from None
 
 
 def parts_of(index: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from quantarena.bench.workloads.registry import WorkloadInfo
 if TYPE_CHECKING:  # a plan makes these checks too, and imports no torch
     from torch import nn
 
-_CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
+CLASS_COUNTS = ("num_embeds_ada_norm", "num_class_embeds", "num_classes")
 """The entries of a network's configuration that may hold its number of classes."""
 
 
@@ -102,7 +102,7 @@ def require_classes(config: Mapping[str, Any], info: WorkloadInfo) -> None:
     """
     if info.conditions != "class":
         return
-    known = next((config[n] for n in _CLASS_COUNTS if config.get(n)), None)
+    known = next((config[n] for n in CLASS_COUNTS if config.get(n)), None)
     for text in info.prompts:
         if not text.strip().isdecimal():
             raise UserError(f"{info.name}: {text!r} is no class number")

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 
 from quantarena.bench.content import file_sha256
 from quantarena.bench.errors import BrokenModel
 from quantarena.bench.workloads.hub import WEIGHTS
 from quantarena.bench.workloads.registry import SETTINGS
+from quantarena.methods.core.json_files import read_object
 
 MANIFEST = "manifest.json"
 _CONFIGS = (".json", ".txt", ".model")
@@ -21,15 +24,17 @@ def pipeline_sha256(folder: Path) -> str:
     as the weights do. The workload's settings are not: they enter keys by themselves.
 
     Raises:
-        BrokenModel: there is no weight file, or one differs from the manifest.
+        BrokenModel: there is no weight file, one differs from the manifest, or what should be a
+            file is none.
     """
+    require_files(folder)
     files = sorted(f for f in folder.rglob("*") if f.suffix in WEIGHTS and f.is_file())
     if not files:
         raise BrokenModel(f"{folder} holds no weights (no .safetensors file)")
     found = {str(file.relative_to(folder)): file_sha256(file) for file in files}
     for name, expected in _manifest(folder).items():
         actual = found.get(name) or (
-            file_sha256(folder / name) if (folder / name).is_file() else "missing"
+            file_sha256(folder / name) if os.path.isfile(folder / name) else "missing"
         )
         if actual != expected:
             raise BrokenModel(
@@ -41,16 +46,38 @@ def pipeline_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
+def require_files(folder: Path) -> None:
+    """Refuse a pipe, a device or a circle of links in the place of a file: reading could block.
+
+    Raises:
+        BrokenModel: the line names the first one.
+    """
+    for path in sorted(folder.rglob("*")):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            continue  # a link to nowhere: whoever needs the file says that it is missing
+        except OSError as error:
+            raise BrokenModel(f"{path} cannot be read: {error.strerror or error}") from None
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BrokenModel(f"{path} cannot be read: it is no regular file")
+
+
 def _manifest(folder: Path) -> dict[str, str]:
     file = folder / MANIFEST
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
     try:
-        data = json.loads(file.read_text())
-        files = data.get("files", data)
-        return {
-            str(name): str(value["sha256"] if isinstance(value, dict) else value)
-            for name, value in files.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenModel(f"{file} cannot be read: {error}") from None
+        document = read_object(file)
+    except FileNotFoundError:
+        raise BrokenModel(f"{file} cannot be read: it is a link to nowhere") from None
+    files = document.get("files", document)
+    if not isinstance(files, dict) or not files:
+        raise BrokenModel(f"{file} names no files")
+    hashes: dict[str, str] = {}
+    for name, value in files.items():
+        sha256 = value.get("sha256") if isinstance(value, dict) else value
+        if not isinstance(sha256, str):
+            raise BrokenModel(f"{file} has no sha256 of {name}")
+        hashes[name] = sha256
+    return hashes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean, first_line
 
 
 def with_sampler(pipe: Any, name: str) -> Any:
@@ -23,7 +23,8 @@ def with_sampler(pipe: Any, name: str) -> Any:
         name: scheduler class of diffusers, with or without ``Scheduler`` at its end.
 
     Raises:
-        UserError: diffusers has no such scheduler, or it does not fit this noise schedule.
+        UserError: diffusers has no such scheduler, it does not fit this noise schedule, or it needs
+            a library that is missing.
     """
     import diffusers
 
@@ -35,7 +36,10 @@ def with_sampler(pipe: Any, name: str) -> Any:
         known = getattr(diffusers, wanted, None)
         why = f"unknown sampler {name!r}" if known is None else f"sampler {name!r} does not fit"
         raise UserError(f"{why} in place of {current.__name__}: {did_you_mean(wanted, fitting)}")
-    scheduler = fitting[wanted].from_config(pipe.scheduler.config)
+    try:
+        scheduler = fitting[wanted].from_config(pipe.scheduler.config)
+    except ImportError as error:
+        raise UserError(f"sampler {name!r} cannot run here: {first_line(error)}") from None
     return type(pipe).from_pipe(pipe, scheduler=scheduler)
 
 

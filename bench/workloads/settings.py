@@ -1,6 +1,7 @@
 """The settings of a workload, from its ``workload.json`` and from the command line. No torch."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_settings(folder: Path, base: Settings) -> Settings:
         UserError: the file of its conditions cannot be read.
     """
     file = folder / FILE
-    if not file.exists():
+    if not os.path.lexists(file):
         return base
     try:
         document = parse_json(read_text(file))

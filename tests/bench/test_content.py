@@ -104,6 +104,14 @@ def test_a_tree_is_names_and_bytes(tmp_path):
     assert tree_sha256(folder) == keys[-1]
 
 
+def test_a_pipe_is_one_line_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is no regular file"):
+        file_sha256(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is no regular file"):
+        tree_sha256(tmp_path)
+
+
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         file_sha256(tmp_path / "nothing")

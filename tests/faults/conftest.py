@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -63,5 +64,36 @@ def survives(bench):
         text = json.loads(out, parse_constant=pytest.fail)
         json.dumps(text, ensure_ascii=False).encode()
         return code, text, err
+
+    return go
+
+
+@pytest.fixture
+def refuses(capsys):
+    """Run a command line of the real verbs: a known exit code, and one line if that is 2.
+
+    A pipe in the place of a file must not block: after half a minute this raises.
+    """
+
+    def late(signum, frame):
+        raise TimeoutError("the command waits for ever")
+
+    def go(*arguments, codes=(2,)):
+        from quantarena.bench.cli.main import run
+
+        capsys.readouterr()
+        before = signal.signal(signal.SIGALRM, late)
+        signal.alarm(30)
+        try:
+            code = run([str(a) for a in arguments])
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+        err = capsys.readouterr().err
+        assert code in codes, (arguments, code, err)
+        if code == 2:
+            assert err.startswith("error: "), (arguments, err)
+            assert err.count("\n") == 1, (arguments, err)
+        return err
 
     return go

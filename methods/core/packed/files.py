@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.json_files import read_object
 
 FORMAT, VERSION = "quantarena-packed", 2
 TENSORS, DOCUMENT = "packed.safetensors", "packed.json"
@@ -44,7 +45,7 @@ def read(folder: Path) -> tuple[Document, Tensors]:
         BrokenModel: as ``load_packed``.
     """
     file = folder / DOCUMENT
-    document = _read_document(file)
+    document = read_document(file)
     tensors, digest = _read_tensors(folder / TENSORS, document)
     if digest and digest != description_sha256(document):
         raise BrokenModel(f"{file} was edited: its layers are not those that the tensors were for")
@@ -73,17 +74,20 @@ def migrate(document: Document, tensors: Tensors, file: Path) -> tuple[Document,
     return document, tensors
 
 
-def _read_document(file: Path) -> Document:
+def read_document(file: Path) -> Document:
+    """The ``packed.json`` of a checkpoint of any version that can be read.
+
+    Raises:
+        BrokenModel: there is none, or it is damaged, of another format or of a future version.
+    """
     try:
-        document = json.loads(file.read_text())
+        document = read_object(file)
     except FileNotFoundError:
         raise BrokenModel(f"{file.parent} is no packed checkpoint: it has no {file.name}") from None
-    except (OSError, ValueError) as error:
-        raise BrokenModel(f"{file} cannot be read: {text(error)}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if document.get("format") != FORMAT:
         raise BrokenModel(f"{file} is not of the format {FORMAT}")
     version = document.get("version")
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise BrokenModel(f"{file} does not say its version")
     if version > VERSION:
         raise BrokenModel(

@@ -1,5 +1,7 @@
 """What a pipeline is for, read from the signature of its class before anything runs."""
 
+import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import pytest
 
 from quantarena.bench.errors import BrokenModel
 from quantarena.bench.workloads import registry
-from quantarena.bench.workloads.pipeline_class import call_signature, kind_of
+from quantarena.bench.workloads.pipeline_class import SCHEDULERS, missing_library, needs, purpose
 
 DRAWABLE = (
     "DDPMPipeline",
@@ -27,6 +29,17 @@ DRAWABLE = (
     "LuminaPipeline",
     "ZImagePipeline",
     "SanaPipeline",
+    "SanaSprintPipeline",
+    "FluxKontextPipeline",
+    "Flux2Pipeline",
+    "ZImageOmniPipeline",
+    "QwenImagePipeline",
+    "QwenImage21Pipeline",
+    "HunyuanImagePipeline",
+    "JoyImageEditPipeline",
+    "BriaFiboEditPipeline",
+    "UniDiffuserPipeline",
+    "StableCascadeCombinedPipeline",
 )
 REFUSED = {
     "StableDiffusionInpaintPipeline": "inpainting",
@@ -50,12 +63,25 @@ REFUSED = {
     "KandinskyPriorPipeline": "something other than images",
     "LLaDA2Pipeline": "something other than images",
     "ShapEPipeline": "something other than images",
+    "StableCascadePriorPipeline": "something other than images",
+    "WuerstchenPriorPipeline": "something other than images",
+    "StableDiffusionLDM3DPipeline": "something other than images",
+    "QwenImageEditPipeline": "image to image",
+    "QwenImageEditPlusPipeline": "image to image",
+    "HunyuanImageRefinerPipeline": "image to image",
+    "StableDiffusionPix2PixZeroPipeline": "a call with 'source_embeds'",
+    "OnnxStableDiffusionPipeline": "ONNX networks",
+    "StableDiffusionOnnxPipeline": "ONNX networks",
+    "FluxModularPipeline": "diffusers' modular blocks",
+    "Cosmos3DistilledModularPipeline": "diffusers' modular blocks",
+    "ModularPipeline": "diffusers' modular blocks",
+    "DiffusionPipeline": "no call of its own",
 }
 
 
 @pytest.mark.parametrize("name", DRAWABLE)
 def test_what_draws_from_noise_prompts_and_classes(name):
-    assert kind_of(call_signature(name)) is None
+    assert purpose(name) is None
 
 
 @pytest.mark.parametrize(("name", "kind"), REFUSED.items())
@@ -65,9 +91,53 @@ def test_what_needs_more_is_refused_by_its_kind(name, kind, tmp_path):
         registry.resolve(str(tmp_path))
 
 
-@pytest.mark.parametrize("index", ['{"_class_name": "MyOwnPipeline"}', "{}", "[]", "no JSON"])
-def test_what_diffusers_does_not_know_is_left_to_its_call(index, tmp_path):
+CODE = """
+def call(self, prompt, image=None):
+    {body}
+    image = self.vae.decode(latents)
+    return image.float()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        ("pass", False),
+        ("size = image.size", True),
+        ("size = image[0].size if isinstance(image, list) else image.size", True),
+        ("size = image[0].size if image is not None else None", False),
+        ("if image is not None: image = self.preprocess(image)", False),
+        ("if image is not None and image.ndim: pass\n    else: self.p.preprocess(image)", True),
+        ("latents = self.p.preprocess(image, height)", True),
+        ("image = image.unsqueeze(0)", True),
+        ("assert image is not None\n    image.size", False),
+    ],
+)
+def test_an_image_is_needed_where_code_uses_it_as_if_it_were_given(body, needed):
+    call = ast.parse(CODE.format(body=body)).body[0]
+    assert needs(call.body, "image") == needed
+
+
+def test_a_sampler_whose_library_is_missing_is_known_by_its_source(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", find_all_but("torchsde"))
+    assert missing_library("DPMSolverSDEScheduler", SCHEDULERS) == "torchsde"
+    assert missing_library("DDIMScheduler", SCHEDULERS) is None
+
+
+def find_all_but(library):
+    found = importlib.util.find_spec
+    return lambda name: None if name == library else found(name)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "no JSON", '{"_class_name": ["x"]}', "[" * 200_000])
+def test_an_index_that_names_no_class_is_refused(index, tmp_path):
     (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(BrokenModel, match=r"model_index\.json (cannot be read|names no|must hold)"):
+        registry.resolve(str(tmp_path))
+
+
+def test_what_diffusers_does_not_know_is_left_to_its_call(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "MyOwnPipeline"}')
     assert registry.resolve(str(tmp_path)).path == tmp_path
 
 

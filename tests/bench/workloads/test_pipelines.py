@@ -22,6 +22,7 @@ from quantarena.bench.stages.fp_images import fp_images
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.samplers import with_sampler
 from quantarena.bench.workloads.sampling import Draw, draw_images
 from quantarena.methods.core.trace.network import trace
 
@@ -164,6 +165,19 @@ def test_quantized_shipped_and_drawn(name, folder_of, ground_of, cache, tmp_path
     gaps = [(a - b).abs().float().mean() for a, b in zip(ours, theirs, strict=True)]
     apart = (theirs[0] - theirs[1]).abs().float().mean()
     assert all(0 < gap < apart / 2 for gap in gaps), "the same pictures, but not to the last bit"
+
+
+def test_a_sampler_whose_library_is_missing_is_one_line(folder_of, monkeypatch):
+    def from_config(config):
+        raise ImportError("\nDPMSolverSDEScheduler requires the torchsde library\nInstall it")
+
+    pipe = pipeline.load(registry.resolve(str(folder_of("ddpm")))).pipe
+    sampler = type("DPMSolverSDEScheduler", (), {"from_config": staticmethod(from_config)})
+    kind = type(pipe.scheduler)
+    monkeypatch.setattr(kind, "compatibles", property(lambda scheduler: [sampler]))
+    line = "'DPMSolverSDE' cannot run here: DPMSolverSDEScheduler requires the torchsde library$"
+    with pytest.raises(UserError, match=line):
+        with_sampler(pipe, "DPMSolverSDE")
 
 
 def test_a_black_out_filter_is_left_out(folder_of, tmp_path):
