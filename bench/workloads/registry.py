@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
-from quantarena.bench.files import read_text
 from quantarena.bench.workloads import hub, papers, settings, workload_name
 from quantarena.bench.workloads.pipeline_class import require_drawable
 from quantarena.bench.workloads.settings import Settings
@@ -193,10 +192,7 @@ def _require_pipeline(folder: Path) -> None:
         return
     hint = ""
     if (folder / "config.json").is_file():
-        try:
-            text = read_text(folder / "config.json")
-        except (OSError, ValueError):
-            text = ""
+        text = (folder / "config.json").read_text("utf-8", "replace")
         kind = re.search(r'"_class_name":\s*"(\w+)"', text)
         part = kind[1] if kind else "one component"
         hint = f"; it holds {part} alone, give the folder above it"

@@ -110,14 +110,6 @@ def test_weights_that_are_a_pipe(folder, planned, tried):
     tried("base folders")
 
 
-def test_a_component_without_a_folder_that_is_alone(folder, refuses, tried):
-    """The hint reads its class from ``config.json``, which may be a pipe."""
-    (folder / "unet/config.json").unlink()
-    damage.not_a_file(folder / "unet/config.json", "pipe")
-    assert "no diffusers pipeline" in refuses("plan", "smoke", "--workload", folder / "unet")
-    tried("base folders")
-
-
 def test_a_sampler_whose_library_is_missing(planned, monkeypatch, tried):
     from quantarena.bench.plan import usable
 
