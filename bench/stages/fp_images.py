@@ -9,7 +9,7 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure
 from quantarena.bench.spec import content_key
 from quantarena.bench.stages.workspace import Workspace, silent
-from quantarena.bench.workloads.sampling import Drawn, Progress, draw_images
+from quantarena.bench.workloads.sampling import FULL_PRECISION, Drawn, Progress, draw_images
 
 
 def fp_images(workspace: Workspace, cache: StageCache, progress: Progress = silent) -> Drawn:
@@ -17,7 +17,10 @@ def fp_images(workspace: Workspace, cache: StageCache, progress: Progress = sile
     draw = workspace.draw()
 
     def make(folder: Path) -> None:
-        save_drawn(draw_images(workspace.loaded, workspace.info, draw, progress), folder)
+        drawn = draw_images(
+            workspace.loaded, workspace.info, draw, progress, network=FULL_PRECISION
+        )
+        save_drawn(drawn, folder)
 
     return cache.load("images", fp_images_key(workspace), make, load_drawn)
 

@@ -6,7 +6,7 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure
 from quantarena.bench.spec import content_key
 from quantarena.bench.stages.workspace import Workspace, silent
-from quantarena.bench.workloads.sampling import Draw, Progress, draw_images
+from quantarena.bench.workloads.sampling import FULL_PRECISION, Draw, Progress, draw_images
 from quantarena.methods.core.record.recorder import recording
 from quantarena.methods.core.record.trajectory import Trajectory
 
@@ -30,7 +30,7 @@ def record(workspace: Workspace, draw: Draw, folder: Path, progress: Progress) -
     """Draw images at full precision and keep the network's calls in ``folder``."""
     loaded = workspace.loaded
     with recording(loaded.denoiser, loaded.pipe.scheduler, folder=folder) as done:
-        draw_images(loaded, workspace.info, draw, progress)
+        draw_images(loaded, workspace.info, draw, progress, network=FULL_PRECISION)
     # whether guidance doubles the batch is the pipeline's affair, so it is counted
     done.save(folder / "trajectory.safetensors", halves=max(1, done.rows // draw.count))
 

@@ -135,11 +135,27 @@ def _class(info: WorkloadInfo, purpose: Purpose, index: int) -> int:
     return int(text)
 
 
+FULL_PRECISION = "the full-precision network, before any quantization,"
+"""What errors call the network that a workload comes with."""
+
+
 @torch.no_grad()
 def draw_images(
-    loaded: LoadedPipeline, info: WorkloadInfo, draw: Draw, progress: Progress | None = None
+    loaded: LoadedPipeline,
+    info: WorkloadInfo,
+    draw: Draw,
+    progress: Progress | None = None,
+    *,
+    network: str = "the network",
 ) -> Drawn:
     """Draw the images by the pipeline.
+
+    Args:
+        loaded: the pipeline, with the network to draw with in its slot.
+        info: the workload.
+        draw: which images.
+        progress: called with the images done and their number.
+        network: what errors call the network.
 
     Raises:
         BrokenModel: the network produced NaN or infinity, or the pipeline refuses its arguments.
@@ -165,7 +181,7 @@ def draw_images(
         for start in range(0, draw.count, draw.batch):
             indices = range(start, min(start + draw.batch, draw.count))
             first[0] = True
-            images.append(_to_uint8(_run(loaded.pipe, info, draw, indices)))
+            images.append(_to_uint8(_run(loaded.pipe, info, draw, indices), network))
             if progress is not None:
                 progress(indices.stop, draw.count)
     finally:
@@ -195,9 +211,9 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
     return images
 
 
-def _to_uint8(images: np.ndarray[Any, Any]) -> Tensor:
+def _to_uint8(images: np.ndarray[Any, Any], network: str) -> Tensor:
     """Convert floats in [0, 1], (N, H, W, 1 or 3), to uint8 images (N, 3, H, W)."""
     if not np.isfinite(images).all():
-        raise BrokenModel("the network produced NaN or infinity: no image to score")
+        raise BrokenModel(f"{network} produced NaN or infinity: no image to score")
     grid = np.clip(np.rint(images * 255.0), 0, 255).astype(np.uint8)
     return torch.from_numpy(grid).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()

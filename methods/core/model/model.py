@@ -213,6 +213,10 @@ def wrap(
         splits: split the layers that are fed by a skip concatenation (Q-Diffusion 4.3), or the
             widths of the parts of each layer to split.
         attention: widths of attention products by module path; others stay in floating point.
+
+    Raises:
+        Unsupported: a layer has an option that no quantized layer has, or computes in another type
+            than float32; the line names it.
     """
     module = copy.deepcopy(model).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
@@ -221,6 +225,11 @@ def wrap(
         bits = assignment[name]
         if bits.is_fp:
             continue
+        if info.dtype is not torch.float32:
+            raise Unsupported(
+                f"{name} computes in {str(info.dtype).removeprefix('torch.')} inside the network: "
+                "only a layer in float32 can be quantized"
+            )
         original = module.get_submodule(name)
         assert isinstance(original, nn.Conv1d | nn.Conv2d | nn.Linear)
         if isinstance(splits, Mapping):

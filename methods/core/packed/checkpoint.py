@@ -47,6 +47,7 @@ from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.node import Node, take
 from quantarena.methods.core.packed.nodes.rebuild import build
 from quantarena.methods.core.packed.pack import PackedModel, backend_of, channels_last
+from quantarena.methods.core.packed.refusals import refuse_float_tools
 from quantarena.methods.core.trace.network import AttentionInfo, AttentionKind
 
 OVERHEAD_LIMIT = 1.1
@@ -143,6 +144,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
         quant.mode = Native()
     channels_last(skeleton.eval().requires_grad_(False))
     fuse(skeleton, nodes.values())
+    refuse_float_tools(skeleton)
     return PackedModel(skeleton, nodes, backend_of(nodes, products), clock, products)
 
 

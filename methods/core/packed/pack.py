@@ -20,6 +20,7 @@ from quantarena.methods.core.packed.native_attention import Native, kernel_produ
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
+from quantarena.methods.core.packed.refusals import refuse_float_tools
 
 NOTABLE_GROWTH = 0.05
 """Share of a network's bytes from which on layers that grow are named."""
@@ -124,6 +125,7 @@ def pack(model: QuantizedModel) -> PackedModel:
         place(module, name, packed[name])
     channels_last(module)
     fuse(module, packed.values())
+    refuse_float_tools(module)
     products = installed(module)
     for quant in products.values():
         quant.mode = Native()

@@ -46,6 +46,8 @@ class LayerInfo:
         splits: channel widths of the concatenated halves of its input, deep half first; empty
             where the input is no concatenation.
         kind: ``linear``, ``conv1d`` or ``conv2d``.
+        dtype: type of the numbers that it is given, or that it gives where only these are not
+            float32.
     """
 
     name: str
@@ -55,6 +57,7 @@ class LayerInfo:
     weights: int
     splits: tuple[int, ...] = ()
     kind: str = ""
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class _LayerRuns:
     """The runs of one layer during the trace."""
 
     module: QuantizableModule
-    output_numel: int
+    output_numel: int = 0
+    dtype: torch.dtype = torch.float32
 
 
 def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
@@ -101,10 +105,10 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
     runs: dict[str, _LayerRuns] = {}
 
     def note(path: str, module: QuantizableModule, x: Tensor, output: Tensor) -> None:
-        if path in runs:
-            runs[path].output_numel += output.numel()
-        else:
-            runs[path] = _LayerRuns(module, output.numel())
+        run = runs.setdefault(path, _LayerRuns(module))
+        run.output_numel += output.numel()
+        if run.dtype is torch.float32:
+            run.dtype = output.dtype if x.dtype is torch.float32 else x.dtype
 
     with record_operations(model, note) as recorder:
         for value in (*args, *kwargs.values()):
@@ -133,6 +137,7 @@ def trace(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
             weights=run.module.weight.numel(),
             splits=reader.splits(path),
             kind=_layer_kind(run.module),
+            dtype=run.dtype,
         )
         for index, (path, run) in enumerate(runs.items())
     }

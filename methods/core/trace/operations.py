@@ -204,7 +204,8 @@ def record_operations(
 
     Args:
         model: the network.
-        note: called with (path, layer, input, output) after every layer's call.
+        note: called with (path, layer, input, output) after every layer's call; a call with an
+            empty input, such as no tokens, is no run of the layer.
     """
     recorder = OperationRecorder()
 
@@ -213,7 +214,7 @@ def record_operations(
 
     def leave(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, QuantizableModule):
+            if isinstance(module, QuantizableModule) and args[0].numel():
                 _require_batch(path, module, args[0])
                 recorder.layer(path, args[0], output)
                 note(path, module, args[0], output)

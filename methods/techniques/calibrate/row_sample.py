@@ -1,5 +1,7 @@
 """Random samples of values that arrive in batches, for range searches."""
 
+import random
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,11 @@ class RowSample:
         self.total += rows.shape[1]
         before = self._sample
         if self.total > self.most:
-            # the batch gets the share of the sample that it has of all values
+            # The batch gets the share of the sample that it has of all values. The remainder is
+            # drawn: rounded, the share of a batch that is small beside the total would be 0.
             generator = torch.Generator().manual_seed(self._batches)
-            share = round(self.most * rows.shape[1] / self.total)
+            share, rest = divmod(self.most * rows.shape[1], self.total)
+            share += random.Random(self._batches).randrange(self.total) < rest
             before = _drawn(before, min(before.shape[1], self.most - share), generator)
             rows = _drawn(rows, self.most - before.shape[1], generator)
         self._sample = torch.cat([before, rows], dim=1)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.bits import FP, Bits
-from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
@@ -162,3 +162,40 @@ def test_state_of_another_shape_is_one_line(pixel):
         model.load_state(lost)
     with pytest.raises(BrokenModel, match=r"it has no nowhere.weight"):
         model.load_state(model.state() | {"float:nowhere.weight": torch.ones(3)})
+
+
+class Lower(nn.Module):
+    """A layer in another type than the network around it."""
+
+    def __init__(self, dtype, autocast):
+        super().__init__()
+        self.first, self.low = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.dtype, self.autocast = dtype, autocast
+        if not autocast:
+            self.low.to(dtype)
+
+    def forward(self, x):
+        x = self.first(x)
+        if not self.autocast:
+            return self.low(x.to(self.dtype)).float()
+        with torch.autocast("cpu", dtype=self.dtype):
+            return self.low(x).float()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [
+        (torch.bfloat16, False),
+        (torch.float16, False),
+        (torch.float64, False),
+        (torch.bfloat16, True),
+    ],
+)
+def test_a_layer_in_another_type_is_refused_by_name(dtype, autocast):
+    network = Lower(dtype, autocast)
+    graph = trace(network, torch.randn(2, 4, 5, 5))
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(Unsupported, match=f"^low computes in {name} inside the network"):
+        wrap(network, graph, UNIFORM.assign(graph, Bits(8, 8)))
+    kept = UNIFORM.assign(graph, Bits(8, 8)) | {"low": FP}
+    assert list(wrap(network, graph, kept).layers) == ["first"]

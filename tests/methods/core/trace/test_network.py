@@ -149,3 +149,18 @@ def test_depthwise_convolution_macs():
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 1))
     layers = trace(model, torch.randn(2, 8, 5, 5)).layers
     assert layers["0"].macs == 8 * 9 * 25
+
+
+def test_a_layer_that_is_fed_no_tokens_did_not_run():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.extra, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x, tokens):
+            x = self.first(x)
+            return self.last(torch.cat([x, self.extra(x[:, :tokens])], 1))
+
+    model, x = Sometimes(), torch.randn(2, 6, 4)
+    assert set(trace(model, x, 0).layers) == {"first", "last"}
+    assert trace(model, x, 2).layers["extra"].macs == 2 * 4 * 4

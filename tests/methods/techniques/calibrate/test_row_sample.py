@@ -53,6 +53,20 @@ def test_every_value_has_the_same_chance_whatever_the_size_of_its_batch():
     assert (share - 0.1).abs().max() < 0.015
 
 
+@pytest.mark.parametrize("most", [100, 300, 1000])
+@pytest.mark.parametrize("step", [1, 7, 100, 1000])
+def test_batches_that_are_small_beside_the_total_have_their_share(step, most):
+    batches = [slice(i, i + step) for i in range(0, 3000, step)]
+    x = torch.arange(3000.0)[None]
+    values = sampled(x, most, batches).values()[0, :-2]
+    assert values.shape == (most,)
+    deviation = 3000 / 12**0.5 / most**0.5  # of a fair sample's mean
+    assert abs(values.mean() - 1499.5) < 3 * deviation
+    thirds = torch.histc(values, 3, 0, 3000) / most
+    assert (thirds - 1 / 3).abs().max() < 3 * (2 / 9 / most) ** 0.5
+    assert torch.equal(sampled(x, most, batches).values()[0, :-2], values)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("power", [1, 3])
 @pytest.mark.parametrize("search", [mse_range, shrink_range, percentile_mse_range])
