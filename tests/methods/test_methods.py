@@ -118,7 +118,8 @@ def test_q_diffusion_notes_what_it_did(pixel):
     model = QDiffusion().run(ctx)
     table = model.notes["reconstruction"]
     assert len(table["weights"]) == len(table["acts"]) > 5
-    assert {"block", "before", "after", "seconds"} == set(table["weights"][0])
+    losses = {"before", "after", "held_before", "held_after"}
+    assert {"block", "seconds", *losses} == set(table["weights"][0])
     assert ticks[-1][0] == ticks[-1][1] == 2 * len(table["weights"])
     assert model.notes["quantize_seconds"] > 0
     assert ctx.calibration["points"] == 16
