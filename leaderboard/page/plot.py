@@ -13,7 +13,7 @@ GLYPH = 6.7
 """Approximate width of one character of a label in pixels, to keep labels apart."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "hexagon")
-COLOURS = 12
+COLOURS = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ AS_STATED = {
     "TFMQ_DM": (20_000, 32, {"rounding": 1e-3}, 0.01),
     "PTQD": (10_000, 8, {"rounding": 1e-3}, 0.01),
     "PTQD_ACTS": (5_000, 16, {"act_scale": 4e-4}, 0.0),
+    "EFFICIENT_DM": (16_000, 4, {"lora": 4e-4, "weight_scale": 1e-6, "act_scale": 5e-4}, 0.0),
+    "QUEST_TIME": (24_000, 2, {"weight": 1e-5, "act_scale": 1e-5}, 0.0),
+    "QUEST_ATTENTION": (6_400, 4, {"weight": 1e-5, "act_scale": 1e-4}, 0.0),
     "MPQ_DM": (16_000, 4, {"lora": 1 / 2500, "weight_scale": 1e-6, "act_scale": 5e-4}, 0.0),
     "DILATE_QUANT": (
         5_000,
