@@ -19,7 +19,6 @@ from quantarena.methods.api import (
     CalibrationPlan,
     Capabilities,
     Decay,
-    Group,
     Method,
     MethodContext,
     MethodInfo,
@@ -35,7 +34,7 @@ from quantarena.methods.api import (
     register,
 )
 from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
-from quantarena.methods.techniques.learn.schedule import paced, scaled, small_batch
+from quantarena.methods.techniques.learn.schedule import paced_groups, scaled, small_batch
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 
 WEIGHT_REACH, SCALE_REACH, ZERO_REACH = 4.0, 0.5, 1.0
@@ -141,18 +140,17 @@ class DilateQuant(Method):
             return hyper_parameters.DILATE_QUANT.schedule()
         count = scaled(iterations, hyper_parameters.DILATE_QUANT.updates)
 
-        def rate(value: float, reach: float, *, relative: bool = True) -> Group:
-            return Group(paced(value, reach, count), Decay.COSINE, relative=relative)
-
-        scales = rate(self.options.scale_lr, SCALE_REACH)
+        scale = (self.options.scale_lr, SCALE_REACH)
+        rates = {
+            "weight": (self.options.weight_lr, WEIGHT_REACH),
+            "weight_scale": scale,
+            "act_scale": scale,
+        }
+        zeros = {"act_zero": (self.options.zero_lr, ZERO_REACH)}
         return Schedule(
             count,
-            {
-                "weight": rate(self.options.weight_lr, WEIGHT_REACH),
-                "weight_scale": scales,
-                "act_scale": scales,
-                "act_zero": rate(self.options.zero_lr, ZERO_REACH, relative=False),
-            },
+            paced_groups(rates, count, Decay.COSINE)
+            | paced_groups(zeros, count, Decay.COSINE, relative=False),
             batch=small_batch(count, self.options.batch),
         )
 

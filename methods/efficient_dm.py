@@ -13,9 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
-    FLOAT_WEIGHTS,
     AtLeast,
-    CalibrationPlan,
     Capabilities,
     Decay,
     Distillation,
@@ -27,7 +25,6 @@ from quantarena.methods.api import (
     QuantizedModel,
     RangeSearch,
     Unsupported,
-    calibrate_activations,
     distill,
     minmax_range,
     mse_range,
@@ -36,16 +33,14 @@ from quantarena.methods.api import (
 )
 from quantarena.methods.info import Effort
 from quantarena.methods.techniques.distill.fresh_walk import fresh_walk
-from quantarena.methods.techniques.distill.starting_ranges import calibrate_by_group
+from quantarena.methods.techniques.distill.starting_ranges import calibrate_calls
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.walk import Walk
-from quantarena.methods.techniques.learn.schedule import paced, scaled
+from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
 
 RANK = 32
 LORA_REACH, WEIGHT_SCALE_REACH, ACT_SCALE_REACH = 1.6, 0.4, 0.8
 """How far each may travel in a run, in the units of its learning rate."""
-PAPER_INITIAL = 32
-"""Samples that the release finds its activation ranges on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +138,9 @@ class EfficientDM(Method):
         """Calibrate, then fine-tune along full-precision walks."""
         model, recipe, points = ctx.wrap(), RECIPES[ctx.variant], ctx.range_points()
         model.set_weight_ranges(recipe.weight_search)
-        if self.options.per_call and recipe.copied:
-            calibrate_by_group(model, points, mse_range, 1, FLOAT_WEIGHTS, count=PAPER_INITIAL)
-        else:
-            plan = CalibrationPlan(quantized_weights=False, per_call=self.options.per_call)
-            calibrate_activations(model, points, mse_range, plan)
+        calibrate_calls(
+            model, points, mse_range, per_call=self.options.per_call, copied=recipe.copied
+        )
         schedule = self.schedule(model, ctx.effort, ctx.trajectory.calls, recipe)
         if self.options.finetune and schedule.updates:
             walk, source = self.walk(ctx)
@@ -179,11 +172,11 @@ class EfficientDM(Method):
         groups, zero = dict(paper.groups), hyper_parameters.EFFICIENT_DM_ZERO
         if not effort.as_published:
             rates = {
-                "lora": paced(self.options.lora_lr, LORA_REACH, updates),
-                "weight_scale": paced(self.options.weight_scale_lr, WEIGHT_SCALE_REACH, updates),
-                "act_scale": paced(self.options.act_scale_lr, ACT_SCALE_REACH, updates),
+                "lora": (self.options.lora_lr, LORA_REACH),
+                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
             }
-            groups = {name: Group(lr, Decay.LINEAR, relative=True) for name, lr in rates.items()}
+            groups = paced_groups(rates, updates, Decay.LINEAR)
             zero = groups["act_scale"]
         if recipe.zero_points:
             groups["act_zero"] = zero

@@ -7,7 +7,7 @@ rate is absolute unless its group is relative.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantarena.methods.techniques.learn.losses import RoundingTerm
 from quantarena.methods.techniques.learn.param_groups import Decay, Group
@@ -88,17 +88,8 @@ PTQD_ACTS = Training(
 )
 """Of the quantizer underneath, BRECQ's there; the second stage comes after the weights."""
 
-MPQ_DM = Training(
-    16_000,
-    4,
-    {
-        "lora": Group(1 / 2500, Decay.LINEAR, relative=True),
-        "weight_scale": Group(1e-6, Decay.LINEAR),
-        "act_scale": Group(5e-4, Decay.LINEAR),
-    },
-    "released code 2b05dd7, ImageNet with 20 sampler calls",
-    by_block=False,
-)
+MPQ_DM = replace(EFFICIENT_DM, source="released code 2b05dd7, ImageNet with 20 sampler calls")
+"""As EfficientDM, which MPQ-DM extends, but for zero points."""
 
 DILATE_QUANT = Training(
     5_000,

@@ -64,9 +64,8 @@ class Effort:
         samples: number of calibration points to learn from: reconstruction, distillation, walks.
         iterations: reconstruction iterations a block.
         range_samples: largest number of points that ranges, smoothing and dilation are found on;
-            0 allows as many as ``samples``.
-            These cost a pass without gradients. What counts are distinct images: see
-            docs/protocol.md.
+            0 allows as many as ``samples``. These cost a pass without gradients. What counts are
+            distinct images, see docs/protocol.md.
     """
 
     samples: int

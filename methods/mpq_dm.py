@@ -19,21 +19,17 @@ from torch.nn import functional as F
 
 from quantarena.methods import hyper_parameters, published
 from quantarena.methods.api import (
-    FLOAT_WEIGHTS,
     AtLeast,
-    CalibrationPlan,
     CalibrationSet,
     Capabilities,
     Decay,
     Distillation,
-    Group,
     Method,
     MethodContext,
     MethodInfo,
     MethodOptions,
     QuantizedModel,
     RangeSearch,
-    calibrate_activations,
     distill,
     input_bounds,
     minmax_range,
@@ -47,15 +43,14 @@ from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.rows import module_rows
 from quantarena.methods.info import Effort
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
+from quantarena.methods.techniques.distill.starting_ranges import INITIAL, calibrate_calls
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
-from quantarena.methods.techniques.learn.schedule import paced, scaled
+from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
 
 RANK = 32
 LORA_REACH, WEIGHT_SCALE_REACH, ACT_SCALE_REACH = 1.6, 0.4, 0.8
 """How far each may travel in a run, in the units of its learning rate."""
-PAPER_INITIAL = 32
-"""Samples that the release finds its activation ranges on."""
 ALPHA = 0.5
 
 
@@ -164,32 +159,15 @@ class MpqDm(Method):
         if self.options.smoothing:
             smooth_layers(model, points)
         recipe = RECIPES[ctx.variant]
-        self.calibrate(model, points, copied=recipe.copied)
+        calibrate_calls(
+            model, points, mse_range, per_call=self.options.per_call, copied=recipe.copied
+        )
         if self.options.mixed:
             model.notes["widths"] = mix_widths(model, points, ctx.bits.weight, recipe)
         model.set_weight_ranges(mse_range)
         if self.options.finetune:
             self.tune(model, ctx, points, self.options.relation if recipe.related else 0.0)
         return model
-
-    def calibrate(self, model: QuantizedModel, points: CalibrationSet, *, copied: bool) -> None:
-        """Set activation ranges by sampler call: each from its points, or one copied to all."""
-        if not copied or not self.options.per_call:
-            calibrate_activations(
-                model,
-                points,
-                mse_range,
-                CalibrationPlan(quantized_weights=False, per_call=self.options.per_call),
-            )
-            return
-        few = spread(points, PAPER_INITIAL)
-        calibrate_activations(model, few, mse_range, FLOAT_WEIGHTS)
-        schedule = model.use_schedule(points)
-        for layer in model.layers.values():
-            for part in layer.parts:
-                if part.static is not None:
-                    bounds = part.static.scale, part.static.zero_point
-                    part.static.set_bank(*(b.repeat(len(schedule.timesteps)) for b in bounds))
 
     def tune(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet, relation: float
@@ -220,14 +198,12 @@ class MpqDm(Method):
         )
         groups = hyper_parameters.MPQ_DM.groups
         if not effort.as_published:
-            groups = {
-                name: Group(paced(rate, reach, updates), Decay.LINEAR, relative=True)
-                for name, rate, reach in (
-                    ("lora", self.options.lora_lr, LORA_REACH),
-                    ("weight_scale", self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
-                    ("act_scale", self.options.act_scale_lr, ACT_SCALE_REACH),
-                )
+            rates = {
+                "lora": (self.options.lora_lr, LORA_REACH),
+                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
             }
+            groups = paced_groups(rates, updates, Decay.LINEAR)
         return Distillation(updates, groups, reduction="sum", terms=terms, rank=RANK)
 
 
@@ -276,7 +252,7 @@ def mix_widths(
     """
     swaps = swap_widths(
         model,
-        spread(points, PAPER_INITIAL),
+        spread(points, INITIAL),
         bits,
         recipe.search,
         lambda layer, errors: kurtosis(layer.weight),

@@ -20,7 +20,6 @@ from quantarena.methods.api import (
     Capabilities,
     Decay,
     Distillation,
-    Group,
     Method,
     MethodContext,
     MethodInfo,
@@ -41,7 +40,7 @@ from quantarena.methods.info import Effort
 from quantarena.methods.techniques.distill.starting_ranges import calibrate_by_group
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
-from quantarena.methods.techniques.learn.schedule import paced, scaled
+from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
 
 TIME_ROLES = (Role.EMB_PROJ, Role.ADALN)
 """What the release finds under the name ``emb_layer``; the embedding itself is not tuned."""
@@ -225,10 +224,10 @@ class QuEST(Method):
             rows = scaled(effort.iterations, paper.updates * paper.batch, least=0)
             updates = whole_walks(-(-rows // self.options.batch), calls)
             rates = {
-                "weight": paced(self.options.weight_lr, WEIGHT_REACH, updates),
-                "act_scale": paced(self.options.act_scale_lr, ACT_SCALE_REACH, updates),
+                "weight": (self.options.weight_lr, WEIGHT_REACH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
             }
-            groups = {name: Group(lr, Decay.LINEAR, relative=True) for name, lr in rates.items()}
+            groups = paced_groups(rates, updates, Decay.LINEAR)
         where = {
             "weight": replace(groups["weight"], layers=weights, products=False),
             "act_scale": replace(groups["act_scale"], layers=stage.scales, products=stage.products),

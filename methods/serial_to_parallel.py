@@ -43,7 +43,7 @@ from quantarena.methods.techniques.distill.serial_parallel_settings import Seria
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
-from quantarena.methods.techniques.learn.schedule import paced
+from quantarena.methods.techniques.learn.schedule import paced_groups
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 WEIGHT_REACH, SCALE_REACH = 2.0, 3.0
@@ -205,10 +205,7 @@ class SerialToParallel(Method):
         }
         if self.options.weight_lr:
             rates["weight"] = (self.options.weight_lr, WEIGHT_REACH)
-        return {
-            name: Group(paced(rate, reach, updates), Decay.COSINE, relative=True)
-            for name, (rate, reach) in rates.items()
-        }
+        return paced_groups(rates, updates, Decay.COSINE)
 
 
 def tabulate(model: QuantizedModel, ctx: MethodContext, points: CalibrationSet) -> None:

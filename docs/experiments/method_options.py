@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=Budget().iterations)
     parser.add_argument("--samples", type=int, default=Budget().calibration_samples)
+    parser.add_argument("--range-samples", type=int, default=Budget().range_samples)
+    parser.add_argument("--calibration-images", type=int, default=Budget().calibration_images)
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--policy", default="uniform")
     parser.add_argument("--set", action="append", default=[], help="one setting: a=1,b=False")
@@ -117,7 +119,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     budget = Budget(
-        images=given.images, calibration_samples=given.samples, iterations=given.iterations
+        images=given.images,
+        calibration_images=given.calibration_images,
+        calibration_samples=given.samples,
+        range_samples=given.range_samples,
+        iterations=given.iterations,
     )
     cell = Cell(
         given.workload, given.method, given.bits, given.seed, given.variant, given.policy, budget

@@ -384,8 +384,13 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 
 def save(name: str, folder: Path) -> Path:
     """Write the pipeline of that name, always with the same weights."""
+    return write(PIPELINES[name], folder)
+
+
+def write(make: Callable[[], Any], folder: Path) -> Path:
+    """Write the pipeline that ``make`` makes, always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = PIPELINES[name]()
+        pipe = make()
     pipe.save_pretrained(folder)
     return folder

@@ -1,7 +1,7 @@
 """Ranges by sampler call that several calls start with together and then learn apart.
 
-QuEST finds one range for each group of consecutive calls. EfficientDM's release finds a single one,
-on a few points, and copies it to all calls.
+QuEST finds one range for each group of consecutive calls. The releases of EfficientDM and of
+MPQ-DM, which extends it, find a single one, on a few points, and copy it to all calls.
 """
 
 from dataclasses import replace
@@ -12,7 +12,34 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of, evenly
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
+from quantarena.methods.techniques.calibrate.plan import DEFAULT, FLOAT_WEIGHTS, CalibrationPlan
+
+INITIAL = 32
+"""Samples that these releases find their activation ranges on."""
+
+
+def calibrate_calls(
+    model: QuantizedModel,
+    points: CalibrationSet,
+    search: RangeSearch,
+    *,
+    per_call: bool,
+    copied: bool,
+) -> None:
+    """Set activation ranges as EfficientDM starts, with weights in floating point.
+
+    Args:
+        model: the network.
+        points: points at every sampler call.
+        search: range search.
+        per_call: a range for each sampler call; else one for all.
+        copied: those of all calls are one range, found on a few points.
+    """
+    if per_call and copied:
+        calibrate_by_group(model, points, search, 1, FLOAT_WEIGHTS, count=INITIAL)
+    else:
+        plan = CalibrationPlan(quantized_weights=False, per_call=per_call)
+        calibrate_activations(model, points, search, plan)
 
 
 def calibrate_by_group(

@@ -110,3 +110,20 @@ def paced(rate: float, reach: float, updates: int) -> float:
         updates: optimiser steps.
     """
     return min(rate, reach / max(1, updates))
+
+
+def paced_groups(
+    rates: Mapping[str, tuple[float, float]], updates: int, decay: Decay, *, relative: bool = True
+) -> dict[str, Group]:
+    """Groups of parameters at rates that fit a run of this length.
+
+    Args:
+        rates: by group, the largest rate and the reach, see ``paced``.
+        updates: optimiser steps.
+        decay: how the rates fall.
+        relative: as in ``Group``.
+    """
+    return {
+        name: Group(paced(rate, reach, updates), decay, relative=relative)
+        for name, (rate, reach) in rates.items()
+    }
