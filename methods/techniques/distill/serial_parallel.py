@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.distill.deck import Deck
 from quantarena.methods.techniques.distill.held_weights import held_weights
 from quantarena.methods.techniques.distill.sampler_fit import weighted
 from quantarena.methods.techniques.distill.serial_parallel_settings import (
@@ -103,12 +104,10 @@ class _Learner:
     def run(self, generator: torch.Generator) -> None:
         """Run all rounds, each on the next images of a shuffled deck."""
         settings, walks = self.settings, self.walks
-        count, deck = settings.images_of(walks), torch.arange(0)
+        count, deck = settings.images_of(walks), Deck(walks.images)
         pairs: LabelledPoints | None = None
         for _ in range(settings.rounds):
-            while len(deck) < count:
-                deck = torch.cat([deck, torch.randperm(walks.images, generator=generator)])
-            images, deck = deck[:count], deck[count:]
+            images = deck.deal(count, generator)
             if settings.serial and settings.serial_first:
                 pairs = self.serial(images)
             if settings.epochs:

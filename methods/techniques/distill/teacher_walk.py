@@ -12,6 +12,7 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.nested import leaves
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.core.record.trajectory import Trajectory
+from quantarena.methods.techniques.distill.deck import Deck
 from quantarena.methods.techniques.distill.walk import Walk
 
 
@@ -28,17 +29,12 @@ def teacher_walk(recorded: Trajectory, batch: int) -> Walk:
         Unsupported: an input beside sample and timestep changes from call to call.
     """
     _require_constant(recorded)
-    count = min(batch, recorded.rows)
-    deck = chosen = torch.arange(0)
+    deck, chosen = Deck(recorded.rows), torch.arange(0)
 
     def start(generator: torch.Generator) -> CalibrationSet:
-        nonlocal deck, chosen
-        if len(deck) < count:
-            fresh = torch.randperm(recorded.rows, generator=generator)
-            # rows left over go first; they are not dealt twice into one walk
-            deck = torch.cat([deck, fresh[~torch.isin(fresh, deck)], deck])
-        chosen, deck = deck[:count], deck[count:]
-        return recorded.pick(torch.zeros(count, dtype=torch.long), chosen)
+        nonlocal chosen
+        chosen = deck.deal(batch, generator)
+        return recorded.pick(torch.zeros_like(chosen), chosen)
 
     def step(prediction: Tensor, call: int, sample: Tensor) -> Tensor:
         return recorded.sample[call + 1, chosen]
