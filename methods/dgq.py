@@ -136,8 +136,10 @@ class Dgq(Method):
             "one axis a layer, and one membership of channels, for all sampler calls: packed "
             "weights are sorted once (paper: both anew at each step); positions change groups",
             "channel groups of a convolution hold whole channels (release: kernel taps apart)",
-            "every range contains zero, whose code pads convolutions (release: with G > 1 not); "
-            "where nothing is padded, groups of channels beyond zero are moved there by an offset",
+            "ranges of groups of channels in layers that pad, and of attention operands, contain "
+            "zero (release: with G > 1 not), whose code pads; others need not: groups of channels "
+            "are moved to zero by an offset, those of tokens and patches have zero points that are "
+            "no codes, at most 16,384 away",
             "the attention scale is the largest value of a sample (release: of the whole batch, so "
             "that results depend on batch mates)",
             "tables are read by sampler call (release: by timestep, one call late under PLMS)",
@@ -239,7 +241,8 @@ class Dgq(Method):
         if chosen and axes.positions is not None:
             if layer.is_conv:
                 layer.use_patches()
-            set_table(quantizer, -2, axes.positions, self.members(axes.positions, seed))
+            ids = self.members(axes.positions, seed)
+            set_table(quantizer, -2, axes.positions, ids, with_zero=False)
         else:
             ids = self.members(axes.channels, seed, frozen=self.options.frozen)
             bounds = axes.channels
@@ -300,9 +303,16 @@ def by_positions(axes: Axes, *, ties: bool) -> tuple[bool, float]:
     return chosen, round(float((same | (more == 0)).float().mean()), 4)
 
 
-def set_table(quantizer: ActQuantizer, axis: int | None, bounds: Bounds, ids: Tensor) -> None:
+def set_table(
+    quantizer: ActQuantizer,
+    axis: int | None,
+    bounds: Bounds,
+    ids: Tensor,
+    *,
+    with_zero: bool = True,
+) -> None:
     """Set min-max ranges of groups along ``axis``, or of the whole tensor where it is None."""
-    found = group_params(bounds, ids, quantizer.bits)
+    found = group_params(bounds, ids, quantizer.bits, with_zero=with_zero)
     single = len(found.scale) == 1
     if axis is None:
         scale, zero = found.scale[:, 0], found.zero_point[:, 0]

@@ -96,7 +96,8 @@ class Ptqd(Method):
     )
     supports = Capabilities(variants=("paper", "release"))
     published = published.PTQD
-    switches: ClassVar[Mapping[str, Any]] = {"correlated": False, "bias": False}
+    # not ``correlated``: negative slopes count as 0, and tiny random networks have no other
+    switches: ClassVar[Mapping[str, Any]] = {"bias": False}
     options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 SCALE_FLOOR = 1e-8
 """Smallest scale: a constant tensor must not divide by zero."""
+FAR = 2**14
+"""Largest distance of a zero point from the codes: products of codes stay within int32 for long
+sums, and codes less their zero point within the 16 bits that kernels quantize in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class QuantParams:
 
     Attributes:
         scale: positive float32.
-        zero_point: integer-valued float32 in ``[0, 2**bits - 1]``.
+        zero_point: integer-valued float32 in ``[0, 2**bits - 1]``; of :func:`tight_params` up to
+            ``FAR`` beyond that.
         bits: 1 to 8; the largest width where channels differ.
         widths: width of each channel, float32 that broadcasts over the tensor; None where all
             have ``bits``.
@@ -101,6 +105,30 @@ def affine_params(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Quan
     scale = ((high - low) / top).clamp(min=SCALE_FLOOR)
     zero_point = torch.round(-low / scale).clamp(0, top)
     return QuantParams(scale, zero_point, bits)
+
+
+def tight_params(low: Tensor, high: Tensor, bits: int) -> QuantParams:
+    """Scale and zero point that cover ``[low, high]`` and nothing else, with zero or without.
+
+    The zero point of a range beyond zero is no code, so that nothing may be padded with it. Ranges
+    so far away that it would lie further than ``FAR`` from the codes are widened.
+
+    Args:
+        low: smallest values, any shape.
+        high: largest values, same shape.
+        bits: 1 to 8.
+
+    Raises:
+        ValueError: a bound is not finite.
+    """
+    near = affine_params(low, high, bits, symmetric=False)
+    low, high = low.float(), high.float()
+    beyond, top = (low > 0) | (high < 0), near.levels - 1
+    scale = ((high - low) / top).maximum(torch.maximum(low, -high) / FAR).clamp(min=SCALE_FLOOR)
+    zero_point = torch.round(-low / scale).clamp(-FAR, FAR + top)
+    return QuantParams(
+        scale.where(beyond, near.scale), zero_point.where(beyond, near.zero_point), bits
+    )
 
 
 def unsigned_params(high: Tensor, bits: int) -> QuantParams:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from quantarena.methods import dgq
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.attention_mode import Fake
@@ -156,6 +157,50 @@ def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
         assert torch.equal(loaded(x), made.layers["middle"](x))
     monkeypatch.setattr("quantarena.methods.dgq.move_to_zero", lambda layer, bounds, ids: bounds)
     assert judged(variant(least=1), network, Bits(8, 4))[1] >= 10 * error
+
+
+class OffsetTokens(Tokens):
+    """Half of the tokens, or the same pixels, lie far from zero."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.offset = torch.zeros(36, 1)
+        self.offset[::4], self.offset[1::4] = 30.0, -20.0
+        if conv:
+            self.middle = nn.Conv2d(48, 16, 1)
+
+    def back(self, x):
+        moved, weight = x + self.offset, self.middle.weight.flatten(1)
+        if weight.shape == self.middle.weight.shape:
+            y = self.middle(moved)
+        else:
+            y = self.middle(moved.mT.reshape(len(x), -1, 6, 6)).flatten(2).mT
+        return y - self.offset * weight.sum(1)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_tokens_far_from_zero_lose_no_codes(judged, monkeypatch, conv):
+    network = OffsetTokens(conv)
+    made, error = judged(variant(least=1), network, Bits(8, 4))
+    assert made.notes["groups"]["middle"]["axis"] == "positions"
+    zero = made.layers["middle"].only_part.static.zero_point
+    assert float(zero.min()) < 0
+    assert float(zero.max()) > 15
+    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
+    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
+    packed = pack(made)
+    assert parity(made, packed, points).max_rel <= 1e-5
+    observe(made, packed, network)
+    node = packed.layers["middle"]
+    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
+    again.set_clock(made.clock)
+    x = torch.randn(2, 36, 48) + network.offset
+    x = x.mT.reshape(2, 48, 6, 6) if conv else x
+    with torch.no_grad(), made.clock.at(0):
+        assert torch.allclose(again(x), made.layers["middle"](x), rtol=1e-5, atol=1e-4)
+    found = dgq.group_params
+    monkeypatch.setattr(dgq, "group_params", lambda *args, with_zero: found(*args))
+    assert judged(variant(least=1), network, Bits(8, 4))[1] >= 5 * error
 
 
 def test_outlier_channels_are_in_groups_of_their_own(judged):

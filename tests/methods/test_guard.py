@@ -16,8 +16,6 @@ pytestmark = pytest.mark.slow
 WORKLOAD, BITS = "emoji-dit", "w8a8"
 MOST = 1.15
 """Times the error of rounding to nearest: what this few images leave to chance."""
-KNOWN = {"dgq": 1.6}
-"""Methods that are further off, and how far: its groups are tight and need more points."""
 
 
 def quiet(*_):
@@ -37,7 +35,8 @@ def error(tmp_path_factory):
     from quantarena.methods.core.packed.pack import pack
     from quantarena.methods.registry import entry
 
-    budget = Budget(8, 8, 10, 32, 64, 320, 40, 20)
+    # ranges need images more than points: from 32 images DGQ's groups are too tight
+    budget = Budget(8, 8, 10, 128, 64, 320, 40, 20)
     cache = StageCache(tmp_path_factory.mktemp("guard"))
     workspace = open_workspace(Cell(WORKLOAD, "fp", "fp", budget=budget))
     recorded, seen = trajectory(workspace, cache), probe(workspace, cache)
@@ -69,7 +68,7 @@ def names():
 @pytest.mark.parametrize("name", names())
 def test_no_method_is_worse_than_rounding_at_8_bits(error, name):
     ratio = error(name) / error("rtn")
-    assert ratio <= KNOWN.get(name, MOST), f"{ratio:.2f} times: check data, budget and rates"
+    assert ratio <= MOST, f"{ratio:.2f} times: check data, budget and rates"
 
 
 def test_every_method_is_guarded():

@@ -45,22 +45,24 @@ def code_range(bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
-def largest_sum(codes: Tensor, zero: Tensor, act_bits: int) -> int:
+def largest_sum(codes: Tensor, zero: Tensor, act_bits: int, far: int = 0) -> int:
     """Bounds ``|T|`` over all inputs and all zero points of activations.
 
     ``a - zx`` lies between ``-act_max`` and ``act_max``, and all of it on one side of zero where
     ``zx`` is an end of the range. So no sum, complete or partial, exceeds ``act_max`` times the sum
-    of the positive, or of the negative, values of ``c - zw``; the bound is reached.
+    of the positive, or of the negative, values of ``c - zw``; the bound is reached. A zero point
+    that is ``far`` beyond the codes makes all differences so much larger, and of one sign.
 
     Args:
         codes: (out, ...) weight codes.
         zero: (out,) zero points of the weights.
         act_bits: width of an activation code.
+        far: how far beyond the codes zero points of activations may lie.
 
     Returns:
         The bound; one that is cheaper to find where already that one fits an int32.
     """
-    top, rows = (1 << act_bits) - 1, codes.detach().flatten(1)
+    top, rows = (1 << act_bits) - 1 + far, codes.detach().flatten(1)
     zero = zero.detach().to(torch.int64)
     low, high = rows.amin(1).to(torch.int64) - zero, rows.amax(1).to(torch.int64) - zero
     coarse = top * rows.shape[1] * int(torch.maximum(high, -low).clamp(min=0).max())
@@ -73,9 +75,9 @@ def largest_sum(codes: Tensor, zero: Tensor, act_bits: int) -> int:
     return top * max(sides)
 
 
-def sums_fit(codes: Tensor, zero: Tensor, act_bits: int) -> bool:
+def sums_fit(codes: Tensor, zero: Tensor, act_bits: int, far: int = 0) -> bool:
     """Whether all sums of a layer provably fit int32; arguments as for :func:`largest_sum`."""
-    return codes[0].numel() <= MAX_DEPTH and largest_sum(codes, zero, act_bits) <= MAX_SUM
+    return codes[0].numel() <= MAX_DEPTH and largest_sum(codes, zero, act_bits, far) <= MAX_SUM
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

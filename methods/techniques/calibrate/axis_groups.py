@@ -7,7 +7,7 @@ sampler call.
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.affine import QuantParams, affine_params
+from quantarena.methods.core.affine import QuantParams, affine_params, tight_params
 from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.kmeans import kmeans
 
@@ -41,23 +41,26 @@ def groups_of_all(bounds: Bounds, groups: int, seed: int) -> Tensor:
     return ids
 
 
-def group_params(bounds: Bounds, ids: Tensor, bits: int) -> QuantParams:
+def group_params(bounds: Bounds, ids: Tensor, bits: int, *, with_zero: bool = True) -> QuantParams:
     """Min-max range of each group at each call, (S, G), which covers all members.
 
     Args:
         bounds: bounds of the slices.
         ids: group number of each slice, (slices,) or (S, slices).
         bits: 1 to 8.
+        with_zero: zero is in every range, as padding needs; if false, where its members have it.
 
     Raises:
         ValueError: a bound is not finite.
     """
     calls, slices = bounds.low.shape
     place, count = ids.expand(calls, slices), int(ids.max()) + 1
-    low, high = (torch.zeros(calls, count) for _ in range(2))  # zero is in every range
-    low.scatter_reduce_(1, place, bounds.low.float(), "amin")
-    high.scatter_reduce_(1, place, bounds.high.float(), "amax")
-    return affine_params(low, high, bits, False)
+    low, high = (torch.zeros(calls, count) for _ in range(2))  # a group may have no members
+    low.scatter_reduce_(1, place, bounds.low.float(), "amin", include_self=with_zero)
+    high.scatter_reduce_(1, place, bounds.high.float(), "amax", include_self=with_zero)
+    if with_zero:
+        return affine_params(low, high, bits, symmetric=False)
+    return tight_params(low, high, bits)
 
 
 def _relative(bounds: Bounds) -> Tensor:

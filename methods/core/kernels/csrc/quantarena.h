@@ -61,7 +61,9 @@ struct QaGeometry {
     int64_t y_batch, y_row, y_pixel, y_channel;
 };
 
-// Activation parameters by pixel and group instead of the layer's table; the geometry is one row.
+// Activation parameters by pixel and group instead of the layer's table; the geometry is one row and
+// nothing is padded.  Zero points may lie up to 2^14 beyond the codes where the caller has the proof of
+// sums for differences that large.
 struct QaRowScales {
     const float* scale;   // [pixels][groups]
     const int32_t* zero;  // [pixels][groups]

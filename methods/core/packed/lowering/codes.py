@@ -50,12 +50,18 @@ class WeightCodes:
         """Groups of input channels with a weight scale of their own."""
         return self.scale.shape[1]
 
-    def fits(self, act_bits: int) -> bool:
-        """Whether the sums of every K-group provably fit the kernels' int32 accumulators."""
+    def fits(self, act_bits: int, far: int = 0) -> bool:
+        """Whether the sums of every K-group provably fit the kernels' int32 accumulators.
+
+        Args:
+            act_bits: width of an activation code.
+            far: how far beyond the codes zero points of activations lie.
+        """
         width = self.values.shape[1] // self.k_groups
         pieces = torch.split(self.values, width, dim=1)
         return all(
-            sums_fit(piece, self.zero[:, group], act_bits) for group, piece in enumerate(pieces)
+            sums_fit(piece, self.zero[:, group], act_bits, far)
+            for group, piece in enumerate(pieces)
         )
 
     def rows(self, index: Tensor, bits: int) -> "WeightCodes":

@@ -99,6 +99,14 @@ def image_samples(case: Case) -> Node:
     return SampleScaledLayer(leaves, quantizer, codes.mult, codes.bias)
 
 
+def beyond_codes(quantizer: ActQuantizer | DynamicActQuantizer) -> int:
+    """How far a static quantizer's zero points lie beyond its codes, 0 where they are codes."""
+    if isinstance(quantizer, DynamicActQuantizer):
+        return 0
+    low, high = (int(end) for end in quantizer.zero_point.detach().aminmax())
+    return max(0, -low, high - (2**quantizer.bits - 1))
+
+
 def _rows(codes: WeightCodes, quantizer: ActQuantizer | DynamicActQuantizer) -> RowScaledLayer:
     """A linear layer over rows, K-groups as groups of a 1x1 convolution.
 
@@ -112,7 +120,8 @@ def _rows(codes: WeightCodes, quantizer: ActQuantizer | DynamicActQuantizer) -> 
         width = math.gcd(width, quantizer.group_size)
     # groups add up in floating point, so that there may be more of them
     several = (_grouped(codes, inputs // width * n) for n in range(1, width + 1) if width % n == 0)
-    wide = next(grouped for grouped in several if grouped.fits(quantizer.bits))
+    far = beyond_codes(quantizer)
+    wide = next(grouped for grouped in several if grouped.fits(quantizer.bits, far))
     leaf = PackedLayer(wide.layer(quantizer.bits, torch.tensor(1.0), torch.tensor(0)))
     return RowScaledLayer(leaf, quantizer, codes.mult, codes.bias)
 

@@ -30,7 +30,7 @@ def row_product(
         leaf: codes (G * O, K / G, 1, 1) in G groups.
         x: (R, K) float32 on the CPU.
         scale: (R, G), of the activations.
-        zero: (R, G) integers in the range of the codes.
+        zero: (R, G) integers, at most ``FAR`` beyond the codes; sums of products fit int32.
         in_mult: (K,), multiplies ``x / scale``; or None.
         bias: (O,), or None.
 

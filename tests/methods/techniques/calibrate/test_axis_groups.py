@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from quantarena.methods.core.affine import QuantParams, fake_quantize
+from quantarena.methods.core.affine import FAR, QuantParams, fake_quantize
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.model.attention_mode import Fake
 from quantarena.methods.core.model.model import wrap
@@ -49,6 +49,26 @@ def test_error_falls_with_groups_to_that_of_slices(maker):
         params = minmax_range(slices, 4, axis=0)
         found = group_params(bounds_of(x), maker(bounds_of(x), 12, 0), 4)
         assert torch.equal(found.scale[:, slot], params.scale.flatten())
+
+
+def test_groups_beyond_zero_are_as_wide_as_their_members():
+    """Of the slices the first two are a group, the third contains zero, the last is far away."""
+    low = torch.tensor([[5.0, 6.0, -1.0, -1e6], [-9.0, -8.0, 0.0, 3e5]])
+    high = torch.tensor([[7.0, 8.0, 2.0, -1e6 + 3], [-7.0, -6.0, 0.0, 3e5]])
+    bounds, ids = Bounds(low, high), torch.tensor([0, 0, 1, 2])
+    near, tight = (group_params(bounds, ids, 4, with_zero=on) for on in (True, False))
+    assert torch.equal(near.scale[:, 1], tight.scale[:, 1])
+    assert torch.equal(near.zero_point[:, 1], tight.zero_point[:, 1])
+    assert tight.scale[:, 0].tolist() == pytest.approx([3 / 15, 3 / 15])
+    assert tight.zero_point[:, 0].tolist() == [-25, 45]
+    assert float(near.zero_point.min()) >= 0
+    assert float(near.zero_point.max()) <= 15
+    assert tight.zero_point[:, 2].tolist() == [FAR, -FAR]
+    for slot, group in enumerate(ids):
+        for x in (low[:, slot], high[:, slot]):
+            params = QuantParams(tight.scale[:, group], tight.zero_point[:, group], 4)
+            wrong = (fake_quantize(x, params) - x).abs()
+            assert bool((wrong <= params.scale * 0.51).all()), "not in the range"
 
 
 @pytest.mark.parametrize("maker", [groups_by_call, groups_of_all])

@@ -45,7 +45,8 @@ def test_both_losses_are_of_other_points_and_fall(learned, apart):
     reports, _ = learned(apart)
     for report in reports:
         assert report.held_after < report.held_before
-        assert report.held_before != pytest.approx(report.before, rel=1e-6)
+        if report.name != "time_embedding":  # all points share its inputs
+            assert report.held_before != pytest.approx(report.before, rel=1e-6)
         assert {"held_before", "held_after"} <= report.note().keys()
 
 

@@ -261,9 +261,11 @@ bool trial(uint64_t seed, uint64_t wanted) {
     const int parts = l.sum_groups ? l.groups : 1;
     std::vector<float> row_scale;
     std::vector<int32_t> row_zero;
+    const int far = by_row && pick(0, 1) ? farthest(p) : 0;
     for (int64_t i = 0; by_row && i < g.width * l.groups; ++i) {
         row_scale.push_back(0.05f * pick(1, 9));
         row_zero.push_back(pick(0, 1) ? pick(0, 1) * l.act_max : pick(0, l.act_max));
+        if (far) row_zero.back() = pick(0, 1) ? l.act_max + pick(0, far) : -pick(0, far);
     }
     const QaRowScales own = {row_scale.data(), row_zero.data()};
     const QaRowScales* rows = by_row ? &own : nullptr;

@@ -168,19 +168,28 @@ void compose(Problem& p) {
 // the codes, and with any codes that a proof allows.
 constexpr int kDeepest[] = {21931, 33025, 65000};
 
-// The proof that a caller owes, see quantarena.h.
-bool proven(const Problem& p) {
+// The largest sum of an output channel's positive, or negative, weights less their zero points.
+int64_t largest_side(const Problem& p) {
     const size_t depth =
         static_cast<size_t>(p.layer.in_channels) * p.layer.kernel_h * p.layer.kernel_w;
+    int64_t most = 1;
     for (size_t n = 0; n < p.scale.size(); ++n) {
         int64_t side[2] = {0, 0};
         for (size_t k = n * depth; k < (n + 1) * depth; ++k) {
             const int w = p.weight[k] - p.zero[n];
             side[w < 0] += std::abs(w);
         }
-        if (p.layer.act_max * std::max(side[0], side[1]) > 0x7fffffff) return false;
+        most = std::max({most, side[0], side[1]});
     }
-    return true;
+    return most;
+}
+
+// The proof that a caller owes, see quantarena.h.
+bool proven(const Problem& p) { return p.layer.act_max * largest_side(p) <= 0x7fffffff; }
+
+// How far beyond the codes zero points of rows may lie by that proof.
+int farthest(const Problem& p) {
+    return static_cast<int>(std::min<int64_t>(1 << 14, 0x7fffffff / largest_side(p) - p.layer.act_max));
 }
 
 Problem any_problem() {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods.core.affine import affine_params
+from quantarena.methods.core.affine import affine_params, tight_params
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import oracle
@@ -59,6 +59,16 @@ class Maker:
                 lows, highs = lows * factor, highs * factor
             found = affine_params(lows, highs, self.bits.act, False)
             part.act_quantizer.set_groups(axis, ids, found.scale, found.zero_point)
+        return self
+
+    def far_groups(self, count, distance):
+        """Groups of tokens whose ranges lie up to ``distance`` of their width from zero."""
+        for part in self.parts:
+            ids = torch.arange(self.x.shape[1]) % count
+            middle = torch.linspace(-distance, distance, count)
+            self.x = self.x.clamp(-1, 1) / 2 + middle[ids][:, None]
+            found = tight_params(middle - 0.5, middle + 0.5, self.bits.act)
+            part.act_quantizer.set_groups(-2, ids, found.scale, found.zero_point)
         return self
 
     def dynamic(self, *, symmetric=False, group=0):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantarena.methods.core.affine import FAR
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -118,6 +119,27 @@ def test_groups_of_tokens(make, bits):
     make.check(make.linear(bits, shape=(2, 4, 5, 24)).groups(1, 2).weight_groups(8).done())
     make.check(make.linear(bits).groups(1, 4).done(symmetric=True))
     make.each_step(make.linear(bits).groups(-2, 3, steps=True).done())
+
+
+@pytest.mark.parametrize("bits", WIDTHS, ids=str)
+@pytest.mark.parametrize("distance", [3.0, 60.0, 1e5])
+def test_groups_of_tokens_beyond_zero(make, bits, distance):
+    """The last ranges are so far away that they are widened."""
+    case = make.linear(bits).far_groups(4, distance).done()
+    zero, top = case.parts[0].static.zero_point, 2**bits.act - 1
+    assert float(zero.min()) < -top
+    assert float(zero.max()) > 2 * top
+    assert (float(zero.abs().max()) >= FAR) == (distance == 1e5)
+    make.check(case)
+
+
+def test_long_sums_of_far_codes_are_cut(make):
+    shape = (2, 4, 4096)
+    near = make.linear(Bits(8, 8), shape=shape).groups(-2, 4).done()
+    far = make.linear(Bits(8, 8), shape=shape).far_groups(4, 1e5).done()
+    assert near.packed.groups == 1
+    assert far.packed.groups > 1
+    make.check(far)
 
 
 def test_token_groups_know_their_number_of_tokens(make):
