@@ -49,13 +49,16 @@ from quantarena.methods.techniques.calibrate.axis_bounds import (
     axes_of_products,
 )
 from quantarena.methods.techniques.calibrate.axis_groups import (
-    group_params,
     groups_by_call,
     groups_of_all,
+    set_group_table,
     spreads,
 )
 from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
+
+NARROW = 4
+"""Widths up to which a group's range has no margin: there steps cost more than clipped values."""
 
 
 def release_schedule(iterations: int) -> Schedule:
@@ -104,6 +107,7 @@ class Dgq(Method):
                 pixels, over patches; if false, groups of channels.
             least: minimum number of calibration points that the bounds of a sampler call come from;
                 if fewer were drawn, points of neighbouring calls are pooled.
+            margin: share of its width by which the range of a group is widened at more than 4 bits.
             frozen: channels keep their group at all sampler calls, as packed weights need; if
                 false, a model runs in fake quantization only, which shows what freezing costs.
             log2: logarithmic codes for the scores after softmax; if false, a uniform range by call.
@@ -116,6 +120,7 @@ class Dgq(Method):
         adaround: bool = True
         patches: bool = True
         least: Annotated[int, AtLeast(1)] = 256
+        margin: Annotated[float, AtLeast(0)] = 0.1
         frozen: bool = True
         log2: bool = True
         start_token: bool = True
@@ -140,6 +145,8 @@ class Dgq(Method):
             "zero (release: with G > 1 not), whose code pads; others need not: groups of channels "
             "are moved to zero by an offset, those of tokens and patches have zero points that are "
             "no codes, at most 16,384 away",
+            "at more than 4 bits the ranges of groups are a tenth wider than what calibration saw "
+            "(paper and release: not)",
             "the attention scale is the largest value of a sample (release: of the whole batch, so "
             "that results depend on batch mates)",
             "tables are read by sampler call (release: by timestep, one call late under PLMS)",
@@ -233,7 +240,7 @@ class Dgq(Method):
             or layer.groups != 1
             or (axes.positions is None and not layer.is_conv)
         ):
-            set_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
+            set_group_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
             return {"axis": "tensor"}
         # of equal spreads the last axis but one: channels of patches, tokens of a linear layer
         wanted, agree = by_positions(axes, ties=not layer.is_conv)
@@ -242,24 +249,33 @@ class Dgq(Method):
             if layer.is_conv:
                 layer.use_patches()
             ids = self.members(axes.positions, seed)
-            set_table(quantizer, -2, axes.positions, ids, with_zero=False)
+            bounds = self.wider(axes.positions, quantizer.bits)
+            set_group_table(quantizer, -2, bounds, ids, with_zero=False)
         else:
             ids = self.members(axes.channels, seed, frozen=self.options.frozen)
-            bounds = axes.channels
+            bounds = self.wider(axes.channels, quantizer.bits)
             if ids.dim() == 1 and not any(layer.geometry.padding):
                 bounds = move_to_zero(layer, bounds, ids)
-            set_table(quantizer, 1 if layer.is_conv else -1, bounds, ids)
+            set_group_table(quantizer, 1 if layer.is_conv else -1, bounds, ids)
         return {"axis": "positions" if chosen else "channels", "wanted": wanted, "agree": agree}
 
     def group_product(self, quantizer: ActQuantizer, axes: Axes, seed: int) -> dict[str, Any]:
         """Give queries, keys or values their groups; tokens or channels, as they ask."""
         if self.options.groups == 1 or axes.positions is None:
-            set_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
+            set_group_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
             return {"axis": "tensor"}
         chosen, agree = by_positions(axes, ties=True)
         bounds = axes.positions if chosen else axes.channels
-        set_table(quantizer, -2 if chosen else -1, bounds, self.members(bounds, seed))
+        ids, axis = self.members(bounds, seed), -2 if chosen else -1
+        set_group_table(quantizer, axis, self.wider(bounds, quantizer.bits), ids)
         return {"axis": "positions" if chosen else "channels", "wanted": chosen, "agree": agree}
+
+    def wider(self, bounds: Bounds, bits: int) -> Bounds:
+        """Bounds of slices with the margin on either side, where there are codes to spare."""
+        if bits <= NARROW:
+            return bounds
+        margin = (bounds.high - bounds.low) * (self.options.margin / 2)
+        return Bounds(bounds.low - margin, bounds.high + margin)
 
     def members(self, bounds: Bounds, seed: int, *, frozen: bool = False) -> Tensor:
         """The group of each slice, (slices,), or of each slice at each call, (S, slices)."""
@@ -301,27 +317,3 @@ def by_positions(axes: Axes, *, ties: bool) -> tuple[bool, float]:
     chosen = total > 0 or (ties and total == 0)
     same = (more > 0) if chosen else (more < 0)
     return chosen, round(float((same | (more == 0)).float().mean()), 4)
-
-
-def set_table(
-    quantizer: ActQuantizer,
-    axis: int | None,
-    bounds: Bounds,
-    ids: Tensor,
-    *,
-    with_zero: bool = True,
-) -> None:
-    """Set min-max ranges of groups along ``axis``, or of the whole tensor where it is None."""
-    found = group_params(bounds, ids, quantizer.bits, with_zero=with_zero)
-    single = len(found.scale) == 1
-    if axis is None:
-        scale, zero = found.scale[:, 0], found.zero_point[:, 0]
-        if single:
-            quantizer.set_params(replace(found, scale=scale, zero_point=zero))
-        else:
-            quantizer.set_bank(scale, zero)
-    elif single:
-        ids = ids if ids.dim() == 1 else ids[0]
-        quantizer.set_groups(axis, ids, found.scale[0], found.zero_point[0])
-    else:
-        quantizer.set_groups(axis, ids, found.scale, found.zero_point)

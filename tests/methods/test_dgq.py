@@ -7,16 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.methods import dgq
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import Unsupported, UserError
 from quantarena.methods.core.model.attention_mode import Fake
-from quantarena.methods.core.model.layer import QuantLayer
-from quantarena.methods.core.model.options.input_offset import InputOffset
 from quantarena.methods.core.model.options.patches import Patches
 from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
-from quantarena.methods.core.packed.nodes.rebuild import build
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
@@ -118,89 +114,6 @@ def test_groups_beat_rtn_along_the_axis_that_differs(judged, network, axis, off)
     recorded = Trajectory(torch.randn(CALLS, 1, 4, 6, 6), torch.arange(CALLS).float(), {})
     points = recorded.pick(torch.arange(CALLS), torch.zeros(CALLS, dtype=torch.long))
     assert parity(made, pack(made), points).max_rel <= 1e-5
-
-
-class OffsetChannels(Tokens):
-    """Five channels lie far from zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.offset = torch.zeros(48)
-        self.offset[[3, 17, 18]], self.offset[[30, 41]] = 30.0, -20.0
-
-    def back(self, x):
-        return self.middle(x + self.offset) - self.offset @ self.weight.T
-
-    @property
-    def weight(self):
-        return self.middle.weight
-
-
-def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
-    network = OffsetChannels()
-    made, error = judged(variant(least=1), network, Bits(8, 4))
-    option = made.layers["middle"].option(InputOffset)
-    assert (option.offset != 0).equal(network.offset != 0)
-    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
-    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
-    packed = pack(made)
-    assert parity(made, packed, points).max_rel <= 1e-5
-    observe(made, packed, network)
-    node = packed.layers["middle"]
-    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
-    loaded = QuantLayer(network.middle, Bits(8, 4), clock=made.clock)
-    loaded.load(made.layers["middle"].state())
-    x = torch.randn(2, 36, 48) + network.offset
-    again.set_clock(made.clock)
-    with torch.no_grad(), made.clock.at(0):
-        assert torch.allclose(again(x), loaded(x), rtol=1e-5, atol=1e-4)
-        assert torch.equal(loaded(x), made.layers["middle"](x))
-    monkeypatch.setattr("quantarena.methods.dgq.move_to_zero", lambda layer, bounds, ids: bounds)
-    assert judged(variant(least=1), network, Bits(8, 4))[1] >= 10 * error
-
-
-class OffsetTokens(Tokens):
-    """Half of the tokens, or the same pixels, lie far from zero."""
-
-    def __init__(self, conv):
-        super().__init__()
-        self.offset = torch.zeros(36, 1)
-        self.offset[::4], self.offset[1::4] = 30.0, -20.0
-        if conv:
-            self.middle = nn.Conv2d(48, 16, 1)
-
-    def back(self, x):
-        moved, weight = x + self.offset, self.middle.weight.flatten(1)
-        if weight.shape == self.middle.weight.shape:
-            y = self.middle(moved)
-        else:
-            y = self.middle(moved.mT.reshape(len(x), -1, 6, 6)).flatten(2).mT
-        return y - self.offset * weight.sum(1)
-
-
-@pytest.mark.parametrize("conv", [False, True])
-def test_tokens_far_from_zero_lose_no_codes(judged, monkeypatch, conv):
-    network = OffsetTokens(conv)
-    made, error = judged(variant(least=1), network, Bits(8, 4))
-    assert made.notes["groups"]["middle"]["axis"] == "positions"
-    zero = made.layers["middle"].only_part.static.zero_point
-    assert float(zero.min()) < 0
-    assert float(zero.max()) > 15
-    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
-    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
-    packed = pack(made)
-    assert parity(made, packed, points).max_rel <= 1e-5
-    observe(made, packed, network)
-    node = packed.layers["middle"]
-    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
-    again.set_clock(made.clock)
-    x = torch.randn(2, 36, 48) + network.offset
-    x = x.mT.reshape(2, 48, 6, 6) if conv else x
-    with torch.no_grad(), made.clock.at(0):
-        assert torch.allclose(again(x), made.layers["middle"](x), rtol=1e-5, atol=1e-4)
-    found = dgq.group_params
-    monkeypatch.setattr(dgq, "group_params", lambda *args, with_zero: found(*args))
-    assert judged(variant(least=1), network, Bits(8, 4))[1] >= 5 * error
 
 
 def test_outlier_channels_are_in_groups_of_their_own(judged):

@@ -4,10 +4,13 @@ Slices lie along one axis of an operand: its positions or its channels. Tables h
 sampler call.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from quantarena.methods.core.affine import QuantParams, affine_params, tight_params
+from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.kmeans import kmeans
 
@@ -61,6 +64,38 @@ def group_params(bounds: Bounds, ids: Tensor, bits: int, *, with_zero: bool = Tr
     if with_zero:
         return affine_params(low, high, bits, symmetric=False)
     return tight_params(low, high, bits)
+
+
+def set_group_table(
+    quantizer: ActQuantizer,
+    axis: int | None,
+    bounds: Bounds,
+    ids: Tensor,
+    *,
+    with_zero: bool = True,
+) -> None:
+    """Give a quantizer min-max ranges of groups, a table of them where calls differ.
+
+    Args:
+        quantizer: the quantizer.
+        axis: along which slices have groups; None gives the whole tensor a range, that of group 0.
+        bounds: bounds of the slices.
+        ids: group number of each slice, (slices,) or (S, slices).
+        with_zero: see :func:`group_params`.
+    """
+    found = group_params(bounds, ids, quantizer.bits, with_zero=with_zero)
+    single = len(found.scale) == 1
+    if axis is None:
+        scale, zero = found.scale[:, 0], found.zero_point[:, 0]
+        if single:
+            quantizer.set_params(replace(found, scale=scale, zero_point=zero))
+        else:
+            quantizer.set_bank(scale, zero)
+    elif single:
+        ids = ids if ids.dim() == 1 else ids[0]
+        quantizer.set_groups(axis, ids, found.scale[0], found.zero_point[0])
+    else:
+        quantizer.set_groups(axis, ids, found.scale, found.zero_point)
 
 
 def _relative(bounds: Bounds) -> Tensor:

@@ -103,8 +103,8 @@ def beyond_codes(quantizer: ActQuantizer | DynamicActQuantizer) -> int:
     """How far a static quantizer's zero points lie beyond its codes, 0 where they are codes."""
     if isinstance(quantizer, DynamicActQuantizer):
         return 0
-    low, high = (int(end) for end in quantizer.zero_point.detach().aminmax())
-    return max(0, -low, high - (2**quantizer.bits - 1))
+    low, high = quantizer.zero_point.detach().aminmax()
+    return max(0, -int(low), int(high) - ((1 << quantizer.bits) - 1))
 
 
 def _rows(codes: WeightCodes, quantizer: ActQuantizer | DynamicActQuantizer) -> RowScaledLayer:
