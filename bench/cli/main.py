@@ -10,10 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import quantarena
 from quantarena.bench.cli import (
     budget,
     claims,
@@ -56,6 +57,22 @@ _VERBS: dict[str, Verb] = {
 }
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quantarena {quantarena.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Compare quantization methods for diffusion models under one protocol."""
+
+
 def _reserving(verb: Verb) -> Verb:
     """The verb with stdout kept for its result."""
 
@@ -77,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _check_words(words)
-        code = app(args=words, standalone_mode=False)
+        code = app(args=words or ["--help"], standalone_mode=False)
     except UserError as error:
         return _complain(str(error), USAGE)
     except RunStopped as error:

@@ -3,6 +3,8 @@ import json
 import pandas as pd
 import pytest
 
+import quantarena
+
 
 @pytest.fixture
 def done(bench):
@@ -133,8 +135,13 @@ def test_doctor_finds_the_ground_solid(bench):
     assert code == 0
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("ls", "--help")])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("run", "--help"), ("ls", "--help")])
 def test_help(bench, arguments):
     code, out, _ = bench(*arguments, results=False)
     assert code == 0
     assert "Usage: " in out
+
+
+def test_version(bench):
+    code, out, _ = bench("--version", results=False)
+    assert (code, out) == (0, f"quantarena {quantarena.__version__}\n")
