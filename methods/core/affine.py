@@ -188,11 +188,11 @@ def fake_quantize_ste(x: Tensor, params: QuantParams) -> Tensor:
 
 
 @torch.no_grad()
-def project_zero_point(zero_point: Tensor, params: QuantParams) -> float:
-    """Round zero points in place to codes that exist; returns the largest distance moved."""
+def project_zero_point(zero_point: Tensor, params: QuantParams, *, clip: bool = True) -> float:
+    """Round zero points in place, with ``clip`` to codes that exist; returns the largest move."""
     if not zero_point.numel():
         return 0.0
-    nearest = params.clip(zero_point.round())
+    nearest = params.clip(zero_point.round()) if clip else zero_point.round()
     drift = float((nearest - zero_point).abs().max())
     zero_point.copy_(nearest)
     return drift

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,7 @@ def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, flo
     repeats, samples = {}, {name: list[float]() for name in runs}
     for name, run in runs.items():
         run()
-        start = clock()
-        run()
-        repeats[name] = max(1, int(0.02 / max(clock() - start, 1e-6)))
+        repeats[name] = _repeats(run, clock)
     for _ in range(rounds):
         for name, run in runs.items():
             start = clock()
@@ -53,6 +51,18 @@ def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, flo
     if threads > 1:
         return {name: min(times) for name, times in samples.items()}
     return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
+
+
+def _repeats(run: Run, clock: Callable[[], float], seconds: float = 0.02) -> int:
+    """Calls that take about that long; found from enough of them that a coarse clock has ticked."""
+    tried = 1
+    while True:
+        start = clock()
+        for _ in range(tried):
+            run()
+        if (spent := clock() - start) >= seconds / 2:
+            return max(1, round(tried * seconds / spent))
+        tried *= 2
 
 
 def ceiling(pair: bool) -> float:

@@ -146,14 +146,14 @@ class ActQuantizer(nn.Module):
         }
 
     def settle(self) -> float:
-        """Stop learning; zero points that learned become codes. Returns how far one moved at most.
+        """Stop learning; zero points become integers. Returns how far the farthest moved.
 
-        Others stay: those of tokens may lie beyond the codes.
+        What learned becomes a code; other zero points of tokens may lie beyond the codes.
         """
         learned = self.zero_point.requires_grad
         self.scale.requires_grad_(False)
         self.zero_point.requires_grad_(False)
-        return project_zero_point(self.zero_point, self.params) if learned else 0.0
+        return project_zero_point(self.zero_point, self.params, clip=learned)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep."""
