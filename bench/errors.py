@@ -4,16 +4,19 @@ import traceback
 
 from quantarena.methods.core.errors import (
     BrokenModel,
+    Interrupted,
     QuantArenaError,
     Stop,
     UnknownName,
     Unsupported,
     UserError,
     did_you_mean,
+    is_interrupt,
 )
 
 __all__ = [
     "BrokenModel",
+    "Interrupted",
     "QuantArenaError",
     "RunStopped",
     "Stop",
@@ -22,6 +25,7 @@ __all__ = [
     "UserError",
     "did_you_mean",
     "first_line",
+    "is_interrupt",
     "one_line",
 ]
 

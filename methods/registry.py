@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from quantarena.methods.builtin import GROUP, builtins
 from quantarena.methods.contract import Method
-from quantarena.methods.core.errors import Stop, UnknownName, UserError, did_you_mean
+from quantarena.methods.core.errors import Stop, UnknownName, UserError, did_you_mean, is_interrupt
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import check_declaration
 
@@ -145,14 +145,10 @@ def load_plugin(path: str | Path) -> None:
     _loading.append(origin)
     try:
         execute()
-    except UserError:
-        _forget(module_name)
-        raise
-    except (KeyboardInterrupt, Stop):
-        _forget(module_name)
-        raise
     except BaseException as error:  # a file may raise anything, SystemExit too
         _forget(module_name)
+        if isinstance(error, (UserError, Stop)) or is_interrupt(error):
+            raise
         raise UserError(
             f"plug-in {path} fails to import: {type(error).__name__}: {error}"
         ) from error
@@ -203,9 +199,9 @@ def _load_packages() -> None:
             found = point.load()
             if isinstance(found, type) and issubclass(found, Method) and not hasattr(found, "name"):
                 register(point.name)(found)
-        except (KeyboardInterrupt, Stop):
-            raise
         except BaseException as error:  # a broken package must not take the others down
+            if isinstance(error, Stop) or is_interrupt(error):
+                raise
             _broken[point.name] = f"{type(error).__name__}: {error}"
         finally:
             _loading.pop()

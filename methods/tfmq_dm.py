@@ -44,7 +44,7 @@ from quantarena.methods.techniques.learn.reconstruct import BlockReport
 
 TEMPORAL_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 CALIBRATION_STEPS = 20
-MOMENTUM, WINDOW, WINDOWS = 0.95, 16, 20
+MOMENTUM, WINDOW, WINDOWS = 0.95, 64, 20
 """Momentum and batch of the ranges that are averaged; as many batches as the average remembers."""
 
 
@@ -88,6 +88,8 @@ class TfmqDm(Method):
             "features are not cached (the journal version's choice by disturbance): every method "
             "runs the same layers, and the policy's widths are observed in them",
             "attention products stay in floating point under the uniform policy",
+            "ranges are averaged over batches of 64 points (paper: 16, of larger images): in those "
+            "of 16 small images the ranges are so tight that they clip other images' values",
             "variant release: one search on all recorded points of a call (its code: a search on "
             "16 of them, then a running average)",
         ),

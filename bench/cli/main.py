@@ -5,10 +5,11 @@ Exit codes: 0 ok, 1 some cells failed (the page is still written), 2 a mistake i
 and messages go to stderr.
 """
 
+import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from quantarena.bench.cli import (
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
-from quantarena.bench.errors import RunStopped, UserError, one_line
+from quantarena.bench.errors import Interrupted, RunStopped, UserError, one_line
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -90,8 +91,34 @@ for _name, _verb in _VERBS.items():
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. A user's mistake prints one line."""
-    signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with _ending_at_signals():
+        return _run(words)
+
+
+@contextlib.contextmanager
+def _ending_at_signals() -> Iterator[None]:
+    """End the block on SIGTERM as on Ctrl-C: stop the workers, keep finished cells.
+
+    A process that ignores one of them, as jobs in the background do, goes on doing so.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # set by no Python code, so that none can set it again
+                signal.signal(number, handler)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> Any:
+    raise Interrupted
+
+
+def _run(words: Sequence[str]) -> int:
     try:
         _check_words(words)
         code = app(args=words or ["--help"], standalone_mode=False)
@@ -142,13 +169,9 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(clean_text(message).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # nobody can read it: the code still says it
+        print(f"error: {' '.join(clean_text(message).split())}", file=sys.stderr)
     return code
-
-
-def _terminate(signum: int, frame: FrameType | None) -> Any:
-    """End a run on SIGTERM as on Ctrl-C: stop the workers, keep finished cells."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

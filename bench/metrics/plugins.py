@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from quantarena.bench.errors import Stop, UserError
+from quantarena.bench.errors import Stop, UserError, is_interrupt
 from quantarena.bench.metrics.bootstrap import Groups
 from quantarena.bench.metrics.measurement import mean_of, unmeasured
 from quantarena.bench.metrics.names import METRICS, MetricInfo
@@ -125,9 +125,9 @@ def plugin_metrics(
             if found.shape != (len(images),):
                 raise ValueError(f"gave shape {found.shape} for {len(images)} images")
             one = mean_of(info, found, seed=seed, groups=groups, impl=plugin.origin)
-        except (KeyboardInterrupt, Stop):
-            raise
         except BaseException as error:  # a plug-in may raise anything
+            if isinstance(error, Stop) or is_interrupt(error):
+                raise
             first = (str(error).strip().splitlines() or [""])[0]
             measured.append(unmeasured(info, f"{type(error).__name__}: {first}"))
             continue
@@ -146,8 +146,8 @@ def _load_file(path: Path) -> None:
 def _import(what: str, load: Callable[[], object]) -> None:
     try:
         load()
-    except (UserError, KeyboardInterrupt, Stop):
-        raise
     except BaseException as error:
+        if isinstance(error, (UserError, Stop)) or is_interrupt(error):
+            raise
         raise UserError(f"metric plug-in {what}: {type(error).__name__}: {error}") from error
     _loaded.add(what)

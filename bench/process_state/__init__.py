@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from quantarena.bench.process_state.descriptors import kept_descriptors
 from quantarena.bench.process_state.patches import undo_patches
 from quantarena.bench.process_state.python_states import python_states
 from quantarena.bench.process_state.states import State, restore, values
@@ -38,15 +39,16 @@ def process_state(threads: int = THREADS) -> Iterator[None]:
     """Run the block on ``threads`` torch threads, and restore the state of the process after it.
 
     Restored are the states that ``python_states`` and ``torch_states`` list, the warning filters,
-    and what was replaced of some modules (``undo_patches``). The block starts in fp32 on the CPU
-    with gradients enabled, whatever held before. Restoring raises nothing: what cannot be restored
-    is named by ``lasting_changes``.
+    the standard descriptors, and what was replaced of some modules (``undo_patches``). The block
+    starts in fp32 on the CPU with gradients enabled, whatever held before. Restoring raises
+    nothing: what cannot be restored is named by ``lasting_changes``.
 
     Torch is imported by this function, not by the module.
     """
     import torch
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(kept_descriptors(lambda line: _lasting.update({line: False})))
         states = [*python_states(), *torch_states()]
         stack.callback(_restore, states, values(states))
         stack.enter_context(warnings.catch_warnings())

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from quantarena.bench.errors import Stop, UserError, one_line
+from quantarena.bench.errors import Stop, UserError, is_interrupt, one_line
 from quantarena.bench.process_state import lasting_changes
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
@@ -63,9 +63,9 @@ def attempt(
         status, reason = Status.OOM, "out of memory"
     except UserError as error:
         status, reason, user_error = Status.FAILED, str(error), True
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a plug-in may raise anything, SystemExit too
+        if is_interrupt(error):
+            raise
         status, reason = Status.FAILED, one_line(error)
     seconds = time.monotonic() - began
     lasting = tuple(change for change in lasting_changes() if change not in earlier)

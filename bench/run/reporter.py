@@ -36,11 +36,19 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
-            self._console.print(clean_text(line), markup=False)
+            self._print(clean_text(line))
 
     def warn(self, line: str) -> None:
         """Print a warning, even when quiet."""
-        self._console.print(f"warning: {clean_text(line)}", markup=False, style="yellow")
+        self._print(f"warning: {clean_text(line)}", style="yellow")
+
+    def _print(self, line: str, **style: Any) -> None:
+        try:
+            self._console.print(line, markup=False, **style)
+        except BrokenPipeError:  # whoever reads this wants no more of it, as ``head`` does
+            raise
+        except (OSError, ValueError):
+            pass  # a method closed stderr: its cell is not done, and what follows must be
 
     def open(self, total: int) -> None:
         """Start the progress bar of ``total`` tasks."""

@@ -5,6 +5,7 @@ every key that is made from it.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -29,6 +30,8 @@ def split(name: str) -> tuple[str, dict[str, str]]:
     pairs = parse_qsl(text, keep_blank_values=True)
     if not pairs or not base:
         raise UserError(f"workload {name!r}: settings read NAME?guidance=7.5&steps=50")
+    if double := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise UserError(f"workload {name!r}: {double[0]} is given twice: keep one")
     return base, _told({key: _canonical(key, value) for key, value in pairs})
 
 
@@ -40,16 +43,20 @@ def join(name: str, given: Mapping[str, str]) -> str:
 
 
 def with_options(name: str, options: tuple[str, ...]) -> str:
-    """Add the values of ``--set KEY=VALUE`` to a name; of equal keys the last one counts.
+    """Add the values of ``--set KEY=VALUE`` to a name, whose own settings they replace.
 
     Raises:
-        UserError: there is no such key, or no value.
+        UserError: there is no such key, no value, or a key stands twice.
     """
     base, given = split(name)
+    added: set[str] = set()
     for option in options:
         key, mark, value = option.partition("=")
         if not mark or not value.strip():
             raise UserError(f"--set {option}: it reads KEY=VALUE, such as guidance=7.5")
+        if key.strip() in added:
+            raise UserError(f"--set {key.strip()} is given twice: keep one")
+        added.add(key.strip())
         given[key.strip()] = _canonical(key.strip(), value.strip())
     return join(base, _told(given))
 

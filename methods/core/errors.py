@@ -1,5 +1,6 @@
 """Errors whose message is one line for the user. Imports neither torch nor other modules."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,6 +19,18 @@ class QuantArenaError(Exception):
 
 class Stop(BaseException):
     """Ends work from outside, as a timeout does: nobody reports it as an error of the work."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asks the run to end: the command line's handlers of signals raise this."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether somebody asks for the end; a plug-in may raise ``KeyboardInterrupt`` of its own."""
+    if isinstance(error, Interrupted):
+        return True
+    unhandled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, KeyboardInterrupt) and unhandled
 
 
 class UserError(QuantArenaError):

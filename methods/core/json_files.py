@@ -30,12 +30,18 @@ def parse_json(text: str, *, constants: bool = False) -> Any:
         constants: whether NaN and infinity are taken, which diffusers writes into configurations.
 
     Raises:
-        ValueError: no JSON, nested too deeply, or a number that is not finite or is an integer of
-            more than 64 bits. One line says which.
+        ValueError: no JSON, nested too deeply, a key that stands twice in an object, or a number
+            that is not finite or is an integer of more than 64 bits. One line says which.
     """
     constant = float if constants else _no_constant
     try:
-        value = json.loads(text, parse_constant=constant, parse_float=_finite, parse_int=_integer)
+        value = json.loads(
+            text,
+            parse_constant=constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_unique,
+        )
         if _deeper_than(value, MOST_LEVELS):
             raise RecursionError
         return value
@@ -43,6 +49,16 @@ def parse_json(text: str, *, constants: bool = False) -> Any:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("not JSON that can be read: it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two equal keys a reader would silently take one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {double!r} stands twice in an object")
+    return found
 
 
 def read_object(file: Path, *, constants: bool = False) -> dict[str, Any]:

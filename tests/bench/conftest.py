@@ -121,7 +121,7 @@ from quantarena.bench.cli.main import run
 from quantarena.bench.plan import lookup
 from quantarena.bench.report import publish
 from quantarena.bench.run import executors
-executors.STAGES = "fake_stages"
+executors.STAGES = {stages!r}
 publish.leaderboard = conftest.plain_page
 lookup.workload = conftest.fake_workload
 lookup.workload_names = lambda: ("emoji-t2i",)
@@ -137,11 +137,12 @@ if __name__ == "__main__":
 def command(tmp_path):
     """A command line over fake stages as arguments of a process of its own."""
 
-    def make(bench, *arguments, epilogue="pass"):
+    def make(bench, *arguments, epilogue="pass", stages="fake_stages"):
         given = [*arguments, "--results", str(bench.results)]
         here = str(Path(__file__).parent)
         script = tmp_path / "script.py"
-        script.write_text(SCRIPT.format(here=here, arguments=given, epilogue=epilogue))
+        parts = {"arguments": given, "epilogue": epilogue, "stages": stages}
+        script.write_text(SCRIPT.format(here=here, **parts))
         return [sys.executable, str(script)]
 
     return make
@@ -151,8 +152,8 @@ def command(tmp_path):
 def run_script(command):
     """Run such a process to its end."""
 
-    def go(bench, *arguments, epilogue="pass"):
-        line = command(bench, *arguments, epilogue=epilogue)
+    def go(bench, *arguments, **rest):
+        line = command(bench, *arguments, **rest)
         return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
 
     return go

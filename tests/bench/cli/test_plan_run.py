@@ -274,6 +274,8 @@ def test_a_full_disk_says_so_and_keeps_what_is_done(bench, monkeypatch):
         (("run", "--images", str(10**400)), "--images: it must be at most 1,000,000,000"),
         (("run", "--plugin", "p" * 5000), "is no file"),
         (("run", "--method", "\udcff"), "an argument is no UTF-8 text"),
+        (("run", "--set", "steps=5", "--set", "steps=6"), "--set steps is given twice"),
+        (("run", "--workload", "emoji-t2i?eta=1&eta=0"), "eta is given twice: keep one"),
         (("rnu",), "No such command 'rnu'. Did you mean 'run'"),
         (("ls", "method"), "'method' is not one of"),
         (("show", "rtn@w4a4"), "no results in"),

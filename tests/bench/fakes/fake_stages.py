@@ -1,8 +1,8 @@
 """Stages that obey a script instead of computing: ``behaviour.json`` in the cache folder.
 
 It maps ``method/bits`` (or ``prepare``, ``time``) to what happens there: ``ok`` (the default),
-``raise``, ``user``, ``nan``, ``memory``, ``kill``, ``hang``, ``exit``, ``quit``, ``lasting``,
-``wrong`` or ``skip``.
+``raise``, ``user``, ``nan``, ``memory``, ``kill``, ``hang``, ``interrupt``, ``exit``, ``quit``,
+``lasting``, ``wrong`` or ``skip``.
 """
 
 import json
@@ -52,6 +52,8 @@ def act(what):
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
         time.sleep(600)
+    if what == "interrupt":
+        raise KeyboardInterrupt
     if what == "exit":
         raise GeneratorExit
     if what == "quit":

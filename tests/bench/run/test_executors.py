@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import pytest
@@ -94,6 +95,17 @@ def test_a_child_process_that_was_changed_for_good_is_replaced(alone, bench):
     assert go(alone).lasting == ("the number of chairs",)
     bench.behave()
     assert go(alone).lasting == ()
+
+
+def test_a_keyboard_interrupt_of_a_method_is_a_failure(setting, bench):
+    """Where signals have handlers, as on the command line, nobody else raises a plain one."""
+    bench.behave(rtn__w4a8="interrupt")
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        outcome = go(LocalExecutor(setting, lambda *news: None), Task("cell", CELL))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.reason.startswith("KeyboardInterrupt")
 
 
 def test_an_exception_of_a_kind_of_its_own_is_a_failure(setting, bench):

@@ -1,5 +1,6 @@
 """A run whose second method changes its process: the other rows are as if it had not."""
 
+import json
 import os
 
 import pytest
@@ -36,6 +37,16 @@ def test_what_can_be_undone_reaches_no_other_row(bench):
     assert [str(row.status) for row in rows] == ["ok"] * 5
     assert warned(bench) == {}
     assert process_state.lasting_changes() == ()
+
+
+def test_a_method_that_closes_the_standard_streams_ends_no_run(bench, run_script):
+    bench.behave(rtn__w4a8="deaf")
+    words = ("run", "smoke", "--executor", "local", "--json")
+    ended = run_script(bench, *words, stages="guarded_stages")
+    assert ended.returncode == 0, ended.stderr
+    assert [str(row.status) for row in bench.rows()] == ["ok"] * 5
+    assert len(json.loads(ended.stdout)["rows"]) == 5
+    assert "[11/11]" in ended.stderr
 
 
 def test_what_children_inherit_is_said_on_later_rows_and_blamed_on_one(bench):

@@ -129,7 +129,7 @@ def test_settings_behind_the_name(copy, tmp_path):
     again = registry.resolve(info.name)
     assert again == info, "the name says it all"
     assert info.noise_name == registry.resolve(str(copy)).noise_name, "settings make pairs"
-    assert workload_name.with_options(str(copy), ("steps=5", "steps=6")) == f"{copy}?steps=6"
+    assert workload_name.with_options(f"{copy}?steps=5", ("steps=6",)) == f"{copy}?steps=6"
 
 
 def test_one_name_for_one_request(copy, tmp_path, monkeypatch):
