@@ -7,6 +7,7 @@ layer had, for ViDiT-Q balances channels first and rotates them then, and random
 arXiv:2404.00456): without these, a mean that all channels share would become an outlier itself.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -31,7 +32,7 @@ def rotated_weight(weight: Tensor, signs: Tensor) -> Tensor:
         weight: (O, K).
         signs: (K,) of 1 and -1.
     """
-    turned = rotate(scale_input(weight.double(), signs.double())) * weight.shape[1] ** -0.5
+    turned = rotate(scale_input(weight.double(), signs.double())) / math.sqrt(weight.shape[1])
     return turned.to(weight)
 
 
@@ -62,7 +63,7 @@ class InputRotation(LayerOption):
         if not bool((signs.abs() == 1).all()):
             raise ValueError("signs of rotated input channels must be 1 or -1")
         scale = host.input_factor
-        factor = signs.to(host.weight) * host.in_channels**-0.5
+        factor = signs.to(host.weight) / math.sqrt(host.in_channels)
         return cls(factor if scale is None else factor * scale)
 
     def applied(self, x: Tensor) -> Tensor:
