@@ -30,13 +30,13 @@ def without(**switches):
 class Drifting(nn.Module):
     """Features of the last calls are alike; before, they have another direction and grow apart."""
 
-    def __init__(self, gap):
+    def __init__(self, gap, alike):
         super().__init__()
         self.first, self.middle, self.last = nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 4)
-        self.gap = gap
+        self.gap, self.alike = gap, alike
 
     def forward(self, sample, timestep, return_dict=True):
-        early = (timestep - ALIKE + 1).clamp(min=0).reshape(-1, 1, 1)
+        early = (timestep - self.alike + 1).clamp(min=0).reshape(-1, 1, 1)
         x = torch.tanh(self.first(sample.flatten(2).mT))
         x = torch.where(early > 0, 1 + x * (1 + self.gap * early / CALLS), x)
         return (self.last(self.middle(x)).mT.reshape(sample.shape),)
@@ -49,17 +49,17 @@ def recorded(seed=3):
     return Trajectory(sample + 0.05 * noise, torch.arange(CALLS).flip(0).float(), {})
 
 
-def drift(method, gap, variant="paper"):
+def drift(method, gap, variant="paper", alike=ALIKE):
     """A context on the drifting network, and the made model's error at the calls that are alike."""
     torch.manual_seed(0)
-    network = Drifting(gap).eval().requires_grad_(False)
+    network = Drifting(gap, alike).eval().requires_grad_(False)
     trajectory = recorded()
     graph = trace(network, trajectory.sample[0, :2], timestep=trajectory.timestep[:1])
     ctx = MethodContext(
         network, graph, trajectory, Bits(8, 4), ENDS_FLOAT, variant, 0, Effort(100, 0)
     )
     made = method().run(ctx)
-    calls = torch.arange(CALLS - ALIKE, CALLS).repeat_interleave(2)
+    calls = torch.arange(CALLS - alike, CALLS).repeat_interleave(2)
     points = recorded(seed=4).pick(calls, torch.arange(len(calls)) % ROWS)
     with torch.no_grad():
         target = points.call(network)
@@ -79,6 +79,18 @@ def test_dense_and_diverse_calls_win_where_the_others_drift():
     uniform = drift(without(tdac=False), 20.0)[1]
     assert 3 * ours <= uniform, "the gain is not the selection's"
     assert 1.2 * drift(EDADM, 20.0)[1] <= uniform, "the radius by quantile selects nothing"
+
+
+def test_the_default_radius_wins_where_half_of_the_calls_are_alike():
+    """A quarter of all pairs of calls are then near: what the quantile takes for near."""
+    ctx, ours = drift(EDADM, 20.0, alike=26)
+    near = sum(n for step, n in ctx.calibration["steps"].items() if int(step) >= CALLS - 26)
+    assert near >= 75  # of 100; 52 with even steps
+    uniform, no_density = (
+        drift(without(**off), 20.0, alike=26)[1] for off in ({"tdac": False}, {"radius": 0.0})
+    )
+    assert 3 * ours <= uniform
+    assert 1.5 * ours <= no_density, "another radius does as well"
 
 
 def test_selection_does_not_matter_where_nothing_drifts():

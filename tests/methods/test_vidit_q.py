@@ -1,4 +1,4 @@
-"""ViDiT-Q: balancing keeps the function, tokens have ranges of their own, bits are what is said."""
+"""ViDiT-Q: balancing and rotation keep the function, tokens have their ranges, bits are as said."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import FP, Bits
+from quantarena.methods.core.model.options.input_rotation import InputRotation
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
@@ -60,6 +61,24 @@ class FarTokens(Layers):
         return torch.logspace(0, 1.7, tokens.shape[1]).reshape(1, -1, 1)
 
 
+class Spiked(Layers):
+    """Every token has one channel of its own that is fifty times as large as the others.
+
+    No factor for each channel levels these, and a range by token has to hold them.
+    """
+
+    def __init__(self):
+        super().__init__(256)
+        with torch.no_grad():  # so that tanh takes what comes
+            self.middle.weight /= 25.0
+
+    def gains(self, tokens):
+        gain = torch.ones(tokens.shape[1], 256)
+        token = torch.arange(tokens.shape[1])
+        gain[token, 7 * token % 256] = 50.0
+        return gain
+
+
 def variant(**off):
     """ViDiT-Q with some of its ideas set otherwise."""
     return lambda: ViditQ(ViditQ.Options(**off))
@@ -69,8 +88,9 @@ def variant(**off):
     ("network", "off", "rest"),
     [
         # with alpha 1 inputs are level; thirtyfold is more than 0.3 undoes
-        (Imbalanced, {"balancing": False}, {"alpha": 0.8}),
-        (FarTokens, {"dynamic": False}, {}),
+        (Imbalanced, {"balancing": False}, {"alpha": 0.8, "rotation": False}),
+        (FarTokens, {"dynamic": False}, {"rotation": False}),
+        (Spiked, {"rotation": False}, {}),
     ],
 )
 def test_each_idea_wins_where_its_structure_is(judged, network, off, rest):
@@ -86,7 +106,8 @@ def test_each_idea_wins_where_its_structure_is(judged, network, off, rest):
 def test_the_papers_exponent_balances_too(judged):
     network = Imbalanced()
     ours, without = (
-        judged(method, network, Bits(8, 4))[1] for method in (ViditQ, variant(balancing=False))
+        judged(variant(balancing=on, rotation=False), network, Bits(8, 4))[1]
+        for on in (True, False)
     )
     assert without >= 1.5 * ours
     assert ViditQ.Options().alpha == PIXART_ALPHA > VIDEO_ALPHA
@@ -105,6 +126,22 @@ def test_balancing_keeps_the_function_and_is_the_formula(probe):
     for name, layer in model.layers.items():
         factor = smooth(peaks[name], before[name], alpha=0.3).factor
         assert torch.allclose(layer.input_factor, 1 / factor, rtol=1e-4)
+
+
+def test_rotation_comes_after_balancing_and_keeps_the_function(transformer):
+    context = transformer.context(Bits(4, 4), "paper", SMALL)
+    made, plain = (variant(rotation=on)().run(context) for on in (True, False))
+    points = transformer.heldout
+    with torch.no_grad(), made.using(weights=False, acts=False):
+        target = points.call(transformer.model)
+        assert (made.run(points) - target).abs().max() <= 1e-5 * target.abs().max()
+    for name, layer in made.layers.items():
+        rotation, before = layer.option(InputRotation), plain.layers[name].input_factor
+        assert (rotation is None) == layer.is_conv
+        if rotation is not None:
+            wanted = before * layer.in_channels**-0.5
+            assert torch.allclose(rotation.factor.abs(), wanted, rtol=1e-5)
+    assert parity(made, pack(made), points).max_rel <= 1e-5
 
 
 def test_a_tokens_codes_do_not_depend_on_the_others(transformer):

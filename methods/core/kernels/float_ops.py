@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native
+from quantarena.methods.core.rotation import factors, hartley, rotate
 
 
 class Activation(IntEnum):
@@ -135,6 +136,35 @@ def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Te
         x.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel(), width, torch.get_num_threads()
     )
     return low, high
+
+
+def rotated(library: native.Library, x: Tensor, factor: Tensor) -> Tensor:
+    """``rotate(x * factor)`` of ``core.rotation``, in one pass where the kernel can take the input.
+
+    Args:
+        library: library with native kernels, or without.
+        x: (..., K).
+        factor: (K,).
+
+    Returns:
+        (..., K), the same bits from the kernel as from torch.
+
+    Raises:
+        MemoryError: no memory for scratch.
+    """
+    if library.rotate is None or not _takes(x, factor) or x.shape[-1:] != factor.shape:
+        return rotate(x * factor)
+    x, (order, size) = x.contiguous(), factors(len(factor))
+    y, table = torch.empty_like(x), hartley(order).contiguous()
+    struct = native.RotationStruct(
+        x.numel() // len(factor), order, size, factor.data_ptr(), table.data_ptr()
+    )
+    error = library.rotate(
+        ctypes.byref(struct), x.data_ptr(), y.data_ptr(), torch.get_num_threads()
+    )
+    if error == native.NO_MEMORY:
+        raise MemoryError("rotation: no memory for scratch")
+    return y
 
 
 def row_pitch(x: Tensor) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 9
+ABI = 10
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
@@ -84,12 +84,19 @@ class RowsStruct(ctypes.Structure):
     _fields_ = [*_fields("rows columns x_row gate_row", ctypes.c_int64), ("activation", _int)]
 
 
+class RotationStruct(ctypes.Structure):
+    """Mirror of ``QaRotation`` in ``csrc/quantarena.h``."""
+
+    _fields_ = [*_fields("rows order size", ctypes.c_int64), *_fields("factor table", _ptr)]
+
+
 RunFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _int, _int, _int, _ptr)
 PeakFunction = ctypes.CFUNCTYPE(_int, _int, _int, ctypes.c_int64)
 NormFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(NormStruct), _ptr, _ptr, _int)
 ExtremesFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, ctypes.c_int64, ctypes.c_int64, _int)
 ActivationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RowsStruct), _ptr, _ptr, _ptr, _int)
 AttentionFunction = ctypes.CFUNCTYPE(_int, _ptr, _int)
+RotationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RotationStruct), _ptr, _ptr, _int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,8 @@ class Library:
     """``extremes(x, low, high, count, width, threads)``: extremes of consecutive slices."""
     attention: "ctypes._CFunctionType | None" = None
     """``attention(struct, threads)``: integer attention products, see ``attention``."""
+    rotate: "ctypes._CFunctionType | None" = None
+    """``rotate(struct, x, y, threads)``: channels multiplied and rotated."""
 
     @property
     def wide(self) -> bool:
@@ -207,6 +216,7 @@ def load(choice: str | None = None) -> Library:
         ActivationFunction,
         ExtremesFunction,
         AttentionFunction,
+        RotationFunction,
     )
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
     return Library(NativeStatus("packed", isa, "", tuple(names), _share_threads(library)), *entries)

@@ -19,6 +19,7 @@ from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.call_affine import CallAffine
 from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.options.input_offset import InputOffset
+from quantarena.methods.core.model.options.input_rotation import InputRotation, rotated_weight
 from quantarena.methods.core.model.options.input_scale import InputScale
 from quantarena.methods.core.model.options.low_rank import LowRankBranch
 from quantarena.methods.core.model.options.option import LayerOption, Operand, Product
@@ -30,6 +31,7 @@ from quantarena.methods.core.quantizers.range_search import RangeSearch
 
 OPTIONS: tuple[type[LayerOption], ...] = (
     InputScale,
+    InputRotation,
     InputOffset,
     Patches,
     CallGains,
@@ -183,7 +185,10 @@ class QuantLayer(nn.Module):
         return None if scale is None else scale.factor
 
     def scaled(self, x: Tensor) -> Tensor:
-        """The input as the quantizers see it: multipliers applied."""
+        """The input as the quantizers see it: multipliers or a rotation applied."""
+        rotation = self.option(InputRotation)
+        if rotation is not None:
+            return rotation.applied(x)
         factor = self.input_factor
         return x if factor is None else x * self.geometry.over_channels(factor)
 
@@ -196,6 +201,32 @@ class QuantLayer(nn.Module):
             ValueError: the factor does not fit, or is not positive and finite.
         """
         self.put(InputScale.moved(factor, self))
+
+    def rotate_input(self, signs: Tensor) -> None:
+        """Multiply the input by signs and an orthogonal matrix, and the weight by the inverse.
+
+        The layer's function stays; ranges have to be found afterwards. A scale of input channels
+        that the layer has comes first, and cannot change any more.
+
+        Args:
+            signs: (K,) of 1 and -1, at random.
+
+        Raises:
+            ValueError: no linear layer of one part, signs that do not fit, or an option that does
+                not go together with a rotation, such as another rotation.
+        """
+        if self.option(InputRotation) is not None:
+            raise ValueError("the input channels of this layer are rotated already")
+        rotation = InputRotation.of(signs, self)
+        before = self.options
+        self._hold(option for option in before if not isinstance(option, InputScale))
+        try:
+            self.put(rotation)
+        except ValueError:
+            self._hold(before)
+            raise
+        weight = rotated_weight(self.weight.detach(), signs.to(self.weight))
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
     def set_low_rank(self, down: Tensor, up: Tensor) -> None:
         """Move ``up @ down`` out of the weight into a branch that stays in floating point.

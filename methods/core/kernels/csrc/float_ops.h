@@ -200,6 +200,100 @@ int run_extremes(const float* x, float* low, float* high, int64_t count, int64_t
     return QA_OK;
 }
 
+// (a, b) -> (a + b, a - b) for two runs of `count` floats, a multiple of eight.
+inline void butterfly(float* a, float* b, int64_t count) {
+    Lanes u, v;
+    for (int64_t k = 0; k < count; k += 8) {
+        load_lanes(u, a + k);
+        load_lanes(v, b + k);
+        store_lanes(a + k, u + v);
+        store_lanes(b + k, u - v);
+    }
+}
+
+// The same within eight floats, for neighbours that are HALF apart: the other one is added to each, which
+// is negated where it is the second.
+template <int HALF>
+QA_INLINE void butterfly_within(Lanes& v) {
+    LaneBits from;
+    Lanes sign;
+    for (int k = 0; k < 8; ++k) {
+        from[k] = k ^ HALF;
+        sign[k] = k & HALF ? -1.0f : 1.0f;
+    }
+    Lanes other;
+#if defined(__clang__)
+    for (int k = 0; k < 8; ++k) other[k] = v[from[k]];
+#else
+    other = __builtin_shuffle(v, from);
+#endif
+    v = other + v * sign;
+}
+
+// Walsh-Hadamard of every slice of `size` floats in place, the highest bit of the index first.
+inline void walsh_hadamard(float* x, int64_t count, int64_t size) {
+    int64_t half = size / 2;
+    for (; half >= 8; half /= 2)
+        for (int64_t at = 0; at < count; at += 2 * half) butterfly(x + at, x + at + half, half);
+    if (half == 4) {
+        Lanes v;
+        for (int64_t at = 0; at < count; at += 8) {
+            load_lanes(v, x + at);
+            butterfly_within<4>(v);
+            butterfly_within<2>(v);
+            butterfly_within<1>(v);
+            store_lanes(x + at, v);
+        }
+        return;
+    }
+    for (; half > 0; half /= 2)  // slices shorter than eight
+        for (int64_t at = 0; at < count; at += 2 * half)
+            for (int64_t k = at; k < at + half; ++k) {
+                const float u = x[k], v = x[k + half];
+                x[k] = u + v;
+                x[k + half] = u - v;
+            }
+}
+
+// y[i] = sum over j of table[j][i] * x[j], for slices of r.size.
+inline void hartley(const QaRotation& r, const float* x, float* y) {
+    for (int64_t i = 0; i < r.order; ++i) {
+        const float* column = r.table + i;
+        map_lanes(x, y + i * r.size, r.size, [&](Lanes& v, int64_t at, int real) QA_ALWAYS {
+            v = v * column[0];
+            Lanes part = {};
+            for (int64_t j = 1; j < r.order; ++j) {
+                std::memcpy(&part, x + j * r.size + at, sizeof(float) * real);
+                v = v + part * column[j * r.order];
+            }
+        });
+    }
+}
+
+// Sums and products one at a time and in the order of core/rotation.py, so that the results are
+// equal bit for bit: the highest bit of the index first, and no fused multiply-add.
+int run_rotation(const QaRotation* r, const float* x, float* y, int32_t threads) {
+    constexpr int64_t rows = 16;
+    const int64_t channels = r->order * r->size;
+    int failed = 0;
+    for_all(ceil_div(r->rows, rows), r->rows * channels, threads, [&](int64_t part) {
+        float* row = static_cast<float*>(qa_scratch(QA_SLOT_BLOCK, sizeof(float) * channels));
+        if (row == nullptr) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+        const int64_t end = smaller(r->rows, (part + 1) * rows);
+        for (int64_t i = part * rows; i < end; ++i) {
+            float* to = r->order > 1 ? row : y + i * channels;
+            map_lanes(x + i * channels, to, channels, [&](Lanes& v, int64_t at, int real) QA_ALWAYS {
+                Lanes part = {};
+                std::memcpy(&part, r->factor + at, sizeof(float) * real);
+                v = v * part;
+            });
+            walsh_hadamard(to, channels, r->size);
+            if (r->order > 1) hartley(*r, row, y + i * channels);
+        }
+    });
+    return failed ? QA_NO_MEMORY : QA_OK;
+}
+
 int run_norm(const QaNorm* norm, const float* x, float* y, int32_t threads) {
     switch (norm->activation) {
         case QA_PLAIN: return Norm<QA_PLAIN>::run(*norm, x, y, threads);

@@ -96,6 +96,14 @@ struct QaRows {
     int32_t activation;  // QaActivation
 };
 
+// Rows of float32 whose channels are multiplied and rotated: index c = o * size + s, Hartley over o and
+// Walsh-Hadamard over s, without normalization.  The output is dense and may not be the input.
+struct QaRotation {
+    int64_t rows, order, size;  // channels = order * size, size a power of two, order odd
+    const float* factor;        // [channels]
+    const float* table;         // [order][order], or null where order is 1
+};
+
 typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y, int32_t step,
                      int32_t threads, int32_t flags, const QaRowScales* rows);
 }
@@ -128,6 +136,7 @@ struct QaUnit {
     int (*extremes)(const float* x, float* low, float* high, int64_t count, int64_t width,
                     int32_t threads);
     int (*attention)(const QaAttention*, int32_t threads);
+    int (*rotate)(const QaRotation*, const float* x, float* y, int32_t threads);
 };
 extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
 

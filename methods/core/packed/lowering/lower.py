@@ -7,6 +7,7 @@ Each part is lowered by the first strategy that applies to it; then come the mod
 | input splits, channel groups, K-groups of weights | a sum over ranges of input channels |
 | banks by sampler call | the kernels' tables, indexed by the clock |
 | offsets of input channels | off the input; their product with the weight onto the output |
+| rotation of input channels | in floating point before the rest, input multipliers included |
 | input multipliers | the kernels' quantize prologue |
 | bit map | one module a width, outputs put back in order |
 | token groups, dynamic ranges of tokens | codes in torch, integer product, scales by row |

@@ -11,6 +11,7 @@ from quantarena.methods.core.packed.nodes.gains import CallAffineLayer, GainsLay
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, Tensors
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
+from quantarena.methods.core.packed.nodes.rotation import RotationLayer
 from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer, SampleScaledLayer
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
 from quantarena.methods.core.packed.nodes.wrappers import (
@@ -36,6 +37,7 @@ _FORMS: dict[str, type[Node]] = {
         SampleScaledLayer,
         LowRankLayer,
         OffsetLayer,
+        RotationLayer,
         GainsLayer,
         CallAffineLayer,
         Conv1dLayer,

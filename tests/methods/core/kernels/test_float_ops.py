@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.kernels import float_ops
 from quantarena.methods.core.kernels.float_ops import Activation
+from quantarena.methods.core.rotation import rotate
 
 REFERENCE = {
     Activation.PLAIN: lambda x: x,
@@ -101,3 +102,18 @@ def test_extremes_are_those_of_torch(floats, shape, width):
         finite = torch.isfinite(low) & torch.isfinite(high)
         assert not finite.view(-1)[-1]
         assert int(finite.sum()) == finite.numel() - 1
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 12, 24, 40, 64, 96, 192, 1152])
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_rotations_are_those_of_torch_bit_for_bit(floats, width, rows):
+    make = torch.Generator().manual_seed(width)
+    x, factor = torch.randn(2, rows, width, generator=make), torch.randn(width, generator=make)
+    assert torch.equal(float_ops.rotated(floats, x, factor), rotate(x * factor))
+    turned = x.transpose(0, 1)
+    assert torch.equal(float_ops.rotated(floats, turned, factor), rotate(turned * factor))
+    learned = x.clone().requires_grad_()
+    assert torch.equal(float_ops.rotated(floats, learned, factor), rotate(x * factor))
+    float_ops.rotated(floats, learned, factor).sum().backward()
+    assert learned.grad.shape == x.shape
+    assert float_ops.rotated(floats, x.double(), factor).dtype is torch.float64

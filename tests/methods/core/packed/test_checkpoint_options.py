@@ -69,6 +69,12 @@ def dynamic(model):
             part.use_dynamic(symmetric=index % 2 == 0, group_size=group)
 
 
+def rotations(model):
+    for layer in plain_layers(model):
+        if not layer.is_conv:
+            layer.rotate_input(torch.randint(0, 2, (layer.in_channels,)) * 2.0 - 1.0)
+
+
 def table(model):
     values = torch.randn(networks.CALLS, model.original.time_embedding.linear_2.out_features)
     model.tabulate("time_embedding", ScheduledTable(values))
@@ -84,6 +90,8 @@ CASES = {
     "bank": ([], True),
     "multipliers, bank": ([multipliers], True),
     "bit maps, bank": ([bit_maps], True),
+    "rotations, bank": ([multipliers, rotations, affine], True),
+    "rotations, dynamic, weight groups": ([multipliers, rotations, weight_groups, dynamic], False),
     "weight groups": ([multipliers, weight_groups], False),
     "affine maps by call, bank": ([affine], True),
     "affine maps by call, low rank": ([low_rank, affine], False),
