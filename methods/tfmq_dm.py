@@ -44,8 +44,10 @@ from quantarena.methods.techniques.learn.reconstruct import BlockReport
 
 TEMPORAL_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 CALIBRATION_STEPS = 20
-MOMENTUM, WINDOW, WINDOWS = 0.95, 64, 20
-"""Momentum and batch of the ranges that are averaged; as many batches as the average remembers."""
+MOMENTUM, WINDOWS = 0.95, 20
+"""Momentum of the ranges that are averaged; as many batches as the average remembers."""
+LEAST_WINDOW, WINDOW = 16, 64
+"""Points of a batch: the paper's, and as many as there are for all batches up to these."""
 
 
 @register("tfmq_dm")
@@ -88,8 +90,8 @@ class TfmqDm(Method):
             "features are not cached (the journal version's choice by disturbance): every method "
             "runs the same layers, and the policy's widths are observed in them",
             "attention products stay in floating point under the uniform policy",
-            "ranges are averaged over batches of 64 points (paper: 16, of larger images): in those "
-            "of 16 small images the ranges are so tight that they clip other images' values",
+            "ranges are averaged over batches of up to 64 points (paper: 16, of larger images): "
+            "those of 16 small images are so tight that they clip other images' values",
             "variant release: one search on all recorded points of a call (its code: a search on "
             "16 of them, then a running average)",
         ),
@@ -122,8 +124,9 @@ class TfmqDm(Method):
             return model
         if self.options.averaged:
             few = spread(recorded, WINDOWS * WINDOW)
+            window = max(LEAST_WINDOW, len(few) // WINDOWS)
             calibrate_averaged(
-                model, few, mse_range, seed=ctx.seed, momentum=MOMENTUM, window=WINDOW
+                model, few, mse_range, seed=ctx.seed, momentum=MOMENTUM, window=window
             )
         else:
             calibrate_activations(model, recorded, mse_range)
