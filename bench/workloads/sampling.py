@@ -203,7 +203,8 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
         first = (str(error).strip().splitlines() or [""])[0]
         raise BrokenModel(
             f"{type(pipe).__name__} cannot draw {info.name} with these settings: "
-            f"{type(error).__name__}: {first}"
+            f"{type(error).__name__}: {first} (look at workload.json and the config.json of each "
+            f"part in {info.path})"
         ) from error
     images = np.asarray(getattr(output, "images", ()))
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
