@@ -251,7 +251,7 @@ def test_mixed_channels_keep_the_declared_mean_and_help_where_channels_differ(to
     network = Uneven().eval().requires_grad_(False)
     context = context(Bits(3, 8), 0)
     context = replace(context, model=network)
-    made, equal = (variant(mixed=mixed)().run(context) for mixed in (True, False))
+    made, equal = (variant(mixed_channels=mixed)().run(context) for mixed in (True, False))
     note = made.notes["widths"]["middle"]
     assert note["widened"] >= 4
     assert note["error"] <= 0.5

@@ -44,6 +44,7 @@ class QuantizedModel:
         attention: quantized attention products by module path; empty where they stay in floating
             point.
         tables: modules replaced by tables by sampler call.
+        replaced: quantized layers that tables stand for, by module path.
         notes: values that the method puts on the row (JSON types).
     """
 
@@ -54,6 +55,7 @@ class QuantizedModel:
     clock: CallClock = field(default_factory=CallClock)
     attention: dict[str, QuantAttention] = field(default_factory=dict)
     tables: dict[str, ScheduledTable] = field(default_factory=dict)
+    replaced: dict[str, QuantLayer] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
@@ -125,7 +127,7 @@ class QuantizedModel:
         place(self.module, name, table)
         self.tables[name] = table
         for path in [p for p in self.layers if p == name or p.startswith(f"{name}.")]:
-            del self.layers[path]
+            self.replaced[path] = self.layers.pop(path)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that quantization decided or changed, by name.
