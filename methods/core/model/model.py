@@ -72,18 +72,28 @@ class QuantizedModel:
 
     @contextmanager
     def using(self, *, weights: bool, acts: bool) -> Iterator[None]:
-        """Switch quantizers on or off inside the block."""
-        before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in self.layers.values()]
-        for layer in self.layers.values():
+        """Switch quantizers on or off inside the block.
+
+        With both off, the quantized layers that tables stand for run again.
+        """
+        behind = {} if weights or acts else self.replaced
+        behind = {name: layer for name, layer in behind.items() if name in self.tables}
+        layers = (*self.layers.values(), *behind.values())
+        before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in layers]
+        for layer in layers:
             layer.use_weight_quantizer, layer.use_act_quantizer = weights, acts
+        for name, layer in behind.items():
+            place(self.module, name, layer)
         try:
             with ExitStack() as stack:
                 for products in self.attention.values():
                     stack.enter_context(products.using(Fake() if acts else Plain()))
                 yield
         finally:
-            for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
+            for layer, (weight, act) in zip(layers, before, strict=True):
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
+            for name in behind:
+                place(self.module, name, self.tables[name])
 
     @contextmanager
     def watching(self, watches: Mapping[str, Watch]) -> Iterator[None]:
