@@ -27,8 +27,8 @@ from quantarena.methods.api import (
     register,
 )
 from quantarena.methods.core.record.points import evenly
-from quantarena.methods.techniques.calibrate.allocate import Allocation, allocate
-from quantarena.methods.techniques.calibrate.layer_losses import candidates, layer_losses
+from quantarena.methods.techniques.widths.allocate import Allocation, allocate
+from quantarena.methods.techniques.widths.layer_losses import candidates, layer_losses
 
 
 @register("mixed_rtn")

@@ -41,15 +41,15 @@ from quantarena.methods.core.model.call_outputs import call_outputs
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
-from quantarena.methods.techniques.calibrate.allocate import Allocation, allocate
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.calibrate.layer_losses import candidates, layer_losses
 from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.schedule import paced_groups
+from quantarena.methods.techniques.widths.allocate import Allocation, allocate
+from quantarena.methods.techniques.widths.layer_losses import candidates, layer_losses
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 WEIGHT_REACH, SCALE_REACH = 2.0, 3.0

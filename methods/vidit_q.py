@@ -36,9 +36,9 @@ from quantarena.methods.api import (
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.trace.attention_info import AttentionKind
 from quantarena.methods.core.trace.network import Graph, Role
-from quantarena.methods.techniques.calibrate.allocate import Allocation, allocate
 from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
-from quantarena.methods.techniques.calibrate.layer_losses import (
+from quantarena.methods.techniques.widths.allocate import Allocation, allocate
+from quantarena.methods.techniques.widths.layer_losses import (
     candidates,
     layer_losses,
     relative_error,

@@ -185,32 +185,33 @@ def test_published_leaves_embedders_and_the_final_layer(transformer):
 
 
 def test_bits_go_to_layers_that_matter_at_the_same_mean(judged, uneven):
-    for decoupled in (True, False):
-        (made, ours), (_, equal) = (
-            judged(variant(mixed=mixed, decoupled=decoupled), uneven, Bits(3, 8), BUDGET)
-            for mixed in (True, False)
-        )
-        assert equal >= 3 * ours
-        widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]
-        assert min(widths[1], widths[4]) > 3 > max(widths[0], widths[2])
-        assert set(made.notes["allocation"]) == {"quality"}, "no condition, no feed-forward"
+    (made, ours), (_, equal) = (
+        judged(variant(mixed=mixed, decoupled=False), uneven, Bits(3, 8), BUDGET)
+        for mixed in (True, False)
+    )
+    assert equal >= 3 * ours
+    widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]
+    assert min(widths[1], widths[4]) > 3 > max(widths[0], widths[2])
+    assert set(made.notes["allocation"]) == {"quality"}
 
 
 class Drawn(nn.Module):
-    """Feed-forward layers draw a faint pattern; others set the level of a whole channel."""
+    """Feed-forward layers draw a faint pattern; others move the high level of whole channels."""
 
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(4, 32), nn.Linear(32, 4)
         self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
-        self.level, self.shift = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.level, self.shift = nn.Linear(32, 64), nn.Linear(64, 4)
 
     def forward(self, sample, timestep=None, return_dict=True):
-        x = torch.tanh(self.first(sample.flatten(2).transpose(1, 2)))
+        x = self.first(sample.flatten(2).transpose(1, 2))
+        x = torch.tanh(x) + x  # a sum in between: no feed-forward
         pattern = self.down(torch.nn.functional.silu(self.up(x)))
         level = self.level(x.mean(1, keepdim=True))
-        level = self.shift(torch.tanh(level) + level)  # a sum between them: no feed-forward
-        return (self.last(0.3 * pattern + 3 * level).transpose(1, 2).reshape(sample.shape),)
+        level = self.shift(torch.tanh(level) + level)
+        drawn = self.last(pattern) + 3 * level + 30
+        return (drawn.transpose(1, 2).reshape(sample.shape),)
 
 
 def test_a_metric_of_its_own_keeps_bits_for_what_squared_error_overlooks(judged):
@@ -226,7 +227,7 @@ def test_a_metric_of_its_own_keeps_bits_for_what_squared_error_overlooks(judged)
             assert content_layers(made.graph) == {"up", "down"}
             assert set(made.notes["allocation"]) == {"content", "quality"}
         observe(made, pack(made), network, WidthBudget.of(BUDGET, made.graph, Bits(3, 8)))
-    assert losses[False] >= 1.5 * losses[True]
+    assert losses[False] >= 3 * losses[True]
 
 
 def test_structure_is_that_of_an_image():

@@ -9,12 +9,12 @@ from quantarena.methods.core.affine import fake_quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import BUDGET
 from quantarena.methods.info import Effort
-from quantarena.methods.techniques.calibrate.layer_losses import (
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.techniques.widths.layer_losses import (
     candidates,
     layer_losses,
     relative_error,
 )
-from quantarena.methods.techniques.ranges.minmax import minmax_range
 
 
 def test_candidates_are_around_the_request():

@@ -9,7 +9,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.trace.network import LayerInfo, Role
-from quantarena.methods.techniques.calibrate.allocate import allocate
+from quantarena.methods.techniques.widths.allocate import allocate
 
 W4A8 = Bits(4, 8)
 
