@@ -11,7 +11,11 @@ from typing import Any
 from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
-POLICY_NAMES = (DEFAULT_POLICY, "published")  # core.policy knows what they mean; it needs torch
+POLICY_NAMES = (
+    DEFAULT_POLICY,
+    "budget",
+    "published",
+)  # core.policy knows what they mean; it needs torch
 DEFAULT_VARIANT = "paper"
 VARIANT_NAMES = (DEFAULT_VARIANT, "release")
 MOST_SEED = 2**63 - 1
@@ -72,7 +76,7 @@ class Cell:
         bits: requested widths, such as ``w4a8``.
         seed: seed of noise and of everything random.
         variant: ``paper`` or ``release``.
-        policy: ``uniform`` or ``published``.
+        policy: ``uniform``, ``budget`` or ``published``.
         budget: what the cell may spend.
         options: options of the method that are not at their default.
     """
@@ -115,7 +119,8 @@ class Cell:
     def label(self) -> str:
         """Short name for progress and messages."""
         variant = "" if self.variant == DEFAULT_VARIANT else f"/{self.variant}"
-        return f"{self.workload}/{self.configured}/{self.bits}{variant}"
+        policy = "" if self.policy == DEFAULT_POLICY else f"/{self.policy}"
+        return f"{self.workload}/{self.configured}/{self.bits}{policy}{variant}"
 
     @property
     def configured(self) -> str:

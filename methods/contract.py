@@ -7,7 +7,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +17,13 @@ from torch import nn
 from quantarena.methods import options as method_options
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.model.call_outputs import tabulate_quantized, verify_tables
 from quantarena.methods.core.model.model import QuantizedModel, wrap
-from quantarena.methods.core.model.policy import Policy
+from quantarena.methods.core.model.policy import BUDGET, UNIFORM, Policy
+from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.held_out import held_out
+from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.steps import AllCalls, PerCall, UniformStride, WholeWalks
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
@@ -35,6 +38,9 @@ Progress = Callable[[int, int], None]
 
 HELD_OUT = 32
 """Largest number of points on which losses are measured that training did not see."""
+
+TABLE_ROWS = 16
+"""Rows at each sampler call that decide whether a layer depends on the call alone."""
 
 
 class DrawRecord:
@@ -111,11 +117,17 @@ class MethodContext:
         """The widths that the harness's own policy assigns."""
         return Widths.of(self.policy, self.graph, self.bits)
 
+    @property
+    def budget(self) -> WidthBudget | None:
+        """What widths may cost where the method chooses them; None where it does not."""
+        return WidthBudget.of(self.policy, self.graph, self.bits)
+
     def wrap(
         self,
         *,
         splits: bool | Mapping[str, Sequence[int]] = False,
         policy: Policy | None = None,
+        widths: Mapping[str, Bits] | None = None,
     ) -> QuantizedModel:
         """Copy the model and put quantizers where the policy wants them, their ranges not set yet.
 
@@ -124,14 +136,47 @@ class MethodContext:
                 parts.
             policy: another assignment than the harness's own. What it changes is declared in the
                 model's notes, and so on the row.
+            widths: under policy ``budget``, widths of layers that it leaves free; others have those
+                requested. They are declared likewise. A model to try widths on may exceed the
+                budget, the finished one may not.
+
+        Raises:
+            QuantArenaError: widths of a layer that is not free.
         """
-        if policy is None:
+        if policy is None and not widths:
             return self._wrapped(self.widths, splits)
-        asked = Widths.of(policy, self.graph, self.bits)
+        asked = Widths.of(policy or self.policy, self.graph, self.bits)
+        if widths:
+            asked = replace(asked, layers={**asked.layers, **self._free(widths)})
         model = self._wrapped(asked, splits)
         if changes := self.widths.changes(asked):
             model.notes[DECLARED] = changes
         return model
+
+    def _free(self, widths: Mapping[str, Bits]) -> Mapping[str, Bits]:
+        free = () if self.budget is None else self.budget.layers
+        if others := [name for name in widths if name not in free]:
+            raise QuantArenaError(
+                f"policy {self.policy.name} leaves no choice of width to {others[0]}"
+            )
+        return widths
+
+    def tabulate(self, model: QuantizedModel, names: Collection[str]) -> dict[str, str]:
+        """Put tables in the place of quantized layers whose output the sampler call alone decides.
+
+        A table holds what the quantized layer gives: no output changes, and ``run`` checks it. Do
+        this last, for codes are fixed.
+
+        Returns:
+            For each of these layers that is not tabulated, the reason.
+        """
+        return tabulate_quantized(model, self._table_points(), names)
+
+    def _table_points(self) -> CalibrationSet:
+        """The same rows, of several images and guidance halves, at every sampler call."""
+        rows = evenly(self.trajectory.rows, TABLE_ROWS)
+        calls = torch.arange(self.trajectory.calls)
+        return self.trajectory.pick(calls.repeat_interleave(len(rows)), rows.repeat(len(calls)))
 
     def restore(
         self, splits: Mapping[str, Sequence[int]], notes: Mapping[str, Any]
@@ -256,8 +301,12 @@ class Method(ABC):
             Unsupported: the request cannot be met; the cell becomes a skipped row.
         """
 
-    def check(self, bits: Bits, variant: str) -> None:
+    def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
         """Raise ``Unsupported`` when the request is outside ``supports``."""
+        if policy == BUDGET.name and not self.supports.budget:
+            raise Unsupported(
+                f"{self.name} does not choose widths, which policy budget asks for: use uniform"
+            )
         if variant not in self.supports.variants:
             raise Unsupported(f"{self.name} has no variant {variant!r}: {self.supports.variants}")
         for kind, width, known in (
@@ -275,16 +324,21 @@ class Method(ABC):
             QuantArenaError: the method broke its contract (a range missing, NaN, other widths than
                 the policy's and those that it declared).
         """
-        self.check(ctx.bits, ctx.variant)
+        self.check(ctx.bits, ctx.variant, ctx.policy.name)
         seed_all(ctx.seed)
         # before the method runs: what it is checked against is out of its reach
-        wanted, before = ctx.widths, network_mark(ctx.model)
+        wanted, budget, before = ctx.widths, ctx.budget, network_mark(ctx.model)
         started = time.perf_counter()
         model = self.quantize(ctx)
         if network_mark(ctx.model) != before:
             raise QuantArenaError(f"{self.name} changed the full-precision network: copy it first")
-        verify(model, wanted.changed(model.notes.get(DECLARED, {})), self.name)
+        declared = wanted.changed(model.notes.get(DECLARED, {}))
+        verify(model, declared, self.name)
+        if budget is not None:  # again when they are observed, see ``observe``
+            budget.without(ctx.graph.inside(model.tables)).require(declared.layers)
         model.freeze()
+        if model.replaced:
+            verify_tables(model, ctx._table_points())
         model.notes["quantize_seconds"] = time.perf_counter() - started
         return model
 

@@ -47,6 +47,7 @@ class Capabilities:
             learns nothing, None for one that uses all that a preset allows. It makes estimates of
             time, nothing else.
         board_bits: widths at which the larger presets run a built-in method.
+        budget: whether it chooses widths itself under policy ``budget``.
     """
 
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
@@ -54,6 +55,7 @@ class Capabilities:
     variants: tuple[str, ...] = ("paper",)
     most_iterations: int | None = None
     board_bits: tuple[str, ...] = BOARD_BITS
+    budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)

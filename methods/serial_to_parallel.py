@@ -1,16 +1,18 @@
 """Serial-to-Parallel: learn on the network's own walk, then on all of it (Li et al., 2024).
 
-A reimplementation: no official code was found, and of the paper only what restates it. (1) Layers
-that see nothing but the timestep become tables by sampler call; (2) activations have a range for
-each sampler call, all learned together; (3) in the serial stage the quantized network walks by its
-own predictions and full precision teaches it on the samples that it meets, in the parallel stage
-large batches of mixed calls are drawn from what it met, and both repeat. The aim is consistency
-with full precision: the same image from the same noise and prompt.
+A reimplementation: no official code was found, and of the paper only what restates it. (1) Under
+policy ``budget`` layers whose rounding moves the prediction most have more bits, at the same mean;
+(2) activations have a range for each sampler call, all learned together; (3) in the serial stage
+the quantized network walks by its own predictions and full precision teaches it on the samples that
+it meets, in the parallel stage large batches of mixed calls are drawn from what it met, and both
+repeat; (4) layers that see nothing but the timestep become tables by sampler call. The aim is
+consistency with full precision: the same image from the same noise and prompt.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from quantarena.methods import published
 from quantarena.methods.api import (
     AtLeast,
+    Bits,
     CalibrationPlan,
     CalibrationSet,
     Capabilities,
@@ -34,6 +37,7 @@ from quantarena.methods.api import (
     mse_range,
     register,
 )
+from quantarena.methods.core.model.call_outputs import call_outputs
 from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
@@ -44,6 +48,8 @@ from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fi
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.schedule import paced_groups
+from quantarena.methods.techniques.widths.allocate import Allocation, allocate
+from quantarena.methods.techniques.widths.layer_losses import candidates, layer_losses
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 WEIGHT_REACH, SCALE_REACH = 2.0, 3.0
@@ -75,8 +81,11 @@ class SerialToParallel(Method):
             window: sampler calls of a rollout to one update.
             guided: match the guided prediction instead of that of each half.
             per_call: a range for each sampler call; if false, one for all.
-            tables: replace time layers that the policy leaves in floating point by tables.
-            mixed: move bits to sensitive output channels (v1's mixed precision, within a layer).
+            tables: replace layers that depend on the timestep alone by tables of what they give.
+            mixed: give sensitive layers more bits and others fewer (v1), under policy budget.
+            steps: candidates of mixed precision, as differences to the requested weight bits.
+            points: calibration points that the sensitivity of layers is measured on.
+            mixed_channels: move bits to sensitive output channels, within each layer.
             weight_lr: learning rate of weights in a short run, relative to the layer's mean weight
                 scale; longer runs have less, see ``WEIGHT_REACH``. 0 learns scales alone.
             weight_scale_lr: learning rate of weight scales, relative to the mean of the layer's.
@@ -95,7 +104,10 @@ class SerialToParallel(Method):
         guided: bool = False
         per_call: bool = True
         tables: bool = True
-        mixed: bool = False
+        mixed: bool = True
+        steps: tuple[int, ...] = (-2, -1, 1, 2, 3, 4)
+        points: Annotated[int, AtLeast(1)] = 32
+        mixed_channels: bool = False
         weight_lr: Annotated[float, AtLeast(0)] = 0.005
         weight_scale_lr: Annotated[float, AtLeast(0)] = 1e-3
         act_scale_lr: Annotated[float, AtLeast(0)] = 1e-3
@@ -107,7 +119,7 @@ class SerialToParallel(Method):
         venue="arXiv 2024",
         paper="arXiv:2412.06661",
         summary="learns on its own walks, then on large batches of all calls; ranges by call",
-        version=2,
+        version=3,
         bibtex=(
             "@article{li2024efficiency, title={Efficiency Meets Fidelity: A Novel Quantization "
             "Framework for Stable Diffusion}, author={Li, Shuaiting and Deng, Juncan and others}, "
@@ -117,35 +129,69 @@ class SerialToParallel(Method):
             "a reimplementation, no official code was found and rates, lengths, losses and the "
             "order of stages are not in what restates the paper: they are options, listed in "
             "docs/methods/serial_to_parallel.md",
-            "mixed precision by layer (v1: sensitive layers at 8 bits) is not possible, for "
-            "declared widths are observed ones layer by layer; by channel, at the layer's own "
-            "mean, it is an option, off",
-            "time layers that the policy quantizes stay quantized: tables are under policy "
-            "published alone",
+            "mixed precision by layer (v1) is under policy budget: widths near the requested one, "
+            "by integer programming and at the same mean (v1: sensitive layers at 8 bits)",
+            "tables hold what time layers give at the policy's widths: in full precision under "
+            "policy published alone",
             "the sampler's step in the serial stage is fitted to the recorded walks",
         ),
     )
-    supports = Capabilities(board_bits=("w4a8", "w4a4"))
+    supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True)
     published = published.SERIAL_PARALLEL
     switches: ClassVar[Mapping[str, Any]] = {
         "serial": False,
         "epochs": 0,
         "rounds": 0,
         "per_call": False,
+        "mixed": False,
     }
     options: Options
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
-        """Tabulate, calibrate, learn on own walks."""
-        model = ctx.wrap()
+        """Choose widths, calibrate, learn on own walks, tabulate."""
         points = ctx.range_points()
-        if self.options.tables:
-            tabulate(model, ctx, points)
+        time = time_layers(ctx, points) if self.options.tables else TimeLayers()
+        chosen = self.allocation(ctx, points, time) if self.options.mixed else None
+        model = ctx.wrap(widths={} if chosen is None else chosen.widths)
+        if chosen is not None:
+            model.notes["allocation"] = chosen.note()
+        kept = time.kept | tabulate_time_layers(model, points, time.floating)
         model.set_weight_ranges(mse_range)
         plan = CalibrationPlan(per_call=self.options.per_call)
         calibrate_activations(model, points, default_range, plan)
-        if self.options.mixed:
+        if self.options.mixed_channels:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
+        self.learn(model, ctx, points)
+        if self.options.tables:
+            kept |= ctx.tabulate(model, time.quantized)
+            reasons = dict(Counter(sorted(kept.values())))
+            model.notes["time_tables"] = {"tables": len(model.tables), "kept": reasons}
+        return model
+
+    def allocation(
+        self, ctx: MethodContext, points: CalibrationSet, time: "TimeLayers"
+    ) -> Allocation | None:
+        """Widths of the layers that run; None where the policy leaves no choice."""
+        if ctx.budget is None:
+            return None
+        budget = ctx.budget.without(time.quantized)
+
+        def rounded(widths: Mapping[str, Bits]) -> QuantizedModel:
+            model = ctx.wrap(widths=widths)
+            model.set_weight_ranges(mse_range)
+            return model
+
+        losses = layer_losses(
+            rounded,
+            budget.layers,
+            candidates(ctx.bits, self.options.steps),
+            points.rows(evenly(len(points), self.options.points)),
+            acts=False,
+        )
+        return allocate(losses, budget)
+
+    def learn(self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet) -> None:
+        """The serial and the parallel stages, as many as the preset has room for."""
         rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.options.serial or self.options.epochs):
             walks = fit_walks(ctx.model, ctx.walk_points(self.rows(ctx.trajectory, rounds)))
@@ -161,7 +207,6 @@ class SerialToParallel(Method):
                 "full_precision_rows": len(walks.recorded.targets) + report.teacher_rows,
                 "step_fit": round(float(walks.step.error.max()), 6),
             }
-        return model
 
     def rows(self, recorded: Trajectory, rounds: int) -> int:
         """Rows of the walks that the rounds learn on, all guidance halves of their images."""
@@ -208,17 +253,31 @@ class SerialToParallel(Method):
         return paced_groups(rates, updates, Decay.COSINE)
 
 
-def tabulate(model: QuantizedModel, ctx: MethodContext, points: CalibrationSet) -> None:
-    """Put tables where the policy leaves time layers in floating point; say what stays and why."""
-    bits = ctx.policy.assign(ctx.graph, ctx.bits)
-    time = [name for name, info in ctx.graph.layers.items() if info.role in TIME_ROLES]
-    kept = tabulate_time_layers(model, points, [name for name in time if bits[name].is_fp])
-    kept |= {name: "the policy quantizes it" for name in time if not bits[name].is_fp}
-    reasons = list(kept.values())
-    model.notes["time_tables"] = {
-        "tables": len(model.tables),
-        "kept": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-    }
+@dataclass(frozen=True, slots=True)
+class TimeLayers:
+    """The layers on the way of the timestep.
+
+    Attributes:
+        floating: layers that depend on it alone and that the policy leaves in floating point.
+        quantized: those that it quantizes.
+        kept: for each other layer, why it stays.
+    """
+
+    floating: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def time_layers(ctx: MethodContext, points: CalibrationSet) -> TimeLayers:
+    """Which layers can become tables, as full precision shows."""
+    names = [name for name, info in ctx.graph.layers.items() if info.role in TIME_ROLES]
+    found = call_outputs(ctx.model, lambda rows: rows.call(ctx.model), points, names)
+    bits = ctx.widths.layers
+    return TimeLayers(
+        tuple(name for name in found.values if bits[name].is_fp),
+        tuple(name for name in found.values if not bits[name].is_fp),
+        found.reasons,
+    )
 
 
 def mix_channels(

@@ -59,6 +59,8 @@ class Widths:
 def verify(model: QuantizedModel, wanted: Widths, name: str) -> None:
     """Check the contract: the widths that were declared, and every range set and finite.
 
+    Quantized layers that tables stand for count as layers.
+
     Args:
         model: what a method made.
         wanted: the harness's own widths, with the changes that the model's notes declare.
@@ -68,10 +70,11 @@ def verify(model: QuantizedModel, wanted: Widths, name: str) -> None:
         QuantArenaError: naming the method, the layer and what is wrong.
     """
     layers = {path: bits for path, bits in wanted.layers.items() if not bits.is_fp}
-    if set(layers) != set(model.layers):
-        odd = sorted(set(layers) ^ set(model.layers))
+    made = {**model.layers, **model.replaced}
+    if set(layers) != set(made):
+        odd = sorted(set(layers) ^ set(made))
         raise QuantArenaError(f"{name}: policy and model disagree about {_few(odd)}")
-    for path, layer in model.layers.items():
+    for path, layer in made.items():
         if layer.bits != layers[path]:
             raise QuantArenaError(f"{name}: {path} is {layer.bits}, the policy says {layers[path]}")
         for part in layer.parts:

@@ -34,6 +34,7 @@ ROOMS = (
     "methods/techniques/ranges",
     "methods/techniques/points",
     "methods/techniques/calibrate",
+    "methods/techniques/widths",
     "methods/techniques/scaling",
     "methods/techniques/learn",
     "methods/techniques/distill",

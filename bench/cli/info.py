@@ -19,6 +19,7 @@ from quantarena.bench.cli.common import (
 from quantarena.bench.cli.options import PreferOption
 from quantarena.bench.errors import UserError
 from quantarena.bench.plan import lookup, presets
+from quantarena.bench.spec import POLICY_NAMES
 
 
 class Kind(StrEnum):
@@ -108,12 +109,19 @@ def _methods(plugins: tuple[str, ...]) -> list[dict[str, Any]]:
                 "paper": info.paper,
                 "weights": ",".join(map(str, supports.weight_bits)),
                 "activations": ",".join(map(str, supports.act_bits)),
+                "policies": ",".join(_policies(entry.method)),
                 "version": info.version,
                 "origin": entry.origin,
                 "summary": info.summary,
             }
         )
     return rows
+
+
+def _policies(method: Any) -> list[str]:
+    """The policies that a method can run under."""
+    can = {"budget": method.supports.budget, "published": method.published is not None}
+    return [name for name in POLICY_NAMES if can.get(name, True)]
 
 
 def _options(plugins: tuple[str, ...]) -> list[dict[str, Any]]:

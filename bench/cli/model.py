@@ -16,7 +16,14 @@ from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, Sett
 from quantarena.bench.errors import QuantArenaError, UserError
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.spec import DEFAULT_VARIANT, MOST_SEED, Budget, Cell
+from quantarena.bench.spec import (
+    DEFAULT_POLICY,
+    DEFAULT_VARIANT,
+    MOST_SEED,
+    POLICY_NAMES,
+    Budget,
+    Cell,
+)
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 CACHE = RESULTS / ".cache"
@@ -44,6 +51,9 @@ def quantize(
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the workload's own.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed.")] = 0,
     variant: Annotated[str, typer.Option(help="Variant of the method.")] = DEFAULT_VARIANT,
+    policy: Annotated[
+        str, typer.Option(help=f"Policy of widths, one of {', '.join(POLICY_NAMES)}.")
+    ] = DEFAULT_POLICY,
     option: MethodOptionsOption = None,
     settings: SettingsOption = None,
     plugin: PluginOption = None,
@@ -60,6 +70,7 @@ def quantize(
     lookup.check_kernels()
     lookup.check_methods((method,), plugins, prefer_plugin=prefer_plugin)
     presets.known_variant(variant)
+    presets.known_policy(policy)
     budget = Budget(
         steps=steps,
         calibration_images=calibration_images,
@@ -69,7 +80,7 @@ def quantize(
     name = lookup.canonical_workload(workload, tuple(settings or ()))
     options = lookup.method_options(option or (), (method,), plugins, prefer_plugin=prefer_plugin)
     chosen = dict(options).get(method, ())
-    cell = Cell(name, method, _packable(bits), seed, variant, budget=budget, options=chosen)
+    cell = Cell(name, method, _packable(bits), seed, variant, policy, budget, chosen)
     files.ensure_folder(cache)
     shown = _Progress(Reporter(quiet=quiet))
     ship = importlib.import_module("quantarena.bench.ship.quantize_model")
@@ -174,6 +185,8 @@ def _command(cell: Cell, plugins: tuple[str, ...], prefer_plugin: bool) -> str:
         words += ["--steps", str(budget.steps)]
     if cell.variant != DEFAULT_VARIANT:
         words += ["--variant", cell.variant]
+    if cell.policy != DEFAULT_POLICY:
+        words += ["--policy", cell.policy]
     for option, value in cell.options:
         words += ["--option", f"{cell.method}.{option}={value}"]
     for path in plugins:

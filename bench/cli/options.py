@@ -87,7 +87,8 @@ class RequestOptions:
         list[str] | None,
         typer.Option(
             "--policy",
-            help="uniform, or published for each paper's own layers and widths; repeatable.",
+            help="uniform, budget for widths that the method chooses at the same cost, or "
+            "published for each paper's own layers and widths; repeatable.",
         ),
     ] = None
     plugin: PluginOption = None

@@ -190,7 +190,7 @@ def choose(grid: Grid, choice: Choice) -> Grid:
         bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
         seeds=_unique(_checked_seed(seed) for seed in choice.seeds) or grid.seeds,
         variants=_unique(known_variant(v) for v in choice.variants) or grid.variants,
-        policies=_unique(_known_policy(p) for p in choice.policies) or grid.policies,
+        policies=_unique(known_policy(p) for p in choice.policies) or grid.policies,
         budget=budget,
     )
 
@@ -271,7 +271,12 @@ def _checked_seed(seed: int) -> int:
     return seed
 
 
-def _known_policy(name: str) -> str:
+def known_policy(name: str) -> str:
+    """The name of a policy.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if name not in POLICY_NAMES:
         raise UserError(f"unknown policy {name!r}: {did_you_mean(name, POLICY_NAMES)}")
     return name

@@ -64,13 +64,14 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     found = entry(cell.method, order.plugins, prefer_plugin=order.prefer_plugin)
     method = found.method.configured(cell.options)
     try:
-        method.check(cell.widths, cell.variant)
+        method.check(cell.widths, cell.variant, cell.policy)
     except Unsupported as error:
         raise UserError(str(error)) from None
     sweep(order.cache)
     cache, workspace = StageCache(order.cache), open_workspace(cell)
     quantization, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
-    observed = observe(quantization.model, packed, workspace.loaded.denoiser)
+    full = workspace.loaded.denoiser
+    observed = observe(quantization.model, packed, full, quantization.budget)
     info = method.info
     meta = {
         "base_model": _base(workspace.info),

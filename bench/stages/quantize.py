@@ -21,6 +21,7 @@ from quantarena.bench.stages.workspace import Workspace
 from quantarena.methods.contract import Method, MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import UNIFORM, Policy, policy
+from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.info import Effort
@@ -39,12 +40,14 @@ class Quantized:
         calibration: what the row says of calibration, cost and the method's notes.
         seconds: wall seconds that the method took when the model was made.
         warnings: lines for the row.
+        budget: what the observed widths may cost; None where the policy assigns them.
     """
 
     model: QuantizedModel
     calibration: dict[str, Any]
     seconds: float
     warnings: tuple[str, ...] = ()
+    budget: WidthBudget | None = None
 
 
 def quantized(
@@ -91,7 +94,7 @@ def quantized(
             model.load_state(load_file(state))
         calibration = document["calibration"] | document["cost"] | {"notes": document["notes"]}
         seconds = float(document["notes"].get("quantize_seconds", 0.0))
-        return Quantized(model, calibration, seconds, warnings)
+        return Quantized(model, calibration, seconds, warnings, context.budget)
 
     return Keyed(cache.load("quantize", key, make, read), key)
 

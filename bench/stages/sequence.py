@@ -139,7 +139,7 @@ def run_cell(
 def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress) -> Row:
     cell, watch, cache = row.cell, Stopwatch(), StageCache(paths.cache)
     method = found.method.configured(cell.options)
-    method.check(cell.widths, cell.variant)  # before anything expensive
+    method.check(cell.widths, cell.variant, cell.policy)  # before anything expensive
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     made = quantized(workspace, recorded, cell, method, cache, progress)
@@ -148,7 +148,8 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
         packed = pack(made.value.model)
     with watch.stage("parity"):
         checked = _parity(made.value.model, packed, recorded, progress)
-    observed = Observed(**_fields(observe(made.value.model, packed, workspace.loaded.denoiser)))
+    full, model, budget = workspace.loaded.denoiser, made.value.model, made.value.budget
+    observed = Observed(**_fields(observe(model, packed, full, budget)))
     reference, fp_last = fp_latents(workspace, cache)
     drawn, last = reference, fp_last
     drawn_key = images_key(workspace, packed, made.key)

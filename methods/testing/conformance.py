@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantarena.methods.contract import Method, MethodContext
+from quantarena.methods.contract import DrawRecord, Method, MethodContext
 from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.model.policy import BUDGET, UNIFORM
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.trajectory import CalibrationSet
@@ -126,12 +127,33 @@ class _Suite:
             assert gap == 0.0, f"the output moved by {gap:.2e} after loading"
             return "identical after loading"
 
+        spent: list[QuantizedModel] = []
+
+        def budget() -> str:
+            context = replace(contexts[low], policy=BUDGET)
+            model = self.method.run(context)
+            packed = pack(model)
+            parity(model, packed, probe.heldout.rows(slice(0, 4)))
+            found = observe(model, packed, probe.model, context.budget)
+            other = context.restore({}, model.notes)
+            other.load_state(model.state())
+            with torch.no_grad():
+                gap = _gap(other.run(probe.heldout), model.run(probe.heldout))
+            assert gap == 0.0, f"the output moved by {gap:.2e} after loading"
+            spent.append(model)
+            return f"{found.code_bits:.2f} bits a weight, {found.bops / found.fp_bops:.1%} BOPs"
+
         def switched(name: str) -> str:
             off = replace(self.method.options, **{name: self.method.switches[name]})
             other = type(self.method)(off)
-            model = other.run(probe.context(low, self.variant, self.effort))
-            with torch.no_grad():
-                gap = _gap(model.run(probe.heldout), outputs[low])
+            gap = 0.0
+            for policy, on in ((UNIFORM, made[low]), *((BUDGET, model) for model in spent)):
+                context = replace(contexts[low], policy=policy, draws=DrawRecord())
+                model = other.run(context)
+                with torch.no_grad():
+                    gap = max(gap, _gap(model.run(probe.heldout), on.run(probe.heldout)))
+                if gap:  # an idea for policy budget alone need not act under uniform
+                    break
             self.moved[name] = max(self.moved[name], gap)
             return f"the output moves by {gap:.1e}"
 
@@ -143,6 +165,8 @@ class _Suite:
         yield _run("policy observed", label, lambda: _policy(made, probe))
         yield _run("error falls with bits", label, monotone)
         yield _run("calibration noted", label, lambda: _noted(contexts[low]))
+        if self.method.supports.budget:
+            yield _run("budget kept", label, budget)
         for name in self.moved:
             yield _run(f"runs without {name}", label, partial(switched, name))
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.kernels import formats
@@ -13,7 +13,7 @@ from quantarena.methods.info import Effort
 CALLS, ROWS, HELD = 4, 8, 4
 
 
-def _judged(method, network, bits):
+def _judged(method, network, bits, policy=UNIFORM):
     network = network.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
     sample = torch.randn(CALLS, ROWS + HELD, 4, 6, 6, generator=generator)
@@ -21,7 +21,7 @@ def _judged(method, network, bits):
     recorded = Trajectory(sample[:, :ROWS], times, {})
     graph = trace(network, sample[0, :2], timestep=times[:1])
     made = method().run(
-        MethodContext(network, graph, recorded, bits, UNIFORM, "paper", 0, Effort(32, 0))
+        MethodContext(network, graph, recorded, bits, policy, "paper", 0, Effort(32, 0))
     )
     step = torch.arange(CALLS).repeat_interleave(HELD)
     points = Trajectory(sample[:, ROWS:], times, {}).pick(step, torch.arange(HELD).repeat(CALLS))
@@ -39,6 +39,30 @@ def judged():
     own call; nothing is learned.
     """
     return _judged
+
+
+class Uneven(nn.Module):
+    """Six residual layers of one size, two of which make fifty times as much as the others."""
+
+    gains = (0.02, 1.0, 0.02, 0.02, 1.0, 0.02)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 32), nn.Linear(32, 4)
+        self.middle = nn.ModuleList(nn.Linear(32, 32) for _ in self.gains)
+
+    def forward(self, sample, timestep=None, return_dict=True):
+        x = torch.tanh(self.first(sample.flatten(2).transpose(1, 2)))
+        for gain, layer in zip(self.gains, self.middle, strict=True):
+            x = x + gain * torch.tanh(layer(x))
+        return (self.last(x).transpose(1, 2).reshape(sample.shape),)
+
+
+@pytest.fixture
+def uneven():
+    """A network of layers that differ in what their widths are worth, at one cost."""
+    torch.manual_seed(0)
+    return Uneven()
 
 
 def random_layer(

@@ -8,12 +8,14 @@ import torch
 from quantarena.methods.core.bits import AttentionBits, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.policy import FLOAT, UNIFORM, Policy
+from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.dgq import Dgq
 from quantarena.methods.info import Effort
 from quantarena.methods.rtn import RoundToNearest
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.widths import DECLARED, Widths
 
@@ -89,6 +91,34 @@ def test_dgq_declares_that_it_leaves_the_softmax_in_floating_point(conditional):
     declared = model.notes[DECLARED]["attention"]
     assert declared == {name: [4, 4, 4, 16] for name in sorted(model.attention)}
     assert context.policy is Dgq.published
+
+
+class Tabulates(RoundToNearest):
+    """Puts tables of full precision where the policy asks for quantized time layers."""
+
+    def quantize(self, ctx):
+        model = super().quantize(ctx)
+        names = [n for n, info in ctx.graph.layers.items() if info.role is Role.TIME_EMBED]
+        points = ctx.range_points()
+        tabulate_time_layers(model, points, names)
+        return model
+
+
+def test_a_table_of_something_else_than_the_quantized_layer_is_refused(pixel):
+    context = pixel.context(W4A8, "paper", SMALL)
+    with pytest.raises(QuantArenaError, match="is not what its quantized layer gives"):
+        Tabulates().run(context)
+
+
+def test_quantized_layers_in_a_tabulated_module_are_refused(pixel):
+    class Whole(RoundToNearest):
+        def quantize(self, ctx):
+            model = super().quantize(ctx)
+            model.tabulate("time_embedding", ScheduledTable(torch.zeros(4, 32)))
+            return model
+
+    with pytest.raises(QuantArenaError, match=r"linear_1 is quantized and has no table of its own"):
+        Whole().run(pixel.context(W4A8, "paper", SMALL))
 
 
 def test_the_row_shows_every_draw(pixel):

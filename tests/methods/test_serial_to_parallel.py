@@ -10,7 +10,7 @@ from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import UserError
-from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.model.policy import BUDGET, UNIFORM
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.announce import announcing
@@ -207,13 +207,51 @@ def test_lengths_follow_the_preset(toys):
         assert ("learning" in made.notes) == (rounds > 0)
 
 
-def test_tables_stand_where_the_policy_leaves_time_layers_in_floating_point(probe):
+@pytest.mark.parametrize("policy", [UNIFORM, BUDGET], ids=lambda policy: policy.name)
+def test_tables_of_quantized_time_layers_change_no_output_bit(probe, policy):
+    context = replace(probe.context(Bits(4, 4), "paper", Effort(16, 4)), policy=policy)
+    fast = {"steps": (-1, 1), "points": 8, "mixed": policy is UNIFORM}
+    made, without = (variant(tables=tables, **fast)().run(context) for tables in (True, False))
+    assert made.tables
+    assert made.replaced.keys() == made.tables.keys() == without.layers.keys() - made.layers.keys()
+    points = context._table_points()  # sums are in one order where the batch is the same
+    for call in range(context.trajectory.calls):
+        here = points.rows(points.step == call)
+        with torch.no_grad():
+            assert torch.equal(made.run(here), without.run(here))
+    packed = pack(made)
+    assert parity(made, packed, probe.heldout).max_rel <= 1e-5
+    seen = observe(made, packed, probe.model, context.budget)
+    assert seen.bops < observe(without, pack(without), probe.model, context.budget).bops
+    other = context.restore({}, made.notes)
+    other.load_state(made.state())
+    with torch.no_grad():
+        assert torch.equal(other.run(probe.heldout), made.run(probe.heldout))
+
+
+def test_bits_go_to_layers_that_matter_at_the_same_mean(judged, uneven):
+    (made, ours), (_, equal) = (
+        judged(variant(mixed=mixed), uneven, Bits(3, 8), BUDGET) for mixed in (True, False)
+    )
+    assert equal >= 3 * ours
+    widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]
+    assert min(widths[1], widths[4]) > 3 > max(widths[0], widths[2])
+
+
+def test_layers_that_become_tables_keep_their_widths(pixel):
+    """They do not run: bits taken from them would be bits that nobody sees."""
+    context = replace(pixel.context(Bits(4, 8), "paper", Effort(16, 0)), policy=BUDGET)
+    made = variant(steps=(-2, 1, 2), points=8)().run(context)
+    free = context.budget.layers.keys() & made.replaced.keys()
+    assert {made.replaced[name].bits for name in free} == {Bits(4, 8)}
+    assert len({layer.bits.weight for layer in made.layers.values()}) > 2
+    observe(made, pack(made), pixel.model, context.budget)
+
+
+def test_tables_are_of_full_precision_where_the_policy_leaves_time_layers(probe):
     time = {Role.TIME_EMBED, Role.EMB_PROJ}
     names = {n for n, info in probe.graph.layers.items() if info.role in time}
     context = probe.context(Bits(8, 8), "paper", Effort(16, 0))
-    uniform = SerialToParallel().run(context)
-    assert not uniform.tables
-    assert set(uniform.notes["time_tables"]["kept"]) == {"the policy quantizes it"}
     context = replace(context, policy=SerialToParallel.published)
     made = SerialToParallel().run(context)
     assert set(made.tables) == names
@@ -251,7 +289,7 @@ def test_mixed_channels_keep_the_declared_mean_and_help_where_channels_differ(to
     network = Uneven().eval().requires_grad_(False)
     context = context(Bits(3, 8), 0)
     context = replace(context, model=network)
-    made, equal = (variant(mixed=mixed)().run(context) for mixed in (True, False))
+    made, equal = (variant(mixed_channels=mixed)().run(context) for mixed in (True, False))
     note = made.notes["widths"]["middle"]
     assert note["widened"] >= 4
     assert note["error"] <= 0.5

@@ -9,6 +9,8 @@ from torch import nn
 from quantarena.methods.core.affine import quantize
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.model.options.input_rotation import InputRotation
+from quantarena.methods.core.model.policy import BUDGET
+from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
@@ -19,7 +21,13 @@ from quantarena.methods.techniques.calibrate.channel_peaks import mean_peaks
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.techniques.scaling.channel_scaling import smooth
 from quantarena.methods.testing.conformance import check
-from quantarena.methods.vidit_q import PIXART_ALPHA, VIDEO_ALPHA, ViditQ
+from quantarena.methods.vidit_q import (
+    PIXART_ALPHA,
+    VIDEO_ALPHA,
+    ViditQ,
+    content_layers,
+    structure_loss,
+)
 
 SMALL = Effort(16, 0)
 
@@ -211,6 +219,61 @@ def test_published_leaves_embedders_and_the_final_layer(transformer):
     assert not made.attention
     widths = ViditQ.published.assign(transformer.graph, Bits(4, 8))
     assert widths["proj_out_2"] == FP
+
+
+def test_bits_go_to_layers_that_matter_at_the_same_mean(judged, uneven):
+    (made, ours), (_, equal) = (
+        judged(variant(mixed=mixed, decoupled=False), uneven, Bits(3, 8), BUDGET)
+        for mixed in (True, False)
+    )
+    assert equal >= 3 * ours
+    widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]
+    assert min(widths[1], widths[4]) > 3 > max(widths[0], widths[2])
+    assert set(made.notes["allocation"]) == {"quality"}
+
+
+class Drawn(nn.Module):
+    """Feed-forward layers draw a faint pattern; others move the high level of whole channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 32), nn.Linear(32, 4)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.level, self.shift = nn.Linear(32, 64), nn.Linear(64, 4)
+
+    def forward(self, sample, timestep=None, return_dict=True):
+        x = self.first(sample.flatten(2).transpose(1, 2))
+        x = torch.tanh(x) + x  # a sum in between: no feed-forward
+        pattern = self.down(torch.nn.functional.silu(self.up(x)))
+        level = self.level(x.mean(1, keepdim=True))
+        level = self.shift(torch.tanh(level) + level)
+        drawn = self.last(pattern) + 3 * level + 30
+        return (drawn.transpose(1, 2).reshape(sample.shape),)
+
+
+def test_a_metric_of_its_own_keeps_bits_for_what_squared_error_overlooks(judged):
+    torch.manual_seed(1)
+    network = Drawn()
+    losses = {}
+    for decoupled in (True, False):
+        made, _ = judged(variant(decoupled=decoupled), network, Bits(3, 8), BUDGET)
+        sample = torch.randn(32, 4, 6, 6, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            losses[decoupled] = structure_loss(made.module(sample)[0], network(sample)[0])
+        if decoupled:
+            assert content_layers(made.graph) == {"up", "down"}
+            assert set(made.notes["allocation"]) == {"content", "quality"}
+        observe(made, pack(made), network, WidthBudget.of(BUDGET, made.graph, Bits(3, 8)))
+    assert losses[False] >= 3 * losses[True]
+
+
+def test_structure_is_that_of_an_image():
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert structure_loss(x, x) == pytest.approx(0, abs=1e-9)
+    noisy = [structure_loss(x + s * torch.randn_like(x), x) for s in (0.1, 0.5, 2.0)]
+    assert noisy == sorted(noisy)
+    assert noisy[0] > 1e-3
+    assert structure_loss(2 * x, x) > noisy[0]
 
 
 def test_two_runs_are_one_result(conditional):

@@ -44,6 +44,7 @@ class QuantizedModel:
         attention: quantized attention products by module path; empty where they stay in floating
             point.
         tables: modules replaced by tables by sampler call.
+        replaced: quantized layers that tables stand for, by module path.
         notes: values that the method puts on the row (JSON types).
     """
 
@@ -54,6 +55,7 @@ class QuantizedModel:
     clock: CallClock = field(default_factory=CallClock)
     attention: dict[str, QuantAttention] = field(default_factory=dict)
     tables: dict[str, ScheduledTable] = field(default_factory=dict)
+    replaced: dict[str, QuantLayer] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
@@ -70,18 +72,28 @@ class QuantizedModel:
 
     @contextmanager
     def using(self, *, weights: bool, acts: bool) -> Iterator[None]:
-        """Switch quantizers on or off inside the block."""
-        before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in self.layers.values()]
-        for layer in self.layers.values():
+        """Switch quantizers on or off inside the block.
+
+        With both off, the quantized layers that tables stand for run again.
+        """
+        behind = {} if weights or acts else self.replaced
+        behind = {name: layer for name, layer in behind.items() if name in self.tables}
+        layers = (*self.layers.values(), *behind.values())
+        before = [(x.use_weight_quantizer, x.use_act_quantizer) for x in layers]
+        for layer in layers:
             layer.use_weight_quantizer, layer.use_act_quantizer = weights, acts
+        for name, layer in behind.items():
+            place(self.module, name, layer)
         try:
             with ExitStack() as stack:
                 for products in self.attention.values():
                     stack.enter_context(products.using(Fake() if acts else Plain()))
                 yield
         finally:
-            for layer, (weight, act) in zip(self.layers.values(), before, strict=True):
+            for layer, (weight, act) in zip(layers, before, strict=True):
                 layer.use_weight_quantizer, layer.use_act_quantizer = weight, act
+            for name in behind:
+                place(self.module, name, self.tables[name])
 
     @contextmanager
     def watching(self, watches: Mapping[str, Watch]) -> Iterator[None]:
@@ -125,7 +137,7 @@ class QuantizedModel:
         place(self.module, name, table)
         self.tables[name] = table
         for path in [p for p in self.layers if p == name or p.startswith(f"{name}.")]:
-            del self.layers[path]
+            self.replaced[path] = self.layers.pop(path)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that quantization decided or changed, by name.

@@ -1,7 +1,8 @@
 """The policy that gives each layer its bits, and so makes methods comparable.
 
 ``uniform`` is the same for every method. ``published`` is the table of a method's paper and
-released code, which the method brings along.
+released code, which the method brings along. ``budget`` lets a method choose widths itself, as long
+as they cost no more than ``uniform``'s (``width_budget``).
 """
 
 from collections.abc import Mapping
@@ -73,6 +74,8 @@ class Policy:
         kinds: rules by kind of layer, such as ``conv1d``.
         attention: rule for the attention products; full precision by default.
         source: the publication that the table was read from.
+        bounded: whether layers without a floor have widths that the method chooses; the table then
+            is what they may cost at most.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Policy:
     kinds: Mapping[str, Rule] = field(default_factory=dict)
     attention: AttentionRule = AttentionRule()
     source: str = ""
+    bounded: bool = False
 
     def assign(self, graph: Graph, bits: Bits) -> dict[str, Bits]:
         """Bits of every layer by module path; a request for ``fp`` leaves all in floating point."""
@@ -125,17 +129,23 @@ emoji-dit). Every paper protects some of them, but not the same ones. Here all m
 same ones, so that only the method differs. Attention products stay in floating point.
 """
 
+BUDGET = Policy("budget", UNIFORM.floors, bounded=True)
+"""The layers that ``uniform`` protects have its widths, the method chooses those of all others.
+
+Their mean weight bits and their bit operations are at most what they are under ``uniform``.
+"""
+
 PUBLISHED = "published"
 """Name of the policy whose table comes from the method."""
 
-POLICIES: dict[str, Policy] = {UNIFORM.name: UNIFORM}
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in (UNIFORM, BUDGET)}
 
 
 def policy(name: str, method: str = "", published: Policy | None = None) -> Policy:
     """The policy of that name.
 
     Args:
-        name: ``uniform`` or ``published``.
+        name: ``uniform``, ``budget`` or ``published``.
         method: name of the method that ``published`` belongs to, for the message.
         published: table of that method; None where it has none.
 

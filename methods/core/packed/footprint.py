@@ -16,9 +16,8 @@ from quantarena.methods.core.bits import FP, FP_WIDTH, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.model.width_budget import FLOAT_BITS
 from quantarena.methods.core.trace.network import AttentionInfo, Graph, LayerInfo
-
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +110,7 @@ def footprint(
     layers, attention, means = layers or {}, attention or {}, means or {}
     require_declared(layers, attention, widths, means)
     fp_bytes = tensor_bytes(original, float_bits=FLOAT_BITS)
-    gone = {
-        name
-        for name in graph.layers
-        for path in tabulated
-        if name == path or name.startswith(f"{path}.")
-    }
+    gone = graph.inside(tabulated)
     shares: list[MacShare] = []
     branch_macs, code_bits, weights = 0.0, 0.0, 0
     for name, info in graph.layers.items():

@@ -14,6 +14,7 @@ from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.model.model import QuantizedModel, place
+from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.packed.footprint import Footprint, footprint, tensor_bytes
 from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.native_attention import Native, kernel_products
@@ -166,19 +167,34 @@ def _last(value: Any) -> Any:
     return value
 
 
-def observe(model: QuantizedModel, packed: PackedModel, original: nn.Module) -> Footprint:
+def observe(
+    model: QuantizedModel,
+    packed: PackedModel,
+    original: nn.Module,
+    budget: WidthBudget | None = None,
+) -> Footprint:
     """Bits, bytes, coverage and bit operations of the packed network.
 
+    Args:
+        model: what a method made.
+        packed: packed from ``model``.
+        original: the full-precision network.
+        budget: what widths may cost under policy ``budget``; the observed ones count.
+
     Raises:
-        QuantArenaError: declared widths are not those observed.
+        QuantArenaError: declared widths are not those observed, or these exceed the budget.
     """
-    return footprint(
+    widths, means = packed.widths(), packed.mean_widths()
+    found = footprint(
         model.graph,
-        packed.widths(),
+        widths,
         original,
         packed.bytes(),
-        means=packed.mean_widths(),
+        means=means,
         layers=model.layers,
         attention=packed.attention,
         tabulated=model.tables,
     )
+    if budget is not None:
+        budget.without(model.graph.inside(model.tables)).require(widths, means)
+    return found

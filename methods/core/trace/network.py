@@ -3,7 +3,7 @@
 No architecture is known here: operations are recorded (``operations``) and interpreted (``roles``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,10 @@ class Graph:
     def total_macs(self) -> int:
         """All multiply-accumulates for one image."""
         return sum(layer.macs for layer in self.layers.values()) + self.other_macs
+
+    def inside(self, paths: Collection[str]) -> set[str]:
+        """The layers that are in these modules, or are them."""
+        return {n for n in self.layers for p in paths if n == p or n.startswith(f"{p}.")}
 
 
 @dataclass(slots=True)

@@ -305,6 +305,16 @@ def test_a_plugin_that_raises_at_import(bench):
     assert "fails to import: RuntimeError: broken on purpose" in err
 
 
+def test_plan_names_the_policy_of_a_cell(bench):
+    arguments = ("--method", "mixed_rtn", "--bits", "w4a8", "--policy", "budget")
+    code, out, _ = bench("plan", "smoke", *arguments)
+    assert code == 0
+    assert "/mixed_rtn/w4a8/budget" in out
+    code, _, err = bench("plan", "smoke", "--policy", "budgets")
+    assert code == 2
+    assert "unknown policy 'budgets': did you mean budget?" in err
+
+
 def test_plan_says_what_a_run_would_do(bench):
     from quantarena.bench.plan.presets import PRESETS
 

@@ -127,6 +127,15 @@ def test_methods_are_listed_with_plugins(bench):
     assert {"fp", "rtn", "q_diffusion"} <= names
 
 
+def test_methods_are_listed_with_the_policies_that_they_run_under(bench):
+    rows = json.loads(bench("ls", "methods", "--json", results=False)[1])
+    policies = {row["name"]: row["policies"] for row in rows}
+    assert policies["rtn"] == "uniform"
+    assert policies["mixed_rtn"] == "uniform,budget"
+    assert policies["serial_to_parallel"] == policies["vidit_q"] == "uniform,budget,published"
+    assert policies["dgq"] == "uniform,published"
+
+
 def test_doctor_finds_the_ground_solid(bench):
     code, out, _ = bench("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(out)}

@@ -1,0 +1,1 @@
+"""Widths by layer: what each layer loses at a width, and the best choice within a budget."""

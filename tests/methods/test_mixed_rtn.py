@@ -1,0 +1,127 @@
+"""Mixed RTN: bits go where the network feels them; what is spent is what is observed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.model.policy import BUDGET, UNIFORM
+from quantarena.methods.core.model.width_budget import WidthBudget
+from quantarena.methods.core.packed.pack import observe, pack
+from quantarena.methods.core.packed.parity import parity
+from quantarena.methods.info import Effort
+from quantarena.methods.mixed_rtn import MixedRoundToNearest
+from quantarena.methods.rtn import RoundToNearest
+from quantarena.methods.testing.conformance import check
+from quantarena.methods.widths import DECLARED
+
+SMALL = Effort(16, 0)
+
+
+def variant(**options):
+    """The method with some of its options set otherwise."""
+    return lambda: MixedRoundToNearest(MixedRoundToNearest.Options(**options))
+
+
+def budgeted(probe, bits):
+    return replace(probe.context(bits, "paper", SMALL), policy=BUDGET)
+
+
+class Takes(MixedRoundToNearest):
+    """Gives every layer the bits that it likes, and says so."""
+
+    def quantize(self, ctx):
+        return self.rounded(ctx, dict.fromkeys(ctx.budget.layers, Bits(6, 8)))
+
+
+@pytest.mark.parametrize("bits", [Bits(3, 8), Bits(4, 8)])
+def test_it_wins_where_layers_differ(judged, uneven, bits):
+    made, ours = judged(variant(), uneven, bits, BUDGET)
+    _, equal = judged(variant(mixed=False), uneven, bits, BUDGET)
+    _, rtn = judged(RoundToNearest, uneven, bits)
+    assert equal == rtn, "without its idea it is round to nearest"
+    assert rtn >= 3 * ours
+    widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]
+    assert min(widths[1], widths[4]) > bits.weight > max(widths[0], widths[2])
+    observe(made, pack(made), uneven, WidthBudget.of(BUDGET, made.graph, bits))
+
+
+def test_under_uniform_it_is_round_to_nearest(transformer):
+    context = transformer.context(Bits(4, 4), "paper", SMALL)
+    ours, rtn = (method.run(context) for method in (MixedRoundToNearest(), RoundToNearest()))
+    assert "allocation" not in ours.notes
+    one, other = ours.state(), rtn.state()
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("acts", [False, True])
+def test_a_mixed_network_packs_saves_and_keeps_its_budget(transformer, acts):
+    bits = Bits(4, 4)
+    context = budgeted(transformer, bits)
+    made = variant(acts=acts, steps=(-1, 1, 2))().run(context)
+    widths = {layer.bits for layer in made.layers.values()}
+    assert len({b.weight for b in widths}) > 2
+    assert (len({made.layers[n].bits.act for n in context.budget.layers}) > 1) == acts
+    packed = pack(made)
+    assert parity(made, packed, transformer.heldout).max_rel <= 1e-5
+    seen = observe(made, packed, transformer.model, context.budget)
+    rtn = RoundToNearest().run(transformer.context(bits, "paper", SMALL))
+    plain = observe(rtn, pack(rtn), transformer.model)
+    assert seen.code_bits <= plain.code_bits
+    assert seen.bops <= plain.bops
+    spent = context.budget.require(packed.widths(), packed.mean_widths())
+    assert made.notes["allocation"]["mean_bits"] == pytest.approx(spent.mean_bits, abs=1e-4)
+    other = context.restore({}, made.notes)
+    other.load_state(made.state())
+    with torch.no_grad():
+        assert torch.equal(other.run(transformer.heldout), made.run(transformer.heldout))
+
+
+def test_a_method_that_overspends_is_refused_before_it_packs(transformer):
+    with pytest.raises(QuantArenaError, match="policy budget allows 4 bits a weight") as found:
+        Takes().run(budgeted(transformer, Bits(4, 8)))
+    assert len(found.value.message.splitlines()) == 1
+
+
+def test_what_is_observed_counts_not_what_is_said(transformer):
+    """Widths that are packed but not declared: the packed tensors tell."""
+    context = budgeted(transformer, Bits(4, 8))
+    made = Takes().quantize(context)
+    assert DECLARED in made.notes
+    made.freeze()
+    packed = pack(made)
+    assert observe(made, packed, transformer.model).code_bits > 4
+    with pytest.raises(QuantArenaError, match=r"6\.0000"):
+        observe(made, packed, transformer.model, context.budget)
+
+
+def test_only_free_layers_have_other_widths(transformer):
+    context = budgeted(transformer, Bits(4, 8))
+    fixed = next(iter(context.budget.fixed))
+    with pytest.raises(
+        QuantArenaError, match=f"policy budget leaves no choice of width to {fixed}"
+    ):
+        context.wrap(widths={fixed: Bits(4, 8)})
+    free = next(iter(context.budget.layers))
+    with pytest.raises(QuantArenaError, match="policy uniform leaves no choice"):
+        replace(context, policy=UNIFORM).wrap(widths={free: Bits(5, 8)})
+
+
+def test_others_are_skipped_with_a_reason(transformer):
+    with pytest.raises(Unsupported, match="rtn does not choose widths, which policy budget asks"):
+        RoundToNearest().run(budgeted(transformer, Bits(4, 8)))
+
+
+def test_weights_alone(transformer):
+    context = budgeted(transformer, Bits(4, 16))
+    made = MixedRoundToNearest().run(context)
+    observe(made, pack(made), transformer.model, context.budget)
+
+
+@pytest.mark.slow
+def test_conformance():
+    results = check("mixed_rtn", effort=Effort(samples=8, iterations=2))
+    assert {(r.name, r.model): r.detail for r in results if not r.passed} == {}
+    assert len([r for r in results if r.name == "budget kept"]) == 3
