@@ -14,8 +14,8 @@ from typing import Any
 
 from quantarena.methods.info import Capabilities
 
-FP = "fp"
-"""Name of the full-precision reference."""
+FP, RTN = "fp", "rtn"
+"""Names of the full-precision reference and of the plainest baseline."""
 
 GROUP = "quantarena.methods"
 """The entry point group of methods in installed packages."""
@@ -46,8 +46,13 @@ class Builtin:
 @cache
 def builtins() -> dict[str, Builtin]:
     """Every built-in method by name: the baselines, then the papers by their date."""
+
+    def place(method: Builtin) -> tuple[Any, ...]:
+        of_paper, plain = method.paper != "-", method.name in (FP, RTN)
+        return of_paper, method.paper, not plain, method.name
+
     methods = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
-    return {b.name: b for b in sorted(methods, key=lambda b: (b.paper != "-", b.paper, b.name))}
+    return {b.name: b for b in sorted(methods, key=place)}
 
 
 def packaged_names() -> frozenset[str]:

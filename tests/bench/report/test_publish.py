@@ -10,8 +10,8 @@ from quantarena.leaderboard.page.plot import COLOURS
 from quantarena.methods.builtin import builtins
 
 
-def test_every_built_in_method_has_a_colour_of_its_own():
-    methods = [name for name in builtins() if name != "fp"]
+def test_every_method_of_a_preset_has_a_colour_of_its_own():
+    methods = [name for name, method in builtins().items() if method.board_bits]
     assert len(methods) <= COLOURS
 
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from quantarena.bench.errors import Interrupted
 from quantarena.bench.run.executors import Setting, Task
 from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.process_executor import AloneExecutor
@@ -83,10 +84,10 @@ def test_an_interrupt_is_not_swallowed(setting, bench, monkeypatch):
     import fake_stages
 
     def stop(*_, **__):
-        raise KeyboardInterrupt
+        raise Interrupted
 
     monkeypatch.setattr(fake_stages, "run_cell", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         go(LocalExecutor(setting, lambda *news: None), Task("cell", CELL))
 
 

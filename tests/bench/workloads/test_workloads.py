@@ -378,5 +378,8 @@ def test_a_model_that_cannot_run_at_its_size_is_one_line(pixel_folder):
             raise RuntimeError("Sizes of tensors must match except in dimension 1.\nmore lines")
 
     loaded.put(Fails())
-    with pytest.raises(BrokenModel, match=r"RuntimeError: Sizes of tensors must match .* 1\.$"):
+    with pytest.raises(
+        BrokenModel,
+        match=r"RuntimeError: Sizes of tensors must match .* 1\. \(look at workload.json .*\)$",
+    ):
         draw_images(loaded, info, Draw("evaluate", 1, 0, 1, 1))

@@ -89,13 +89,16 @@ def test_the_strength_is_in_the_keys_and_not_in_the_noise():
         (("outliers=4.0",), "emoji-dit?outliers=4"),
         (("outliers=0",), "emoji-dit"),
         (("outliers=-0.0",), "emoji-dit"),
-        (("outliers=4", "outliers=0"), "emoji-dit"),
         (("steps=5", "outliers=0.5"), "emoji-dit?outliers=0.5&steps=5"),
     ],
 )
 def test_names(given, name):
     assert workload_name.with_options("emoji-dit", given) == name
     assert lookup.canonical_workload("emoji-dit", given) == name
+
+
+def test_a_setting_replaces_that_of_the_name():
+    assert workload_name.with_options("emoji-dit?outliers=4", ("outliers=0",)) == "emoji-dit"
 
 
 @pytest.mark.parametrize(
