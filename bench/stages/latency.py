@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.closure import closure
+from quantarena.bench.closure import closure, closures_key, method_closure
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_growth
@@ -118,10 +118,11 @@ def baseline(
 
     kinds = [entry(name).method for name in full_precision_settings()]
     libraries = [kind.versions() for kind in kinds if issubclass(kind, Rival)]
+    code = closures_key([closure(__name__), *(method_closure(kind) for kind in kinds)])
     # not the seed: all rows of a workload share one baseline, whichever seed is timed first
     drawn = [workspace.budget.images, workspace.steps, len(batch)]
     content = [workspace.loaded.sha256, workspace.settings(), drawn, fingerprint(), libraries]
-    said = cache.load("setting", content_key([content, closure(__name__).key]), make, read)
+    said = cache.load("setting", content_key([content, code]), make, read)
     module = fp32.get(said["name"])
     if module is None:
         method, options = said["cell"]
