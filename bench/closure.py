@@ -255,7 +255,8 @@ def _library(module: str) -> dict[str, str]:
     top = module.partition(".")[0]
     if not top or top in sys.stdlib_module_names or top == PACKAGE:
         return {}
-    for name in (top, _distributions().get(top, top)):
+    # optimum.quanto is a part of a namespace: optimum-quanto has its version
+    for name in (top, _distributions().get(top, top), "-".join(module.split(".")[:2])):
         with contextlib.suppress(PackageNotFoundError):
             return {top: version(name)}
     return {top: "absent"}

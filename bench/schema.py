@@ -124,7 +124,8 @@ class Latency:
         step_iqr_ms: interquartile range of the milliseconds of the timed rounds.
         fp_step_ms: median milliseconds of full precision at its fastest setting, timed in the
             same process, its rounds interleaved with those of this network.
-        fp_setting: that fastest setting, such as ``fp32 channels_last``.
+        fp_setting: that fastest setting, such as ``fp32 channels_last`` or ``openvino bf16``: of
+            those whose images stay within full precision's own margin.
         ratio: speed-up, the median over paired rounds of full precision's time divided by this
             network's; above 1 is faster than full precision.
         ratio_low: lower end of the 95 % bootstrap interval of the ratio.
@@ -133,8 +134,8 @@ class Latency:
         batch: images per call (the network sees twice as many where guidance is on).
         rounds: number of timed rounds.
         threads: number of torch threads.
-        backend: what ran the layers, as in ``Row.backend``; only ``packed`` and ``fp32`` are
-            ranked by speed.
+        backend: what ran the layers, as in ``Row.backend``; ``packed`` and rivals' own are ranked
+            by speed.
         clock: ``perf_counter`` or ``cuda_event``.
         peak_bytes: growth of resident memory (CPU) or of allocated memory (GPU) during a step.
     """
@@ -165,10 +166,12 @@ class Row:
         reason: why it is not ok, in one line; None where it is.
         backend: the slowest kind of layer that made the images: ``packed`` (integer kernels),
             ``weight-only`` (integer weights, floating-point arithmetic), ``reference`` (the codes
-            of the integer kernels computed by torch), or ``fp32`` (nothing is quantized).
+            of the integer kernels computed by torch), or ``fp32`` (nothing is quantized). A rival
+            names what ran it, such as ``openvino int8``.
         measurements: all measurements of image quality.
         observed: bits, bytes and operations counted in the packed model.
-        parity: distance of packed layers from their simulation, None for full precision.
+        parity: distance of packed layers from their simulation, None for full precision and for
+            rivals, which have no simulation.
         latency: None until it is timed, or where it cannot be.
         calibration: call policy, histogram of the drawn sampler calls, hash of the samples, seed.
         method: title, venue, paper, version, origin (``builtin`` or ``plugin``), code hash.

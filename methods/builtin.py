@@ -1,6 +1,7 @@
 """The built-in methods, listed and described without importing them.
 
-A built-in method is a class under ``@register("name")`` in a file of this folder. Plans and help
+A built-in method is a class under ``@register("name")`` in a file of this folder, and a rival one
+in a file of the folder ``rivals``. Plans and help
 texts need its name, the widths that it is compared at and how much it learns; importing it would
 import torch. So these facts are read from the syntax tree, where they are literals.
 """
@@ -17,11 +18,15 @@ from quantarena.methods.info import Capabilities
 FP, RTN = "fp", "rtn"
 """Names of the full-precision reference and of the plainest baseline."""
 
+SETTING = "fp@"
+"""Start of the names of full precision's other settings, such as ``fp@bf16``."""
+
 GROUP = "quantarena.methods"
 """The entry point group of methods in installed packages."""
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = "quantarena.methods"
+_RIVALS = "rivals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Builtin:
         paper: of its ``MethodInfo``; ``-`` for the baselines.
         most_iterations: of its ``Capabilities``.
         board_bits: of its ``Capabilities``.
+        rival: whether it brings a network of its own instead of a model to be packed.
     """
 
     name: str
@@ -41,18 +47,25 @@ class Builtin:
     paper: str
     most_iterations: int | None
     board_bits: tuple[str, ...]
+    rival: bool = False
 
 
 @cache
 def builtins() -> dict[str, Builtin]:
-    """Every built-in method by name: the baselines, then the papers by their date."""
+    """Every built-in method by name: the baselines, the papers by their date, then the rivals."""
+    files = [*_FOLDER.glob("*.py"), *(_FOLDER / _RIVALS).glob("*.py")]
+    methods = [b for file in files for b in _read(file)]
+    return {b.name: b for b in sorted(methods, key=_place)}
 
-    def place(method: Builtin) -> tuple[Any, ...]:
-        of_paper, plain = method.paper != "-", method.name in (FP, RTN)
-        return of_paper, method.paper, not plain, method.name
 
-    methods = [b for file in _FOLDER.glob("*.py") for b in _read(file)]
-    return {b.name: b for b in sorted(methods, key=place)}
+def full_precision_settings() -> tuple[str, ...]:
+    """The settings of full precision, beside fp32, that the larger presets run."""
+    return tuple(b.name for b in builtins().values() if b.name.startswith(SETTING) and b.board_bits)
+
+
+def _place(found: Builtin) -> tuple[Any, ...]:
+    of_paper, plain = found.paper != "-", found.name in (FP, RTN)
+    return found.rival, of_paper, found.paper, not plain, found.name
 
 
 def packaged_names() -> frozenset[str]:
@@ -64,6 +77,8 @@ def _read(file: Path) -> list[Builtin]:
     text = file.read_text(encoding="utf-8")
     if "\n@register(" not in text:
         return []
+    rival = file.parent != _FOLDER
+    package = f"{_PACKAGE}.{_RIVALS}" if rival else _PACKAGE
     methods = []
     for node in ast.parse(text).body:
         name = _registered_as(node)
@@ -73,10 +88,11 @@ def _read(file: Path) -> list[Builtin]:
             methods.append(
                 Builtin(
                     name,
-                    f"{_PACKAGE}.{file.stem}",
+                    f"{package}.{file.stem}",
                     info.get("paper", "-"),
                     supports.get("most_iterations", defaults["most_iterations"]),
                     supports.get("board_bits", defaults["board_bits"]),
+                    rival,
                 )
             )
     return methods

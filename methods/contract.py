@@ -5,8 +5,8 @@ Authors of methods import these names from ``quantarena.methods.api``.
 
 import random
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantarena.methods import options as method_options
+from quantarena.methods.contestant import Contestant
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.call_outputs import tabulate_quantized, verify_tables
 from quantarena.methods.core.model.model import QuantizedModel, wrap
-from quantarena.methods.core.model.policy import BUDGET, UNIFORM, Policy
+from quantarena.methods.core.model.policy import Policy
 from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.held_out import held_out
@@ -28,8 +28,7 @@ from quantarena.methods.core.record.steps import AllCalls, PerCall, UniformStrid
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
 from quantarena.methods.core.trace.network import Graph
-from quantarena.methods.info import Capabilities, Effort, MethodInfo
-from quantarena.methods.options import MethodOptions
+from quantarena.methods.info import Effort
 from quantarena.methods.widths import DECLARED, Widths, verify
 
 Progress = Callable[[int, int], None]
@@ -259,39 +258,14 @@ class MethodContext:
             )
 
 
-class Method(ABC):
+class Method(Contestant):
     """Base of all methods; ``run`` is what the harness calls.
 
     Attributes:
-        name: as registered.
-        info: where it comes from and what it claims.
-        supports: the requests that it can meet.
-        Options: dataclass of its options; by default there are none.
-        switches: by option, the value that turns an idea of the method off. Every switch must
-            change the output on some network; ``check-method`` tests that.
         published: the paper's own layers and widths, for policy ``published``.
-        options: the values of its options.
     """
 
-    name: ClassVar[str]
-    info: ClassVar[MethodInfo]
-    supports: ClassVar[Capabilities]
-    Options: ClassVar[type[MethodOptions]] = MethodOptions
-    switches: ClassVar[Mapping[str, Any]] = {}
     published: ClassVar[Policy | None] = None
-    options: MethodOptions
-
-    def __init__(self, options: MethodOptions | None = None) -> None:
-        self.options = self.Options() if options is None else options
-
-    @classmethod
-    def configured(cls, pairs: Iterable[tuple[str, str]] = ()) -> "Method":
-        """The method with options that are given as text, as a cell holds them.
-
-        Raises:
-            UserError: an option that it does not have, or a value that the option cannot have.
-        """
-        return cls(method_options.parse(cls.name, cls.Options, pairs))
 
     @abstractmethod
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
@@ -300,21 +274,6 @@ class Method(ABC):
         Raises:
             Unsupported: the request cannot be met; the cell becomes a skipped row.
         """
-
-    def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
-        """Raise ``Unsupported`` when the request is outside ``supports``."""
-        if policy == BUDGET.name and not self.supports.budget:
-            raise Unsupported(
-                f"{self.name} does not choose widths, which policy budget asks for: use uniform"
-            )
-        if variant not in self.supports.variants:
-            raise Unsupported(f"{self.name} has no variant {variant!r}: {self.supports.variants}")
-        for kind, width, known in (
-            ("weights", bits.weight, self.supports.weight_bits),
-            ("activations", bits.act, self.supports.act_bits),
-        ):
-            if width not in known:
-                raise Unsupported(f"{self.name} does not quantize {kind} to {width} bits: {known}")
 
     def run(self, ctx: MethodContext) -> QuantizedModel:
         """Check, seed, quantize, verify and freeze; the model's notes hold the seconds.

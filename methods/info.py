@@ -21,6 +21,8 @@ class MethodInfo:
             cache key.
         bibtex: entry to cite.
         deviations: differences from the paper, one line each.
+        url: of a library; empty for a paper.
+        licence: of that library.
     """
 
     title: str
@@ -30,6 +32,8 @@ class MethodInfo:
     version: int = 1
     bibtex: str = ""
     deviations: tuple[str, ...] = ()
+    url: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,24 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from quantarena.methods.builtin import GROUP, builtins
+from quantarena.methods.builtin import GROUP, SETTING, builtins
+from quantarena.methods.contestant import Contestant
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Stop, UnknownName, UserError, did_you_mean, is_interrupt
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import check_declaration
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-"""Names of methods: command lines join them by commas, and rows by ``@`` and ``/``."""
-M = TypeVar("M", bound=type[Method])
+_NAME = re.compile(rf"(?:{SETTING})?[A-Za-z0-9][A-Za-z0-9_.+-]{{0,63}}")
+"""Names of methods: command lines join them by commas, and rows by ``@`` and ``/``. Settings of
+full precision are named ``fp@SETTING``."""
+M = TypeVar("M", bound=type[Contestant])
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredMethod:
-    """A registered method class and where it came from."""
+    """A registered method or rival, its class, and where it came from."""
 
-    method: type[Method]
+    method: type[Contestant]
     origin: str
     """``builtin``, ``plugin FILE`` or ``package NAME VERSION``."""
 
@@ -72,8 +74,8 @@ def _require_method(name: object, method: object) -> None:
         raise UserError(
             f"method name {str(name)[:80]!r}: take up to 64 letters, digits and any of _ . + -"
         )
-    if not isinstance(method, type) or not issubclass(method, Method):
-        raise UserError(f"method {name!r}: {method!r} is no class derived from Method")
+    if not isinstance(method, type) or not issubclass(method, Contestant):
+        raise UserError(f"method {name!r}: {method!r} is no class derived from Method or Rival")
     for attribute, kind in (("info", MethodInfo), ("supports", Capabilities)):
         if not isinstance(getattr(method, attribute, None), kind):
             raise UserError(
@@ -197,7 +199,11 @@ def _load_packages() -> None:
         _loading.append(origin)
         try:
             found = point.load()
-            if isinstance(found, type) and issubclass(found, Method) and not hasattr(found, "name"):
+            if (
+                isinstance(found, type)
+                and issubclass(found, Contestant)
+                and not hasattr(found, "name")
+            ):
                 register(point.name)(found)
         except BaseException as error:  # a broken package must not take the others down
             if isinstance(error, Stop) or is_interrupt(error):
@@ -233,3 +239,21 @@ def entry(
         raise UnknownName(f"unknown method {name!r}: {did_you_mean(name, known)}")
     ordered = sorted(found, key=lambda e: (e.origin == "builtin") == prefer_plugin)
     return ordered[0]
+
+
+def method_entry(
+    name: str, plugins: Sequence[str | Path] = (), *, prefer_plugin: bool = False
+) -> type[Method]:
+    """The method of that name, for work that needs a model that can be packed.
+
+    Raises:
+        UnknownName: there is none; the message suggests near names.
+        UserError: it is a rival, or a plug-in cannot be loaded.
+    """
+    found = entry(name, plugins, prefer_plugin=prefer_plugin).method
+    if not issubclass(found, Method):
+        raise UserError(
+            f"{name} is a rival, with a network and kernels of its own: only models of methods can "
+            "be checked, packed and exported"
+        )
+    return found

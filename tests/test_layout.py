@@ -41,6 +41,7 @@ ROOMS = (
     "methods/techniques/correct",
     "methods/techniques/personalise",
     "methods",
+    "methods/rivals",
     "methods/testing",
     "methods/timing",
     "bench",
@@ -154,7 +155,9 @@ def lines(path):
 
 
 def adapters():
-    return sorted(method.module.rpartition(".")[2] for method in builtins().values())
+    """The files of methods and rivals below ``methods``, without their suffix."""
+    modules = {method.module.removeprefix("quantarena.methods.") for method in builtins().values()}
+    return sorted(module.replace(".", "/") for module in modules)
 
 
 # ---- arrows ----------------------------------------------------------------------------------
@@ -210,7 +213,8 @@ def test_folders_form_no_circle():
 
 @pytest.mark.parametrize("name", adapters())
 def test_methods_do_not_import_each_other(name):
-    others = {f"quantarena.methods.{other}" for other in adapters() if other != name}
+    names = (other.replace("/", ".") for other in adapters() if other != name)
+    others = {f"quantarena.methods.{other}" for other in names}
     assert imports(ROOT / "methods" / f"{name}.py") & others == set()
 
 

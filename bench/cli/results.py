@@ -25,6 +25,7 @@ from quantarena.bench.report import publish
 from quantarena.bench.report.compare import Difference, compare_rows
 from quantarena.bench.schema import Row
 from quantarena.bench.store import Planned, Store
+from quantarena.methods.builtin import SETTING
 
 InOption = Annotated[str | None, typer.Option("--in", help="Search this run only.", metavar="RUN")]
 
@@ -125,7 +126,7 @@ def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
     known: list[str] = []
     for store in stores:
         for row in store.rows():
-            short = f"{row.cell.configured}@{row.cell.bits}"
+            short = _short(row)
             known += [short, row.key]
             by_key = len(name) >= 4 and row.key.startswith(name.lower())
             if by_key or name in (short, f"{row.cell.workload}/{short}"):
@@ -154,7 +155,9 @@ def _planned(store: Store) -> Planned:
 
 
 def _short(row: Row) -> str:
-    return f"{row.cell.configured}@{row.cell.bits}"
+    """``method@bits``; a setting of full precision is called ``fp@SETTING`` without its bits."""
+    name = row.cell.configured
+    return name if name.startswith(SETTING) else f"{name}@{row.cell.bits}"
 
 
 def _pm(d: Difference) -> str:

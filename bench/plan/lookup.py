@@ -16,7 +16,7 @@ from quantarena.bench.plan.plan import Facts
 from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
-from quantarena.methods.builtin import builtins, packaged_names
+from quantarena.methods.builtin import builtins, full_precision_settings, packaged_names
 
 UNKNOWN_RESOLUTION = 32
 KERNELS = "QUANTARENA_KERNELS"
@@ -187,7 +187,7 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
 
     @functools.cache
     def everywhere() -> list[Any]:
-        return [_metrics(plugins), _surroundings()]
+        return [_metrics(plugins), _surroundings(), _baseline()]
 
     @functools.cache
     def content(workload_name: str) -> str:
@@ -227,6 +227,12 @@ def _method_closure(name: str, plugins: Sequence[str], prefer_plugin: bool) -> C
     if built_in is not None and not (prefer_plugin and other):
         return closure(built_in.module)
     return method_closure(method(name, plugins, prefer_plugin=prefer_plugin).method)
+
+
+def _baseline() -> str:
+    """The code and the libraries of full precision's settings, which every speed-up rests on."""
+    modules = (builtins()[name].module for name in full_precision_settings())
+    return closures_key(map(closure, modules))
 
 
 def _surroundings() -> list[str]:

@@ -50,7 +50,9 @@ def warn_of_worse(store: Store) -> None:
 
 
 def _counts(row: Row) -> bool:
-    return row.status is Status.OK and row.cell.method != "fp"
+    """Rivals do not count: nothing on our side calibrates or runs them."""
+    ours = row.cell.method != "fp" and not row.method.get("rival")
+    return row.status is Status.OK and ours
 
 
 def _place(row: Row) -> tuple[str, str, str]:

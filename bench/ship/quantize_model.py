@@ -20,7 +20,7 @@ from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.packed.pack import PackedModel, observe, pack
 from quantarena.methods.core.packed.parity import parity
-from quantarena.methods.registry import entry
+from quantarena.methods.registry import method_entry
 
 PARITY_ROWS = 4
 
@@ -61,8 +61,8 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     """
     cell = order.cell
     check_target(order.folder, replace=order.replace)
-    found = entry(cell.method, order.plugins, prefer_plugin=order.prefer_plugin)
-    method = found.method.configured(cell.options)
+    found = method_entry(cell.method, order.plugins, prefer_plugin=order.prefer_plugin)
+    method = found.configured(cell.options)
     try:
         method.check(cell.widths, cell.variant, cell.policy)
     except Unsupported as error:

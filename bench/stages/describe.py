@@ -7,14 +7,16 @@ from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.sampling import Drawn, condition
 from quantarena.methods.core.kernels.native import status
 from quantarena.methods.registry import RegisteredMethod
+from quantarena.methods.rival import Rival
 
 SHOWN_PROMPTS = 64
 """Conditions that a row repeats, for captions of its gallery."""
 
 
 def describe_method(found: RegisteredMethod) -> dict[str, Any]:
-    """The method's name, source and code, and the kernels that run it."""
+    """The method's name, source and code, and the kernels that run it; a rival's library."""
     info = found.method.info
+    rival = {"rival": True, "url": info.url, "licence": info.licence}
     return {
         "title": info.title,
         "venue": info.venue,
@@ -25,6 +27,7 @@ def describe_method(found: RegisteredMethod) -> dict[str, Any]:
         "origin": found.origin,
         "code_sha256": method_closure(found.method).key,
         "kernels": str(status()),
+        **(rival if issubclass(found.method, Rival) else {}),
     }
 
 

@@ -1,78 +1,177 @@
-"""Latency of one denoiser step: warm, alone, interleaved with full precision."""
+"""Latency of one denoiser step: warm, alone, interleaved with full precision at its fastest."""
 
 import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.closure import closure
+from quantarena.bench.closure import closure, closures_key, method_closure
+from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_growth
+from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
 from quantarena.bench.schema import Latency
-from quantarena.bench.spec import content_key
-from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
+from quantarena.bench.stages import floors
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.networks import Made, make_network
+from quantarena.bench.stages.quantize import Progress as CellProgress
+from quantarena.bench.stages.sample import sampled
+from quantarena.bench.stages.workspace import Workspace, prompt_groups
+from quantarena.methods.builtin import FP, full_precision_settings
 from quantarena.methods.core.packed.pack import channels_last
-from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
+from quantarena.methods.registry import entry
+from quantarena.methods.rival import Rival
 
 WARMUP = 3
 Progress = Callable[[int, int], None]
 
 
-def full_precision_settings(model: nn.Module) -> dict[str, nn.Module]:
-    """Full precision in the settings that are tried here: fp32, eager and channels_last.
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What speed-ups are relative to.
 
-    bfloat16 and torch.compile are not tried on the CPU. The row names the setting that won.
+    Attributes:
+        name: of the fastest unquantized setting, such as ``bf16 eager``.
+        module: full precision in that setting.
+        fp32: full precision in fp32, in its faster layout; the row of ``fp`` is timed on it.
     """
-    return {"fp32 eager": model, "fp32 channels_last": channels_last(copy.deepcopy(model))}
+
+    name: str
+    module: nn.Module
+    fp32: nn.Module
+
+
+def baseline(
+    workspace: Workspace,
+    recorded: Trajectory,
+    cell: Cell,
+    batch: CalibrationSet,
+    cache: StageCache,
+    progress: CellProgress,
+) -> Baseline:
+    """The fastest setting of full precision whose images stay within its own tie margin.
+
+    It is chosen once for all cells of a workload, so that their ratios can be compared: candidates
+    take turns, and the least median wins. Candidates are fp32 and the built-in settings
+    ``fp@...`` of the larger presets, eager networks in both layouts.
+
+    Args:
+        workspace: of the cell.
+        recorded: the sampler's calls on the calibration images.
+        cell: any cell of the workload at this budget.
+        batch: one batch of recorded inputs.
+        cache: of stages; images of a setting that has a cell are there already.
+        progress: called with the stage, done and total.
+    """
+    fp32 = {
+        "fp32 eager": workspace.loaded.denoiser,
+        "fp32 channels_last": channels_last(copy.deepcopy(workspace.loaded.denoiser)),
+    }
+
+    def network(setting: Cell) -> Made:
+        contestant = entry(setting.method).method.configured(setting.options)
+        contestant.check(setting.widths, setting.variant)
+        return make_network(workspace, recorded, setting, contestant, cache, progress)
+
+    def make(folder: Path) -> None:
+        found: dict[str, nn.Module] = dict(fp32)
+        cells: dict[str, list[Any]] = {}
+        left_out: dict[str, str] = {}
+        for setting in _settings(cell):
+            try:
+                made = network(setting)
+                name, module = made.network.backend, made.network.module
+                reason = _outside(workspace, made, cache)
+            except Exception as error:  # a library's trouble must not cost all speed-ups
+                name, reason = setting.configured, one_line(error)
+            if reason:
+                left_out[name] = reason
+                continue
+            found[name], cells[name] = module, [setting.method, setting.options]
+        times = interleaved(found, batch)
+        best = min(times, key=lambda each: times[each])
+        fastest32 = min(fp32, key=lambda each: times[each])
+        milliseconds = {each: round(1e3 * seconds, 3) for each, seconds in times.items()}
+        document = {
+            "name": best,
+            "fp32": fastest32,
+            "cell": cells.get(best),
+            "milliseconds": milliseconds,
+            "left_out": left_out,
+        }
+        (folder / "setting.json").write_text(json.dumps(document))
+
+    def read(folder: Path) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads((folder / "setting.json").read_text())
+        return said
+
+    kinds = [entry(name).method for name in full_precision_settings()]
+    libraries = [kind.versions() for kind in kinds if issubclass(kind, Rival)]
+    code = closures_key([closure(__name__), *(method_closure(kind) for kind in kinds)])
+    # not the seed: all rows of a workload share one baseline, whichever seed is timed first
+    drawn = [workspace.budget.images, workspace.steps, len(batch)]
+    content = [workspace.loaded.sha256, workspace.settings(), drawn, fingerprint(), libraries]
+    said = cache.load("setting", content_key([content, code]), make, read)
+    module = fp32.get(said["name"])
+    if module is None:
+        method, options = said["cell"]
+        pairs = tuple((str(name), str(value)) for name, value in options)
+        module = network(replace(_settings(cell)[0], method=method, options=pairs)).network.module
+    return Baseline(said["name"], module, fp32[said["fp32"]])
+
+
+def _settings(cell: Cell) -> list[Cell]:
+    """Cells of full precision's other settings; eager ones in both layouts."""
+    plain = replace(cell, bits=FP, policy=DEFAULT_POLICY, variant=DEFAULT_VARIANT, options=())
+    cells = [replace(plain, method=name) for name in full_precision_settings()]
+    last = (("layout", "channels_last"),)
+    return [
+        one
+        for each in cells
+        for one in (each, replace(each, options=last))
+        if not one.options or "layout" in entry(each.method).method.Options.__dataclass_fields__
+    ]
+
+
+def _outside(workspace: Workspace, made: Made, cache: StageCache) -> str:
+    """Why a setting's images are not full precision's; empty where nobody could tell them apart."""
+    reference = fp_images(workspace, cache).images
+    drawn, _ = sampled(workspace, made.network, made.key, cache).value
+    groups = prompt_groups(workspace.info, len(reference))
+    scored = summarise(fidelity(reference, drawn.images), seed=workspace.seed, groups=groups)
+    kinds = floors.rounded(workspace, cache), floors.other_seed(workspace, cache)
+    return floors.beyond_own_margin(scored, *kinds) or ""
+
+
+@torch.no_grad()
+def interleaved(
+    networks: Mapping[str, nn.Module], points: CalibrationSet, rounds: int = 5
+) -> dict[str, float]:
+    """Median seconds of a call of each network, which take turns in every round."""
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    for index in range(WARMUP + rounds):
+        for name, network in networks.items():
+            seconds = _timed(network, points)
+            if index >= WARMUP:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _timed(model: nn.Module, points: CalibrationSet) -> float:
     started = time.perf_counter()
     points.call(model)
     return time.perf_counter() - started
-
-
-@torch.no_grad()
-def fastest_full_precision(model: nn.Module, points: CalibrationSet, rounds: int = 5) -> str:
-    """Which setting of full precision is fastest, by the median of interleaved rounds."""
-    settings = full_precision_settings(model)
-    times: dict[str, list[float]] = {name: [] for name in settings}
-    for index in range(WARMUP + rounds):
-        for name, setting in settings.items():
-            seconds = _timed(setting, points)
-            if index >= WARMUP:
-                times[name].append(seconds)
-    return min(times, key=lambda name: statistics.median(times[name]))
-
-
-def fastest_setting(workspace: Workspace, batch: CalibrationSet, cache: StageCache) -> str:
-    """The name of the fastest setting, from the cache or measured now.
-
-    All cells of a workload are timed against one baseline, so that their ratios can be compared.
-
-    Args:
-        workspace: the workload; its denoiser is timed.
-        batch: one batch of recorded inputs.
-        cache: of stages.
-    """
-
-    def make(folder: Path) -> None:
-        found = fastest_full_precision(workspace.loaded.denoiser, batch)
-        (folder / "setting.json").write_text(json.dumps(found))
-
-    def read(folder: Path) -> str:
-        return str(json.loads((folder / "setting.json").read_text()))
-
-    inputs = [workspace.loaded.sha256, workspace.settings(), len(batch), fingerprint()]
-    key = content_key([inputs, closure(__name__).key])
-    return cache.load("setting", key, make, read)
 
 
 def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[float, float, float]:
@@ -88,36 +187,33 @@ def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[f
 @torch.no_grad()
 def measure(
     model: nn.Module,
-    original: nn.Module,
+    against: nn.Module,
     points: CalibrationSet,
     *,
     backend: str,
+    setting: str,
     images: int,
     steps: int,
     rounds: int,
-    setting: str = "",
     progress: Progress | None = None,
 ) -> Latency:
     """Time one denoiser call.
 
     Args:
         model: the network under test.
-        original: full precision; its fastest setting is the baseline.
+        against: full precision in the setting that the speed-up is relative to.
         points: one batch of recorded inputs (both guidance halves where guidance is on).
         backend: of ``model``.
+        setting: name of the setting of ``against``.
         images: images that this batch makes.
         steps: sampler steps of an image.
         rounds: timed rounds, at least 20; the two networks take turns within each.
-        setting: full precision's, where it is known to be its fastest; else found first.
         progress: called with (rounds done, rounds).
     """
-    setting = setting or fastest_full_precision(original, points)
-    baseline = full_precision_settings(original)[setting]
-    test = baseline if backend == "fp32" else model
     fp_times: list[float] = []
     test_times: list[float] = []
     for index in range(WARMUP + rounds):
-        first_fp, first_test = (baseline, test) if index % 2 == 0 else (test, baseline)
+        first_fp, first_test = (against, model) if index % 2 == 0 else (model, against)
         pair = (_timed(first_fp, points), _timed(first_test, points))
         fp_seconds, test_seconds = pair if index % 2 == 0 else pair[::-1]
         if index >= WARMUP:
@@ -142,5 +238,5 @@ def measure(
         threads=torch.get_num_threads(),
         backend=backend,
         clock="perf_counter",
-        peak_bytes=peak_growth(lambda: points.call(test)),
+        peak_bytes=peak_growth(lambda: points.call(model)),
     )

@@ -18,12 +18,13 @@ from quantarena.bench.memory import peak_growth
 from quantarena.bench.spec import Cell, content_key
 from quantarena.bench.stages.record import trajectory_key
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.methods.contestant import Contestant
 from quantarena.methods.contract import Method, MethodContext
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.model.policy import UNIFORM, Policy, policy
 from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.record.trajectory import Trajectory
-from quantarena.methods.core.trace.network import trace
+from quantarena.methods.core.trace.network import Graph, trace
 from quantarena.methods.info import Effort
 
 Progress = Callable[[str, int, int], None]
@@ -72,17 +73,17 @@ def quantized(
         Unsupported: the method cannot do what is asked.
         QuantArenaError: the method broke its contract.
     """
-    effort, warnings = _effort(cell, recorded)
+    effort, warnings = effort_of(cell, recorded)
     wanted = UNIFORM if cell.widths.is_fp else policy(cell.policy, cell.method, method.published)
-    context = _context(workspace, recorded, cell, wanted, effort, progress)
-    key = _key(workspace, cell, wanted, effort, method)
+    given = context(workspace, recorded, cell, wanted, effort, progress)
+    key = model_key(workspace, cell, wanted, effort, method)
     fresh: list[QuantizedModel] = []
 
     def make(folder: Path) -> None:
         started = time.process_time()
-        peak = peak_growth(lambda: fresh.append(method.run(context)))
+        peak = peak_growth(lambda: fresh.append(method.run(given)))
         cost = {"core_seconds": round(time.process_time() - started, 2), "peak_bytes": peak}
-        _save(fresh[0], context, cost, folder)
+        _save(fresh[0], given, cost, folder)
 
     def read(folder: Path) -> Quantized:
         state, notes = (folder / name for name in _FOLDER_FILES)
@@ -90,16 +91,16 @@ def quantized(
         if fresh:
             model = fresh[0]
         else:
-            model = context.restore(document["splits"], document["notes"])
+            model = given.restore(document["splits"], document["notes"])
             model.load_state(load_file(state))
         calibration = document["calibration"] | document["cost"] | {"notes": document["notes"]}
         seconds = float(document["notes"].get("quantize_seconds", 0.0))
-        return Quantized(model, calibration, seconds, warnings, context.budget)
+        return Quantized(model, calibration, seconds, warnings, given.budget)
 
     return Keyed(cache.load("quantize", key, make, read), key)
 
 
-def _effort(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]]:
+def effort_of(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]]:
     """What the method may spend; a sampler of few steps records fewer points than are asked for."""
     asked, there = cell.budget.calibration_samples, recorded.calls * recorded.rows
     lines = (f"calibrated on all {there} points recorded; {asked} were asked",)
@@ -107,7 +108,15 @@ def _effort(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]]:
     return effort, lines if there < asked else ()
 
 
-def _context(
+def graph_of(workspace: Workspace, recorded: Trajectory) -> Graph:
+    """The trace of full precision on two recorded rows."""
+    with torch.no_grad():
+        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
+        denoiser = workspace.loaded.denoiser
+        return trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
+
+
+def context(
     workspace: Workspace,
     recorded: Trajectory,
     cell: Cell,
@@ -115,13 +124,10 @@ def _context(
     effort: Effort,
     progress: Progress,
 ) -> MethodContext:
-    denoiser = workspace.loaded.denoiser
-    with torch.no_grad():
-        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
-        graph = trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
+    """What a method or a rival is given for a cell."""
     return MethodContext(
-        denoiser,
-        graph,
+        workspace.loaded.denoiser,
+        graph_of(workspace, recorded),
         recorded,
         cell.widths,
         copy.deepcopy(wanted),  # a method that edits its policy edits no other cell's
@@ -132,7 +138,9 @@ def _context(
     )
 
 
-def _key(workspace: Workspace, cell: Cell, wanted: Policy, effort: Effort, method: Method) -> str:
+def model_key(
+    workspace: Workspace, cell: Cell, wanted: Policy, effort: Effort, method: Contestant
+) -> str:
     """Content hash of the model: points, request, the policy's table, and the code of both sides.
 
     The request is every field of the cell but those that enter by their content: its workload, its

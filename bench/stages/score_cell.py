@@ -15,14 +15,13 @@ from quantarena.bench.schema import Measurement
 from quantarena.bench.scores import REPLICATES, UNITS
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
-from quantarena.bench.stages.closeness import closeness
-from quantarena.bench.stages.probe import probe
+from quantarena.bench.stages.closeness import closeness, probe
 from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.real_images import read_reference, real_images
 from quantarena.bench.stages.score import ScoreInputs, score
 from quantarena.bench.stages.workspace import Workspace, evaluation_prompts, prompt_groups
 from quantarena.bench.workloads.sampling import Drawn
-from quantarena.methods.core.packed.pack import PackedModel
+from quantarena.methods.core.network import Network
 
 Array = np.ndarray[Any, Any]
 
@@ -32,14 +31,14 @@ class Drawings:
     """A cell's network and images beside full precision's.
 
     Attributes:
-        packed: the cell's network.
+        network: the cell's.
         reference: full precision's images.
         reference_latents: what its sampler returned last; None where it cannot be watched.
         drawn: the cell's images.
         latents: what the cell's sampler returned last, likewise.
     """
 
-    packed: PackedModel
+    network: Network
     reference: Drawn
     reference_latents: Tensor | None
     drawn: Drawn
@@ -67,7 +66,7 @@ def score_cell(
     """Score a cell's images; full precision's row carries the floors as well."""
     drawn = drawings.drawn
     beside, curve = closeness(
-        drawings.packed, probe(workspace, cache), drawings.reference_latents, drawings.latents
+        drawings.network, probe(workspace, cache), drawings.reference_latents, drawings.latents
     )
     groups = prompt_groups(workspace.info, len(drawn.images))
     real, changed = read_reference(workspace, cache)

@@ -7,10 +7,9 @@ interrupted cell resumes at the stage that was running.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,14 +18,15 @@ from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_bytes
 from quantarena.bench.process_state import process_state
-from quantarena.bench.schema import Observed, Parity, Row, Status
+from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
+from quantarena.bench.stages.closeness import probe
 from quantarena.bench.stages.describe import describe_method, describe_workload
-from quantarena.bench.stages.latency import fastest_setting, measure
+from quantarena.bench.stages.latency import baseline, measure
 from quantarena.bench.stages.latents import fp_latents, last_latents
-from quantarena.bench.stages.probe import probe
-from quantarena.bench.stages.quantize import Progress, quantized
+from quantarena.bench.stages.networks import make_network
+from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.real_images import real_features
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.sample import images_key, sampled
@@ -34,13 +34,9 @@ from quantarena.bench.stages.score_cell import Drawings, keep, score_cell
 from quantarena.bench.stages.workspace import open_workspace
 from quantarena.bench.workloads.sampling import Drawn
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.model.model import QuantizedModel
-from quantarena.methods.core.packed.pack import PackedModel, observe, pack
-from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.registry import RegisteredMethod, entry
 
-PARITY_POINTS = 4
 TIMING_THREADS = 1
 """One thread: the same on every machine, and the steadiest where other processes live."""
 
@@ -142,22 +138,20 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
     method.check(cell.widths, cell.variant, cell.policy)  # before anything expensive
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
-    made = quantized(workspace, recorded, cell, method, cache, progress)
-    watch.seconds["quantize"] = made.value.seconds
-    with watch.stage("pack"):
-        packed = pack(made.value.model)
+    made = make_network(workspace, recorded, cell, method, cache, progress)
+    network = made.network
+    watch.seconds |= made.seconds
     with watch.stage("parity"):
-        checked = _parity(made.value.model, packed, recorded, progress)
-    full, model, budget = workspace.loaded.denoiser, made.value.model, made.value.budget
-    observed = Observed(**_fields(observe(model, packed, full, budget)))
+        checked = made.parity()
+    observed = made.observed()
     reference, fp_last = fp_latents(workspace, cache)
     drawn, last = reference, fp_last
-    drawn_key = images_key(workspace, packed, made.key)
-    if packed.backend != "fp32":
+    drawn_key = images_key(workspace, network, made.key)
+    if network.backend != "fp32":
 
         def draw() -> Drawn:
             images = sampled(
-                workspace, packed, made.key, cache, lambda *count: progress("sample", *count)
+                workspace, network, made.key, cache, lambda *count: progress("sample", *count)
             )
             drawing, watch.seconds["sample"] = images.value
             return drawing
@@ -165,17 +159,17 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
         drawn, last = last_latents(workspace, cache, drawn_key, draw)
     if drawn.noise_sha256 != reference.noise_sha256:
         raise QuantArenaError("initial noise differs from full precision's: images are no pairs")
-    drawings = Drawings(packed, reference, fp_last, drawn, last)
+    drawings = Drawings(network, reference, fp_last, drawn, last)
     with watch.stage("score"):
         scores = score_cell(cell, workspace, drawings, cache, progress)
-    keys = {"quantize": made.key} | ({} if packed.backend == "fp32" else {"images": drawn_key})
+    keys = {"quantize": made.key} | ({} if network.backend == "fp32" else {"images": drawn_key})
     return replace(
         row,
-        backend=packed.backend,
+        backend=network.backend,
         measurements=scores.measurements,
         observed=observed,
         parity=checked,
-        calibration=made.value.calibration,
+        calibration=made.calibration,
         workload=describe_workload(workspace, drawn),
         seconds={name: round(value, 3) for name, value in watch.seconds.items()},
         peak_bytes=peak_bytes(),
@@ -183,8 +177,8 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
         artefacts=keep(cell, drawn, scores.arrays, paths.results),
         warnings=(
             *workspace.loaded.notes,
-            *made.value.warnings,
-            *packed.remarks(),
+            *made.warnings,
+            *network.remarks(),
             *scores.warnings,
         ),
     )
@@ -201,18 +195,19 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
     found = _imported(cell.method, plugins, prefer_plugin=prefer)
     method = found.method.configured(cell.options)
-    packed = pack(quantized(workspace, recorded, cell, method, cache, progress).value.model)
+    network = make_network(workspace, recorded, cell, method, cache, progress).network
     batch = sampler_batch(recorded, cell.budget.batch)
-    with packed.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
+    fastest = baseline(workspace, recorded, cell, batch, cache, progress)
+    with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
         latency = measure(
-            packed.module,
-            workspace.loaded.denoiser,
+            fastest.fp32 if network.backend == "fp32" else network.module,
+            fastest.module,
             batch,
-            backend=packed.backend,
+            backend=network.backend,
+            setting=fastest.name,
             images=cell.budget.batch,
             steps=recorded.calls,
             rounds=cell.budget.latency_rounds,
-            setting=fastest_setting(workspace, batch, cache),
             progress=lambda done, total: progress("time", done, total),
         )
     return replace(row, latency=latency)
@@ -234,24 +229,6 @@ def sampler_batch(recorded: Trajectory, images: int) -> CalibrationSet:
     halves = torch.arange(recorded.halves) * recorded.images
     rows = (halves[:, None] + image).flatten()
     return recorded.pick(torch.full_like(rows, recorded.calls // 2), rows)
-
-
-def _parity(
-    model: QuantizedModel, packed: PackedModel, recorded: Trajectory, progress: Progress
-) -> Parity | None:
-    """Packed against fake quantization on a few points; None where nothing was quantized."""
-    if not model.layers:
-        return None
-    progress("parity", 0, 1)
-    calls = torch.linspace(0, recorded.calls - 1, PARITY_POINTS).round().long()
-    report = parity(
-        model, packed, recorded.pick(calls, torch.arange(PARITY_POINTS) % recorded.rows)
-    )
-    return Parity(report.max_rel, report.worst_layer, report.layers, PARITY_LIMIT)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _now() -> str:

@@ -33,7 +33,7 @@ from quantarena.bench.process_state import process_state
 from quantarena.bench.schema import Status
 from quantarena.bench.scores import read_scores
 from quantarena.bench.spec import Budget, Cell, content_key
-from quantarena.bench.stages.probe import probe
+from quantarena.bench.stages.closeness import probe
 from quantarena.bench.stages.quantize import quantized
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.sequence import Paths, run_cell

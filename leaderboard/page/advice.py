@@ -1,4 +1,9 @@
-"""The recommendation at the head of the page: what to ship, by a rule that is printed beside it."""
+"""The recommendation at the head of the page: what to ship, by a rule that is printed beside it.
+
+Speed-ups are relative to the fastest unquantized setting whose images stay within full precision's
+own margin. So a quantized cell that is worth shipping has a speed-up above 1, and where none has,
+that setting itself is the answer.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
 It is counted from the packed method that is nearest to full precision."""
 
 SHIP, MEMORY, NOTHING = "ship", "memory", "nothing"
+UNQUANTIZED = "unquantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,9 @@ class Advice:
     """The recommendation for one board.
 
     Attributes:
-        kind: ``ship`` (it is faster), ``memory`` (it is smaller but not faster) or ``nothing``.
+        kind: ``ship`` (it is faster), ``unquantized`` (full precision in another setting is
+            faster than all that is quantized), ``memory`` (it is smaller but not faster) or
+            ``nothing``.
         headline: the recommendation in a few words.
         sentence: the evidence for it.
         choice: the recommended line, None when full precision stays.
@@ -36,14 +44,17 @@ class Advice:
 
 
 def advise(lines: Sequence[Line], metric: str | None) -> Advice:
-    """Choose what to ship among the packed lines that have a speed and a fidelity.
+    """Choose what to ship among the lines that have a speed and a fidelity.
 
     Args:
         lines: of one board.
         metric: the judge's, None where the board has no per-image scores.
     """
-    packed = [line for line in lines if line.timed and line.ok and not line.is_fp]
-    if metric is None or not any(line.ok and not line.is_fp for line in lines):
+    timed = [line for line in lines if line.timed and line.ok and not line.is_fp]
+    packed = [line for line in timed if not line.is_unquantized]
+    if metric is None or not any(
+        line.ok and not line.is_fp and not line.is_unquantized for line in lines
+    ):
         return Advice(
             NOTHING,
             "Stay with full precision for now",
@@ -57,7 +68,8 @@ def advise(lines: Sequence[Line], metric: str | None) -> Advice:
         return Advice(
             NOTHING,
             "No measured speed-up, so stay with full precision",
-            "No cell ran on packed integer kernels with its latency measured. The fidelity board "
+            "No cell ran on packed integer kernels or a rival's own with its latency measured. The "
+            "fidelity board "
             "below is valid; the latency of reference kernels says nothing about speed.",
             None,
             rule_text(metric),
@@ -66,6 +78,8 @@ def advise(lines: Sequence[Line], metric: str | None) -> Advice:
     faster = [line for line in near if _ratio(line).low > 1.0]
     if faster:
         return _ship(faster, spans, metric)
+    if setting := _unquantized(timed, lines):
+        return _ship_unquantized(setting, near, metric)
     return _not_faster(usable, near, spans, metric)
 
 
@@ -75,10 +89,11 @@ def rule_text(metric: str | None) -> str:
         return "Only finished cells with per-image scores can be recommended."
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
     return (
-        f"Of the cells on packed kernels, keep those whose {name} interval ends within {width:g} "
-        "of that of the cell nearest to full precision. Of these, choose the fastest whose "
-        "speed-up interval is above 1. Speeds whose intervals overlap are tied: then the fidelity "
-        "rank decides, and then the size."
+        f"Of the quantized cells on packed kernels or a rival's own, keep those whose {name} "
+        f"interval ends within {width:g} of that of the cell nearest to full precision. Of these, "
+        "choose the fastest whose speed-up over the fastest unquantized setting is above 1 with "
+        "its whole interval. Speeds whose intervals overlap are tied: then the fidelity rank "
+        "decides, and then the size. Where none is faster, that unquantized setting is the answer."
     )
 
 
@@ -104,6 +119,35 @@ def _ship(faster: Sequence[Line], spans: dict[str, Span], metric: str) -> Advice
         f"as fast, 95 % interval {times(ratio.low)} to {times(ratio.high)}){size}; "
         f"{_distance(spans[choice.name], metric)}.",
         choice,
+        rule_text(metric),
+    )
+
+
+def _unquantized(timed: Sequence[Line], lines: Sequence[Line]) -> Line | None:
+    """The setting that speed-ups are relative to, where it is another one than fp32 of torch."""
+    settings = {line.latency.fp_setting for line in lines if line.latency}
+    if len(settings) != 1:  # rows of several versions: their ratios cannot be compared
+        return None
+    # its contestant is eager in the usual layout, whichever layout was faster
+    name = settings.pop().replace("channels_last", "eager")
+    return next((line for line in timed if line.is_unquantized and line.backend == name), None)
+
+
+def _ship_unquantized(setting: Line, near: Sequence[Line], metric: str) -> Advice:
+    best = max(near, key=lambda line: _ratio(line).value)
+    ratio, small = _ratio(best), min(near, key=lambda line: line.share or 1.0)
+    figure = setting.figure(metric)
+    distance = "" if figure is None else f" ({short_name(metric)} {figure.value or 0:.2g})"
+    step = f", {number(setting.latency.step_ms)} ms a step" if setting.latency else ""
+    return Advice(
+        UNQUANTIZED,
+        f"Ship {setting.backend.removesuffix(' eager')}, unquantized",
+        f"No quantized cell near full precision is faster than it{step}: the best, {best.title} at "
+        f"{best.bits}, has {times(ratio.value)}× its speed (95 % interval {times(ratio.low)} to "
+        f"{times(ratio.high)}). Its images are full precision’s{distance}; it takes "
+        f"{percent(setting.share)} of full precision’s bytes, {small.title} at {small.bits} "
+        f"{percent(small.share)}.",
+        setting,
         rule_text(metric),
     )
 

@@ -10,6 +10,10 @@ from quantarena.bench.spec import Cell
 from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 
+UNRANKED = frozenset({"reference", "weight-only", "fp32"})
+"""Backends whose speed is not ranked: slow paths of our own kernels, and the reference itself."""
+SETTING = "fp@"
+"""Start of the names of full precision's other settings."""
 MISSING = "missing"
 """State of a line with a planned cell that has no row."""
 
@@ -60,6 +64,16 @@ class Line:
         return self.method == FP_METHOD
 
     @property
+    def is_rival(self) -> bool:
+        """True for a contestant with kernels of its own, other settings of full precision too."""
+        return any(row.method.get("rival") for row in self.rows)
+
+    @property
+    def is_unquantized(self) -> bool:
+        """True for full precision in another setting than fp32 of torch."""
+        return self.method.startswith(SETTING)
+
+    @property
     def ok(self) -> bool:
         """True when at least one seed finished."""
         return any(row.status is Status.OK for row in self.rows)
@@ -73,10 +87,11 @@ class Line:
     def timed(self) -> bool:
         """True when its latency may be ranked.
 
-        It was then measured on packed integer kernels that agree with their simulation.
+        It was then measured on packed integer kernels that agree with their simulation, or on a
+        rival's own.
         """
         agrees = self.parity is None or self.parity.max_rel <= self.parity.limit
-        return self.latency is not None and self.latency.backend == "packed" and agrees
+        return self.latency is not None and self.latency.backend not in UNRANKED and agrees
 
     @property
     def share(self) -> float | None:
@@ -225,7 +240,7 @@ def _mean_latency(times: Sequence[Latency]) -> Latency | None:
         field: float(np.mean([getattr(time, field) for time in times]))
         for field in (*fields, "image_ms")
     }
-    slowest = next((time for time in times if time.backend != "packed"), times[0])
+    slowest = next((time for time in times if time.backend in UNRANKED), times[0])
     return replace(
         slowest,
         rounds=sum(time.rounds for time in times),

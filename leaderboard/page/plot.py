@@ -127,9 +127,10 @@ class Key:
 
 
 def key_of(lines: Sequence[Line]) -> Key:
-    """Colours and shapes for all lines of a page, full precision left out."""
+    """Colours and shapes for all lines of a page, full precision left out; rivals come last."""
     rest = [line for line in lines if not line.is_fp]
-    methods = tuple(sorted({line.method for line in rest}))
+    rivals = {line.method for line in rest if line.is_rival}
+    methods = tuple(sorted({line.method for line in rest}, key=lambda n: (n in rivals, n)))
     return Key(methods, tuple(sorted({line.bits for line in rest}, reverse=True)))
 
 

@@ -24,7 +24,7 @@ from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.info import Effort
-from quantarena.methods.registry import entry
+from quantarena.methods.registry import method_entry
 from quantarena.methods.testing.networks import Probe, probes
 
 EFFORT = Effort(samples=16, iterations=4)
@@ -270,10 +270,11 @@ def check(
         effort: what the method may spend on each network; it is small, for this is no benchmark.
 
     Raises:
-        UnknownName, UserError: there is no such method, or a plug-in cannot be loaded.
+        UnknownName, UserError: there is no such method, or it is a rival; or a plug-in cannot be
+            loaded.
     """
     torch.set_num_threads(1)
-    kind = entry(name, plugins, prefer_plugin=prefer_plugin).method
+    kind = method_entry(name, plugins, prefer_plugin=prefer_plugin)
     suites: list[_Suite] = []
 
     def usable() -> str:

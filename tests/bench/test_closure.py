@@ -14,7 +14,7 @@ from quantarena.bench.closure import closure, file_closure
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bench", "methods", "leaderboard")
-STAGES = ("record", "fp_images", "quantize", "sample", "probe", "floors", "sequence", "latency")
+STAGES = ("record", "fp_images", "quantize", "sample", "closeness", "floors", "sequence", "latency")
 ROOTS = (
     *(f"quantarena.bench.stages.{name}" for name in STAGES),
     *(f"quantarena.methods.{name}" for name in ("rtn", "dgq", "repquant", "serial_to_parallel")),

@@ -21,7 +21,7 @@ from quantarena.methods.core.model.policy import policy
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.trace.network import trace
 from quantarena.methods.info import Effort
-from quantarena.methods.registry import entry
+from quantarena.methods.registry import method_entry
 
 ZOO = "emoji-t2i"
 BUDGET = Budget(
@@ -61,7 +61,7 @@ class Bench:
         )
 
     def quantize(self, cell: Cell) -> QuantizedModel:
-        return entry(cell.method).method.configured(cell.options).run(self.context(cell))
+        return method_entry(cell.method).configured(cell.options).run(self.context(cell))
 
     def time_quantize(self, benchmark: Any, cell: Cell) -> QuantizedModel:
         """Seconds to quantize, two rounds."""
@@ -80,6 +80,7 @@ class Bench:
                 original,
                 points,
                 backend=packed.backend,
+                setting="fp32 eager",
                 images=cell.budget.batch,
                 steps=self.recorded.calls,
                 rounds=20,

@@ -4,7 +4,8 @@ import pytest
 
 from quantarena.methods.builtin import FP, builtins
 
-CASES = [(name, bits) for name, method in builtins().items() for bits in method.board_bits[:3]]
+METHODS = [method for method in builtins().values() if not method.rival]
+CASES = [(method.name, bits) for method in METHODS for bits in method.board_bits[:3]]
 
 
 @pytest.mark.parametrize(("name", "bits"), CASES)

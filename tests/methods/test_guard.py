@@ -28,7 +28,7 @@ def error(tmp_path_factory):
     from quantarena.bench.cache import StageCache
     from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
     from quantarena.bench.spec import Budget, Cell
-    from quantarena.bench.stages.probe import probe
+    from quantarena.bench.stages.closeness import probe
     from quantarena.bench.stages.quantize import quantized
     from quantarena.bench.stages.record import trajectory
     from quantarena.bench.stages.workspace import open_workspace
@@ -61,7 +61,9 @@ def names():
     return [
         name
         for name, method in builtins().items()
-        if name != "rtn" and any(parse_bits(bits).act != FP_WIDTH for bits in method.board_bits)
+        if name != "rtn"
+        and not method.rival
+        and any(parse_bits(bits).act != FP_WIDTH for bits in method.board_bits)
     ]
 
 

@@ -10,7 +10,7 @@ from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages import sequence
+from quantarena.bench.stages import networks, sequence
 from quantarena.bench.stages.fp_images import fp_images
 from quantarena.bench.stages.quantize import Quantized
 from quantarena.bench.stages.record import trajectory
@@ -84,8 +84,8 @@ def test_other_steps_than_calibrated_are_one_line(workspace, cache):
 def test_timing_says_one_call_for_the_whole_batch(workspace, cache, monkeypatch, tmp_path):
     packed, used = banked(workspace, trajectory(workspace, cache))
     made = Keyed(Quantized(None, {}, 0.0), "key")
-    monkeypatch.setattr(sequence, "quantized", lambda *args: made)
-    monkeypatch.setattr(sequence, "pack", lambda model: packed)
+    monkeypatch.setattr(networks, "quantized", lambda *args: made)
+    monkeypatch.setattr(networks, "pack", lambda model: packed)
     cell = Cell(str(workspace.info.path), "rtn", "w4a8", budget=BUDGET)
     timed = sequence.time_cell(
         Row(cell, Status.OK), sequence.Paths(tmp_path, cache.root), progress=lambda *tick: None

@@ -10,10 +10,9 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.metrics.fidelity.noise_error import SQNR_CAP
 from quantarena.bench.metrics.names import LATENT, SQNR
 from quantarena.bench.spec import Budget, Cell
-from quantarena.bench.stages.closeness import closeness
+from quantarena.bench.stages.closeness import closeness, probe
 from quantarena.bench.stages.fp_images import fp_images
 from quantarena.bench.stages.latents import fp_latents, last_latents
-from quantarena.bench.stages.probe import probe
 from quantarena.bench.stages.quantize import quantized
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.sample import images_key, sampled

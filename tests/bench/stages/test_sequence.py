@@ -286,15 +286,19 @@ def test_cells_of_a_workload_share_full_precisions_fastest_setting(
 ):
     searched = []
 
-    def search(*args):
-        searched.append(args)
-        return "fp32 channels_last"
+    def search(networks, points):
+        searched.append(set(networks))
+        return {name: float(name != "fp32 channels_last") for name in networks}
 
-    monkeypatch.setattr(latency, "fastest_full_precision", search)
+    monkeypatch.setattr(latency, "interleaved", search)
     fresh = sequence.Paths(paths.results, tmp_path / "cache")
-    found = [sequence.time_cell(row, fresh, progress=quiet).latency.fp_setting for _ in range(2)]
+    other = replace(row, cell=replace(row.cell, seed=1))
+    found = [
+        sequence.time_cell(one, fresh, progress=quiet).latency.fp_setting for one in (row, other)
+    ]
     assert found == ["fp32 channels_last"] * 2
     assert len(searched) == 1
+    assert searched[0] >= {"fp32 eager", "fp32 channels_last"}
 
 
 def test_failed_rows_are_not_timed(row, paths):

@@ -5,11 +5,12 @@ import pytest
 
 from quantarena.bench.schema import Latency, Measurement
 from quantarena.bench.spec import Cell
-from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, advise
+from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, UNQUANTIZED, advise
 from quantarena.leaderboard.page.boards import quality_places, short_name
 from quantarena.leaderboard.page.export import COLUMNS, FIXED_COLUMNS, export_tables, rows_frame
 from quantarena.leaderboard.page.lines import board_lines, combined
 from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
+from quantarena.leaderboard.page.plot import key_of
 from quantarena.leaderboard.ranking.ranking import rank_results
 from quantarena.leaderboard.ranking.read_results import BoardId, load_rows
 
@@ -143,6 +144,56 @@ def test_only_what_strays_is_faster(boards):
     advice = advise(slower(boards["synthetic-shapes"], 0.65), LPIPS)
     assert advice.kind == MEMORY
     assert "strays too far" in advice.sentence
+
+
+def with_setting(lines, setting, backend):
+    """The lines, timed against a setting, and that setting as a contestant."""
+    lines = [
+        dataclasses.replace(
+            e, latency=e.latency and dataclasses.replace(e.latency, fp_setting=setting)
+        )
+        for e in lines
+    ]
+    like = next(e for e in lines if e.timed)
+    own = dataclasses.replace(
+        like.latency, backend=backend, ratio=1.0, ratio_low=0.9, ratio_high=1.1
+    )
+    rows = tuple(dataclasses.replace(row, backend=backend) for row in like.rows)
+    extra = {"name": "fp@bf16@fp", "method": "fp@bf16", "title": "bf16", "bits": "fp"}
+    return [*lines, dataclasses.replace(like, **extra, rows=rows, latency=own)]
+
+
+@pytest.mark.parametrize("setting", ["bf16 eager", "bf16 channels_last"])
+def test_an_unquantized_setting_that_nothing_beats_is_the_answer(boards, setting):
+    lines = with_setting(slower(boards["synthetic-shapes"], 0.5), setting, "bf16 eager")
+    advice = advise(lines, LPIPS)
+    assert advice.kind == UNQUANTIZED
+    assert advice.headline == "Ship bf16, unquantized"
+    assert advice.choice.name == "fp@bf16@fp"
+    assert "of full precision’s bytes" in advice.sentence
+
+
+def test_a_faster_quantized_cell_is_shipped_all_the_same(boards):
+    lines = with_setting(boards["synthetic-shapes"], "bf16 eager", "bf16 eager")
+    assert advise(lines, LPIPS).choice.name == "q_diffusion@w4a8"
+
+
+def test_only_the_setting_that_speeds_are_relative_to_can_be_the_answer(boards):
+    lines = with_setting(slower(boards["synthetic-shapes"], 0.5), "openvino bf16", "bf16 eager")
+    assert advise(lines, LPIPS).kind == MEMORY
+
+
+def test_rivals_are_ranked_by_speed_and_coloured_last(boards):
+    lines = list(boards["synthetic-shapes"])
+    index = next(i for i, e in enumerate(lines) if e.timed and e.method == "q_diffusion")
+    rows = tuple(
+        dataclasses.replace(r, method=r.method | {"rival": True}) for r in lines[index].rows
+    )
+    own = dataclasses.replace(lines[index].latency, backend="openvino int8")
+    lines[index] = dataclasses.replace(lines[index], rows=rows, latency=own)
+    assert lines[index].timed
+    assert lines[index].is_rival
+    assert key_of(lines).methods[-1] == "q_diffusion"
 
 
 def test_no_packed_kernels_no_speed_claim(boards):

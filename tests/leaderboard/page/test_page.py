@@ -257,3 +257,19 @@ def test_the_table_keeps_room_for_speed_and_size():
     assert [m.name for m in _columns(found)] == ["lpips/alex-v0.1", "psnr", "noise-sqnr"]
     assert [m.name for m in _columns(found[:3])] == list(names[:3])
     assert [m.name for m in _columns(found[1:])] == ["psnr", "ssim", "noise-sqnr"]
+
+
+def test_rivals_and_unquantized_settings_are_named(make_results, make_grid, tmp_path):
+    planned = make_results(tmp_path, plan=make_grid(workloads=("synthetic-shapes",)), broken=False)
+    for file in (tmp_path / "rows").iterdir():
+        row = Row.from_dict(json.loads(file.read_text()))
+        own, backend = {"rival": True, "title": "Theirs"}, "openvino int8"
+        latency = dataclasses.replace(row.latency, fp_setting="bf16 eager")
+        if row.cell.method == "steady":
+            latency = dataclasses.replace(latency, backend=backend)
+            row = dataclasses.replace(row, method=own, backend=backend, parity=None)
+        file.write_text(json.dumps(dataclasses.replace(row, latency=latency).to_dict()))
+    text, _ = page(tmp_path, planned)
+    assert text.count(">rival</small>") == 3
+    assert "a rival runs on kernels of its own" in text
+    assert ">against bf16 eager</small>" in text

@@ -1,0 +1,26 @@
+"""What is needed of a network that draws images, whoever made it."""
+
+from typing import Protocol
+
+from torch import nn
+
+from quantarena.methods.core.clock import CallClock
+
+
+class Network(Protocol):
+    """A network ready to draw: ``PackedModel``, and ``Prepared`` of rivals."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Called as the denoiser is."""
+
+    @property
+    def backend(self) -> str:
+        """What runs it; ``fp32`` where nothing differs from full precision."""
+
+    @property
+    def clock(self) -> CallClock:
+        """The sampler call that its tables are read at."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """Lines for the reader of a row."""

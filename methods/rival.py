@@ -1,0 +1,127 @@
+"""The contract of rivals: contestants that bring their own network and kernels.
+
+A method returns a model that the harness packs and holds against its simulation. A rival, such as
+another library or full precision in another number format, returns a network that is ready to
+draw. It passes no parity gate, so its row names what ran, and its bytes and widths are read from
+the tensors that it holds.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from quantarena.methods.contestant import Contestant
+from quantarena.methods.contract import MethodContext, network_mark, seed_all
+from quantarena.methods.core.bits import Bits
+from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.model.width_budget import FLOAT_BITS
+
+INSTALL = "pip install 'quantarena[rivals]'"
+NO_GATE = "none: a rival runs on kernels of its own, and no simulation is known to compare with"
+"""What a row says of parity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A network that is ready to draw, and what it holds.
+
+    Attributes:
+        module: called as the denoiser is, with the attributes that a pipeline reads; its result
+            has the prediction as ``sample`` and as item 0.
+        backend: what runs it, for the row, such as ``torchao int8 weight-only``.
+        packed_bytes: bytes of its weights and buffers as it holds them.
+        widths: bits of each layer that it quantizes, by module path, as its tensors hold them.
+        mean_bits: mean bits of the weight codes of those layers that are not whole bits.
+        float_bits: bits of a number where nothing is quantized.
+        lines: for the reader of a row.
+        notes: for the row's calibration; plain JSON types.
+        clock: nothing of a rival depends on the sampler call; pipelines announce it all the same.
+    """
+
+    module: nn.Module
+    backend: str
+    packed_bytes: int
+    widths: Mapping[str, Bits] = field(default_factory=dict)
+    mean_bits: Mapping[str, float] = field(default_factory=dict)
+    float_bits: int = FLOAT_BITS
+    lines: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    clock: CallClock = field(default_factory=CallClock)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Lines for the reader of a row."""
+        return self.lines
+
+
+class Rival(Contestant):
+    """Base of all rivals.
+
+    ``build`` may write files that take long to make; the harness keeps them in its cache under the
+    versions of the libraries. ``prepare`` opens them.
+
+    Attributes:
+        needs: distributions that it imports, beside those that quantarena always has. They are
+            imported inside of functions, so that plans and lists need none of them.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, ctx: MethodContext, folder: Path) -> None:
+        """Write what takes long to make into an empty folder; nothing by default."""
+
+    @abstractmethod
+    def prepare(self, ctx: MethodContext, folder: Path) -> Prepared:
+        """The network, from the full-precision one and from what ``build`` wrote.
+
+        Raises:
+            Unsupported: the request cannot be met; the cell becomes a skipped row.
+        """
+
+    def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
+        """Raise ``Unsupported`` when the request is outside ``supports`` or a library is absent."""
+        super().check(bits, variant, policy)
+        absent = [name for name, found in self.versions().items() if found is None]
+        if absent:
+            is_are = "is" if len(absent) == 1 else "are"
+            raise Unsupported(f"{' and '.join(absent)} {is_are} not installed: {INSTALL}")
+
+    @classmethod
+    def versions(cls) -> dict[str, str | None]:
+        """The version of each library in ``needs``, None where it is not installed."""
+        return {name: _version(name) for name in cls.needs}
+
+    def run(self, ctx: MethodContext, folder: Path, *, build: bool) -> Prepared:
+        """Check, seed, build where asked, prepare, and see that full precision is unchanged.
+
+        Args:
+            ctx: what a method is given.
+            folder: for the files of ``build``.
+            build: whether the folder is still empty.
+
+        Raises:
+            Unsupported: the rival cannot meet the request.
+            QuantArenaError: it changed the full-precision network.
+        """
+        self.check(ctx.bits, ctx.variant)
+        seed_all(ctx.seed)
+        before = network_mark(ctx.model)
+        if build:
+            self.build(ctx, folder)
+        prepared = self.prepare(ctx, folder)
+        if network_mark(ctx.model) != before:
+            raise QuantArenaError(f"{self.name} changed the full-precision network: copy it first")
+        return prepared
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

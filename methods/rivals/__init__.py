@@ -1,0 +1,1 @@
+"""Rivals: other libraries' quantization, and full precision in other settings. One file each."""
