@@ -119,8 +119,9 @@ def _methods(plugins: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _policies(method: Any) -> list[str]:
-    """The policies that a method can run under."""
-    can = {"budget": method.supports.budget, "published": method.published is not None}
+    """The policies that a method can run under; a rival has no widths of a paper's."""
+    published = getattr(method, "published", None) is not None
+    can = {"budget": method.supports.budget, "published": published}
     return [name for name in POLICY_NAMES if can.get(name, True)]
 
 
