@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 
 from quantarena.bench.schema import Measurement, Row, Status
-from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages import floors, sequence
 from quantarena.methods import registry
 from quantarena.methods.rival import NO_GATE
 
-BUDGET = Budget(
-    images=4,
-    batch=3,
-    steps=3,
-    calibration_images=4,
-    calibration_samples=8,
-    iterations=1,
-    latency_rounds=20,
-)
 FAKE = """
 import copy
 from quantarena.methods.core.bits import Bits
@@ -55,12 +45,6 @@ def quiet(stage, done, total):
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    root = tmp_path_factory.mktemp("run")
-    return sequence.Paths(root / "results", root / "cache")
-
-
-@pytest.fixture(scope="module")
 def write(tmp_path_factory):
     def made(body="pass", needs="()"):
         file = tmp_path_factory.mktemp("plugin") / "fake.py"
@@ -71,8 +55,8 @@ def write(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cell(pixel_folder):
-    return Cell(str(pixel_folder), "fake", "w8a8", budget=BUDGET)
+def cell(cell):
+    return replace(cell, method="fake", bits="w8a8", budget=replace(cell.budget, batch=3))
 
 
 @pytest.fixture(scope="module")

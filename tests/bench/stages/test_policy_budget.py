@@ -2,21 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
-
 from quantarena.bench.schema import Status
-from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages import sequence
 
-BUDGET = Budget(
-    images=4,
-    batch=4,
-    steps=3,
-    calibration_images=4,
-    calibration_samples=8,
-    iterations=1,
-    latency_rounds=20,
-)
 GREEDY = """
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.mixed_rtn import MixedRoundToNearest
@@ -32,17 +20,6 @@ class Greedy(MixedRoundToNearest):
 
 def quiet(stage, done, total):
     """Progress that nobody watches."""
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    root = tmp_path_factory.mktemp("run")
-    return sequence.Paths(root / "results", root / "cache")
-
-
-@pytest.fixture(scope="module")
-def cell(pixel_folder):
-    return Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET)
 
 
 def test_a_method_that_chooses_no_widths_is_skipped_under_policy_budget(cell, tmp_path):

@@ -10,37 +10,14 @@ import pytest
 from PIL import ExifTags, Image
 
 from quantarena.bench.schema import Row, Status
-from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages import fp_images as fp_images_module
 from quantarena.bench.stages import latency, latents, sample, sequence
 from quantarena.bench.stages.fp_images import fp_images
 from quantarena.methods.rtn import RoundToNearest
 
-BUDGET = Budget(
-    images=4,
-    batch=4,
-    steps=3,
-    calibration_images=4,
-    calibration_samples=8,
-    iterations=1,
-    latency_rounds=20,
-)
-
 
 def quiet(stage, done, total):
     """Progress that nobody watches."""
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    """One cache for all tests of the module: cells share what they may share."""
-    root = tmp_path_factory.mktemp("run")
-    return sequence.Paths(root / "results", root / "cache")
-
-
-@pytest.fixture(scope="module")
-def cell(pixel_folder):
-    return Cell(str(pixel_folder), "rtn", "w4a8", budget=BUDGET)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +103,11 @@ def test_second_run_quantizes_and_samples_nothing(row, cell, paths, monkeypatch)
     assert again.stage_keys == row.stage_keys
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"bits": "w8a8"}, {"seed": 1}, {"budget": replace(BUDGET, calibration_samples=4)}],
-)
+@pytest.mark.parametrize("change", [{"bits": "w8a8"}, {"seed": 1}, {"budget": 4}])
 def test_what_changes_the_model_changes_its_key(row, cell, paths, monkeypatch, change):
     called = []
+    if "budget" in change:
+        change = {"budget": replace(cell.budget, calibration_samples=change["budget"])}
 
     def stop(*args, **kwargs):
         called.append(1)
