@@ -11,11 +11,8 @@ from typing import Any
 from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
-POLICY_NAMES = (
-    DEFAULT_POLICY,
-    "budget",
-    "published",
-)  # core.policy knows what they mean; it needs torch
+# core.policy knows what they mean; it needs torch
+POLICY_NAMES = (DEFAULT_POLICY, "budget", "published")
 DEFAULT_VARIANT = "paper"
 VARIANT_NAMES = (DEFAULT_VARIANT, "release")
 MOST_SEED = 2**63 - 1

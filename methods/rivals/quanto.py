@@ -49,9 +49,9 @@ class Quanto(Rival):
         if acts is not None:
             points = ctx.draw(UniformStride(ctx.effort.samples))
             with torch.no_grad(), Calibration():
-                for batch in points.batches(BATCH):
+                for index, batch in enumerate(points.batches(BATCH)):
                     batch.call(network)
-                    ctx.progress(1, 1)
+                    ctx.progress(min((index + 1) * BATCH, len(points)), len(points))
         freeze(network)
         widths = observed_widths(network, ctx.graph.layers, _act_bits)
         return Prepared(

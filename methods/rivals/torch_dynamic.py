@@ -10,7 +10,6 @@ from torch import nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.kernels.native import status
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
@@ -60,8 +59,13 @@ class TorchDynamic(Rival):
             "torch dynamic int8",
             network_bytes(network) + sum(map(_bytes, held.values())),
             {name: Bits(8 * module.weight().element_size(), 8) for name, module in held.items()},
-            lines=lines + ((SATURATES,) if status().isa in ("avx2", "portable") else ()),
+            lines=lines + ((SATURATES,) if _on_avx2() else ()),
         )
+
+
+def _on_avx2() -> bool:
+    """Whether torch runs its own kernels for AVX2; which unit ours use says nothing of that."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def _bytes(module: Any) -> int:

@@ -39,6 +39,19 @@ def variant(**off):
     return lambda: Dgq(Dgq.Options(**off))
 
 
+def packed_and_rebuilt(made, network):
+    """The packed middle layer, made again from what it stores; packing keeps parity and widths."""
+    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
+    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
+    packed = pack(made)
+    assert parity(made, packed, points).max_rel <= 1e-5
+    observe(made, packed, network)
+    node = packed.layers["middle"]
+    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
+    again.set_clock(made.clock)
+    return again
+
+
 class OffsetChannels(Tokens):
     """Five channels lie far from zero."""
 
@@ -60,17 +73,10 @@ def test_channels_far_from_zero_lose_no_codes(judged, monkeypatch):
     made, error = judged(variant(least=1), network, Bits(8, 4))
     option = made.layers["middle"].option(InputOffset)
     assert (option.offset != 0).equal(network.offset != 0)
-    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
-    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
-    packed = pack(made)
-    assert parity(made, packed, points).max_rel <= 1e-5
-    observe(made, packed, network)
-    node = packed.layers["middle"]
-    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
+    again = packed_and_rebuilt(made, network)
     loaded = QuantLayer(network.middle, Bits(8, 4), clock=made.clock)
     loaded.load(made.layers["middle"].state())
     x = torch.randn(2, 36, 48) + network.offset
-    again.set_clock(made.clock)
     with torch.no_grad(), made.clock.at(0):
         assert torch.allclose(again(x), loaded(x), rtol=1e-5, atol=1e-4)
         assert torch.equal(loaded(x), made.layers["middle"](x))
@@ -105,14 +111,7 @@ def test_tokens_far_from_zero_lose_no_codes(judged, monkeypatch, conv):
     zero = made.layers["middle"].only_part.static.zero_point
     assert float(zero.min()) < 0
     assert float(zero.max()) > 15
-    trajectory = Trajectory(torch.randn(CALLS, 2, 4, 6, 6), torch.arange(CALLS).float(), {})
-    points = trajectory.pick(torch.arange(CALLS), torch.ones(CALLS, dtype=torch.long))
-    packed = pack(made)
-    assert parity(made, packed, points).max_rel <= 1e-5
-    observe(made, packed, network)
-    node = packed.layers["middle"]
-    again = build(node.describe(), {name: t.clone() for name, t in node.state_dict().items()})
-    again.set_clock(made.clock)
+    again = packed_and_rebuilt(made, network)
     x = torch.randn(2, 36, 48) + network.offset
     x = x.mT.reshape(2, 48, 6, 6) if conv else x
     with torch.no_grad(), made.clock.at(0):

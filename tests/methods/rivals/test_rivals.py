@@ -14,7 +14,7 @@ from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
-from quantarena.methods.rivals import held
+from quantarena.methods.rivals import held, torch_dynamic
 from quantarena.methods.rivals.stand_in import InBfloat16, StandIn
 from quantarena.methods.testing.networks import probes
 
@@ -76,6 +76,14 @@ def test_an_absent_library_is_named_with_the_command_that_installs_it(found, mon
 def test_bitsandbytes_says_why_it_does_not_run():
     with pytest.raises(Unsupported, match="CUDA"):
         entry("bitsandbytes").method().check(parse_bits("w4a16"), "paper")
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_torch_names_its_saturation_where_it_has_it(networks, capability, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    ctx = networks["transformer"].context(parse_bits("w8a8"), "paper", Effort(16, 0))
+    made = entry("torch_dynamic").method().run(ctx, tmp_path, build=True)
+    assert (torch_dynamic.SATURATES in made.lines) == (capability == "AVX2")
 
 
 def test_torchao_refuses_what_it_has_not():
