@@ -61,6 +61,8 @@ def _power(error: Tensor, norm: float) -> Tensor:
     """``|error| ** norm`` in place, in half to a fortieth of the time of ``pow_``."""
     if norm == 1:
         return error.abs_()
+    if norm == 3:
+        return error.abs_().mul_(error.square())
     error.square_()
     # log2 of zero is -inf, whose exp2 is zero again
     return error if norm == 2 else error.log2_().mul_(norm / 2).exp2_()
