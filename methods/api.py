@@ -47,8 +47,8 @@ from quantarena.methods.techniques.learn.reconstruct import reconstruct
 from quantarena.methods.techniques.learn.schedule import Schedule
 from quantarena.methods.techniques.points.censored_normal import CensoredNormalCalls
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
-from quantarena.methods.techniques.ranges.named import SEARCHES, default_range
+from quantarena.methods.techniques.ranges.mse import mse_act_range, mse_range, shrink_range
+from quantarena.methods.techniques.ranges.named import SEARCHES, default_range, for_activations
 from quantarena.methods.techniques.scaling.channel_scaling import smooth
 
 __all__ = [
@@ -82,8 +82,10 @@ __all__ = [
     "calibrate_activations",
     "default_range",
     "distill",
+    "for_activations",
     "input_bounds",
     "minmax_range",
+    "mse_act_range",
     "mse_range",
     "points_per_call",
     "reconstruct",

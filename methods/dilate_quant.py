@@ -28,7 +28,7 @@ from quantarena.methods.api import (
     Schedule,
     UniformStride,
     calibrate_activations,
-    mse_range,
+    mse_act_range,
     points_per_call,
     reconstruct,
     register,
@@ -115,7 +115,7 @@ class DilateQuant(Method):
         calibrate_activations(
             model,
             ctx.range_points(),
-            mse_range,
+            mse_act_range,
             CalibrationPlan(per_call=self.options.per_call, per_head=self.options.per_call),
         )
         schedule = self.schedule(ctx.effort.iterations)

@@ -28,6 +28,7 @@ from quantarena.methods.api import (
     RangeSearch,
     Schedule,
     UniformStride,
+    for_activations,
     mse_range,
     reconstruct,
     register,
@@ -78,7 +79,7 @@ class Recipe:
     """How a variant of EDA-DM calibrates and learns.
 
     Attributes:
-        search: range search of both weights and activations.
+        search: range search of weights; activations have its form for them.
         calibrate: sets activation ranges from a model, its points, a range search and a seed.
         rates: learning rates.
         rounding: weight of AdaRound's regulariser.
@@ -170,7 +171,8 @@ class EDADM(Method):
         points = ctx.draw(steps(ctx.effort.samples))
         blocks = ctx.blocks(model, points)
         model.set_weight_ranges(recipe.search)
-        recipe.calibrate(model, ctx.range_points(steps(ctx.range_samples)), recipe.search, ctx.seed)
+        points_of_ranges = ctx.range_points(steps(ctx.range_samples))
+        recipe.calibrate(model, points_of_ranges, for_activations(recipe.search), ctx.seed)
         reports = self._reconstruct(ctx, model, blocks, points)
         model.notes["reconstruction"] = [report.note("soft") for report in reports]
         return model

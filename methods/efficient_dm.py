@@ -27,6 +27,7 @@ from quantarena.methods.api import (
     Unsupported,
     distill,
     minmax_range,
+    mse_act_range,
     mse_range,
     register,
     teacher_walk,
@@ -139,7 +140,7 @@ class EfficientDM(Method):
         model, recipe, points = ctx.wrap(), RECIPES[ctx.variant], ctx.range_points()
         model.set_weight_ranges(recipe.weight_search)
         calibrate_calls(
-            model, points, mse_range, per_call=self.options.per_call, copied=recipe.copied
+            model, points, mse_act_range, per_call=self.options.per_call, copied=recipe.copied
         )
         schedule = self.schedule(model, ctx.effort, ctx.trajectory.calls, recipe)
         if self.options.finetune and schedule.updates:

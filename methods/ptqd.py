@@ -32,6 +32,7 @@ from quantarena.methods.api import (
     WholeWalks,
     calibrate_activations,
     minmax_range,
+    mse_act_range,
     mse_range,
     register,
 )
@@ -131,7 +132,7 @@ class Ptqd(Method):
             blocks,
             points,
             self.schedules(ctx.effort.iterations),
-            lambda: calibrate_activations(model, recorded, mse_range),
+            lambda: calibrate_activations(model, recorded, mse_act_range),
             seed=ctx.seed,
             progress=ctx.progress,
             held_out=ctx.held_out(points),

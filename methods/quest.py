@@ -29,6 +29,7 @@ from quantarena.methods.api import (
     UniformStride,
     calibrate_activations,
     distill,
+    mse_act_range,
     mse_range,
     reconstruct,
     register,
@@ -179,9 +180,9 @@ class QuEST(Method):
         model.notes["reconstruction"] = [report.note() for report in reports]
         points = ctx.range_points()
         if self.options.step_groups > 1:
-            calibrate_by_group(model, points, mse_range, self.options.step_groups)
+            calibrate_by_group(model, points, mse_act_range, self.options.step_groups)
         else:
-            calibrate_activations(model, points, mse_range)
+            calibrate_activations(model, points, mse_act_range)
         model.notes["tuning"] = {}
         time, recipe = chosen(model, time_layers(ctx.graph)), RECIPES[ctx.variant]
         if self.options.time_layers:

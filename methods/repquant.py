@@ -32,6 +32,7 @@ from quantarena.methods.api import (
     Schedule,
     UniformStride,
     calibrate_activations,
+    for_activations,
     reconstruct,
     register,
 )
@@ -72,7 +73,7 @@ class RepQuant(Method):
             damp: damping of the closed form, relative to an input's mean second moment.
             log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
             zero_code: let the softmax's last code stand for 0.
-            search: range search of weights and activations.
+            search: range search of weights, and of activations in its form for them.
             clip_lr: learning rate of dual clipping.
         """
 
@@ -133,7 +134,7 @@ class RepQuant(Method):
                 if "softmax" in products.quantizers:
                     products.use_log(per_octave=2, zero_code=self.options.zero_code)
             calibrate_log_scales(model, ranges)
-        calibrate_activations(model, ranges, search, FLOAT_WEIGHTS)
+        calibrate_activations(model, ranges, for_activations(search), FLOAT_WEIGHTS)
         for site in sites:
             for name in site.readers:
                 quantizer = model.layers[name].only_part.static
@@ -193,7 +194,7 @@ class RepQuant(Method):
         for site in sites:
             x, bits = rows[site.readers[0]], model.layers[site.readers[0]].bits.act
             gram = output_gram([model.layers[name].weight for name in site.readers])
-            clips = search_clips(x, bits, SEARCHES[self.options.search])
+            clips = search_clips(x, bits, for_activations(SEARCHES[self.options.search]))
             before = clip_error(x, gram, clips, bits)
             if self.options.clipping:
                 clips = learn_clips(

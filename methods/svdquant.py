@@ -30,7 +30,7 @@ from quantarena.methods.api import (
     Within,
     calibrate_activations,
     input_bounds,
-    mse_range,
+    mse_act_range,
     register,
     smooth,
 )
@@ -134,7 +134,7 @@ class SvdQuant(Method):
             ctx.progress(done + 1, len(model.layers))
         model.notes["branches"] = notes
         model.set_weight_ranges(SEARCHES[self.options.weight_search], symmetric=True)
-        calibrate_activations(model, points, mse_range, FLOAT_WEIGHTS)
+        calibrate_activations(model, points, mse_act_range, FLOAT_WEIGHTS)
         return model
 
     def set_formats(self, layer: QuantLayer, bounds: Bounds) -> None:
@@ -237,7 +237,7 @@ class Trial:
             drawn = torch.Generator().manual_seed(0)
             some = x.flatten()[torch.randint(x.numel(), (JUDGED_VALUES,), generator=drawn)]
             other = ActQuantizer(quantizer.bits)
-            other.set_params(mse_range(some, quantizer.bits))
+            other.set_params(mse_act_range(some, quantizer.bits))
             quantizer = other
         seen: Tensor = x if quantizer is None else quantizer(x)
         return seen

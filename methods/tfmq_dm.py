@@ -32,6 +32,7 @@ from quantarena.methods.api import (
     UniformStride,
     calibrate_activations,
     minmax_range,
+    mse_act_range,
     mse_range,
     reconstruct,
     register,
@@ -120,18 +121,18 @@ class TfmqDm(Method):
             for report in self._reconstruct(ctx, model, blocks, temporal, points, recorded)
         ]
         if ctx.variant == "release":
-            calibrate_activations(model, recorded, mse_range, CalibrationPlan(per_call=True))
+            calibrate_activations(model, recorded, mse_act_range, CalibrationPlan(per_call=True))
             return model
         if self.options.averaged:
             few = spread(recorded, WINDOWS * WINDOW)
             window = max(LEAST_WINDOW, len(few) // WINDOWS)
             calibrate_averaged(
-                model, few, mse_range, seed=ctx.seed, momentum=MOMENTUM, window=window
+                model, few, mse_act_range, seed=ctx.seed, momentum=MOMENTUM, window=window
             )
         else:
-            calibrate_activations(model, recorded, mse_range)
+            calibrate_activations(model, recorded, mse_act_range)
         if self.options.finite_set and temporal:
-            plan = CalibrationPlan(per_call=True, only=temporal)
+            plan = CalibrationPlan(per_call=True, least=0, only=temporal)
             calibrate_activations(model, recorded, minmax_range, plan)
         return model
 

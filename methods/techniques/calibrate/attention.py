@@ -8,9 +8,9 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
-from quantarena.methods.techniques.calibrate.by_call import by_call
-from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
-from quantarena.methods.techniques.calibrate.row_sample import RowSample
+from quantarena.methods.techniques.calibrate.by_call import by_call, near_call
+from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan, reach_of
+from quantarena.methods.techniques.calibrate.row_sample import RowSample, ranges_of
 from quantarena.methods.techniques.calibrate.watch import watch_operands
 
 _VALUES = 1 << 16
@@ -47,6 +47,7 @@ def calibrate_attention(
     if not model.attention:
         return
     calls = calls_of(points) if plan.per_call else [0]
+    reach = reach_of(len(points), len(calls), plan.least)
     samples: dict[tuple[str, str], dict[int, RowSample]] = {}
 
     def watch(name: str, operand: str, x: Tensor, subset: CalibrationSet) -> None:
@@ -61,7 +62,10 @@ def calibrate_attention(
         assert quantizer is not None
         symmetric = plan.symmetric and operand != "softmax"
         ranges = [
-            of_operand[call].ranges(search, quantizer.bits, symmetric=symmetric) for call in calls
+            ranges_of(
+                near_call(of_operand, call, reach), search, quantizer.bits, symmetric=symmetric
+            )
+            for call in calls
         ]
         scale = torch.stack([r.scale.flatten() for r in ranges])
         zero = torch.stack([r.zero_point.flatten() for r in ranges])

@@ -29,6 +29,15 @@ def at_call(values: Mapping[int, _Value], call: int) -> _Value:
     return values[min(values, key=lambda known: abs(known - call))]
 
 
+def near_call(values: Mapping[int, _Value], call: int, reach: int) -> list[_Value]:
+    """The values of a sampler call and of up to ``reach`` calls before and after it.
+
+    Where a layer did not run at these calls, the value of the nearest call at which it did.
+    """
+    near = [values[c] for c in range(call - reach, call + reach + 1) if c in values]
+    return near or [at_call(values, call)]
+
+
 def is_shared(x: Tensor, points: CalibrationSet) -> bool:
     """Whether an input belongs to all points: its rows cannot be shared out among them."""
     return bool(x.shape[0] % len(points))

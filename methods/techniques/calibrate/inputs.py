@@ -9,13 +9,13 @@ from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, calls_of
 from quantarena.methods.techniques.calibrate.attention import calibrate_attention
 from quantarena.methods.techniques.calibrate.by_call import (
-    at_call,
     by_call,
     is_shared,
+    near_call,
     shared_inputs,
 )
-from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan
-from quantarena.methods.techniques.calibrate.row_sample import RowSample
+from quantarena.methods.techniques.calibrate.plan import DEFAULT, CalibrationPlan, reach_of
+from quantarena.methods.techniques.calibrate.row_sample import RowSample, ranges_of
 from quantarena.methods.techniques.calibrate.watch import watch_inputs
 
 _VALUES = 1 << 16
@@ -49,6 +49,7 @@ def calibrate_activations(
         ValueError: a sampler call without points, where the plan asks for ranges by call.
     """
     calls = calls_of(points) if plan.per_call else [0]
+    reach = reach_of(len(points), len(calls), plan.least)
     most = max(_VALUES_CALL, _VALUES // len(calls))
     samples: dict[tuple[str, int], dict[int, RowSample]] = {}
     shared = set(shared_inputs(model, points)) if plan.per_call else set()
@@ -70,7 +71,9 @@ def calibrate_activations(
         quantizer = model.layers[name].parts[index].static
         assert quantizer is not None
         ranges = [
-            at_call(of_part, call).ranges(search, quantizer.bits, symmetric=plan.symmetric)
+            ranges_of(
+                near_call(of_part, call, reach), search, quantizer.bits, symmetric=plan.symmetric
+            )
             for call in (calls if plan.per_call and name not in shared else [0])
         ]
         # An input without rows for the points has one range: it is the same at every call, and a

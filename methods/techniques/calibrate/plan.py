@@ -1,5 +1,6 @@
 """How activation ranges are calibrated: what has a range of its own, and on which network."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -10,6 +11,9 @@ class CalibrationPlan:
     Attributes:
         per_call: a range for each sampler call; the points must cover all calls. Else one range
             for all calls.
+        least: points that each range by call is found on at least: where a call has fewer, those of
+            as many calls before and after it as make them up count too, see ``reach_of``. 0: its
+            own alone, for inputs that are the same for all points of a call.
         per_head: a range for each attention head of queries, keys, values and softmax outputs.
         symmetric: fix zero points in the middle of the codes.
         quantized_weights: run the calibration points through quantized weights, whose ranges must
@@ -18,6 +22,7 @@ class CalibrationPlan:
     """
 
     per_call: bool = False
+    least: int = 256
     per_head: bool = False
     symmetric: bool = False
     quantized_weights: bool = True
@@ -29,3 +34,12 @@ DEFAULT = CalibrationPlan()
 
 FLOAT_WEIGHTS = CalibrationPlan(quantized_weights=False)
 """One affine range for each tensor, found on the network with floating-point weights."""
+
+
+def reach_of(points: int, calls: int, least: int) -> int:
+    """How many sampler calls on either side make up ``least`` points, with ``points`` in all.
+
+    A few points of one call underestimate the range of its values; those of its neighbours are
+    similar. Those of calls further away are not, so the reach is a tenth of all calls at most.
+    """
+    return max(0, min(math.ceil((least * calls / points - 1) / 2), calls // 10))

@@ -58,7 +58,7 @@ def calibrate_by_group(
         points: points at every sampler call.
         search: range search.
         groups: largest number of groups; they are equally long, but for the last one.
-        plan: on which network ranges are found; its ``per_call`` is not asked.
+        plan: on which network ranges are found; its ``per_call`` and ``least`` are not asked.
         count: number of points that ranges are found on, evenly spread over all; 0 for all.
 
     Raises:
@@ -70,7 +70,7 @@ def calibrate_by_group(
     length = -(-len(calls) // groups)
     chosen = points.rows(evenly(len(points), count)) if count else points
     grouped = replace(chosen, step=chosen.step // length, schedule=None)
-    calibrate_activations(model, grouped, search, replace(plan, per_call=True))
+    calibrate_activations(model, grouped, search, replace(plan, per_call=True, least=0))
     layers = [p.static for x in model.layers.values() for p in x.parts if p.static is not None]
     for quantizer in (*layers, *model.product_quantizers()):
         if quantizer.steps and quantizer.axis is None:  # an input that all points share has one

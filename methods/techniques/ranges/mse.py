@@ -12,6 +12,8 @@ from quantarena.methods.techniques.ranges.rows import (
     minmax_rows,
 )
 
+ACT_NORM = 3.0
+"""Exponent of the error of activation ranges; docs/protocol.md, "What 8-bit ranges may clip"."""
 _SHRINK = 0.86
 """Factor between two ranges of the first pass of ``mse_range``."""
 _NEAR = (-6 / 9, -3 / 9, -1 / 9, 0.0, 1 / 9, 3 / 9, 6 / 9)
@@ -117,6 +119,22 @@ def mse_range(
         return best_of(rows, plain, affine(ends * best), norm, weights)
 
     return blockwise(x, axis, search, weights)
+
+
+def mse_act_range(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    weights: Tensor | None = None,
+) -> QuantParams:
+    """``mse_range`` for activations: clipped values count more than at its exponent for weights.
+
+    Activations have longer tails than weights, and values that calibration has not seen. Arguments
+    and errors are those of ``mse_range``.
+    """
+    return mse_range(x, bits, axis=axis, symmetric=symmetric, norm=ACT_NORM, weights=weights)
 
 
 def _shrunk(rows: Tensor, shrinks: Tensor, bits: int, symmetric: bool) -> QuantParams:

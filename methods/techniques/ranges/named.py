@@ -5,8 +5,12 @@ from torch import Tensor
 from quantarena.methods.core.affine import QuantParams, unsigned_params
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.techniques.ranges.minmax import minmax_range
-from quantarena.methods.techniques.ranges.mse import mse_range, shrink_range
-from quantarena.methods.techniques.ranges.percentile import percentile_mse_range, percentile_range
+from quantarena.methods.techniques.ranges.mse import mse_act_range, mse_range, shrink_range
+from quantarena.methods.techniques.ranges.percentile import (
+    percentile_mse_act_range,
+    percentile_mse_range,
+    percentile_range,
+)
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range, mse_2d_range
 
 
@@ -59,3 +63,16 @@ SEARCHES: dict[str, RangeSearch] = {
     "mse_2d": mse_2d_range,
 }
 """All range searches by name."""
+
+_FOR_ACTIVATIONS: dict[RangeSearch, RangeSearch] = {
+    mse_range: mse_act_range,
+    percentile_mse_range: percentile_mse_act_range,
+}
+
+
+def for_activations(search: RangeSearch) -> RangeSearch:
+    """The search for activations of a method that names one search for them and for weights.
+
+    ``mse`` and ``percentile_mse`` weigh clipped values more there; the others are the same.
+    """
+    return _FOR_ACTIVATIONS.get(search, search)

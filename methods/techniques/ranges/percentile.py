@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.affine import QuantParams, affine_params
+from quantarena.methods.techniques.ranges.mse import ACT_NORM
 from quantarena.methods.techniques.ranges.rows import (
     best_of,
     blockwise,
@@ -109,3 +110,17 @@ def percentile_mse_range(
         return best_of(rows, plain, candidates, norm, weights)
 
     return blockwise(x, axis, search, weights)
+
+
+def percentile_mse_act_range(
+    x: Tensor,
+    bits: int,
+    *,
+    axis: int | None = None,
+    symmetric: bool = False,
+    weights: Tensor | None = None,
+) -> QuantParams:
+    """``percentile_mse_range`` for activations, see ``mse_act_range``; the same arguments."""
+    return percentile_mse_range(
+        x, bits, axis=axis, symmetric=symmetric, norm=ACT_NORM, weights=weights
+    )
