@@ -154,7 +154,7 @@ def _cifar(
     pipeline = DDIMPipeline(averaged(task, runs / task.name), noise.scheduler(latent=False))
     settings = {
         "name": task.name,
-        "title": "CIFAR-10, unconditional, 32 px",
+        "title": task.title,
         "pipeline_class": "DDIMPipeline",
         "steps": 20,
         "guidance": 1.0,

@@ -1,4 +1,4 @@
-"""`cifar10-uncond`: a pixel U-Net on the CIFAR-10 train images, and a larger one in training."""
+"""`cifar10-uncond`: a pixel U-Net on the CIFAR-10 train images, and a larger one."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class CifarTask:
     """
 
     name = "cifar10-uncond"
+    title = "CIFAR-10, unconditional, 32 px"
     channels = (32, 64, 64)
     """Channels by resolution: 32, 16 and 8 px, the last one with attention."""
     head_channels = 16
@@ -96,6 +97,7 @@ class LargeCifarTask(CifarTask):
     """Trains a U-Net of 7.2 million parameters on the same images; see `CifarTask`."""
 
     name = "cifar10-uncond-large"
+    title = "CIFAR-10, unconditional, 32 px, larger U-Net"
     channels = (64, 128, 192)
     head_channels = 64
     norm_groups = 32
