@@ -60,6 +60,7 @@ ROOMS = (
     "bench/report",
     "bench/budget",
     "bench/ship",
+    "bench/gate",
     "bench/training/tasks",
     "bench/training/export",
     "bench/training",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.text import Text
 from quantarena.bench.cli.stdout import result_stream
 from quantarena.bench.documents import clean_text, finite
 from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.plan.plan import minutes
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.store import Store
@@ -32,6 +34,8 @@ RunArgument = Annotated[
     str, typer.Argument(help="Name of a run: a preset, or a folder under --results.")
 ]
 RESULTS = Path("results")
+_SAY_EVERY = 5.0
+"""Seconds between two lines about a stage that goes on."""
 Verb = Callable[..., int | None]
 
 
@@ -105,3 +109,22 @@ def listed(option: str, values: Iterable[str] | None) -> tuple[str, ...]:
     if "" in parts:
         raise UserError(f"{option}: a name in it is empty: give one, or leave the option out")
     return parts
+
+
+class StageLines:
+    """Lines on stderr: when a stage begins, and now and then how far it is, with an estimate."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._stage = reporter, ""
+        self._began = self._said = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._said = stage, now, now
+            self._reporter.say(f"  {stage}")
+        elif 0 < done < total and now - self._said > _SAY_EVERY:
+            left = (now - self._began) / done * (total - done)
+            self._said = now
+            self._reporter.say(f"  {stage} {done}/{total}, about {minutes(left)} left")

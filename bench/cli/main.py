@@ -20,6 +20,7 @@ from quantarena.bench.cli import (
     budget,
     claims,
     fetch,
+    gate,
     info,
     model,
     phenomena,
@@ -54,6 +55,7 @@ _VERBS: dict[str, Verb] = {
     **model.VERBS,
     **phenomena.VERBS,
     **fetch.VERBS,
+    **gate.VERBS,
     **tune.VERBS,
 }
 

@@ -4,14 +4,20 @@ import importlib
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from quantarena.bench import files
-from quantarena.bench.cli.common import RESULTS, JsonOption, PluginOption, Verb, emit
+from quantarena.bench.cli.common import (
+    RESULTS,
+    JsonOption,
+    PluginOption,
+    StageLines,
+    Verb,
+    emit,
+)
 from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, SettingsOption
 from quantarena.bench.errors import QuantArenaError, UserError
 from quantarena.bench.plan import lookup, presets
@@ -28,7 +34,6 @@ from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 CACHE = RESULTS / ".cache"
 _BUDGET = Budget()
-_SAY_EVERY = 5.0
 
 
 def quantize(
@@ -82,7 +87,7 @@ def quantize(
     chosen = dict(options).get(method, ())
     cell = Cell(name, method, _packable(bits), seed, variant, policy, budget, chosen)
     files.ensure_folder(cache)
-    shown = _Progress(Reporter(quiet=quiet))
+    shown = StageLines(Reporter(quiet=quiet))
     ship = importlib.import_module("quantarena.bench.ship.quantize_model")
     order = ship.Order(
         cell, output, cache, plugins, _command(cell, plugins, prefer_plugin), force, prefer_plugin
@@ -124,7 +129,7 @@ def sample(
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder: write one with quantarena quantize")
     lookup.check_kernels()
-    shown = _Progress(Reporter(quiet=quiet))
+    shown = StageLines(Reporter(quiet=quiet))
     exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
         folder
     )
@@ -144,23 +149,6 @@ def sample(
 
 
 VERBS: dict[str, Verb] = {"quantize": quantize, "sample": sample}
-
-
-class _Progress:
-    """Lines on stderr: when a stage begins, and now and then while it goes on."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter, self._stage, self._said = reporter, "", 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._reporter.say(f"  {stage}")
-        elif done < total and now - self._said > _SAY_EVERY:
-            self._reporter.say(f"  {stage} {done}/{total}")
-        else:
-            return
-        self._stage, self._said = stage, now
 
 
 def _packable(bits: str) -> str:

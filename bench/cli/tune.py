@@ -3,14 +3,13 @@
 import importlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from quantarena.bench.cli.common import JsonOption, Verb, emit
+from quantarena.bench.cli.common import JsonOption, StageLines, Verb, emit
 from quantarena.bench.errors import QuantArenaError, UserError, did_you_mean
 from quantarena.bench.plan import lookup
 from quantarena.bench.plan.plan import minutes
@@ -19,7 +18,6 @@ from quantarena.bench.spec import MOST_SEED
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 APPROACHES = ("tuneqdm", "peqa", "lora")
-_SAY_EVERY = 5.0
 
 
 def tune(
@@ -97,7 +95,7 @@ def tune(
     command = _command(name, subjects, widths, recipe, steps, seed)
     order = ship.Order(name, subjects, widths, recipe, steps, seed, output, force, command)
     try:
-        document: dict[str, Any] = ship.tune_model(order, _Progress(Reporter(quiet=quiet)))
+        document: dict[str, Any] = ship.tune_model(order, StageLines(Reporter(quiet=quiet)))
     except UserError:
         raise
     except QuantArenaError as error:
@@ -115,24 +113,6 @@ def tune(
 
 
 VERBS: dict[str, Verb] = {"tune": tune}
-
-
-class _Progress:
-    """Lines on stderr: when a stage begins, and now and then how far it is, with an estimate."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter, self._stage = reporter, ""
-        self._began = self._said = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._began, self._said = stage, now, now
-            self._reporter.say(f"  {stage}")
-        elif 0 < done < total and now - self._said > _SAY_EVERY:
-            left = (now - self._began) / done * (total - done)
-            self._said = now
-            self._reporter.say(f"  {stage} {done}/{total}, about {minutes(left)} left")
 
 
 def _command(

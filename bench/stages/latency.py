@@ -185,6 +185,37 @@ def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[f
 
 
 @torch.no_grad()
+def paired_times(
+    model: nn.Module,
+    against: nn.Module,
+    points: CalibrationSet,
+    rounds: int,
+    progress: Progress | None = None,
+) -> tuple[list[float], list[float]]:
+    """Seconds of a call of ``against`` and of ``model`` in each round, which take turns to begin.
+
+    Args:
+        model: the network under test.
+        against: what it is compared with.
+        points: one batch of recorded inputs.
+        rounds: timed rounds, after a few that are not timed.
+        progress: called with (rounds done, rounds).
+    """
+    fp_times: list[float] = []
+    test_times: list[float] = []
+    for index in range(WARMUP + rounds):
+        first_fp, first_test = (against, model) if index % 2 == 0 else (model, against)
+        pair = (_timed(first_fp, points), _timed(first_test, points))
+        fp_seconds, test_seconds = pair if index % 2 == 0 else pair[::-1]
+        if index >= WARMUP:
+            fp_times.append(fp_seconds)
+            test_times.append(test_seconds)
+        if progress is not None:
+            progress(index + 1, WARMUP + rounds)
+    return fp_times, test_times
+
+
+@torch.no_grad()
 def measure(
     model: nn.Module,
     against: nn.Module,
@@ -210,17 +241,7 @@ def measure(
         rounds: timed rounds, at least 20; the two networks take turns within each.
         progress: called with (rounds done, rounds).
     """
-    fp_times: list[float] = []
-    test_times: list[float] = []
-    for index in range(WARMUP + rounds):
-        first_fp, first_test = (against, model) if index % 2 == 0 else (model, against)
-        pair = (_timed(first_fp, points), _timed(first_test, points))
-        fp_seconds, test_seconds = pair if index % 2 == 0 else pair[::-1]
-        if index >= WARMUP:
-            fp_times.append(fp_seconds)
-            test_times.append(test_seconds)
-        if progress is not None:
-            progress(index + 1, WARMUP + rounds)
+    fp_times, test_times = paired_times(model, against, points, rounds, progress)
     ratio, low, high = ratio_interval(fp_times, test_times)
     quarters = statistics.quantiles(test_times, n=4)
     step = statistics.median(test_times)

@@ -1,0 +1,1 @@
+"""The gate: whether a quantized folder keeps limits that another project's CI sets."""

@@ -1,0 +1,170 @@
+"""Measures a folder against full precision: images of the same noise, steps timed in turns."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from quantarena.bench.cache import StageCache
+from quantarena.bench.errors import UserError
+from quantarena.bench.gate.limits import (
+    SPEEDUP,
+    Check,
+    Limit,
+    mean_check,
+    median_check,
+    passes,
+)
+from quantarena.bench.gate.tested import Tested, open_tested
+from quantarena.bench.machine import fingerprint
+from quantarena.bench.metrics.fidelity.fidelity import fidelity
+from quantarena.bench.process_state import process_state
+from quantarena.bench.spec import Cell, content_key
+from quantarena.bench.stages.fp_images import fp_images
+from quantarena.bench.stages.latency import interleaved, paired_times
+from quantarena.bench.stages.quantize import Progress
+from quantarena.bench.stages.record import trajectory
+from quantarena.bench.stages.sample import sampled
+from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
+from quantarena.bench.stages.workspace import Workspace, open_workspace, prompt_groups
+from quantarena.bench.workloads import registry
+from quantarena.methods.core.packed.footprint import tensor_bytes
+from quantarena.methods.core.packed.pack import channels_last
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the gate is asked.
+
+    Attributes:
+        folder: the folder under test.
+        cell: full precision: workload, seed, and a budget of images, batch and steps.
+        limits: at least one.
+        rounds: timed rounds, where a limit is on speed.
+        cache: folder of cached stages.
+        strict: whether an open check fails too.
+    """
+
+    folder: Path
+    cell: Cell
+    limits: tuple[Limit, ...]
+    rounds: int
+    cache: Path
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The gate's answer.
+
+    Attributes:
+        checks: one for each limit.
+        passed: whether the folder may ship.
+        backend: what ran the folder's network.
+        held_bytes: bytes of its denoiser, and of full precision's.
+        warnings: lines for the reader.
+        machine: what it ran on.
+    """
+
+    checks: tuple[Check, ...]
+    passed: bool
+    backend: str
+    held_bytes: tuple[int, int]
+    warnings: tuple[str, ...]
+    machine: dict[str, Any]
+
+
+@process_state(TIMING_THREADS)
+def gate(order: Order, progress: Progress) -> Outcome:
+    """Measure what the limits need, on one thread, and judge.
+
+    Steps are the folder's own where the cell's budget names none. Only the denoiser is the
+    folder's: text encoder, autoencoder and noise are full precision's.
+
+    Raises:
+        UserError: the folder does not fit the model, or an image was not finite.
+        BrokenModel: a folder is damaged.
+    """
+    tested = open_tested(order.folder)
+    budget = order.cell.budget
+    steps = budget.steps or registry.resolve(str(order.folder.resolve())).steps
+    workspace = open_workspace(replace(order.cell, budget=replace(budget, steps=steps)))
+    if workspace.loaded.slot != tested.slot:
+        raise UserError(
+            f"{order.folder} quantizes its {tested.slot}, and {order.cell.workload} has a "
+            f"{workspace.loaded.slot} to compare it with: give the model that it was made from"
+        )
+    cache, values = StageCache(order.cache), {}
+    if any(limit.name != SPEEDUP for limit in order.limits):
+        values |= _image_scores(workspace, tested, cache, progress)
+    checks, shares = [], len(order.limits)
+    groups = prompt_groups(workspace.info, budget.images)
+    for limit in order.limits:
+        if limit.name == SPEEDUP:
+            ratios = _ratios(workspace, tested, cache, order.rounds, progress)
+            checks.append(median_check(limit, ratios, checks=shares))
+            continue
+        if limit.name not in values:
+            raise UserError(f"{limit.name} cannot be measured: images are too small for it")
+        if not np.isfinite(values[limit.name]).all():
+            raise UserError(f"{order.folder} draws images that are not finite")
+        checks.append(mean_check(limit, values[limit.name], checks=shares, groups=groups))
+    return Outcome(
+        tuple(checks),
+        passes(tuple(checks), strict=order.strict),
+        tested.network.backend,
+        (tested.held_bytes, tensor_bytes(workspace.loaded.denoiser)),
+        _warnings(order, workspace, tested),
+        dict(fingerprint()),
+    )
+
+
+def _image_scores(
+    workspace: Workspace, tested: Tested, cache: StageCache, progress: Progress
+) -> dict[str, np.ndarray]:
+    """Name of a fidelity metric to its value of each image."""
+    reference = fp_images(workspace, cache, _stage("full precision", progress))
+    key = content_key(["gate", tested.sha256])
+    drawn, _ = sampled(workspace, tested.network, key, cache, _stage("sample", progress)).value
+    total = len(drawn.images)
+    return fidelity(
+        reference.images, drawn.images, progress=lambda done: progress("score", done, total)
+    )
+
+
+def _ratios(
+    workspace: Workspace, tested: Tested, cache: StageCache, rounds: int, progress: Progress
+) -> np.ndarray:
+    """Speed-ups of one denoiser step by round, against fp32 in its faster layout."""
+    images = workspace.budget.batch
+    few = replace(workspace, budget=replace(workspace.budget, calibration_images=images))
+    recorded = trajectory(few, cache, _stage("record", progress))
+    batch = sampler_batch(recorded, images)
+    plain = workspace.loaded.denoiser
+    candidates: dict[str, nn.Module] = {
+        "contiguous": plain,
+        "channels_last": channels_last(copy.deepcopy(plain)),
+    }
+    times = interleaved(candidates, batch)
+    fastest = candidates[min(times, key=lambda name: times[name])]
+    with tested.network.clock.at(int(batch.step[0])):
+        full, test = paired_times(
+            tested.network.module, fastest, batch, rounds, _stage("time", progress)
+        )
+    return np.asarray(full) / np.asarray(test)
+
+
+def _warnings(order: Order, workspace: Workspace, tested: Tested) -> tuple[str, ...]:
+    if tested.base_sha256 in ("", workspace.loaded.sha256):
+        return ()
+    return (
+        f"{order.folder} was made from other weights or another sampler than {order.cell.workload}",
+    )
+
+
+def _stage(name: str, progress: Progress) -> Any:
+    """Progress of one stage."""
+    return lambda done, total: progress(name, done, total)
