@@ -19,14 +19,13 @@ import quantarena
 from quantarena.bench.cli import (
     budget,
     claims,
-    fetch,
     gate,
     info,
     model,
-    phenomena,
     plan_run,
     results,
     tune,
+    workload,
 )
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
@@ -53,8 +52,7 @@ _VERBS: dict[str, Verb] = {
     **claims.VERBS,
     **info.VERBS,
     **model.VERBS,
-    **phenomena.VERBS,
-    **fetch.VERBS,
+    **workload.VERBS,
     **gate.VERBS,
     **tune.VERBS,
 }

@@ -67,7 +67,22 @@ class RequestOptions:
     ] = None
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed; repeatable.")] = None
     images: Annotated[int | None, typer.Option("--images", help="Images per cell.")] = None
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="Images per run of the pipeline, and of one step.")
+    ] = None
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.")] = None
+    calibration_images: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-images", help="Images whose sampling is recorded for calibration."
+        ),
+    ] = None
+    calibration_samples: Annotated[
+        int | None, typer.Option("--samples", help="Calibration points that methods learn on.")
+    ] = None
+    range_samples: Annotated[
+        int | None, typer.Option("--range-samples", help="Points that ranges are found on.")
+    ] = None
     iterations: Annotated[
         int | None, typer.Option("--iterations", help="Reconstruction iterations per block.")
     ] = None

@@ -128,7 +128,8 @@ class Choice:
 
     Attributes:
         workloads, methods, bits, seeds, variants, policies: replace those of the preset.
-        images, steps, iterations: replace fields of the budget.
+        images, batch, steps, calibration_images, calibration_samples, range_samples, iterations:
+            replace fields of the budget.
         name: name of the results folder.
         settings: settings of the workloads, ``KEY=VALUE``.
         options: options of methods, ``METHOD.NAME=VALUE``.
@@ -139,7 +140,11 @@ class Choice:
     bits: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     images: int | None = None
+    batch: int | None = None
     steps: int | None = None
+    calibration_images: int | None = None
+    calibration_samples: int | None = None
+    range_samples: int | None = None
     iterations: int | None = None
     name: str | None = None
     variants: tuple[str, ...] = ()
@@ -150,6 +155,11 @@ class Choice:
 
 LIMITS = tuple(f.name for f in fields(Budget) if f.name in {f.name for f in fields(Choice)})
 """The fields of the budget that the command line can change."""
+
+
+def flag(limit: str) -> str:
+    """The option of the command line that changes a field of the budget."""
+    return "--samples" if limit == "calibration_samples" else f"--{limit.replace('_', '-')}"
 
 
 def preset(name: str) -> Preset:
@@ -237,9 +247,9 @@ def _limits(choice: Choice) -> dict[str, int]:
     given = {name: value for name in LIMITS if (value := getattr(choice, name)) is not None}
     for name, value in given.items():
         if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+            raise UserError(f"{flag(name)} {value}: it must be at least 1")
         if value > MOST:
-            raise UserError(f"--{name.replace('_', '-')}: it must be at most {MOST:,}")
+            raise UserError(f"{flag(name)}: it must be at most {MOST:,}")
     return given
 
 
@@ -300,5 +310,5 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
     for option in (*LIMITS, "name"):
         value = getattr(choice, option)
         if value is not None:
-            words += [f"--{option.replace('_', '-')}", str(value)]
+            words += [flag(option), str(value)]
     return shlex.join(words)

@@ -1,9 +1,19 @@
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_type_hints
 
 import pytest
 
+from quantarena.bench.cli.options import RequestOptions
 from quantarena.bench.errors import UserError
-from quantarena.bench.plan.presets import PRESETS, Choice, choose, command, preset
+from quantarena.bench.plan.presets import (
+    LIMITS,
+    PRESETS,
+    Choice,
+    choose,
+    command,
+    flag,
+    preset,
+)
 
 
 def test_the_presets_by_size():
@@ -117,3 +127,31 @@ def test_methods_with_widths_of_their_own():
     assert made(methods=("scales",), bits=("w8a16",)) == {("scales", "w8a16")}
     assert made(bits=("w4a8",)) == {("rtn", "w4a8"), ("q_diffusion", "w4a8")}
     assert {("scales", "w4a16"), ("q_diffusion", "w4a16")} <= made(bits=("W4A16",))
+
+
+def test_every_limit_of_the_budget_is_an_option_and_stands_in_the_command():
+    given = Choice(
+        images=8,
+        batch=4,
+        steps=5,
+        calibration_images=6,
+        calibration_samples=7,
+        range_samples=9,
+        iterations=3,
+    )
+    assert all(getattr(given, name) is not None for name in LIMITS)
+    budget = choose(PRESETS["quick"].grid, given).budget
+    assert [getattr(budget, name) for name in LIMITS] == [getattr(given, name) for name in LIMITS]
+    line = command("quick", given)
+    options = {name for field in fields(RequestOptions) for name in _flags(field)}
+    for name in LIMITS:
+        assert flag(name) in options
+        assert f" {flag(name)} {getattr(given, name)}" in line
+    with pytest.raises(UserError, match="--samples 0: it must be at least 1"):
+        choose(PRESETS["quick"].grid, Choice(calibration_samples=0))
+
+
+def _flags(field):
+    hint = get_type_hints(RequestOptions, include_extras=True)[field.name]
+    said = getattr(hint, "__metadata__", ())
+    return [word for each in said for word in (each.default, *(each.param_decls or ()))]

@@ -1,4 +1,4 @@
-"""The verb ``phenomena``."""
+"""The verbs about a workload: ``fetch``, which alone downloads anything, and ``phenomena``."""
 
 import dataclasses
 import importlib
@@ -10,9 +10,35 @@ import typer
 from quantarena.bench import files
 from quantarena.bench.cli.common import RESULTS, JsonOption, Verb, emit, table
 from quantarena.bench.cli.options import SettingsOption
+from quantarena.bench.errors import UserError
 from quantarena.bench.plan import lookup
 
 CACHE = RESULTS / ".cache"
+
+
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="Name of a paper's workload, or id of a model on the Hub.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Folder to write to. [the cache of the Hub]", metavar="DIR"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a diffusers pipeline from the Hugging Face Hub, for plan, run and quantize."""
+    paper = lookup.paper_workloads().get(name)
+    hub = importlib.import_module("quantarena.bench.workloads.hub_download")
+    if name in lookup.workload_names():
+        raise UserError(f"workload {name} comes with the package: there is nothing to download")
+    model = name if paper is None else paper.model
+    folder = hub.fetch(model, to)
+    workload = str(folder) if to else name
+    emit(
+        {"model": model, "folder": str(folder), "workload": workload},
+        f"{model} is in {folder}: quantarena run quick --workload {workload}",
+        as_json=as_json,
+    )
 
 
 def phenomena(
@@ -40,4 +66,4 @@ def phenomena(
     emit(value, table(lookup.shown_workload(name), columns, rows), as_json=as_json)
 
 
-VERBS: dict[str, Verb] = {"phenomena": phenomena}
+VERBS: dict[str, Verb] = {"fetch": fetch, "phenomena": phenomena}
