@@ -68,7 +68,7 @@ def gate(
         ("--min-ssim", SSIM, min_ssim),
         ("--min-speedup", limits.SPEEDUP, min_speedup),
     )
-    given = [one for one in asked if one[2] is not None]
+    given = [(option, metric, bound) for option, metric, bound in asked if bound is not None]
     if not given:
         raise UserError(f"no limit is given: add one of {', '.join(o for o, _, _ in asked)}")
     for option, _, bound in given:

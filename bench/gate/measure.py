@@ -97,7 +97,8 @@ def gate(order: Order, progress: Progress) -> Outcome:
             f"{order.folder} quantizes its {tested.slot}, and {order.cell.workload} has a "
             f"{workspace.loaded.slot} to compare it with: give the model that it was made from"
         )
-    cache, values = StageCache(order.cache), {}
+    cache = StageCache(order.cache)
+    values: dict[str, np.ndarray] = {}
     if any(limit.name != SPEEDUP for limit in order.limits):
         values |= _image_scores(workspace, tested, cache, progress)
     checks, shares = [], len(order.limits)
@@ -154,7 +155,8 @@ def _ratios(
         full, test = paired_times(
             tested.network.module, fastest, batch, rounds, _stage("time", progress)
         )
-    return np.asarray(full) / np.asarray(test)
+    ratios: np.ndarray = np.asarray(full) / np.asarray(test)
+    return ratios
 
 
 def _warnings(order: Order, workspace: Workspace, tested: Tested) -> tuple[str, ...]:

@@ -78,7 +78,8 @@ def junit(order: Order, outcome: Outcome) -> bytes:
             ElementTree.SubElement(case, "failure", message=_text(line(check)))
         ElementTree.SubElement(case, "system-out").text = _text(line(check))
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written
 
 
 def write_junit(file: Path, order: Order, outcome: Outcome) -> None:
