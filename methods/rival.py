@@ -92,6 +92,10 @@ class Rival(Contestant):
             is_are = "is" if len(absent) == 1 else "are"
             raise Unsupported(f"{' and '.join(absent)} {is_are} not installed: {INSTALL}")
 
+    def content(self) -> str:
+        """Hash of files of the user's that its network is made of; empty where there are none."""
+        return ""
+
     @classmethod
     def versions(cls) -> dict[str, str | None]:
         """The version of each library in ``needs``, None where it is not installed."""

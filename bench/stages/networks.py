@@ -129,7 +129,7 @@ def prepared(
     effort, _ = effort_of(cell, recorded)
     given = context(workspace, recorded, cell, UNIFORM, effort, progress)
     request = model_key(workspace, cell, UNIFORM, effort, rival)
-    key = content_key([request, rival.versions(), closure(__name__).key])
+    key = content_key([request, rival.versions(), rival.content(), closure(__name__).key])
     fresh: list[Prepared] = []
 
     def make(folder: Path) -> None:

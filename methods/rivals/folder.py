@@ -1,0 +1,161 @@
+"""A folder that is quantized already: an export of ours, or one that diffusers saved."""
+
+import copy
+import hashlib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quantarena.methods.contract import MethodContext
+from quantarena.methods.core.bits import FP_WIDTH, Bits
+from quantarena.methods.core.errors import BrokenModel, Unsupported, UserError
+from quantarena.methods.core.json_files import read_object
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.packed.checkpoint import load_packed
+from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.info import Capabilities, MethodInfo
+from quantarena.methods.options import MethodOptions
+from quantarena.methods.registry import register
+from quantarena.methods.rival import Prepared, Rival
+from quantarena.methods.rivals.held import network_bytes, observed_widths, untouched
+from quantarena.methods.rivals.stand_in import StandIn
+
+CONFIG = "config.json"
+_BLOCK = 1 << 20
+
+
+@register("folder")
+class Folder(Rival):
+    """The denoiser of a pipeline folder, in the place of full precision's."""
+
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of a folder.
+
+        Attributes:
+            path: the pipeline folder, as an absolute path.
+        """
+
+        path: str = ""
+
+    info = MethodInfo(
+        title="A folder",
+        venue="yours",
+        paper="-",
+        summary="a pipeline folder that is quantized already, scored as it is",
+    )
+    supports = Capabilities(
+        weight_bits=(1, 2, 3, 4, 5, 6, 7, 8, FP_WIDTH),
+        act_bits=(2, 3, 4, 5, 6, 7, 8, FP_WIDTH),
+        most_iterations=0,
+        board_bits=(),
+    )
+    options: Options
+
+    def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
+        """Refuse a request without a folder.
+
+        Raises:
+            Unsupported: outside ``supports``.
+            UserError: no folder, or a path that another process would read as another one.
+        """
+        super().check(bits, variant, policy)
+        path = Path(self.options.path)
+        if not self.options.path or not path.is_absolute() or not path.is_dir():
+            said = f" {self.options.path} is none" if self.options.path else ""
+            raise UserError(f"--option folder.path must be the absolute path of a folder:{said}")
+
+    def content(self) -> str:
+        """Hash of all files of the folder."""
+        digest = hashlib.sha256()
+        root = Path(self.options.path)
+        for file in sorted(f for f in root.rglob("*") if f.is_file()):
+            digest.update(f"{file.relative_to(root)}:{file.stat().st_size}:".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def prepare(self, ctx: MethodContext, folder: Path) -> Prepared:
+        """The folder's denoiser.
+
+        Raises:
+            BrokenModel: it holds no such network, or a damaged one.
+            Unsupported: most of its layers have other widths than the cell says.
+        """
+        made = held_network(ctx.model, Path(self.options.path), ctx.graph.layers)
+        counts = Counter(str(bits) for bits in made.widths.values())
+        most = counts.most_common(1)[0][0] if counts else str(Bits(FP_WIDTH, FP_WIDTH))
+        if most != str(ctx.bits):
+            raise Unsupported(
+                f"{self.options.path} holds {most} layers, not {ctx.bits}: ask for --bits {most}"
+            )
+        return made
+
+
+def held_network(original: nn.Module, root: Path, layers: Collection[str]) -> Prepared:
+    """The network of a pipeline folder that stands in for ``original``.
+
+    Args:
+        original: full precision's denoiser.
+        root: a pipeline folder; one of its sub-folders holds a network of the same class.
+        layers: paths of full precision's layers.
+
+    Raises:
+        BrokenModel: there is none, or it is damaged.
+    """
+    packed = sorted(file.parent for file in root.glob(f"*/{DOCUMENT}"))
+    if packed:
+        found = load_packed(packed[0], copy.deepcopy(original))
+        return Prepared(
+            found.module,
+            found.backend,
+            found.bytes(),
+            found.widths(),
+            found.mean_widths(),
+            lines=found.remarks(),
+            clock=found.clock,
+        )
+    kind = type(original).__name__
+    slots = [f.parent for f in sorted(root.glob(f"*/{CONFIG}")) if _class_of(f) == kind]
+    if not slots:
+        raise BrokenModel(f"{root} holds no {kind}, which full precision's denoiser is")
+    return _saved(original, slots[0], layers)
+
+
+def _saved(original: nn.Module, slot: Path, layers: Collection[str]) -> Prepared:
+    """What diffusers saved, read with the library that its ``quantization_config`` names."""
+    config = read_object(slot / CONFIG, constants=True).get("quantization_config")
+    name = str(config.get("quant_method", "")) if isinstance(config, dict) else ""
+    try:
+        network = type(original).from_pretrained(  # type: ignore[attr-defined]
+            str(slot), torch_dtype=torch.float32, local_files_only=True
+        )
+    except Exception as error:  # each quantizer's library has errors of its own
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise BrokenModel(f"{slot} does not load in diffusers: {first[0]}") from None
+    network.eval().requires_grad_(False)
+    widths = observed_widths(network, layers, _act_bits)
+    return Prepared(
+        StandIn(original, network),
+        f"diffusers, {name or 'unquantized'}",
+        network_bytes(network),
+        widths,
+        lines=untouched(layers, widths) if name else (),
+    )
+
+
+def _class_of(file: Path) -> str:
+    return str(read_object(file, constants=True).get("_class_name", ""))
+
+
+def _act_bits(module: nn.Module) -> int:
+    """8 where the weight's tensor, or the module, says that its input is quantized."""
+    kind = getattr(module, "activation_qtype", None)
+    if kind is not None:
+        return int(kind.bits)
+    return FP_WIDTH if getattr(module.weight, "act_quant_kwargs", None) is None else 8
