@@ -42,6 +42,7 @@ ROOMS = (
     "methods/techniques/personalise",
     "methods",
     "methods/rivals",
+    "methods/runtimes",
     "methods/testing",
     "methods/timing",
     "bench",

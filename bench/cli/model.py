@@ -19,7 +19,7 @@ from quantarena.bench.cli.common import (
     emit,
 )
 from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, SettingsOption
-from quantarena.bench.errors import QuantArenaError, UserError
+from quantarena.bench.errors import QuantArenaError, UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.spec import (
@@ -32,6 +32,7 @@ from quantarena.bench.spec import (
 )
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
+RUNTIMES = ("openvino",)
 CACHE = RESULTS / ".cache"
 _BUDGET = Budget()
 
@@ -148,7 +149,43 @@ def sample(
     emit(found, line, as_json=as_json)
 
 
-VERBS: dict[str, Verb] = {"quantize": quantize, "sample": sample}
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="Folder that quantize wrote.", metavar="DIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
+    to: Annotated[str, typer.Option(help="Runtime: openvino.")] = "openvino",
+    images: Annotated[
+        int, typer.Option("-n", "--images", min=1, help="Images of the parity gate, and of a step.")
+    ] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Write a quantized denoiser for another runtime, which runs the same codes in int8."""
+    if to not in RUNTIMES:
+        raise UserError(f"unknown runtime {to!r}: {did_you_mean(to, RUNTIMES)}")
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    lookup.check_kernels()
+    ship = importlib.import_module("quantarena.bench.ship.export_model")
+    order = ship.Order(folder, output, images, rounds, seed)
+    try:
+        found: dict[str, Any] = ship.export_openvino(order, StageLines(Reporter(quiet=quiet)))
+    except UserError:
+        raise
+    except QuantArenaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    line = (
+        f"{output}: {found['layers']} layers in int8, {found['bytes'] / 1e6:.2f} MB; a step takes "
+        f"{found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "
+        f"between both at most {found['lpips_max']:.4f}"
+    )
+    emit(found, line, as_json=as_json)
+    return 0
+
+
+VERBS: dict[str, Verb] = {"quantize": quantize, "sample": sample, "export-model": export_model}
 
 
 def _packable(bits: str) -> str:

@@ -16,6 +16,7 @@ from quantarena.bench.store import Store
 
 LPIPS, KID = "lpips/alex-v0.1", "kid/effnet-lite0"
 ALIGNMENT = "alignment/effnet-lite0-minilm"
+SETTING = "fp@"
 Table = list[Sequence[str]]
 
 
@@ -41,10 +42,40 @@ def by_bits(rows: Iterable[Row], name: str) -> str:
     found = {(r.cell.method, r.cell.bits): r for r in rows}
     table: Table = [("method", *widths)]
     for method in dict.fromkeys(r.cell.method for r in rows):
+        if method.startswith(SETTING):
+            continue
         if method == "fp":
             table.append(("fp", *[number(found["fp", "fp"], name)] * len(widths)))
         else:
             table.append((method, *[number(found.get((method, w)), name) for w in widths]))
+    return lines(table)
+
+
+def speeds(rows: Iterable[Row]) -> str:
+    """Tables the speed-up of every method at every width, and the bytes of full precision's."""
+    rows = [row for row in rows if row.cell.seed == 0 and row.latency and row.observed]
+    widths = list(dict.fromkeys(r.cell.bits for r in rows))
+    found = {(r.cell.method, r.cell.bits): r for r in rows}
+    table: Table = [("method", *widths)]
+    for method in dict.fromkeys(r.cell.method for r in rows):
+        cells = []
+        for width in widths:
+            row = found.get((method, width))
+            cells.append(f"{row.latency.ratio:.2f}" if row and row.latency else "-")
+        table.append((method, *cells))
+    return lines(table)
+
+
+def settings(rows: Iterable[Row]) -> str:
+    """Tables full precision's settings: how near they are to fp32, bytes, speed."""
+    table: Table = [("setting", "LPIPS", "bytes", "ms a step", "speed-up [95 %]")]
+    for row in rows:
+        if not row.cell.widths.is_fp or row.cell.seed or row.observed is None:
+            continue
+        time, share = row.latency, row.observed.packed_bytes / row.observed.fp_bytes
+        shown = f"{time.ratio:.2f} [{time.ratio_low:.2f}, {time.ratio_high:.2f}]" if time else "-"
+        step = f"{time.step_ms:.1f}" if time else "-"
+        table.append((row.cell.method, number(row, LPIPS), f"{share:.0%}", step, shown))
     return lines(table)
 
 
@@ -108,10 +139,13 @@ def main() -> None:
         print(f"## {workload}\n")
         print(f"LPIPS to full precision, lower is better:\n\n{by_bits(rows, LPIPS)}\n")
         print(f"KID x1e-3 to real images, lower is better:\n\n{by_bits(rows, KID)}\n")
+        print(f"Full precision's settings:\n\n{settings(rows)}\n")
+        print(f"Speed-up of one step by width:\n\n{speeds(rows)}\n")
         print(f"Cost at {args.bits}:\n\n{costs(rows, args.bits)}\n")
         table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"))
         print(f"LPIPS at {args.bits}, paired differences, below zero is better:\n\n{table}\n")
-        if any(row.measurement(ALIGNMENT) for row in rows):
+        told = [row.measurement(ALIGNMENT) for row in rows]
+        if any(found is not None and found.value is not None for found in told):
             table = differences(args.folder, rows, args.bits, ("rtn", "q_diffusion"), ALIGNMENT)
             print(f"Text alignment at {args.bits}, paired differences, above zero is better:\n")
             print(f"{table}\n")

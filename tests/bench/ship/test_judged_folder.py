@@ -33,6 +33,8 @@ def test_the_row_is_ok_and_says_what_ran(rows):
 
 
 def test_what_an_export_draws_is_what_its_method_draws(rows):
-    by_name = [{m["name"]: m["value"] for m in rows[name]["measurements"]} for name in ("folder", "rtn")]
+    by_name = [
+        {m["name"]: m["value"] for m in rows[name]["measurements"]} for name in ("folder", "rtn")
+    ]
     # the export found its ranges on as many points, from the same recording
     assert by_name[0]["psnr"] == pytest.approx(by_name[1]["psnr"], abs=0.5)

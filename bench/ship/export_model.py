@@ -1,0 +1,176 @@
+"""Writes a packed pipeline's denoiser for another runtime: the verb ``export-model``."""
+
+import importlib.util
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
+from quantarena.bench.files import sweep, work_folder
+from quantarena.bench.metrics.fidelity.lpips import lpips
+from quantarena.bench.process_state import process_state
+from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exported
+from quantarena.bench.ship.save_pipeline import NAME_CHARACTERS
+from quantarena.bench.spec import Budget
+from quantarena.bench.stages.latency import paired_times
+from quantarena.bench.stages.quantize import Progress
+from quantarena.bench.stages.record import record, recorded_in
+from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
+from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.workloads import registry
+from quantarena.bench.workloads.sampling import draw_images
+from quantarena.methods.core.record.announce import announcing
+from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.rival import INSTALL
+from quantarena.methods.rivals.stand_in import StandIn
+from quantarena.methods.runtimes.plain_layers import plain_network
+
+LPIPS_LIMIT = 0.002
+"""Largest LPIPS between an image of the other runtime and the packed kernels' image."""
+EXAMPLE_ROWS = 2
+DOCUMENT = "export.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request to export.
+
+    Attributes:
+        folder: a folder that ``quantize`` wrote.
+        output: where the model goes; it must not exist.
+        images: images of the parity gate, and of the timed step.
+        rounds: timed rounds.
+        seed: of the noise.
+    """
+
+    folder: Path
+    output: Path
+    images: int
+    rounds: int
+    seed: int
+
+
+@process_state(TIMING_THREADS)
+def export_openvino(order: Order, progress: Progress) -> dict[str, Any]:
+    """Write an OpenVINO model, and hold it against the packed kernels.
+
+    Returns:
+        What was written and measured, as plain JSON types.
+
+    Raises:
+        UserError: the model cannot be expressed, OpenVINO is absent, or the output is taken.
+        QuantArenaError: a layer does not run in int8, or images differ.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise UserError(f"openvino is not installed: {INSTALL}")
+    if order.output.exists():
+        raise UserError(f"{order.output} exists: choose another place with -o")
+    from quantarena.methods.rivals import ov_network
+    from quantarena.methods.runtimes import openvino_graph
+
+    exported = open_exported(order.folder)
+    try:
+        plain = plain_network(exported.packed)
+        workspace = _workspace(order, exported)
+        points = _recorded(workspace, progress)
+        progress("convert", 0, 1)
+        model = ov_network.convert(plain.module, points.rows(slice(0, EXAMPLE_ROWS)))
+        openvino_graph.fill(model, plain.layers)
+    except Unsupported as error:
+        raise UserError(f"{order.folder} has no OpenVINO form: {error}") from None
+    output = order.output.expanduser().resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output.parent, f"{output.name[:NAME_CHARACTERS]}-")
+    with work_folder(output.parent, output.name[:NAME_CHARACTERS]) as work:
+        work.chmod(0o755)
+        ov_network.save(model, work)
+        network = ov_network.OpenVinoNetwork(work / ov_network.MODEL, ov_network.F32)
+        integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
+        left = sorted(set(plain.layers) - set(integer))
+        if left:
+            raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
+        document = _measured(order, workspace, exported, network, points, progress)
+        document["layers"] = len(integer)
+        document["bytes"] = sum(file.stat().st_size for file in work.iterdir())
+        (work / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(work, output)
+    return {"folder": str(order.output), **document}
+
+
+def _workspace(order: Order, exported: ExportedPipeline) -> Workspace:
+    info = registry.resolve(str(order.folder.resolve()))
+    base = str(exported.meta.get("base_model", info.title))
+    info = replace(info, name=base, path=Path(base))  # both names enter the seed of the noise
+    budget = Budget(images=order.images, batch=order.images, calibration_images=order.images)
+    exported.loaded.pipe.set_progress_bar_config(disable=True)
+    return Workspace(info, exported.loaded, order.seed, budget)
+
+
+def _recorded(workspace: Workspace, progress: Progress) -> CalibrationSet:
+    """One call of the packed network, as the sampler makes it."""
+    with tempfile.TemporaryDirectory() as name:
+        draw = workspace.draw(calibration=True)
+        record(workspace, draw, Path(name), lambda done, total: progress("record", done, total))
+        return sampler_batch(recorded_in(Path(name)), draw.count)
+
+
+def _measured(
+    order: Order,
+    workspace: Workspace,
+    exported: ExportedPipeline,
+    network: nn.Module,
+    points: CalibrationSet,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Parity of one call and of images, and both speeds.
+
+    Raises:
+        QuantArenaError: images differ.
+    """
+    from importlib.metadata import version
+
+    packed = exported.packed
+    stand_in = StandIn(packed.module, network)
+    with torch.no_grad(), packed.clock.at(int(points.step[0])):
+        wanted, found = points.call(packed.module), points.call(stand_in)
+    images = []
+    for name, module in (("packed", packed.module), ("openvino", stand_in)):
+        workspace.loaded.put(module)
+        with announcing(workspace.loaded.pipe.scheduler, packed.clock):
+            drawn = draw_images(
+                workspace.loaded, workspace.info, workspace.draw(), _to(name, progress)
+            )
+        images.append(drawn.images)
+    workspace.loaded.put(packed.module)
+    apart = float(lpips(images[0], images[1]).max())
+    if not apart <= LPIPS_LIMIT:
+        raise QuantArenaError(
+            f"an image of OpenVINO is {apart:.4f} (LPIPS) from that of the packed kernels, more "
+            f"than {LPIPS_LIMIT}"
+        )
+    with packed.clock.at(int(points.step[0])):
+        ours, theirs = paired_times(
+            stand_in, packed.module, points, order.rounds, _to("time", progress)
+        )
+    return {
+        "runtime": f"openvino {version('openvino')}",
+        "packed_sha256": exported.loaded.sha256,
+        "call_error": float((found - wanted).norm() / wanted.norm()),
+        "lpips_max": apart,
+        "images": order.images,
+        "step_ms": 1e3 * float(np.median(theirs)),
+        "packed_step_ms": 1e3 * float(np.median(ours)),
+        "speedup": float(np.median(np.asarray(ours) / np.asarray(theirs))),
+    }
+
+
+def _to(name: str, progress: Progress) -> Any:
+    """Progress of one stage."""
+    return lambda done, total: progress(name, done, total)

@@ -1,0 +1,1 @@
+"""Packed networks in other runtimes, from our own codes and scales."""
