@@ -179,7 +179,7 @@ def export_model(
     line = (
         f"{output}: {found['layers']} layers in int8, {found['bytes'] / 1e6:.2f} MB; a step takes "
         f"{found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "
-        f"between both at most {found['lpips_max']:.4f}"
+        f"between both {found['lpips_mean']:.4f}, at most {found['lpips_max']:.4f}"
     )
     emit(found, line, as_json=as_json)
     return 0

@@ -53,7 +53,8 @@ class Parts(nn.Module):
             x = x.index_select(self.dim, self.order)
         pieces = torch.split(x, self.sizes, self.dim)
         first, *rest = (part(piece) for part, piece in zip(self.parts, pieces, strict=True))
-        return sum(rest, first)
+        total: Tensor = sum(rest, first)
+        return total
 
 
 class SideBySide(nn.Module):

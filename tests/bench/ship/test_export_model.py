@@ -1,0 +1,69 @@
+"""The verb ``export-model``: what it refuses, and what it writes where OpenVINO is installed."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from quantarena.bench.cli.main import run
+
+FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
+has_openvino = importlib.util.find_spec("openvino") is not None
+needs_openvino = pytest.mark.skipif(not has_openvino, reason="openvino is not installed")
+
+
+@pytest.fixture(scope="module")
+def exported(pixel_folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("exported")
+    words = ["quantize", str(pixel_folder), "--method", "rtn", "--bits", "w8a8", "-o"]
+    assert run([*words, str(place / "w8"), "--cache", str(place / "cache"), *FAST]) == 0
+    return place / "w8"
+
+
+def told(capsys, *words):
+    capsys.readouterr()
+    code = run([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+@needs_openvino
+def test_the_folder_has_a_model_that_runs_in_int8(exported, tmp_path, capsys):
+    out = tmp_path / "ov"
+    code, said, err = told(capsys, "export-model", exported, "-o", out, "-n", "2", "--rounds", "3")
+    assert code == 0, err
+    assert "layers in int8" in said
+    assert {f.name for f in out.iterdir()} == {"model.xml", "model.bin", "export.json"}
+    document = json.loads((out / "export.json").read_text())
+    assert document["layers"] > 40
+    assert document["lpips_mean"] <= 0.002
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    network = openvino.Core().compile_model(out / "model.xml", "CPU", settings)
+    found = network([torch.randn(3, 3, 16, 16).numpy(), torch.tensor([5, 5, 5]).numpy()])[0]
+    assert found.shape == (3, 3, 16, 16), "any number of rows"
+
+
+@needs_openvino
+def test_an_output_that_exists_is_kept(exported, tmp_path, capsys):
+    code, _, err = told(capsys, "export-model", exported, "-o", tmp_path)
+    assert code == 2
+    assert f"{tmp_path} exists" in err
+
+
+@pytest.mark.skipif(has_openvino, reason="openvino is installed")
+def test_without_openvino_it_says_what_to_install(exported, tmp_path, capsys):
+    code, _, err = told(capsys, "export-model", exported, "-o", tmp_path / "ov")
+    assert code == 2
+    assert "openvino is not installed: pip install" in err
+    assert not (tmp_path / "ov").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("--to", "onyx"), "unknown runtime"), (("-n", "0"), "--images")]
+)
+def test_what_makes_no_sense_is_refused(exported, tmp_path, capsys, words, said):
+    code, _, err = told(capsys, "export-model", exported, "-o", tmp_path / "ov", *words)
+    assert code == 2
+    assert said in err
