@@ -192,11 +192,19 @@ def fitted_axis(
     return Axis(low if from_zero else low - pad, high + pad, start, end)
 
 
+MOST_TICKS = 12
+"""Of a logarithmic axis; more labels would touch."""
+
+
 def _round_values(axis: Axis) -> list[float]:
     if axis.log:
         powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
-        values = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
-        return [value for value in values if axis.low <= value <= axis.high]
+        for steps, every in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 5)):
+            values = [float(f"{step}e{power}") for power in powers[::every] for step in steps]
+            shown = [value for value in values if axis.low <= value <= axis.high]
+            if len(shown) <= MOST_TICKS:
+                break
+        return shown
     raw = (axis.high - axis.low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)

@@ -84,6 +84,13 @@ def test_wide_ranges_are_logarithmic_with_round_ticks():
     assert not make_plot(points((1, 0.1), (2, 0.2)), KEY).y.log
 
 
+def test_an_axis_of_many_decades_has_no_more_labels_than_fit():
+    axis = Axis(5e-10, 0.3, 0, 100, log=True)
+    assert [tick.label for tick in axis.ticks][:2] == ["1e-09", "1e-08"]
+    for low in (1e-5, 1e-9, 1e-20):
+        assert 2 <= len(Axis(low, 1.0, 0, 100, log=True).ticks) <= 12
+
+
 def test_nothing_to_draw():
     assert make_plot([], KEY) is None
 
