@@ -9,7 +9,6 @@ token's column, which stays in floating point with its key row. Nothing is learn
 Variant ``release`` differs in the weights: ranges by 80 shrinkings, the plain AdaRound schedule.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -55,7 +54,7 @@ from quantarena.methods.techniques.calibrate.axis_groups import (
     spreads,
 )
 from quantarena.methods.techniques.calibrate.bounds import Bounds
-from quantarena.methods.techniques.calibrate.plan import CalibrationPlan
+from quantarena.methods.techniques.calibrate.plan import CalibrationPlan, calls_beside
 
 NARROW = 4
 """Widths up to which a group's range has no margin: there steps cost more than clipped values."""
@@ -201,7 +200,7 @@ class Dgq(Method):
 
     def reach(self, points: int) -> int:
         """How many calls on either side make up ``least`` points with ``points`` at each call."""
-        return max(0, math.ceil((self.options.least / points - 1) / 2))
+        return calls_beside(points, self.options.least)
 
     def round_weights(
         self, model: QuantizedModel, ctx: MethodContext, points: CalibrationSet

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,9 @@ def _image_scores(
     workspace: Workspace, tested: Tested, cache: StageCache, progress: Progress
 ) -> dict[str, np.ndarray]:
     """Name of a fidelity metric to its value of each image."""
-    reference = fp_images(workspace, cache, _stage("full precision", progress))
+    reference = fp_images(workspace, cache, partial(progress, "full precision"))
     key = content_key(["gate", tested.sha256])
-    drawn, _ = sampled(workspace, tested.network, key, cache, _stage("sample", progress)).value
+    drawn, _ = sampled(workspace, tested.network, key, cache, partial(progress, "sample")).value
     total = len(drawn.images)
     return fidelity(
         reference.images, drawn.images, progress=lambda done: progress("score", done, total)
@@ -142,7 +143,7 @@ def _ratios(
     """Speed-ups of one denoiser step by round, against fp32 in its faster layout."""
     images = workspace.budget.batch
     few = replace(workspace, budget=replace(workspace.budget, calibration_images=images))
-    recorded = trajectory(few, cache, _stage("record", progress))
+    recorded = trajectory(few, cache, partial(progress, "record"))
     batch = sampler_batch(recorded, images)
     plain = workspace.loaded.denoiser
     candidates: dict[str, nn.Module] = {
@@ -153,7 +154,7 @@ def _ratios(
     fastest = candidates[min(times, key=lambda name: times[name])]
     with tested.network.clock.at(int(batch.step[0])):
         full, test = paired_times(
-            tested.network.module, fastest, batch, rounds, _stage("time", progress)
+            tested.network.module, fastest, batch, rounds, partial(progress, "time")
         )
     ratios: np.ndarray = np.asarray(full) / np.asarray(test)
     return ratios
@@ -165,8 +166,3 @@ def _warnings(order: Order, workspace: Workspace, tested: Tested) -> tuple[str, 
     return (
         f"{order.folder} was made from other weights or another sampler than {order.cell.workload}",
     )
-
-
-def _stage(name: str, progress: Progress) -> Any:
-    """Progress of one stage."""
-    return lambda done, total: progress(name, done, total)

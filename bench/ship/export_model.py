@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
 from quantarena.bench.files import sweep, work_folder
 from quantarena.bench.metrics.fidelity.lpips import lpips
 from quantarena.bench.process_state import process_state
-from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exported
+from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exported, workload_of
 from quantarena.bench.ship.save_pipeline import NAME_CHARACTERS
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.latency import paired_times
@@ -24,7 +26,6 @@ from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.record import record, recorded_in
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
 from quantarena.bench.stages.workspace import Workspace
-from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import CalibrationSet
@@ -107,19 +108,16 @@ def export_openvino(order: Order, progress: Progress) -> dict[str, Any]:
 
 
 def _workspace(order: Order, exported: ExportedPipeline) -> Workspace:
-    info = registry.resolve(str(order.folder.resolve()))
-    base = str(exported.meta.get("base_model", info.title))
-    info = replace(info, name=base, path=Path(base))  # both names enter the seed of the noise
     budget = Budget(images=order.images, batch=order.images, calibration_images=order.images)
     exported.loaded.pipe.set_progress_bar_config(disable=True)
-    return Workspace(info, exported.loaded, order.seed, budget)
+    return Workspace(workload_of(exported, order.folder), exported.loaded, order.seed, budget)
 
 
 def _recorded(workspace: Workspace, progress: Progress) -> CalibrationSet:
     """One call of the packed network, as the sampler makes it."""
     with tempfile.TemporaryDirectory() as name:
         draw = workspace.draw(calibration=True)
-        record(workspace, draw, Path(name), lambda done, total: progress("record", done, total))
+        record(workspace, draw, Path(name), partial(progress, "record"))
         return sampler_batch(recorded_in(Path(name)), draw.count)
 
 
@@ -136,8 +134,6 @@ def _measured(
     Raises:
         QuantArenaError: images differ.
     """
-    from importlib.metadata import version
-
     packed = exported.packed
     stand_in = StandIn(packed.module, network)
     with torch.no_grad(), packed.clock.at(int(points.step[0])):
@@ -147,7 +143,7 @@ def _measured(
         workspace.loaded.put(module)
         with announcing(workspace.loaded.pipe.scheduler, packed.clock):
             drawn = draw_images(
-                workspace.loaded, workspace.info, workspace.draw(), _to(name, progress)
+                workspace.loaded, workspace.info, workspace.draw(), partial(progress, name)
             )
         images.append(drawn.images)
     workspace.loaded.put(packed.module)
@@ -159,7 +155,7 @@ def _measured(
         )
     with packed.clock.at(int(points.step[0])):
         ours, theirs = paired_times(
-            stand_in, packed.module, points, order.rounds, _to("time", progress)
+            stand_in, packed.module, points, order.rounds, partial(progress, "time")
         )
     return {
         "runtime": f"openvino {version('openvino')}",
@@ -172,8 +168,3 @@ def _measured(
         "packed_step_ms": 1e3 * float(np.median(ours)),
         "speedup": float(np.median(np.asarray(ours) / np.asarray(theirs))),
     }
-
-
-def _to(name: str, progress: Progress) -> Any:
-    """Progress of one stage."""
-    return lambda done, total: progress(name, done, total)

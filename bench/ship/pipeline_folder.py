@@ -6,7 +6,7 @@ other components are those of the base model. Loading needs this folder and noth
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import BrokenModel, UserError, first_line
+from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.row_lists import stack_rows
@@ -92,6 +93,13 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
     pipe.save_pretrained = _refuse_to_save(folder)
     attach(pipe.scheduler, packed.clock)  # tells the network which sampler call it is at
     return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, meta)
+
+
+def workload_of(exported: ExportedPipeline, folder: Path) -> registry.WorkloadInfo:
+    """The workload of an exported folder, which draws with the noise of its base model."""
+    info = registry.resolve(str(folder.resolve()))
+    base = str(exported.meta.get("base_model", info.title))
+    return replace(info, name=base, path=Path(base))  # both names enter the seed of the noise
 
 
 def _meta(file: Path) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.ship.pipeline_folder import ExportedPipeline
+from quantarena.bench.ship.pipeline_folder import ExportedPipeline, workload_of
 from quantarena.bench.stages.quantize import Progress
-from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.sampling import Draw, draw_images
 
 BATCH = 8
@@ -54,9 +53,7 @@ def draw_grid(
     Raises:
         UserError: the model cannot take the prompts, or the file cannot be written.
     """
-    info = registry.resolve(str(folder.resolve()))
-    base = str(exported.meta.get("base_model", info.title))
-    info = replace(info, name=base, path=Path(base))  # both names enter the seed of the noise
+    info = workload_of(exported, folder)
     if prompts and info.conditions == "none":
         raise UserError(f"{folder} draws without prompts: leave --prompt out")
     if info.conditions == "class" and not all(p.strip().isdecimal() for p in prompts):

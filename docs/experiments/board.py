@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
+from quantarena.bench.report.compare import Difference, difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.store import Store
+from quantarena.methods.builtin import SETTING
 
 LPIPS, KID = "lpips/alex-v0.1", "kid/effnet-lite0"
 ALIGNMENT = "alignment/effnet-lite0-minilm"
-SETTING = "fp@"
 Table = list[Sequence[str]]
 
 
@@ -52,7 +52,7 @@ def by_bits(rows: Iterable[Row], name: str) -> str:
 
 
 def speeds(rows: Iterable[Row]) -> str:
-    """Tables the speed-up of every method at every width, and the bytes of full precision's."""
+    """Tables the speed-up of every method at every width."""
     rows = [row for row in rows if row.cell.seed == 0 and row.latency and row.observed]
     widths = list(dict.fromkeys(r.cell.bits for r in rows))
     found = {(r.cell.method, r.cell.bits): r for r in rows}
@@ -93,6 +93,20 @@ def costs(rows: Iterable[Row], bits: str) -> str:
     return lines(table)
 
 
+def signed(found: Difference) -> str:
+    """Formats a paired difference with its interval."""
+    return f"{found.mean:+.4f} [{found.low or 0:+.4f}, {found.high or 0:+.4f}]"
+
+
+def finished(folder: Path) -> list[Row]:
+    """The ok rows of a results folder, in the order of its plan."""
+    store = Store(folder)
+    planned = store.read_planned()
+    order = {cell.key: place for place, cell in enumerate(planned.cells if planned else ())}
+    done = [row for row in store.rows() if row.status is Status.OK]
+    return sorted(done, key=lambda row: order.get(row.key, len(order)))
+
+
 def differences(
     folder: Path, rows: Sequence[Row], bits: str, rivals: Sequence[str], metric: str = LPIPS
 ) -> str:
@@ -117,7 +131,7 @@ def differences(
             prompts = [unit for a, _ in pairs for unit in prompts_of(folder, a) or ()]
             groups = tuple(prompts) if len(prompts) == gap.size else None
             found = difference(metric, gap, pairs[0][0], groups)
-            cells.append(f"{found.mean:+.4f} [{found.low or 0:+.4f}, {found.high or 0:+.4f}]")
+            cells.append(signed(found))
             images, seeds = gap.size, len(pairs)
         table.append((method, *cells, str(images), str(seeds)))
     return lines(table)
@@ -129,11 +143,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bits", default="w4a4", help="bits of the differences and of the costs")
     args = parser.parse_args()
-    store = Store(args.folder)
-    planned = store.read_planned()
-    order = {cell.key: place for place, cell in enumerate(planned.cells if planned else ())}
-    done = [row for row in store.rows() if row.status is Status.OK]
-    done.sort(key=lambda row: order.get(row.key, len(order)))
+    done = finished(args.folder)
     for workload in dict.fromkeys(row.cell.workload for row in done):
         rows = [row for row in done if row.cell.workload == workload]
         print(f"## {workload}\n")

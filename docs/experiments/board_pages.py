@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from board import LPIPS, lines, number
+from board import LPIPS, finished, lines, number, signed
 
 from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
-from quantarena.bench.schema import Row, Status
-from quantarena.bench.store import Store
+from quantarena.bench.schema import Row
 from quantarena.methods.builtin import builtins
 
 SECTION = "## On the quick board"
@@ -50,8 +49,7 @@ def _gap(folder: Path, row: Row, other: Row | None) -> str:
     if other is None or other.key == row.key:
         return "-"
     gap = paired_gaps(folder, row, folder, other)[LPIPS]
-    found = difference(LPIPS, gap, row, prompts_of(folder, row))
-    return f"{found.mean:+.4f} [{found.low or 0:+.4f}, {found.high or 0:+.4f}]"
+    return signed(difference(LPIPS, gap, row, prompts_of(folder, row)))
 
 
 def written(page: str, text: str) -> str:
@@ -70,11 +68,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("pages", type=Path)
     args = parser.parse_args()
-    store = Store(args.folder)
-    planned = store.read_planned()
-    order = {cell.key: place for place, cell in enumerate(planned.cells if planned else ())}
-    rows = [row for row in store.rows() if row.status is Status.OK]
-    rows.sort(key=lambda row: (row.cell.workload, order.get(row.key, len(order))))
+    rows = sorted(finished(args.folder), key=lambda row: row.cell.workload)
     methods = {row.cell.method for row in rows}
     for name, known in builtins().items():
         page = args.pages / f"{name}.md"

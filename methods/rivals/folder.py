@@ -16,16 +16,15 @@ from quantarena.methods.core.errors import BrokenModel, Unsupported, UserError
 from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.checkpoint import load_packed
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.files import DOCUMENT, file_sha256
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import MethodOptions
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
-from quantarena.methods.rivals.held import network_bytes, observed_widths, untouched
+from quantarena.methods.rivals.held import act_bits, network_bytes, observed_widths, untouched
 from quantarena.methods.rivals.stand_in import StandIn
 
 CONFIG = "config.json"
-_BLOCK = 1 << 20
 
 
 @register("folder")
@@ -74,10 +73,7 @@ class Folder(Rival):
         digest = hashlib.sha256()
         root = Path(self.options.path)
         for file in sorted(f for f in root.rglob("*") if f.is_file()):
-            digest.update(f"{file.relative_to(root)}:{file.stat().st_size}:".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(_BLOCK):
-                    digest.update(block)
+            digest.update(f"{file.relative_to(root)}:{file_sha256(file)}\n".encode())
         return digest.hexdigest()
 
     def prepare(self, ctx: MethodContext, folder: Path) -> Prepared:
@@ -139,7 +135,7 @@ def _saved(original: nn.Module, slot: Path, layers: Collection[str]) -> Prepared
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise BrokenModel(f"{slot} does not load in diffusers: {first[0]}") from None
     network.eval().requires_grad_(False)
-    widths = observed_widths(network, layers, _act_bits)
+    widths = observed_widths(network, layers, act_bits)
     return Prepared(
         StandIn(original, network),
         f"diffusers, {name or 'unquantized'}",
@@ -151,11 +147,3 @@ def _saved(original: nn.Module, slot: Path, layers: Collection[str]) -> Prepared
 
 def _class_of(file: Path) -> str:
     return str(read_object(file, constants=True).get("_class_name", ""))
-
-
-def _act_bits(module: nn.Module) -> int:
-    """8 where the weight's tensor, or the module, says that its input is quantized."""
-    kind = getattr(module, "activation_qtype", None)
-    if kind is not None:
-        return int(kind.bits)
-    return FP_WIDTH if getattr(module.weight, "act_quant_kwargs", None) is None else 8

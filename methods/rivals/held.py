@@ -66,6 +66,17 @@ def float_act(module: nn.Module) -> int:
     return FP_WIDTH
 
 
+def act_bits(module: nn.Module) -> int:
+    """The width of a module's input as its library says it; 16 where none is quantized.
+
+    quanto keeps it on the module, torchao on the tensor of the weight.
+    """
+    kind = getattr(module, "activation_qtype", None)
+    if kind is not None:
+        return int(kind.bits)
+    return FP_WIDTH if getattr(module.weight, "act_quant_kwargs", None) is None else 8
+
+
 def untouched(layers: Iterable[str], quantized: Iterable[str]) -> tuple[str, ...]:
     """What a row says of the layers that a library leaves alone; nothing where there are none."""
     names, done = set(layers), set(quantized)

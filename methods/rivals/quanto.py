@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP_WIDTH
@@ -12,7 +11,7 @@ from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
-from quantarena.methods.rivals.held import network_bytes, observed_widths, untouched
+from quantarena.methods.rivals.held import act_bits, network_bytes, observed_widths, untouched
 from quantarena.methods.rivals.stand_in import StandIn
 
 BATCH = 16
@@ -53,7 +52,7 @@ class Quanto(Rival):
                     batch.call(network)
                     ctx.progress(min((index + 1) * BATCH, len(points)), len(points))
         freeze(network)
-        widths = observed_widths(network, ctx.graph.layers, _act_bits)
+        widths = observed_widths(network, ctx.graph.layers, act_bits)
         return Prepared(
             StandIn(ctx.model, network),
             f"quanto int{ctx.bits.weight}" + (" with int8 inputs" if acts else " weight-only"),
@@ -61,8 +60,3 @@ class Quanto(Rival):
             widths,
             lines=untouched(ctx.graph.layers, widths),
         )
-
-
-def _act_bits(module: nn.Module) -> int:
-    kind = getattr(module, "activation_qtype", None)
-    return FP_WIDTH if kind is None else int(kind.bits)

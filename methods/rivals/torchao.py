@@ -4,8 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import Unsupported
@@ -13,7 +11,7 @@ from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
-from quantarena.methods.rivals.held import network_bytes, observed_widths, untouched
+from quantarena.methods.rivals.held import act_bits, network_bytes, observed_widths, untouched
 from quantarena.methods.rivals.stand_in import StandIn
 
 WEIGHTS_8, BOTH_8, WEIGHTS_4 = Bits(8, FP_WIDTH), Bits(8, 8), Bits(4, FP_WIDTH)
@@ -60,7 +58,7 @@ class TorchAo(Rival):
             quantize_(network, _config(ctx.bits))
         except (ImportError, NotImplementedError) as error:
             raise Unsupported(f"torchao's {_NAMES[ctx.bits]} does not run here: {error}") from None
-        widths = observed_widths(network, ctx.graph.layers, _act_bits)
+        widths = observed_widths(network, ctx.graph.layers, act_bits)
         return Prepared(
             StandIn(ctx.model, network),
             f"torchao {_NAMES[ctx.bits]}",
@@ -78,8 +76,3 @@ def _config(bits: Bits) -> Any:
     if bits == BOTH_8:
         return ao.Int8DynamicActivationInt8WeightConfig()
     return ao.Int4WeightOnlyConfig(group_size=32)
-
-
-def _act_bits(module: nn.Module) -> int:
-    """Whether the weight's tensor says how to quantize the input."""
-    return FP_WIDTH if getattr(module.weight, "act_quant_kwargs", None) is None else 8

@@ -36,10 +36,18 @@ FLOAT_WEIGHTS = CalibrationPlan(quantized_weights=False)
 """One affine range for each tensor, found on the network with floating-point weights."""
 
 
-def reach_of(points: int, calls: int, least: int) -> int:
-    """How many sampler calls on either side make up ``least`` points, with ``points`` in all.
+def calls_beside(points: float, least: int) -> int:
+    """How many sampler calls on either side make up ``least`` points, with ``points`` at each.
 
     A few points of one call underestimate the range of its values; those of its neighbours are
-    similar. Those of calls further away are not, so the reach is a tenth of all calls at most.
+    similar.
     """
-    return max(0, min(math.ceil((least * calls / points - 1) / 2), calls // 10))
+    return max(0, math.ceil((least / points - 1) / 2))
+
+
+def reach_of(points: int, calls: int, least: int) -> int:
+    """``calls_beside`` with ``points`` in all, but a tenth of all calls at most.
+
+    Calls further away are no longer similar.
+    """
+    return min(calls_beside(points / calls, least), calls // 10)
