@@ -107,11 +107,34 @@ def git_state() -> dict[str, Any] | None:
 
 def gpu() -> dict[str, Any] | None:
     """The name, memory and driver of the first NVIDIA GPU, or None."""
-    line = _output(
-        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
-    ).partition("\n")[0]
-    parts = [part.strip() for part in line.split(",")]
-    return dict(zip(("name", "memory", "driver"), parts, strict=True)) if len(parts) == 3 else None
+    found = nvidia_smi(("name", "memory.total", "driver_version"), "csv,noheader")
+    return dict(zip(("name", "memory", "driver"), found, strict=True)) if found else None
+
+
+def nvidia_smi(
+    fields: tuple[str, ...], form: str = "csv,noheader,nounits", gpu: str | None = None
+) -> tuple[str, ...] | None:
+    """What the driver says about one GPU.
+
+    Args:
+        fields: names of ``nvidia-smi --help-query-gpu``.
+        form: of the answer.
+        gpu: its UUID; None for the first.
+
+    Returns:
+        A text for each field; None where there is no driver or no such GPU.
+    """
+    chosen = () if gpu is None else ("-i", gpu)
+    query = (f"--query-gpu={','.join(fields)}", f"--format={form}")
+    line = _output("nvidia-smi", *chosen, *query).partition("\n")[0]
+    parts = tuple(part.strip() for part in line.split(","))
+    return parts if len(parts) == len(fields) else None
+
+
+def highest_clock() -> float | None:
+    """The highest clock of the first processor in MHz; None where the system does not say."""
+    text = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")).strip()
+    return int(text) / 1000 if text.isdigit() else None
 
 
 def _output(*command: str) -> str:

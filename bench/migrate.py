@@ -45,5 +45,16 @@ def _to_3(document: Document) -> Document:
     return {**document, "cell": {**cell, "budget": {"range_samples": 0, **budget}}}
 
 
-STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2, 2: _to_3}
+def _to_4(document: Document) -> Document:
+    """Cells have a target since version 4, and more batches to time; rows name their device."""
+    cell = document.get("cell")
+    if not isinstance(cell, dict) or not isinstance(cell.get("budget"), dict):
+        return document
+    target = {"device": "cpu", "dtype": "fp32", "threads": 1, "runtime": "torch"}
+    budget = {**cell["budget"], "latency_batches": []}
+    beside: Document = {"device": None, "latency_by_batch": []}
+    return {**document, **beside, "cell": {**cell, "budget": budget, "target": target}}
+
+
+STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """What turns a document of a version into one of the next version."""

@@ -9,7 +9,7 @@ from quantarena.bench.documents import read
 from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 
@@ -157,6 +157,29 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What a row's networks ran on. What cannot be read is None.
+
+    Attributes:
+        kind: ``cpu``, ``cuda`` or ``mps``.
+        name: of the processor or the GPU.
+        driver: version of the GPU's driver; None on a CPU.
+        memory_bytes: memory of the GPU, or what this process may use of the machine's.
+        clock_mhz: highest clock of the processor, or of the GPU's multiprocessors.
+        memory_clock_mhz: highest clock of the GPU's memory.
+        power_cap_w: watts that the GPU may take.
+    """
+
+    kind: str
+    name: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+    clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_cap_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One cell's outcome.
 
@@ -173,10 +196,12 @@ class Row:
         parity: distance of packed layers from their simulation, None for full precision and for
             rivals, which have no simulation.
         latency: None until it is timed, or where it cannot be.
+        latency_by_batch: times at the budget's further batches, in their order.
         calibration: call policy, histogram of the drawn sampler calls, hash of the samples, seed.
         method: title, venue, paper, version, origin (``builtin`` or ``plugin``), code hash.
         workload: model sha256, scheduler, steps, guidance, resolution, reference, licence.
         machine: processor, cores, memory, library versions, git commit.
+        device: what the networks ran on; None in rows of schema versions before 4.
         seconds: wall seconds of each stage.
         peak_bytes: largest resident memory of the process at the cell's end. A stage that
             measures its own peak resets it, and the cells of a long-lived worker share it.
@@ -198,10 +223,12 @@ class Row:
     observed: Observed | None = None
     parity: Parity | None = None
     latency: Latency | None = None
+    latency_by_batch: tuple[Latency, ...] = ()
     calibration: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
     workload: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    device: Device | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     stage_keys: dict[str, str] = field(default_factory=dict)

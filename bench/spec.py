@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
@@ -51,6 +52,7 @@ class Budget:
             those that the method learns from.
         iterations: reconstruction iterations per block.
         latency_rounds: number of timed rounds of one denoiser step.
+        latency_batches: further batches that a step is timed with, beside ``batch``.
     """
 
     images: int = 128
@@ -61,6 +63,14 @@ class Budget:
     range_samples: int = 1280
     iterations: int = 100
     latency_rounds: int = 20
+    latency_batches: tuple[int, ...] = ()
+
+
+def budget_content(budget: Budget) -> dict[str, Any]:
+    """The fields of a budget that enter keys: those that joined later only where they are used."""
+    later = ("range_samples", "latency_batches")
+    plain: dict[str, Any] = _plain(budget)
+    return {name: value for name, value in plain.items() if value or name not in later}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,7 @@ class Cell:
         policy: ``uniform``, ``budget`` or ``published``.
         budget: what the cell may spend.
         options: options of the method that are not at their default.
+        target: where and how its networks run.
     """
 
     workload: str
@@ -86,6 +97,7 @@ class Cell:
     policy: str = DEFAULT_POLICY
     budget: Budget = Budget()
     options: OptionPairs = ()
+    target: Target = DEFAULT_TARGET
 
     @property
     def widths(self) -> Bits:
@@ -96,28 +108,31 @@ class Cell:
     def key(self) -> str:
         """16 hex digits that name this cell for ever.
 
-        Cells without options, and those whose ranges have no budget of their own, have the key that
-        they had before these could be given.
+        A field that joined later, and is at its default, is left out: such a cell has the key that
+        it had before.
         """
-        plain = _plain(self)
+        plain = _plain(self) | {"budget": budget_content(self.budget)}
         if not self.options:
             del plain["options"]
-        if not self.budget.range_samples:
-            plain["budget"] = _plain(self.budget)
-            del plain["budget"]["range_samples"]
+        if self.target == DEFAULT_TARGET:
+            del plain["target"]
         return content_key(plain)
 
     @property
     def shared_key(self) -> str:
         """The key of what cells share: the recorded trajectory and the full-precision images."""
-        return content_key([self.workload, self.seed, self.budget])
+        content: list[Any] = [self.workload, self.seed, budget_content(self.budget)]
+        if self.target.device != DEFAULT_TARGET.device:
+            content.append(self.target.device)
+        return content_key(content)
 
     @property
     def label(self) -> str:
         """Short name for progress and messages."""
         variant = "" if self.variant == DEFAULT_VARIANT else f"/{self.variant}"
         policy = "" if self.policy == DEFAULT_POLICY else f"/{self.policy}"
-        return f"{self.workload}/{self.configured}/{self.bits}{policy}{variant}"
+        target = f"/{self.target.label.replace(', ', '/')}" if self.target.label else ""
+        return f"{self.workload}/{self.configured}/{self.bits}{policy}{variant}{target}"
 
     @property
     def configured(self) -> str:
@@ -135,8 +150,10 @@ class Grid:
         title: heading of the page.
         workloads, methods, bits, seeds, variants, policies: every combination is a cell.
         also: further pairs of method and bits, for methods made for widths of their own.
+        left_out: workload, method and bits of combinations that are no cell.
         budget: what every cell may spend.
         options: options by method; they hold for all cells of the method.
+        target: where and how every cell's networks run.
     """
 
     name: str
@@ -148,8 +165,10 @@ class Grid:
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
     policies: tuple[str, ...] = (DEFAULT_POLICY,)
     also: tuple[tuple[str, str], ...] = ()
+    left_out: frozenset[tuple[str, str, str]] = frozenset()
     budget: Budget = Budget()
     options: tuple[tuple[str, OptionPairs], ...] = ()
+    target: Target = DEFAULT_TARGET
 
     def cells(self) -> tuple[Cell, ...]:
         """Every planned cell, full precision first within a workload; no duplicates."""
@@ -159,8 +178,11 @@ class Grid:
             for seed in self.seeds:
                 for method in sorted(self.all_methods, key=lambda name: name != "fp"):
                     for policy, variant, bits in self._ways(method):
+                        if (workload, method, bits) in self.left_out:
+                            continue
                         cell = Cell(workload, method, bits, seed, variant, policy, self.budget)
-                        cells.setdefault(replace(cell, options=options.get(method, ())))
+                        pairs = options.get(method, ())
+                        cells.setdefault(replace(cell, options=pairs, target=self.target))
         return tuple(cells)
 
     @property

@@ -49,6 +49,7 @@ ROOMS = (
     "bench/process_state",
     "bench/workloads",
     "bench/workloads/outliers",
+    "bench/devices",
     "bench/metrics",
     "bench/metrics/fidelity",
     "bench/metrics/quality",

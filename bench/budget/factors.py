@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from fractions import Fraction
+from typing import Any
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.plan.presets import MOST, PRESETS
@@ -74,7 +75,7 @@ def scaled(budget: Budget, factor: Fraction) -> Budget:
     Raises:
         UserError: a number gets larger than any run could spend.
     """
-    changed = {name: _times(getattr(budget, name), factor) for name in SCALED}
+    changed: dict[str, Any] = {name: _times(getattr(budget, name), factor) for name in SCALED}
     recorded = changed["calibration_images"]
     ceiling = max(MOST_RECORDED, budget.calibration_images)
     floor = min(LEAST_RECORDED, budget.calibration_images)

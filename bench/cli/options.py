@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from quantarena.bench.cli.common import RESULTS, PluginOption, ResultsOption, li
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
+from quantarena.bench.target import Target, checked_target
 
 MOST_WORKERS = 4096
 EXECUTORS = ("auto", "local", "ray")
@@ -31,6 +32,9 @@ MethodOptionsOption = Annotated[
         help="Option of a method, such as dgq.groups=4; repeatable. "
         "'quantarena ls methods --options' lists them.",
     ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where everything runs: cpu, cuda, cuda:1 or mps.")
 ]
 PreferOption = Annotated[
     bool, typer.Option("--prefer-plugin", help="Let a plug-in win over a built-in of its name.")
@@ -68,7 +72,13 @@ class RequestOptions:
     seed: Annotated[list[int] | None, typer.Option("--seed", help="Seed; repeatable.")] = None
     images: Annotated[int | None, typer.Option("--images", help="Images per cell.")] = None
     batch: Annotated[
-        int | None, typer.Option("--batch", help="Images per run of the pipeline, and of one step.")
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="N[,N...]",
+            help="Images per run of the pipeline, and of one timed step. Of several, such as "
+            "16,1,4, images are drawn with the largest, and steps are timed with each.",
+        ),
     ] = None
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.")] = None
     calibration_images: Annotated[
@@ -106,6 +116,24 @@ class RequestOptions:
             "published for each paper's own layers and widths; repeatable.",
         ),
     ] = None
+    device: DeviceOption = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="fp32, bf16 or fp16: number format of all that stays unquantized while images are "
+            "drawn and steps are timed.",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Torch threads while steps are timed.")
+    ] = None
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime", help="What runs packed networks: torch (our own kernels) or openvino."
+        ),
+    ] = None
     plugin: PluginOption = None
     prefer_plugin: PreferOption = False
     results: ResultsOption = RESULTS
@@ -123,6 +151,10 @@ class RequestOptions:
     @property
     def choice(self) -> presets.Choice:
         """The options that change a preset."""
+        limits: dict[str, Any] = {name: getattr(self, name) for name in presets.LIMITS}
+        batches = _batches(self.batch)
+        limits |= {"batch": max(batches, default=None)}
+        limits["latency_batches"] = tuple(size for size in batches if size != limits["batch"])
         return presets.Choice(
             workloads=listed("--workload", self.workload),
             methods=listed("--method", self.method),
@@ -133,8 +165,28 @@ class RequestOptions:
             policies=listed("--policy", self.policy),
             settings=tuple(self.settings or ()),
             options=tuple(self.option or ()),
-            **{name: getattr(self, name) for name in presets.LIMITS},
+            target=self.target,
+            **limits,
         )
+
+    @property
+    def target(self) -> Target | None:
+        """The target that is asked for; None leaves the preset's."""
+        asked = (self.device, self.dtype, self.threads, self.runtime)
+        return None if asked == (None,) * len(asked) else checked_target(*asked)
+
+
+def _batches(given: str | None) -> tuple[int, ...]:
+    """The batches of ``--batch``; empty where it is left out.
+
+    Raises:
+        UserError: one is no whole number from 1 on.
+    """
+    parts = listed("--batch", None if given is None else [given])
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and 1 <= int(part) <= presets.MOST):
+            raise UserError(f"--batch {part}: it must be a whole number from 1 to {presets.MOST:,}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +233,9 @@ def made_request(given: RequestOptions) -> Request:
         raise UserError(f"unknown executor {given.executor!r}: {hint}")
     plugins = lookup.plugin_paths(given.plugin or ())
     grid = presets.choose(base.grid, choice)
+    if grid.target.kind != "cpu" and given.executor == "ray":
+        raise UserError(f"--executor ray runs on CPUs: for {grid.target.device} take local")
+    lookup.check_target(grid.target)
     lookup.check_kernels()
     lookup.check_methods(grid.all_methods, plugins, prefer_plugin=given.prefer_plugin)
     options = lookup.method_options(

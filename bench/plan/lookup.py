@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
@@ -16,11 +17,13 @@ from quantarena.bench.plan.plan import Facts
 from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.builtin import builtins, full_precision_settings, packaged_names
 
 UNKNOWN_RESOLUTION = 32
 KERNELS = "QUANTARENA_KERNELS"
 METRICS = "QUANTARENA_METRICS"
+RIVALS = "pip install 'quantarena[rivals]'"
 METRIC_WEIGHTS = ("QUANTARENA_CLIP", "QUANTARENA_INCEPTION")
 """Environment variables, named here as well because the modules that read them import torch."""
 KERNELS = "QUANTARENA_KERNELS"
@@ -54,6 +57,19 @@ def check_kernels() -> None:
     """
     if os.environ.get(KERNELS):
         importlib.import_module("quantarena.methods.core.kernels.native").library()
+
+
+def check_target(target: Target) -> None:
+    """See that this machine has the target's device and runtime.
+
+    Raises:
+        UserError: it does not.
+    """
+    other = target.runtime != DEFAULT_TARGET.runtime
+    if other and importlib.util.find_spec(target.runtime) is None:
+        raise UserError(f"{target.runtime} is not installed: {RIVALS}")
+    if target.kind != "cpu":  # torch knows
+        importlib.import_module("quantarena.bench.devices.device").require(target)
 
 
 def check_methods(

@@ -8,6 +8,7 @@ from quantarena.bench import machine
 from quantarena.bench.plan.estimate import Rates, Todo, disk_bytes, wall_seconds
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell, Grid
+from quantarena.bench.target import Target
 
 RAY_FROM_CELLS = 6
 """From so many missing cells up, starting Ray's workers pays off on more than one core."""
@@ -106,7 +107,7 @@ def make_plan(
         untimed=tuple(c for c in cells if c.key not in done or needs_timing(by_key[c.key])),
         prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
-    fan = choose_fan(executor, workers, len(missing))
+    fan = choose_fan(executor, workers, len(missing), grid.target)
     rates = Rates.of((*rows, *history), machine.fingerprint())
     model_bytes = max((int(facts.megabytes(w) * 1e6) for w in grid.workloads), default=0)
     return Plan(
@@ -128,8 +129,10 @@ def needs_timing(row: Row) -> bool:
     return row.status is Status.OK and row.latency is None
 
 
-def choose_fan(executor: str, workers: int | None, missing: int) -> Fan:
-    """Pick the executor: Ray's start has to be worth it."""
+def choose_fan(executor: str, workers: int | None, missing: int, target: Target) -> Fan:
+    """Pick the executor: Ray's start has to be worth it. One process has the whole GPU."""
+    if target.kind != "cpu":
+        executor = "local"
     if executor == "auto":
         spread = (workers or machine.cores()) > 1 and missing >= RAY_FROM_CELLS
         executor = "ray" if spread else "local"

@@ -1,9 +1,10 @@
 """The grids that come with the harness, and how options change one. Plain data."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.spec import (
@@ -13,8 +14,10 @@ from quantarena.bench.spec import (
     Budget,
     Grid,
     OptionPairs,
+    budget_content,
     content_key,
 )
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.builtin import FP, builtins
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.info import BOARD_BITS
@@ -34,6 +37,8 @@ _ALSO = tuple(
     for width in bits
     if name not in _METHODS or width not in BOARD_BITS
 )
+# Where a width says least about methods, it is left to the larger presets.
+_WITHOUT = {"emoji-t2i": ("w2a4",), "cifar10-uncond": ("w8a8", "w2a4")}
 _WORKLOADS = ("emoji-t2i", "emoji-dit", "cifar10-uncond")
 
 
@@ -75,12 +80,20 @@ _QUICK = Grid(
     methods=_METHODS,
     bits=BOARD_BITS,
     also=_ALSO,
+    left_out=frozenset(
+        (workload, name, bits)
+        for workload, without in _WITHOUT.items()
+        for name, known in builtins().items()
+        for bits in without
+        if not known.rival
+    ),
     budget=Budget(images=64),
 )
 _FULL = replace(
     _QUICK,
     name="full",
     title="Full: more images, more iterations, three seeds",
+    left_out=frozenset(),
     seeds=(0, 1, 2),
     budget=Budget(
         images=512,
@@ -128,11 +141,12 @@ class Choice:
 
     Attributes:
         workloads, methods, bits, seeds, variants, policies: replace those of the preset.
-        images, batch, steps, calibration_images, calibration_samples, range_samples, iterations:
-            replace fields of the budget.
+        images, batch, steps, calibration_images, calibration_samples, range_samples, iterations,
+        latency_batches: replace fields of the budget.
         name: name of the results folder.
         settings: settings of the workloads, ``KEY=VALUE``.
         options: options of methods, ``METHOD.NAME=VALUE``.
+        target: replaces the preset's; None leaves it.
     """
 
     workloads: tuple[str, ...] = ()
@@ -151,9 +165,11 @@ class Choice:
     policies: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    latency_batches: tuple[int, ...] = ()
+    target: Target | None = None
 
 
-LIMITS = tuple(f.name for f in fields(Budget) if f.name in {f.name for f in fields(Choice)})
+LIMITS = tuple(f.name for f in fields(Budget) if f.type is int and hasattr(Choice, f.name))
 """The fields of the budget that the command line can change."""
 
 
@@ -189,19 +205,26 @@ def choose(grid: Grid, choice: Choice) -> Grid:
         UserError: bits that do not exist, or a number out of range.
     """
     budget = replace(grid.budget, **_limits(choice))
+    if choice.latency_batches:
+        budget = replace(budget, latency_batches=choice.latency_batches)
     methods, also = _chosen_methods(grid, choice)
-    name = grid.name if budget == grid.budget else f"{grid.name}-{content_key(budget, 6)}"
+    target = grid.target if choice.target is None else choice.target
+    words = [grid.name, *re.findall(r"[a-z0-9]+", target.label)]
+    if budget != grid.budget:
+        words.append(content_key(budget_content(budget), 6))
     return replace(
         grid,
-        name=name if choice.name is None else _checked_name(choice.name),
+        name="-".join(words) if choice.name is None else _checked_name(choice.name),
         workloads=_unique(choice.workloads) or grid.workloads,
         methods=methods,
         also=also,
+        left_out=frozenset() if choice.bits else grid.left_out,
         bits=_unique(canonical_bits(text) for text in choice.bits) or grid.bits,
         seeds=_unique(_checked_seed(seed) for seed in choice.seeds) or grid.seeds,
         variants=_unique(known_variant(v) for v in choice.variants) or grid.variants,
         policies=_unique(known_policy(p) for p in choice.policies) or grid.policies,
         budget=budget,
+        target=target,
     )
 
 
@@ -243,7 +266,7 @@ def canonical_bits(text: str) -> str:
         raise UserError(str(error)) from None
 
 
-def _limits(choice: Choice) -> dict[str, int]:
+def _limits(choice: Choice) -> dict[str, Any]:
     given = {name: value for name in LIMITS if (value := getattr(choice, name)) is not None}
     for name, value in given.items():
         if value < 1:
@@ -309,6 +332,12 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
             words += [f"--{option}", str(value)]
     for option in (*LIMITS, "name"):
         value = getattr(choice, option)
+        if option == "batch" and choice.latency_batches:
+            value = ",".join(map(str, (value, *choice.latency_batches)))
         if value is not None:
             words += [flag(option), str(value)]
+    for field in fields(Target):
+        value = getattr(choice.target or DEFAULT_TARGET, field.name)
+        if value != getattr(DEFAULT_TARGET, field.name):
+            words += [f"--{field.name}", str(value)]
     return shlex.join(words)

@@ -14,6 +14,7 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
+from quantarena.bench.target import DEFAULT_TARGET
 
 
 class Verdict(StrEnum):
@@ -143,7 +144,7 @@ def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> t
     finished: _Finished = {}
     for folder, row in rows:
         cell = row.cell
-        plain = (cell.variant, cell.policy, cell.options) == ("paper", "uniform", ())
+        plain = (cell.variant, cell.policy, cell.options, cell.target) == _PLAIN
         if row.status is Status.OK and plain:
             finished[(cell.method, cell.bits, cell.shared_key)] = (folder, row)
     return tuple(
@@ -154,6 +155,7 @@ def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> t
     )
 
 
+_PLAIN = ("paper", "uniform", (), DEFAULT_TARGET)
 _Finished = dict[tuple[str, str, str], tuple[Path, Row]]
 """By method, bits and what cells share: the folder of a run and its ok row."""
 

@@ -70,7 +70,7 @@ def rounded(
                 drawn = draw_images(workspace.loaded, workspace.info, draw, progress)
         finally:
             workspace.loaded.put(original)
-        found = fidelity(reference.images, drawn.images)
+        found = fidelity(reference.images, drawn.images, device=str(workspace.device))
         answers = predictions(other, seen.recorded)
         found[SQNR] = sqnr(seen.predictions, answers, seen.recorded.halves).mean(0)
         found |= latent_distance(last, latents.tensor)
@@ -95,7 +95,7 @@ def other_seed(
     def make(folder: Path) -> None:
         reference = fp_images(workspace, cache).images[: draw.count]
         drawn = draw_images(workspace.loaded, workspace.info, draw, progress)
-        _save(fidelity(reference, drawn.images), folder)
+        _save(fidelity(reference, drawn.images, device=str(workspace.device)), folder)
 
     key = content_key([workspace.key(workspace.draw()), workspace.key(draw), closure(__name__).key])
     return _cached(cache, "seedfloor", key, make)

@@ -3,7 +3,6 @@
 import copy
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from torch import nn
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure, closures_key, method_closure
+from quantarena.bench.devices.device import clock_of, peak_of, timed
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
-from quantarena.bench.memory import peak_growth
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
 from quantarena.bench.schema import Latency
 from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
@@ -27,6 +26,7 @@ from quantarena.bench.stages.networks import Made, make_network
 from quantarena.bench.stages.quantize import Progress as CellProgress
 from quantarena.bench.stages.sample import sampled
 from quantarena.bench.stages.workspace import Workspace, prompt_groups
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.builtin import FP, full_precision_settings
 from quantarena.methods.core.packed.pack import channels_last
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
@@ -122,6 +122,9 @@ def baseline(
     # not the seed: all rows of a workload share one baseline, whichever seed is timed first
     drawn = [workspace.budget.images, workspace.steps, len(batch)]
     content = [workspace.loaded.sha256, workspace.settings(), drawn, fingerprint(), libraries]
+    target = workspace.target
+    if (target.device, target.threads) != (DEFAULT_TARGET.device, DEFAULT_TARGET.threads):
+        content.append([target.device, target.threads])
     said = cache.load("setting", content_key([content, code]), make, read)
     module = fp32.get(said["name"])
     if module is None:
@@ -133,7 +136,9 @@ def baseline(
 
 def _settings(cell: Cell) -> list[Cell]:
     """Cells of full precision's other settings; eager ones in both layouts."""
+    target = Target(cell.target.device, threads=cell.target.threads)
     plain = replace(cell, bits=FP, policy=DEFAULT_POLICY, variant=DEFAULT_VARIANT, options=())
+    plain = replace(plain, target=target)
     cells = [replace(plain, method=name) for name in full_precision_settings()]
     last = (("layout", "channels_last"),)
     return [
@@ -149,7 +154,8 @@ def _outside(workspace: Workspace, made: Made, cache: StageCache) -> str:
     reference = fp_images(workspace, cache).images
     drawn, _ = sampled(workspace, made.network, made.key, cache).value
     groups = prompt_groups(workspace.info, len(reference))
-    scored = summarise(fidelity(reference, drawn.images), seed=workspace.seed, groups=groups)
+    near = fidelity(reference, drawn.images, device=str(workspace.device))
+    scored = summarise(near, seed=workspace.seed, groups=groups)
     kinds = floors.rounded(workspace, cache), floors.other_seed(workspace, cache)
     return floors.beyond_own_margin(scored, *kinds) or ""
 
@@ -162,16 +168,10 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in networks}
     for index in range(WARMUP + rounds):
         for name, network in networks.items():
-            seconds = _timed(network, points)
+            seconds = timed(network, points)
             if index >= WARMUP:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _timed(model: nn.Module, points: CalibrationSet) -> float:
-    started = time.perf_counter()
-    points.call(model)
-    return time.perf_counter() - started
 
 
 def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[float, float, float]:
@@ -205,7 +205,7 @@ def paired_times(
     test_times: list[float] = []
     for index in range(WARMUP + rounds):
         first_fp, first_test = (against, model) if index % 2 == 0 else (model, against)
-        pair = (_timed(first_fp, points), _timed(first_test, points))
+        pair = (timed(first_fp, points), timed(first_test, points))
         fp_seconds, test_seconds = pair if index % 2 == 0 else pair[::-1]
         if index >= WARMUP:
             fp_times.append(fp_seconds)
@@ -258,6 +258,6 @@ def measure(
         rounds=rounds,
         threads=torch.get_num_threads(),
         backend=backend,
-        clock="perf_counter",
-        peak_bytes=peak_growth(lambda: points.call(model)),
+        clock=clock_of(points),
+        peak_bytes=peak_of(lambda: points.call(model), points.sample.device),
     )

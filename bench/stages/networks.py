@@ -12,6 +12,7 @@ import torch
 
 from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.closure import closure
+from quantarena.bench.devices.runtimes import RUNTIMES, on_device
 from quantarena.bench.memory import peak_growth
 from quantarena.bench.schema import Observed, Parity
 from quantarena.bench.spec import DEFAULT_POLICY, Cell, content_key
@@ -24,6 +25,7 @@ from quantarena.bench.stages.quantize import (
     quantized,
 )
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.target import DEFAULT_TARGET
 from quantarena.methods.contestant import Contestant
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
@@ -37,6 +39,8 @@ from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.rival import NO_GATE, Prepared, Rival
 
+EXAMPLE_ROWS = 2
+"""Rows of the call that another runtime's converter sees."""
 PARITY_POINTS = 4
 _RIVAL_NOTES = "notes.json"
 
@@ -97,17 +101,46 @@ def make_network(
         raise Unsupported(f"{cell.method} is neither a method nor a rival")
     kept = quantized(*shared, contestant, cache, progress)
     full, model, started = workspace.loaded.denoiser, kept.value.model, time.perf_counter()
-    packed = pack(model)
+    packed = on_device(pack(model), workspace.target)
     spent = {"quantize": kept.value.seconds, "pack": time.perf_counter() - started}
+    running = running_on(packed, workspace, recorded, kept.key, cache)
     return Made(
-        packed,
-        kept.key,
+        running.value,
+        running.key,
         kept.value.calibration,
         spent,
         kept.value.warnings,
         lambda: Observed(**_plain(observe(model, packed, full, kept.value.budget))),
         lambda: _parity(model, packed, recorded, progress),
     )
+
+
+def running_on(
+    packed: PackedModel, workspace: Workspace, recorded: Trajectory, key: str, cache: StageCache
+) -> Keyed[Network]:
+    """A packed network as it runs on the workspace's target, and the key of its images.
+
+    Raises:
+        Unsupported: the runtime cannot express the network.
+        QuantArenaError: the runtime does not compute it in integers.
+    """
+    target, original = workspace.target, workspace.loaded.denoiser
+    runtime = RUNTIMES[target.runtime]
+    if not packed.layers or replace(target, threads=DEFAULT_TARGET.threads) == DEFAULT_TARGET:
+        return Keyed(packed, key)
+    code = [target.runtime, runtime.version, closure(type(runtime).__module__).key]
+
+    def build(folder: Path) -> None:
+        rows = torch.arange(EXAMPLE_ROWS) % recorded.rows
+        with packed.clock.at(0):
+            points = recorded.pick(torch.zeros(EXAMPLE_ROWS, dtype=torch.long), rows)
+            runtime.build(packed, points, folder)
+
+    def read(folder: Path) -> Network:
+        return runtime.prepare(packed, target, original, folder)
+
+    network = cache.load("runtime", content_key([key, *code]), build, read)
+    return Keyed(network, content_key([key, *code, target.dtype]))
 
 
 def prepared(

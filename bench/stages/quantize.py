@@ -144,9 +144,10 @@ def model_key(
     """Content hash of the model: points, request, the policy's table, and the code of both sides.
 
     The request is every field of the cell but those that enter by their content: its workload, its
-    budget and the name of its policy.
+    budget and the name of its policy. The target's device enters with the recorded points; its
+    other fields come after a model is made.
     """
-    content = ("workload", "budget", "policy")
+    content = ("workload", "budget", "policy", "target")
     request = {
         field.name: getattr(cell, field.name)
         for field in dataclasses.fields(cell)

@@ -81,7 +81,7 @@ def score_cell(
         groups=groups,
         seed=cell.seed,
     )
-    scores = score(inputs, progress=progress)
+    scores = score(inputs, progress=progress, device=str(workspace.device))
     arrays: dict[str, Array] = dict(scores.per_image) | curve
     arrays |= {REPLICATES + name: values for name, values in scores.replicates.items()}
     if groups is not None:

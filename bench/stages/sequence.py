@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.devices.device import describe_device
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_bytes
@@ -114,6 +115,7 @@ def run_cell(
     started = _now()
     row = Row(cell, Status.OK, machine=fingerprint(), started=started)
     try:
+        row = replace(row, device=describe_device(cell.target))
         found = _imported(cell.method, plugins, prefer_plugin=prefer_plugin)
         row = replace(row, method=describe_method(found))
         row = _stages(row, found, paths, progress)
@@ -184,11 +186,15 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
     )
 
 
-@process_state(TIMING_THREADS)
 def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress: Progress) -> Row:
     """The row with its latency. Call it when nothing else runs on the machine."""
     if row.status is not Status.OK:
         return row
+    with process_state(row.cell.target.threads):
+        return _timed(row, paths, plugins, progress)
+
+
+def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress) -> Row:
     cache, cell = StageCache(paths.cache), row.cell
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
@@ -196,21 +202,24 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
     found = _imported(cell.method, plugins, prefer_plugin=prefer)
     method = found.method.configured(cell.options)
     network = make_network(workspace, recorded, cell, method, cache, progress).network
-    batch = sampler_batch(recorded, cell.budget.batch)
-    fastest = baseline(workspace, recorded, cell, batch, cache, progress)
-    with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
-        latency = measure(
-            fastest.fp32 if network.backend == "fp32" else network.module,
-            fastest.module,
-            batch,
-            backend=network.backend,
-            setting=fastest.name,
-            images=cell.budget.batch,
-            steps=recorded.calls,
-            rounds=cell.budget.latency_rounds,
-            progress=lambda done, total: progress("time", done, total),
-        )
-    return replace(row, latency=latency)
+    times = []
+    for images in (cell.budget.batch, *cell.budget.latency_batches):
+        batch = sampler_batch(recorded, images).to(workspace.device)
+        fastest = baseline(workspace, recorded, cell, batch, cache, progress)
+        with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
+            latency = measure(
+                fastest.fp32 if network.backend == "fp32" else network.module,
+                fastest.module,
+                batch,
+                backend=network.backend,
+                setting=fastest.name,
+                images=images,
+                steps=recorded.calls,
+                rounds=cell.budget.latency_rounds,
+                progress=lambda done, total: progress("time", done, total),
+            )
+        times.append(latency)
+    return replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
 
 
 @process_state()

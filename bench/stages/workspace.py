@@ -4,7 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from quantarena.bench.devices.device import on_device
 from quantarena.bench.spec import Budget, Cell, content_key
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
@@ -31,12 +35,19 @@ class Workspace:
         loaded: its pipeline.
         seed: of the cell.
         budget: of the cell.
+        target: of the cell.
     """
 
     info: WorkloadInfo
     loaded: LoadedPipeline
     seed: int
     budget: Budget
+    target: Target = DEFAULT_TARGET
+
+    @property
+    def device(self) -> torch.device:
+        """Where its networks are."""
+        return torch.device(self.target.device)
 
     @property
     def steps(self) -> int:
@@ -60,17 +71,21 @@ class Workspace:
 
         The code that draws is not part of it: every stage adds the closure of its own module.
         """
-        return content_key([self.loaded.sha256, self.settings(), draw])
+        content: list[Any] = [self.loaded.sha256, self.settings(), draw]
+        if self.target.kind != DEFAULT_TARGET.kind:  # another device rounds otherwise
+            content.append(self.target.kind)
+        return content_key(content)
 
 
 def open_workspace(cell: Cell) -> Workspace:
-    """Load the cell's workload.
+    """Load the cell's workload onto its target's device.
 
     Raises:
         UnknownName, BrokenModel, UserError: one line each.
     """
     info = registry.resolve(cell.workload)
-    return Workspace(info, with_outliers(pipeline.load(info), info), cell.seed, cell.budget)
+    loaded = on_device(with_outliers(pipeline.load(info), info), cell.target)
+    return Workspace(info, loaded, cell.seed, cell.budget, cell.target)
 
 
 def evaluation_prompts(info: WorkloadInfo, images: int) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Values as text. Numbers have as many digits as their interval supports, and no more."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from markupsafe import Markup
 
-from quantarena.bench.schema import Measurement
+from quantarena.bench.schema import Latency, Measurement, Row
 
 MOST_SECONDS = 1e10
 """Longest duration that is shown as H:MM:SS."""
@@ -129,6 +130,26 @@ def facts(table: Mapping[str, Any], *, longest: int = 400) -> list[tuple[str, st
     return pairs
 
 
+def batches(times: Sequence[Latency]) -> list[tuple[str, str]]:
+    """One line for each batch that a step was timed with."""
+    return [
+        (
+            f"batch {time.batch}",
+            f"{time.step_ms:.2f} ms a step, {time.ratio:.3f} times the speed of {time.fp_setting} "
+            f"(95 % interval {time.ratio_low:.3f} to {time.ratio_high:.3f}), "
+            f"peak {size(time.peak_bytes)}",
+        )
+        for time in times
+    ]
+
+
+def device_facts(row: Row) -> list[tuple[str, str]]:
+    """What a row's networks ran on, and how; facts that are unknown are left out."""
+    known = {} if row.device is None else dataclasses.asdict(row.device)
+    table = {name: value for name, value in known.items() if value is not None}
+    return facts(table | dataclasses.asdict(row.cell.target))
+
+
 def times_factor(factor: str) -> str:
     """A factor of a budget as it is read: ``1/4`` becomes ``×1/4``."""
     return f"\N{MULTIPLICATION SIGN}{factor}"
@@ -148,6 +169,8 @@ def breakable(text: str) -> Markup:
 
 
 FILTERS = {
+    "batches": batches,
+    "device_facts": device_facts,
     "number": number,
     "figure": figure,
     "ends": ends,

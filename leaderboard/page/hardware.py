@@ -33,9 +33,24 @@ def machines(rows: Sequence[Row]) -> tuple[Machine, ...]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row.machine:
-            identity = str([row.machine.get(name) for name in SAME])
-            groups.setdefault(identity, []).append(row.machine)
+            groups.setdefault(identity(row), []).append(row.machine)
     return tuple(_machine(group) for group in groups.values())
+
+
+def identity(row: Row) -> str:
+    """Equal for rows whose times may stand in one column."""
+    return str([row.machine.get(name) for name in SAME])
+
+
+def usual_machine(rows: Sequence[Row]) -> str:
+    """The identity of the machine on which most of these rows were timed; the first of several."""
+    timed = [identity(row) for row in rows if row.latency]
+    return max(timed, key=timed.count, default="")
+
+
+def machine_name(row: Row) -> str:
+    """The machine of a row for readers."""
+    return _name(row.machine)
 
 
 def _machine(group: Sequence[dict[str, Any]]) -> Machine:

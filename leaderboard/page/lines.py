@@ -7,6 +7,7 @@ import numpy as np
 
 from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
 from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 
@@ -38,7 +39,10 @@ class Line:
         unranked: why there is no standing.
         figures: the measurements, each a mean over the ok seeds.
         observed: bits, bytes and operations of the packed model, of the first ok seed.
-        latency: mean times over the ok seeds.
+        latency: mean times over the ok seeds that were timed where most rows of the board were:
+            times of two machines are never in one column.
+        by_batch: likewise, at further batches.
+        elsewhere: the machines of seeds timed on others, which have no part in these times.
         parity: the worst parity of the ok seeds.
     """
 
@@ -57,6 +61,8 @@ class Line:
     observed: Observed | None
     latency: Latency | None
     parity: Parity | None
+    by_batch: tuple[Latency, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def is_fp(self) -> bool:
@@ -144,8 +150,9 @@ def board_lines(
     for row in rows:
         rows_of[contestant(row.cell)].append(row)
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
+    home = usual_machine(rows)
     lines = [
-        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking)
+        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking, home)
         for name in cells
     ]
     return tuple(sorted(lines, key=_order))
@@ -163,10 +170,13 @@ def _line(
     rows: tuple[Row, ...],
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
+    home: str,
 ) -> Line:
     finished = [row for row in rows if row.status is Status.OK]
     state, reason = _state(rows, cells)
-    times = [row.latency for row in finished if row.latency is not None]
+    timed = [row for row in finished if row.latency is not None]
+    here = [row for row in timed if identity(row) == home]
+    batches = zip(*(row.latency_by_batch for row in here), strict=False)
     parities = [row.parity for row in finished if row.parity is not None]
     return Line(
         name=name,
@@ -182,7 +192,9 @@ def _line(
         unranked=ranking.unranked.get(name, "") if ranking else "",
         figures=combined([row.measurements for row in finished]),
         observed=next((row.observed for row in finished if row.observed), None),
-        latency=_mean_latency(times),
+        latency=_mean_latency([row.latency for row in here if row.latency]),
+        by_batch=tuple(mean for times in batches if (mean := _mean_latency(times))),
+        elsewhere=tuple(dict.fromkeys(machine_name(row) for row in timed if row not in here)),
         parity=max(parities, key=lambda parity: parity.max_rel, default=None),
     )
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
-from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
+from quantarena.bench.spec import (
+    DEFAULT_POLICY,
+    DEFAULT_VARIANT,
+    Cell,
+    budget_content,
+    content_key,
+)
 from quantarena.bench.store import parse_row
 from quantarena.leaderboard.ranking.votes import Floats
 
@@ -36,21 +42,24 @@ class BoardId:
         policy: name of the policy that decides which layers get which widths.
         variant: ``paper`` (the formulas as published) or ``release`` (as in the released code).
         budget: hash of the budget of each cell.
+        target: where and how its networks run, as ``Target.label``; empty for the default.
     """
 
     workload: str
     policy: str
     variant: str
     budget: str
+    target: str = ""
 
     @classmethod
     def of(cls, cell: Cell) -> "BoardId":
         """The board that a cell belongs to."""
-        return cls(cell.workload, cell.policy, cell.variant, content_key(cell.budget, 6))
+        budget = content_key(budget_content(cell.budget), 6)
+        return cls(cell.workload, cell.policy, cell.variant, budget, cell.target.label)
 
     @property
     def title(self) -> str:
-        """The workload, then the policy and the variant where they are not the default."""
+        """The workload, then policy, variant and target where they are not the default."""
         extra = [
             text
             for text, default in (
@@ -59,7 +68,7 @@ class BoardId:
             )
             if text != default
         ]
-        return " · ".join([self.workload, *extra])
+        return " · ".join([self.workload, *extra, *filter(None, [self.target])])
 
 
 def contestant(cell: Cell) -> str:

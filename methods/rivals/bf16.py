@@ -10,13 +10,14 @@ from torch import nn
 
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP_WIDTH
+from quantarena.methods.core.packed.number_format import InFormat
 from quantarena.methods.core.packed.pack import channels_last
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import MethodOptions
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
 from quantarena.methods.rivals.held import network_bytes
-from quantarena.methods.rivals.stand_in import InBfloat16, StandIn
+from quantarena.methods.rivals.stand_in import StandIn
 
 
 @register("fp@bf16")
@@ -46,7 +47,7 @@ class Bfloat16(Rival):
 
     def prepare(self, ctx: MethodContext, folder: Path) -> Prepared:
         """A copy in bfloat16."""
-        network: nn.Module = InBfloat16(copy.deepcopy(ctx.model))
+        network: nn.Module = InFormat(copy.deepcopy(ctx.model))
         if self.options.layout == "channels_last":
             channels_last(network)
         name = "eager" if self.options.layout == "contiguous" else self.options.layout

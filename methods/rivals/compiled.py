@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.packed.number_format import InFormat
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import MethodOptions
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
 from quantarena.methods.rivals.held import network_bytes
-from quantarena.methods.rivals.stand_in import InBfloat16, StandIn
+from quantarena.methods.rivals.stand_in import StandIn
 
 
 class Compiled(nn.Module):
@@ -67,7 +68,7 @@ class TorchCompile(Rival):
         """A compiled copy; the row's notes hold the seconds of its first call."""
         low = self.options.dtype == "bf16"
         network = copy.deepcopy(ctx.model)
-        compiled = Compiled(InBfloat16(network) if low else network)
+        compiled = Compiled(InFormat(network) if low else network)
         points = UniformStride(2).draw(ctx.trajectory, ctx.seed)
         started = time.perf_counter()
         try:

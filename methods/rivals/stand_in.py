@@ -1,11 +1,11 @@
-"""Modules around a network: one to take a denoiser's place in a pipeline, one for bfloat16."""
+"""A module to take a denoiser's place in a pipeline."""
 
 import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from quantarena.methods.core.nested import map_leaves, prediction
+from quantarena.methods.core.nested import prediction
 
 
 class Prediction(NamedTuple):
@@ -51,25 +51,3 @@ class StandIn(nn.Module):
             if original is None:  # while it is being copied
                 raise
             return getattr(original, name)
-
-
-class InBfloat16(nn.Module):
-    """A network in bfloat16 whose inputs and output are float32.
-
-    Timesteps keep their type: bfloat16 cannot tell 999 from 1,000.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.bfloat16()
-
-    def forward(self, sample: Tensor, timestep: Any, **conditions: Any) -> tuple[Tensor]:
-        """The prediction in float32."""
-        given = map_leaves(lambda _, leaf: _lower(leaf), conditions)
-        output = self.network(_lower(sample), timestep=timestep, **given)
-        return (prediction(output, self.network).float(),)
-
-
-def _lower(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.bfloat16() if floating else value

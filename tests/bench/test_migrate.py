@@ -1,5 +1,6 @@
 """Rows of earlier schema versions load; later ones and damaged ones are refused by name."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from quantarena.bench.migrate import STEPS, migrate
 from quantarena.bench.schema import SCHEMA_VERSION, Row, Status
 from quantarena.bench.store import Store, parse_row
+from quantarena.bench.target import DEFAULT_TARGET
 
 ROWS = Path(__file__).parent / "rows"
 JOINED = ("code_bits", "bops", "fp_bops", "branch_macs", "attention")
@@ -35,6 +37,9 @@ def test_a_row_of_version_1_loads(version_1):
     version_1.pop("digest")
     version_1["cell"]["options"] = []  # options of methods joined later; none is the default
     version_1["cell"]["budget"]["range_samples"] = 0  # ranges had no budget of their own
+    version_1["cell"]["budget"]["latency_batches"] = []
+    version_1["cell"]["target"] = dataclasses.asdict(DEFAULT_TARGET)
+    version_1 |= {"device": None, "latency_by_batch": []}
     assert json.loads(json.dumps(row.to_dict())) == version_1 | {"schema_version": SCHEMA_VERSION}
 
 

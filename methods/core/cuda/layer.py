@@ -50,6 +50,7 @@ class CudaPackedLayer(PackedLayer):
         >>> y = module(x.bfloat16())                               # doctest: +SKIP
     """
 
+    takes = _TYPES
     weights: Tensor
     act_inverse: Tensor
     entry_index: Tensor

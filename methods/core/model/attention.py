@@ -28,6 +28,8 @@ from quantarena.methods.core.trace.network import AttentionInfo
 
 OPERANDS = ("query", "key", "value", "softmax")
 """Names of the operands that can have a quantizer."""
+_SHORT = (torch.bfloat16, torch.float16)
+"""Formats in which networks run; codes are made of float32, and sums of codes need it."""
 
 
 class QuantAttention(nn.Module):
@@ -124,6 +126,8 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, keys).
         """
+        if query.dtype in _SHORT:
+            return self.scores(query.float(), key.float()).to(query.dtype)
         if (scores := self.mode.scores(self, query, key)) is not None:
             return scores
         self.mode.show("query", query)
@@ -146,6 +150,8 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, width).
         """
+        if value.dtype in _SHORT:
+            return self.mix(probs.float(), value.float()).to(value.dtype)
         if (mixed := self.mode.mix(self, probs, value)) is not None:
             return mixed
         self.mode.show("softmax", probs)
@@ -182,6 +188,11 @@ class QuantAttention(nn.Module):
         """
         if dropout_p:
             raise Unsupported(f"{self.info.name}: attention with dropout cannot be quantized")
+        given = query.dtype
+        if given in _SHORT:
+            query, key, value = query.float(), key.float(), value.float()
+            if attn_mask is not None and attn_mask.is_floating_point():
+                attn_mask = attn_mask.float()
         if enable_gqa:
             repeat = query.shape[-3] // key.shape[-3]
             key, value = (x.repeat_interleave(repeat, dim=-3) for x in (key, value))
@@ -192,14 +203,14 @@ class QuantAttention(nn.Module):
             attn_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         attended = self.mode.attend(self, query, key, value, attn_mask, factor)
         if attended is not None:
-            return attended.reshape(shape)
+            return attended.reshape(shape).to(given)
         scores = self.scores(query, key) * factor
         if attn_mask is not None:
             scores = _masked(scores, attn_mask)
         # a row without any key to see is zero, as in torch
         dead = torch.isneginf(scores).all(dim=-1, keepdim=True)
         probs = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1).masked_fill(dead, 0.0)
-        return self.mix(probs, value).reshape(shape).to(query.dtype)
+        return self.mix(probs, value).reshape(shape).to(given)
 
     def by_head(self, x: Tensor) -> Tensor:
         """``x`` as (samples, heads, rows, columns), a view where heads lay in the batch.

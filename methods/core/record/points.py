@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ class CalibrationSet:
             None if self.half is None else self.half[index],
             self.schedule,
         )
+
+    def to(self, device: torch.device) -> "CalibrationSet":
+        """The same points on a device; indices that only the harness reads stay where they are."""
+        moved = {
+            "sample": self.sample.to(device),
+            "timestep": self.timestep.to(device),
+            "conditions": map_leaves(
+                lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
+                self.conditions,
+            ),
+        }
+        return replace(self, **moved)
 
     def batches(self, size: int) -> Iterator["CalibrationSet"]:
         """Consecutive subsets of at most ``size`` points."""

@@ -8,6 +8,7 @@ from quantarena.bench.plan.plan import Facts, choose_fan, make_plan, minutes, pl
 from quantarena.bench.plan.presets import PRESETS
 from quantarena.bench.schema import Latency, Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.bench.target import DEFAULT_TARGET, Target
 
 GRID = PRESETS["quick"].grid
 CELLS = GRID.cells()
@@ -154,8 +155,12 @@ def test_disk_grows_with_the_images():
     ],
 )
 def test_the_executor_fits_the_work(executor, workers, missing, expected):
-    fan = choose_fan(executor, workers, missing)
+    fan = choose_fan(executor, workers, missing, DEFAULT_TARGET)
     assert (fan.executor, fan.workers) == expected
+
+
+def test_one_process_has_the_whole_gpu():
+    assert choose_fan("auto", 8, 50, Target("cuda")).executor == "local"
 
 
 @pytest.mark.parametrize(

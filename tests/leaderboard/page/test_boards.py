@@ -1,10 +1,12 @@
 import dataclasses
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from quantarena.bench.schema import Latency, Measurement
 from quantarena.bench.spec import Cell
+from quantarena.bench.target import Target
 from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, UNQUANTIZED, advise
 from quantarena.leaderboard.page.boards import quality_places, short_name
 from quantarena.leaderboard.page.export import COLUMNS, FIXED_COLUMNS, export_tables, rows_frame
@@ -12,7 +14,7 @@ from quantarena.leaderboard.page.lines import board_lines, combined
 from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
 from quantarena.leaderboard.page.plot import key_of
 from quantarena.leaderboard.ranking.ranking import rank_results
-from quantarena.leaderboard.ranking.read_results import BoardId, load_rows
+from quantarena.leaderboard.ranking.read_results import BoardId, contestant, load_rows
 
 LPIPS = "lpips/alex-v0.1"
 
@@ -240,7 +242,12 @@ def test_columns_follow_the_types_of_a_row():
     assert types["seed"] == types["budget_images"] == types["observed_bops"] == "Int64"
     assert types["status"] == types["reason"] == types["parity_worst_layer"] == "string"
     assert {f"latency_{field.name}" for field in dataclasses.fields(Latency)} <= set(types)
-    assert {field.name for field in dataclasses.fields(Cell)} - {"budget", "options"} <= set(types)
+    assert {field.name for field in dataclasses.fields(Cell)} - {
+        "budget",
+        "options",
+        "target",
+    } <= set(types)
+    assert {"target_device", "target_dtype", "device_name", "device_clock_mhz"} <= set(types)
     written = {column.name for column in COLUMNS if column.json}
     assert {"options_json", "observed_coverage_json", "machine_json", "warnings_json"} <= written
     assert len(types) == len(COLUMNS), "two columns of one name"
@@ -253,3 +260,28 @@ def test_floats_survive_the_csv(results, tmp_path):
     for row in rows:
         if figure := row.measurement(LPIPS):
             assert back.loc[row.key, LPIPS] == figure.value
+
+
+def test_targets_have_boards_of_their_own(results):
+    rows = [row for row in load_rows(results[0]).rows if row.cell.workload == "synthetic-blobs"]
+    other = replace(rows[0].cell, target=Target("cuda", "bf16"))
+    board = BoardId.of(other)
+    assert board != BoardId.of(rows[0].cell)
+    assert board.title == f"{BoardId.of(rows[0].cell).title} · cuda, bf16"
+
+
+def test_times_of_two_machines_are_never_in_one_column(results):
+    folder, planned = results
+    rows = [row for row in load_rows(folder).rows if row.cell.workload == "synthetic-blobs"]
+    board = BoardId.of(rows[0].cell)
+    moved = next(row for row in rows if row.latency and row.cell.method == "q_diffusion")
+    machine = {**moved.machine, "cpu": "Another Processor", "cores": 3}
+    mixed = [replace(row, machine=machine) if row is moved else row for row in rows]
+    lines = {line.name: line for line in board_lines(board, mixed, planned, None)}
+    line = lines[contestant(moved.cell)]
+    assert line.latency is None
+    assert line.elsewhere == ("Another Processor, 3 cores",)
+    assert not line.timed
+    rest = [each for each in lines.values() if each is not line]
+    assert any(each.latency for each in rest)
+    assert not any(each.elsewhere for each in rest)

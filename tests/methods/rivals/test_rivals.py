@@ -12,10 +12,11 @@ from quantarena.methods import rival as contract
 from quantarena.methods.builtin import builtins
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.packed.number_format import InFormat
 from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry
 from quantarena.methods.rivals import held, torch_dynamic
-from quantarena.methods.rivals.stand_in import InBfloat16, StandIn
+from quantarena.methods.rivals.stand_in import StandIn
 from quantarena.methods.testing.networks import probes
 
 RIVALS = [found for found in builtins().values() if found.rival]
@@ -170,7 +171,7 @@ def test_a_stand_in_takes_a_denoisers_arguments():
 
 
 def test_bfloat16_keeps_timesteps():
-    module = InBfloat16(Doubling())
+    module = InFormat(Doubling())
     times = torch.tensor([999.0])
     (output,) = module(torch.ones(2), timestep=times, labels=torch.ones(1))
     dtype, seen, labels = module.network.seen

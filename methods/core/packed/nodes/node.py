@@ -27,20 +27,24 @@ class Node(nn.Module):
 
     Attributes:
         form: name of the class in descriptions.
+        takes: number formats of inputs that are taken as they are; others become float32.
         clock: the clock of the model; None for a node outside a model, which uses the entry of
             ``set_step``.
         entries: number of entries of the activation tables in it; 0 where nothing depends on the
             sampler call.
         follower: records the functions that come after it, see ``fusion``; None outside a model.
+        around: number format of the network that the node is in.
     """
 
     form: ClassVar[str]
+    takes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
     entries: int
 
     def __init__(self, children: tuple["Node", ...] = ()) -> None:
         super().__init__()
         self.clock: CallClock | None = None
         self.follower: Follower | None = None
+        self.around = torch.float32
         self._step = 0
         sizes = {child.entries for child in children} - {0}
         if len(sizes) > 1:
@@ -54,13 +58,13 @@ class Node(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """An empty tensor of the type that the layer computes in, on its device.
+        """An empty tensor of the type that the network computes in, on the layer's device.
 
         Networks read ``layer.weight.dtype`` to convert what they give a layer. There is no float
         weight to multiply with, and a product with an empty one fails.
         """
         device = next((buffer.device for buffer in self.buffers()), None)
-        return torch.empty(0, dtype=torch.float32, device=device)
+        return torch.empty(0, dtype=self.around, device=device)
 
     def set_step(self, index: int) -> None:
         """Selects the entry of the activation tables that calls without a clock use.
@@ -79,10 +83,11 @@ class Node(nn.Module):
                 module.clock = clock
 
     def forward(self, x: Tensor, step: int | None = None) -> Tensor:
-        """The layer's output, float32, in the memory format of the input.
+        """The layer's output, in the number and memory format of the input.
 
         Args:
-            x: float32; ``(..., in)`` for linear, channels on axis 1 for convolutions.
+            x: ``(..., in)`` for linear, channels on axis 1 for convolutions. It is computed with in
+                float32 unless its format is one of ``takes``.
             step: entry of the activation tables; by default the clock's sampler call, for every
                 batch row its own, or without a clock the entry of :meth:`set_step`.
 
@@ -91,6 +96,8 @@ class Node(nn.Module):
             UserError: the sampler call was not announced or is not in the tables.
         """
         x = plain(x)
+        if x.is_floating_point() and x.dtype not in self.takes:
+            return self.forward(x.float(), step).to(x.dtype)
         y = self._at(x) if step is None else self.run(x, step)
         if self.follower is None or not self.follower.watching:
             return y

@@ -1,0 +1,1 @@
+"""Where a cell's networks run: devices, and the runtimes of packed networks."""

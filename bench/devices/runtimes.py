@@ -1,0 +1,130 @@
+"""What runs a packed network: our own kernels, or another runtime from the same codes."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quantarena.bench.devices.device import DTYPES
+from quantarena.bench.target import Target
+from quantarena.methods.core.errors import QuantArenaError, Unsupported
+from quantarena.methods.core.network import Network
+from quantarena.methods.core.packed.number_format import InFormat
+from quantarena.methods.core.packed.pack import PackedModel, backend_of
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.rival import Prepared
+from quantarena.methods.rivals.stand_in import StandIn
+
+
+class Runtime(ABC):
+    """Runs packed networks on a target.
+
+    ``build`` may write files that take long to make; the harness keeps them in its cache.
+    """
+
+    @property
+    def version(self) -> str:
+        """Version of the library that it needs; empty where it needs none."""
+        return ""
+
+    @abstractmethod
+    def build(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> None:
+        """Write what takes long to make into an empty folder."""
+
+    @abstractmethod
+    def prepare(
+        self, packed: PackedModel, target: Target, original: nn.Module, folder: Path
+    ) -> Network:
+        """The network as it runs on the target; ``packed`` may be changed.
+
+        Args:
+            packed: lies on the target's device.
+            target: device and number format.
+            original: the denoiser that it stands for.
+            folder: where ``build`` wrote.
+        """
+
+
+class TorchRuntime(Runtime):
+    """Our own kernels, inside the torch network."""
+
+    def build(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> None:
+        """Nothing: packed layers are ready to run."""
+
+    def prepare(
+        self, packed: PackedModel, target: Target, original: nn.Module, folder: Path
+    ) -> Network:
+        """The network itself, what stays unquantized in the target's number format."""
+        dtype = DTYPES[target.dtype]
+        if dtype is torch.float32 or packed.backend == "fp32":
+            return packed
+        return replace(packed, module=StandIn(original, InFormat(packed.module, dtype)))
+
+
+class OpenVinoRuntime(Runtime):
+    """OpenVINO's CPU plugin, whose int8 products compute our codes."""
+
+    @property
+    def version(self) -> str:
+        """Of openvino."""
+        return f"openvino {version('openvino')}"
+
+    def build(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> None:
+        """Write the model.
+
+        Raises:
+            Unsupported: a layer has no form that OpenVINO computes in integers.
+        """
+        from quantarena.methods.rivals import ov_network
+        from quantarena.methods.runtimes import openvino_graph
+        from quantarena.methods.runtimes.plain_layers import plain_network
+
+        plain = plain_network(packed)
+        model = ov_network.convert(plain.module, points)
+        openvino_graph.fill(model, plain.layers)
+        ov_network.save(model, folder)
+        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
+        integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
+        if left := sorted(set(plain.layers) - set(integer)):
+            raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
+
+    def prepare(
+        self, packed: PackedModel, target: Target, original: nn.Module, folder: Path
+    ) -> Network:
+        """The compiled model; what stays unquantized in the target's number format."""
+        from quantarena.methods.rivals import ov_network
+
+        precision = ov_network.F32 if target.dtype == "fp32" else ov_network.BF16
+        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, precision)
+        return Prepared(
+            StandIn(original, network),
+            "openvino packed",
+            packed.bytes(),
+            lines=packed.remarks(),
+            clock=packed.clock,
+        )
+
+
+RUNTIMES: dict[str, Runtime] = {"torch": TorchRuntime(), "openvino": OpenVinoRuntime()}
+
+
+def on_device(packed: PackedModel, target: Target) -> PackedModel:
+    """A packed network with its layers on the target's device; ``packed`` is changed.
+
+    Raises:
+        Unsupported: packed layers do not run there.
+    """
+    if target.kind == "cpu" or packed.backend == "fp32":
+        return packed
+    if target.kind != "cuda":
+        raise Unsupported(f"packed layers run on CPUs and CUDA GPUs, not on {target.device}")
+    from quantarena.methods.core.cuda.place import on_cuda
+
+    module = on_cuda(packed.module, target.device)
+    layers = {name: module.get_submodule(name) for name in packed.layers}
+    return replace(
+        packed, module=module, layers=layers, backend=backend_of(layers, packed.attention)
+    )
