@@ -147,7 +147,11 @@ def wall_seconds(todo: Todo, rates: Rates, workers: int, executor: str) -> float
 
 
 def remaining_seconds(
-    todo: Todo, rates: Rates, workers: int, running: Mapping[str, float] | None = None
+    todo: Todo,
+    rates: Rates,
+    workers: int,
+    running: Mapping[str, float] | None = None,
+    projected: Mapping[str, float] | None = None,
 ) -> float:
     """The same without starting the workers: what an estimate in mid-run is made of.
 
@@ -156,15 +160,18 @@ def remaining_seconds(
         rates: as measured so far.
         workers: that share the cells.
         running: seconds that running tasks have behind them, by ``stage:key``.
+        projected: seconds that they will take in all by their own progress, likewise.
     """
-    running = running or {}
+    running, projected = running or {}, projected or {}
     fresh = [cell for cell in todo.shared if cell.shared_key not in todo.prepared]
     shared = [_rest(rates.stage_seconds(SHARED, c), running.get(f"prepare:{c.key}")) for c in fresh]
     full = {cell.key: rates.cell_seconds(cell) for cell in todo.cells}
     # A cell over its estimate says that the others of its method will be over theirs.
     late: dict[str, float] = {}
     for cell in todo.cells:
-        over = running.get(f"cell:{cell.key}", 0.0) / max(full[cell.key], 1e-9)
+        task = f"cell:{cell.key}"
+        spent = max(running.get(task, 0.0), projected.get(task, 0.0))
+        over = spent / max(full[cell.key], 1e-9)
         late[cell.method] = max(late.get(cell.method, 1.0), over)
     cells = [
         _rest(full[cell.key] * late[cell.method], running.get(f"cell:{cell.key}"))

@@ -26,6 +26,10 @@ LEAST_TIMEOUT = 1800.0
 """The least timeout of a cell in seconds, however short its estimate."""
 
 
+LEAST_SPENT = 10.0
+"""Seconds of a stage from which on its pace says when it ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of a run that are not part of its plan.
@@ -46,6 +50,34 @@ class Options:
     prefer_plugin: bool = False
     timeout: float | None = None
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far the present stage of a task is.
+
+    Attributes:
+        stage: its name.
+        began: when it did, in seconds of the monotonic clock.
+        now: when it was last heard of.
+        done, total: what it said then.
+    """
+
+    stage: str
+    began: float
+    now: float
+    done: int
+    total: int
+
+    def whole(self, started: float) -> float:
+        """Seconds of a task that started then, if its stage goes on as before and is the last.
+
+        0 while there is too little to go by.
+        """
+        spent = self.now - self.began
+        if spent < LEAST_SPENT or not 0 < self.done <= self.total:
+            return 0.0
+        return self.began - started + spent * self.total / self.done
 
 
 @dataclass(slots=True)
@@ -69,6 +101,7 @@ class Run:
     _shared: dict[str, float] = field(default_factory=dict)
     _began: dict[Task, float] = field(default_factory=dict)
     _over: set[tuple[str, str]] = field(default_factory=set)
+    _pace: dict[Task, Pace] = field(default_factory=dict)
 
     def execute(self) -> None:
         """Run the unfinished cells. Every row is on disk when this returns or is interrupted.
@@ -237,6 +270,10 @@ class Run:
         self.reporter.ended(task, len(self._over), total, line)
 
     def _listen(self, task: Task, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        before = self._pace.get(task)
+        began = before.began if before and before.stage == stage else now
+        self._pace[task] = Pace(stage, began, now, done, total)
         self.reporter.left(self._seconds_left())
         self.reporter.running(task, stage, done, total)
 
@@ -250,4 +287,9 @@ class Run:
             prepared=todo.prepared,
         )
         running = {f"{t.kind}:{t.cell.key}": now - began for t, began in self._began.items()}
-        return remaining_seconds(left, self._rates(), workers, running)
+        projected = {
+            f"{task.kind}:{task.cell.key}": pace.whole(self._began[task])
+            for task, pace in self._pace.items()
+            if task in self._began
+        }
+        return remaining_seconds(left, self._rates(), workers, running, projected)

@@ -6,6 +6,7 @@ from quantarena.bench import machine
 from quantarena.bench.plan.estimate import Rates, Todo, disk_bytes, remaining_seconds, wall_seconds
 from quantarena.bench.plan.plan import Facts, choose_fan, make_plan, minutes, plan_lines
 from quantarena.bench.plan.presets import PRESETS
+from quantarena.bench.run.runner import Pace
 from quantarena.bench.schema import Latency, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.target import DEFAULT_TARGET, Target
@@ -127,6 +128,23 @@ def test_a_task_that_is_late_makes_the_estimate_longer():
     assert left[0] - left[1] == pytest.approx(one / 2)
     assert left[1] - left[2] == pytest.approx(0.4 * one)
     assert left[3] > left[2] + one
+
+
+def test_the_pace_of_a_running_cell_is_believed_before_it_is_late():
+    cells = [Cell("w", "q_diffusion", bits) for bits in ("w8a8", "w4a8")]
+    todo, rates = Todo(cells=tuple(cells)), Rates({})
+    one, task = rates.cell_seconds(cells[0]), f"cell:{cells[0].key}"
+    half = {task: one / 2}
+    left = remaining_seconds(todo, rates, 1, half, {task: 10 * one})
+    # the rest of this one, and the other of its method
+    assert left == pytest.approx(9.5 * one + 10 * one, rel=0.1)
+    assert remaining_seconds(todo, rates, 1, half, {task: 0.1 * one}) < 2 * one
+
+
+def test_a_pace_is_of_one_stage_after_ten_seconds():
+    assert Pace("quantize", 100.0, 105.0, 1, 100).whole(90.0) == 0
+    assert Pace("quantize", 100.0, 120.0, 0, 100).whole(90.0) == 0
+    assert Pace("quantize", 100.0, 120.0, 10, 100).whole(90.0) == 10 + 200
 
 
 def test_shared_stages_that_are_cached_cost_nothing():
