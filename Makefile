@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test fast fuzz bench bench-kernels docs clean
+.PHONY: help install lint format type test fast fuzz bench bench-kernels gpu docs clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,12 @@ bench: install  ## time the methods and the kernels: tests/benchmarks
 bench-kernels: install  ## packed layers against fp32 and other int8, with rooflines; results/kernels.json
 	@mkdir -p results
 	$(PY) -m quantarena.methods.timing.kernels --json results/kernels.json
+
+gpu: install  ## on a CUDA device: its tests, preset smoke, kernels; docs/results/gpu-<card>.md
+	$(PY) -m pytest -m gpu
+	.venv/bin/quantarena run smoke --device cuda
+	$(PY) -m quantarena.methods.timing.cuda --json results/cuda.json
+	$(PY) docs/experiments/gpu_page.py results/smoke-cuda results/cuda.json
 
 docs:  ## the documentation site, in site/; a broken link is an error
 	@./run_all.sh --install '[docs]'
