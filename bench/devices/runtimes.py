@@ -64,6 +64,36 @@ class TorchRuntime(Runtime):
         return replace(packed, module=StandIn(original, InFormat(packed.module, dtype)))
 
 
+def write_openvino(packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
+    """Write a packed network as an OpenVINO model.
+
+    Args:
+        packed: the network, on the CPU.
+        points: a few calls, which its converter sees.
+        folder: where the model goes.
+
+    Returns:
+        The number of layers that run in int8: all that are packed.
+
+    Raises:
+        Unsupported: a layer has no form that OpenVINO computes in integers.
+        QuantArenaError: OpenVINO does not compute one in integers on this processor.
+    """
+    from quantarena.methods.rivals import ov_network
+    from quantarena.methods.runtimes import openvino_graph
+    from quantarena.methods.runtimes.plain_layers import plain_network
+
+    plain = plain_network(packed)
+    model = ov_network.convert(plain.module, points)
+    openvino_graph.fill(model, plain.layers)
+    ov_network.save(model, folder)
+    network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
+    integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
+    if left := sorted(set(plain.layers) - set(integer)):
+        raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
+    return len(integer)
+
+
 class OpenVinoRuntime(Runtime):
     """OpenVINO's CPU plugin, whose int8 products compute our codes."""
 
@@ -73,23 +103,8 @@ class OpenVinoRuntime(Runtime):
         return f"openvino {version('openvino')}"
 
     def build(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> None:
-        """Write the model.
-
-        Raises:
-            Unsupported: a layer has no form that OpenVINO computes in integers.
-        """
-        from quantarena.methods.rivals import ov_network
-        from quantarena.methods.runtimes import openvino_graph
-        from quantarena.methods.runtimes.plain_layers import plain_network
-
-        plain = plain_network(packed)
-        model = ov_network.convert(plain.module, points)
-        openvino_graph.fill(model, plain.layers)
-        ov_network.save(model, folder)
-        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
-        integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
-        if left := sorted(set(plain.layers) - set(integer)):
-            raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
+        """Write the model."""
+        write_openvino(packed, points, folder)
 
     def prepare(
         self, packed: PackedModel, target: Target, original: nn.Module, folder: Path

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantarena.bench.devices.runtimes import write_openvino
 from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
 from quantarena.bench.files import sweep, work_folder
 from quantarena.bench.metrics.fidelity.lpips import lpips
@@ -22,6 +23,7 @@ from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exporte
 from quantarena.bench.ship.save_pipeline import NAME_CHARACTERS
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.latency import paired_times
+from quantarena.bench.stages.networks import EXAMPLE_ROWS
 from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.record import record, recorded_in
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
@@ -31,13 +33,11 @@ from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import CalibrationSet
 from quantarena.methods.rival import INSTALL
 from quantarena.methods.rivals.stand_in import StandIn
-from quantarena.methods.runtimes.plain_layers import plain_network
 
 LPIPS_LIMIT = 0.002
 """Largest mean LPIPS between images of the other runtime and those of the packed kernels.
 
 One image may be further: docs/runtimes.md, "How near is near"."""
-EXAMPLE_ROWS = 2
 DOCUMENT = "export.json"
 
 
@@ -76,31 +76,23 @@ def export_openvino(order: Order, progress: Progress) -> dict[str, Any]:
     if order.output.exists():
         raise UserError(f"{order.output} exists: choose another place with -o")
     from quantarena.methods.rivals import ov_network
-    from quantarena.methods.runtimes import openvino_graph
 
     exported = open_exported(order.folder)
-    try:
-        plain = plain_network(exported.packed)
-        workspace = _workspace(order, exported)
-        points = _recorded(workspace, progress)
-        progress("convert", 0, 1)
-        model = ov_network.convert(plain.module, points.rows(slice(0, EXAMPLE_ROWS)))
-        openvino_graph.fill(model, plain.layers)
-    except Unsupported as error:
-        raise UserError(f"{order.folder} has no OpenVINO form: {error}") from None
+    workspace = _workspace(order, exported)
+    points = _recorded(workspace, progress)
+    progress("convert", 0, 1)
     output = order.output.expanduser().resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     sweep(output.parent, f"{output.name[:NAME_CHARACTERS]}-")
     with work_folder(output.parent, output.name[:NAME_CHARACTERS]) as work:
         work.chmod(0o755)
-        ov_network.save(model, work)
+        try:
+            integer = write_openvino(exported.packed, points.rows(slice(0, EXAMPLE_ROWS)), work)
+        except Unsupported as error:
+            raise UserError(f"{order.folder} has no OpenVINO form: {error}") from None
         network = ov_network.OpenVinoNetwork(work / ov_network.MODEL, ov_network.F32)
-        integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
-        left = sorted(set(plain.layers) - set(integer))
-        if left:
-            raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
         document = _measured(order, workspace, exported, network, points, progress)
-        document["layers"] = len(integer)
+        document["layers"] = integer
         document["bytes"] = sum(file.stat().st_size for file in work.iterdir())
         (work / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
         os.replace(work, output)
