@@ -47,8 +47,9 @@ TEMPORAL_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
 CALIBRATION_STEPS = 20
 MOMENTUM, WINDOWS = 0.95, 20
 """Momentum of the ranges that are averaged; as many batches as the average remembers."""
-LEAST_WINDOW, WINDOW = 16, 64
-"""Points of a batch: the paper's, and as many as there are for all batches up to these."""
+FEWEST, WINDOW = 5, 256
+"""Batches where there are few points, and points of a batch where there are enough: the values of
+256 images of 16x16 are those of the paper's 16 images of 64x64."""
 
 
 @register("tfmq_dm")
@@ -91,8 +92,9 @@ class TfmqDm(Method):
             "features are not cached (the journal version's choice by disturbance): every method "
             "runs the same layers, and the policy's widths are observed in them",
             "attention products stay in floating point under the uniform policy",
-            "ranges are averaged over batches of up to 64 points (paper: 16, of larger images): "
-            "those of 16 small images are so tight that they clip other images' values",
+            "ranges are averaged over 5 to 20 batches of up to 256 points, which hold as many values "
+            "as the paper's 16 larger images: those of few small images are so tight that they clip "
+            "other images' values",
             "variant release: one search on all recorded points of a call (its code: a search on "
             "16 of them, then a running average)",
         ),
@@ -125,9 +127,14 @@ class TfmqDm(Method):
             return model
         if self.options.averaged:
             few = spread(recorded, WINDOWS * WINDOW)
-            window = max(LEAST_WINDOW, len(few) // WINDOWS)
+            batches = min(WINDOWS, max(FEWEST, len(few) // WINDOW))
             calibrate_averaged(
-                model, few, mse_act_range, seed=ctx.seed, momentum=MOMENTUM, window=window
+                model,
+                few,
+                mse_act_range,
+                seed=ctx.seed,
+                momentum=min(MOMENTUM, 1 - 1 / batches),
+                window=-(-len(few) // batches),
             )
         else:
             calibrate_activations(model, recorded, mse_act_range)
