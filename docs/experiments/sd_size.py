@@ -9,10 +9,10 @@ neither is quantized.
     python docs/experiments/sd_size.py quantize sd-size --method rtn --bits w4a8
 
 The second script line does what ``quantarena quantize`` does, in this process, and prints for each
-stage its wall time and the largest resident memory. Growth is counted from the state in which the
-pipeline is loaded in float32 and has drawn the calibration images, and divided by the bytes of the
-float32 weights. ``while quantizing`` is the row's own ``peak_bytes``: what the method adds, from
-wrapping the network to its frozen codes (``bench/memory.py``).
+stage its wall time, its processor time and the largest resident memory. Growth is counted from the
+state in which the pipeline is loaded in float32 and has drawn the calibration images, and divided
+by the bytes of the float32 weights. ``while quantizing`` is the row's own ``peak_bytes``: what the
+method adds, from wrapping the network to its frozen codes (``bench/memory.py``).
 """
 
 import argparse
@@ -103,8 +103,8 @@ class Watch:
     def __init__(self) -> None:
         self.stage, self.loaded = "load, record", 0
         self.peaks: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        self._since, self._over = time.perf_counter(), threading.Event()
+        self.seconds: dict[str, tuple[float, float]] = {}
+        self._since, self._over = _clocks(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -125,24 +125,28 @@ class Watch:
 
     def enter(self, stage: str) -> None:
         """Go on to a stage."""
-        now = time.perf_counter()
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self._since
+        now = _clocks()
+        wall, core = self.seconds.get(self.stage, (0.0, 0.0))
+        self.seconds[self.stage] = wall + now[0] - self._since[0], core + now[1] - self._since[1]
         self.stage, self._since = stage, now
 
     def close(self) -> None:
         """End the last stage."""
-        self.enter("")
         self._over.set()
         self._thread.join()
+        self.enter("")
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds of the wall and of the processor, all threads."""
+    return time.perf_counter(), time.process_time()
 
 
 def quantize(cell: Cell, folder: Path, cache: Path) -> None:
     """Quantize, pack, check and write the model, and print what that took."""
-    started = time.perf_counter()
     watch = Watch()
     with closing(watch):
         made = quantize_model(Order(cell, folder, cache, (), "", replace=True), watch.progress)
-    seconds = time.perf_counter() - started
     meta = made["meta"]
     floats = meta["observed"]["fp_bytes"]
 
@@ -154,11 +158,14 @@ def quantize(cell: Cell, folder: Path, cache: Path) -> None:
     print(f"resident, loaded    {share(watch.loaded)}")
     for stage, peak in watch.peaks.items():
         grown = share(max(0, peak - watch.loaded))
-        print(f"{stage:13} {watch.seconds[stage]:8.1f} s  peak {share(peak)}  growth {grown}")
+        wall, core = watch.seconds[stage]
+        print(f"{stage:13} {wall:7.0f} s, {core:7.0f} core-s  peak {share(peak)}  growth {grown}")
     print(f"while quantizing    {share(meta['calibration']['peak_bytes'])}")
     print(f"packed network      {share(meta['observed']['packed_bytes'])}")
     print(f"file                {share(made['bytes']['file'])}")
-    print(f"parity {meta['parity']:.1e}, backend {meta['backend']}, {seconds:.0f} s in all")
+    wall, core = (sum(column) for column in zip(*watch.seconds.values(), strict=True))
+    print(f"parity {meta['parity']:.1e}, backend {meta['backend']}")
+    print(f"in all {wall:.0f} s, {core:.0f} core-s")
 
 
 def main() -> None:
