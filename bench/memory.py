@@ -13,6 +13,17 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process now, in bytes; Linux only."""
+    return _status("VmRSS")
+
+
+def trim() -> None:
+    """Give freed memory back to the system, which an allocator may keep; glibc only."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_growth(run: Callable[[], object]) -> int:
     """Peak resident memory during ``run`` above what was resident before, in bytes.
 
@@ -21,10 +32,9 @@ def peak_growth(run: Callable[[], object]) -> int:
     """
     before: int | None = None
     with suppress(OSError, KeyError, AttributeError):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        trim()
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = resident_bytes()
     run()  # outside of the guards: what it raises is not ours
     if before is None:
         return 0

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantarena.methods.contestant import Contestant
 from quantarena.methods.core.bits import Bits
@@ -40,6 +40,9 @@ HELD_OUT = 32
 
 TABLE_ROWS = 16
 """Rows at each sampler call that decide whether a layer depends on the call alone."""
+
+_PIECE = 1 << 20
+"""Numbers of a tensor that are summed at once."""
 
 
 class DrawRecord:
@@ -306,9 +309,14 @@ def network_mark(network: nn.Module) -> list[tuple[str, int, int, float]]:
     """Name, address, version and sum of every tensor of a network; a change of one changes it."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return [
-        (name, tensor.data_ptr(), tensor._version, float(tensor.detach().double().abs().sum()))
-        for name, tensor in tensors.items()
+        (name, tensor.data_ptr(), tensor._version, _sum(tensor)) for name, tensor in tensors.items()
     ]
+
+
+def _sum(tensor: Tensor) -> float:
+    """Sum of magnitudes in float64, a piece at a time: a copy of a large weight takes room."""
+    pieces = torch.split(tensor.detach().reshape(-1), _PIECE)
+    return sum((float(piece.double().abs().sum()) for piece in pieces), 0.0)
 
 
 def seed_all(seed: int) -> None:

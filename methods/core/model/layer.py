@@ -6,9 +6,10 @@ one integer layer; the layer's output is the sum of its parts plus the bias. Wha
 parts are options, each an object in a file of ``model.options``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry, Qua
 from quantarena.methods.core.quantizers.part import Part, under
 from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
+from quantarena.methods.core.quantizers.recent_values import MOVED
 
 OPTIONS: tuple[type[LayerOption], ...] = (
     InputScale,
@@ -53,8 +55,6 @@ class QuantLayer(nn.Module):
         clock: the clock of the model; None for a layer outside a model.
 
     Attributes:
-        weight: full precision, (O, K / groups, ...); options that move something out of it change
-            it.
         bias: (O,), or None.
         in_channels: K.
         geometry: stride, padding, dilation and groups.
@@ -62,8 +62,8 @@ class QuantLayer(nn.Module):
         use_act_quantizer: whether inputs are quantized.
     """
 
-    weight: nn.Parameter
     bias: nn.Parameter | None
+    _moves: tuple[Callable[[Tensor], Tensor], ...]
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class QuantLayer(nn.Module):
         super().__init__()
         self.bits, self.clock = bits, clock
         self.geometry = LayerGeometry.of(module)
-        self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        self.weight = module.weight
         self.bias = (
             None if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False)
         )
@@ -131,7 +131,43 @@ class QuantLayer(nn.Module):
     @property
     def window(self) -> Window:
         """The input pixels that one output pixel of a 2-d convolution reads."""
-        return self.geometry.window(self.weight.shape[2:])
+        return self.geometry.window(self._weight.shape[2:])
+
+    # ---- the weight ------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> Tensor:
+        """Full precision, (O, K / groups, ...), without what was moved out of it."""
+        return MOVED.get(self, self._moved) if self._moves else self._weight
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        self._weight = nn.Parameter(weight.detach(), requires_grad=False)  # its memory is shared
+        self._moves = ()
+        MOVED.forget(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a module would register a parameter of that name, and has no room for one
+        if name == "weight":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def move_weight(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Change the weight by a function of it, which must always give the same.
+
+        It is called again when the result is needed and no longer stored (``recent_values``).
+        """
+        moved = move(self.weight.detach())  # refuses what does not fit
+        self._moves = (*self._moves, move)
+        MOVED.forget(self)
+        MOVED.get(self, lambda: moved)
+
+    def _moved(self) -> Tensor:
+        weight = self._weight.detach()
+        for move in self._moves:
+            weight = move(weight)
+        return weight
 
     def part_weight(self, part: Part) -> Tensor:
         """That part's slice of the full-precision weight."""
@@ -225,8 +261,7 @@ class QuantLayer(nn.Module):
         except ValueError:
             self._hold(before)
             raise
-        weight = rotated_weight(self.weight.detach(), signs.to(self.weight))
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.move_weight(partial(rotated_weight, signs=signs.to(self._weight)))
 
     def set_low_rank(self, down: Tensor, up: Tensor) -> None:
         """Move ``up @ down`` out of the weight into a branch that stays in floating point.
@@ -306,9 +341,13 @@ class QuantLayer(nn.Module):
             values = part.act_quantizer(values, mult)
         elif mult is not None:
             values = values * mult
-        weight = self.part_weight(part)
-        if part.weight_quantizer is not None and self.use_weight_quantizer:
-            weight = part.weight_quantizer(weight)
+        quantizer = part.weight_quantizer if self.use_weight_quantizer else None
+        if quantizer is None:
+            weight = self.part_weight(part)
+        else:  # fixed codes do not look at the float weight, which may have to be computed
+            weight = quantizer(
+                self._weight if quantizer.codes is not None else self.part_weight(part)
+            )
         product: Product = self.geometry.product
         for option in options:
             product = option.around(product, x, self)

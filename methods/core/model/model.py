@@ -35,6 +35,9 @@ from quantarena.methods.core.trace.network import Graph
 class QuantizedModel:
     """A copy of the network with quantized layers in place, and where they are.
 
+    Weights of quantized layers are the original's own memory: a large network has no room for a
+    copy. So nothing may be written into one in place; ``QuantLayer.move_weight`` changes it.
+
     Attributes:
         module: the network; same forward as the original.
         layers: quantized layers by module path, in execution order.
@@ -218,6 +221,8 @@ def wrap(
 ) -> QuantizedModel:
     """Copy ``model`` and put quantized layers where the assignment asks for less than 16 bits.
 
+    The weights of these layers are shared with ``model``, everything else is copied.
+
     Args:
         model: full-precision network, left untouched.
         graph: its trace.
@@ -230,13 +235,14 @@ def wrap(
         Unsupported: a layer has an option that no quantized layer has, or computes in another type
             than float32; the line names it.
     """
-    module = copy.deepcopy(model).eval().requires_grad_(False)
+    quantized = [name for name in graph.layers if not assignment[name].is_fp]
+    weights = (model.get_submodule(name)._parameters.get("weight") for name in quantized)
+    memo: dict[int, Any] = {id(weight): _shared(weight) for weight in weights if weight is not None}
+    module = copy.deepcopy(model, memo).eval().requires_grad_(False)
     layers: dict[str, QuantLayer] = {}
     clock = CallClock()
-    for name, info in graph.layers.items():
-        bits = assignment[name]
-        if bits.is_fp:
-            continue
+    for name in quantized:
+        info, bits = graph.layers[name], assignment[name]
         if info.dtype is not torch.float32:
             raise Unsupported(
                 f"{name} computes in {str(info.dtype).removeprefix('torch.')} inside the network: "
@@ -256,3 +262,8 @@ def wrap(
         layers[name] = layer
     products = wrap_attention(module, graph, attention or {}, clock)
     return QuantizedModel(module, layers, graph, model, clock, products)
+
+
+def _shared(weight: Tensor) -> nn.Parameter:
+    """A parameter with the same memory, which does not learn."""
+    return nn.Parameter(weight.detach(), requires_grad=False)

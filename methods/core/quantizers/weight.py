@@ -22,6 +22,7 @@ from quantarena.methods.core.affine import (
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.quantizers.group_views import group_range, grouped, ungrouped
 from quantarena.methods.core.quantizers.range_search import RangeSearch, mixed_range
+from quantarena.methods.core.quantizers.recent_values import CODED
 from quantarena.methods.core.quantizers.rounding import SoftRounding
 
 
@@ -61,7 +62,6 @@ class WeightQuantizer(nn.Module):
         self.bits, self.group_size, self.drift = bits, group_size, 0.0
         self.soft: SoftRounding | None = None
         self.held: Tensor | None = None
-        self._value: Tensor | None = None  # what frozen codes stand for, computed once
         self.scale = _fixed(torch.empty(0))
         self.zero_point = _fixed(torch.empty(0))
         self.register_buffer("codes", None)
@@ -79,7 +79,7 @@ class WeightQuantizer(nn.Module):
     def set_params(self, params: QuantParams) -> None:
         """Take a range; forgets rounding and codes made under another."""
         self.scale, self.zero_point = _fixed(params.scale), _fixed(params.zero_point)
-        self.soft, self.codes, self._value = None, None, None
+        self.soft, self.codes = None, None
         self._forget_learning()
 
     def set_bit_map(self, widths: Tensor) -> None:
@@ -108,15 +108,13 @@ class WeightQuantizer(nn.Module):
 
     def set_codes(self, codes: Tensor) -> None:
         """Fix the codes, uint8 in the weight's shape."""
-        self.codes, self.soft, self._value = codes.to(torch.uint8), None, None
+        self.codes, self.soft = codes.to(torch.uint8), None
         self._forget_learning()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the codes stand for; differentiable in whatever learns."""
         if self.codes is not None:
-            if self._value is None:
-                self._value = self._back(dequantize(self._view(self.codes).float(), self.params))
-            return self._value
+            return CODED.get(self, self._coded)
         if self.held is not None:
             return self.held
         if self.soft is not None:
@@ -214,7 +212,8 @@ class WeightQuantizer(nn.Module):
         gap = torch.where(gap.abs() < 0.51, gap.clamp(-0.499, 0.499), gap)
         shifted = self._back((target + gap) * params.scale)
         master = nn.Parameter(shifted, requires_grad=False)
-        self.codes, self._value = None, None
+        self.codes = None
+        self._forget_learning()
         self.master = master
 
     def latent(self, weight: Tensor) -> Tensor:
@@ -271,7 +270,14 @@ class WeightQuantizer(nn.Module):
         self.set_codes(state["codes"])
 
     def _forget_learning(self) -> None:
+        """Forget what learned, and what codes stood for."""
         self.master, self.lora_down, self.lora_up = None, None, None
+        CODED.forget(self)
+
+    def _coded(self) -> Tensor:
+        """What the frozen codes stand for."""
+        assert self.codes is not None
+        return self._back(dequantize(self._view(self.codes).float(), self.params))
 
     def _view(self, weight: Tensor) -> Tensor:
         return grouped(weight, self.group_size) if self.group_size else weight

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.nested import leaves, map_leaves, prediction
 
+BATCH = 64
+"""Points of one forward pass, where the caller has no wish."""
+NUMBERS = BATCH * 3 * 32 * 32
+"""Numbers of their network inputs at most: 12 points of 64x64 latents, 3 of 128x128."""
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSet:
@@ -58,20 +63,13 @@ class CalibrationSet:
             self.schedule,
         )
 
-    def to(self, device: torch.device) -> "CalibrationSet":
-        """The same points on a device; indices that only the harness reads stay where they are."""
-        moved = {
-            "sample": self.sample.to(device),
-            "timestep": self.timestep.to(device),
-            "conditions": map_leaves(
-                lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf,
-                self.conditions,
-            ),
-        }
-        return replace(self, **moved)
+    def batches(self, size: int = 0) -> Iterator["CalibrationSet"]:
+        """Consecutive subsets of at most ``size`` points.
 
-    def batches(self, size: int) -> Iterator["CalibrationSet"]:
-        """Consecutive subsets of at most ``size`` points."""
+        By default ``BATCH`` of them, and fewer where inputs are larger than 32x32 pixels, so that
+        the activations of a pass take about as much room at any resolution.
+        """
+        size = size or max(1, min(BATCH, NUMBERS * len(self) // max(1, self.sample.numel())))
         for start in range(0, len(self), size):
             yield self.rows(slice(start, start + size))
 

@@ -24,7 +24,7 @@ def calibrate_attention(
     search: RangeSearch,
     plan: CalibrationPlan = DEFAULT,
     *,
-    batch: int = 64,
+    batch: int = 0,
 ) -> None:
     """Set the static range of every quantized attention operand.
 
@@ -39,7 +39,7 @@ def calibrate_attention(
         search: range search.
         plan: what has a range of its own, and on which network ranges are found. Ranges by call
             and head together are DilateQuant's TPQ.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
 
     Raises:
         ValueError: a sampler call without points, where the plan asks for ranges by call.

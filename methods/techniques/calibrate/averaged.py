@@ -29,7 +29,7 @@ def calibrate_averaged(
     seed: int,
     momentum: float = MOMENTUM,
     window: int = WINDOW,
-    batch: int = 64,
+    batch: int = 0,
 ) -> None:
     """Set the static range of every layer's input and of every quantized attention operand.
 
@@ -43,7 +43,7 @@ def calibrate_averaged(
         seed: seed of the shuffle.
         momentum: weight of earlier windows when one is added, in [0, 1).
         window: points of one window.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
     """
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
     running: dict[str, EmaRange] = {}

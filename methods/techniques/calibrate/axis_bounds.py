@@ -72,7 +72,7 @@ class _Extremes:
 
 @torch.no_grad()
 def axes_of_inputs(
-    model: QuantizedModel, points: CalibrationSet, *, per_call: bool = True, batch: int = 64
+    model: QuantizedModel, points: CalibrationSet, *, per_call: bool = True, batch: int = 0
 ) -> dict[str, Axes]:
     """Bounds of every layer's input along both axes, from one pass with quantized weights.
 
@@ -80,7 +80,7 @@ def axes_of_inputs(
         model: network whose layers have one part each.
         points: points to run; they must cover all calls where ``per_call``.
         per_call: separate bounds for each sampler call; else S is 1.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
 
     Raises:
         ValueError: a sampler call without points, where ``per_call``.
@@ -120,7 +120,7 @@ def _as_is(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def axes_of_products(
-    model: QuantizedModel, points: CalibrationSet, *, per_call: bool = True, batch: int = 64
+    model: QuantizedModel, points: CalibrationSet, *, per_call: bool = True, batch: int = 0
 ) -> dict[tuple[str, str], Axes]:
     """Bounds of queries, keys and values along both axes, by module path and operand.
 

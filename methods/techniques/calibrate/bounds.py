@@ -48,7 +48,7 @@ def input_bounds(
     axes: Mapping[str, int] | None = None,
     per_call: bool = False,
     quantized_weights: bool = False,
-    batch: int = 64,
+    batch: int = 0,
 ) -> dict[str, Bounds]:
     """Bounds of each slice of every layer's input, from one pass over the points.
 
@@ -59,7 +59,7 @@ def input_bounds(
             input has no such axis (tokens, -2, of a vector) are left out.
         per_call: separate bounds for each sampler call; the points must cover all calls.
         quantized_weights: run with quantized weights.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
 
     Raises:
         ValueError: a sampler call without points, where ``per_call``.

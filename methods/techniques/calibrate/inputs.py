@@ -30,7 +30,7 @@ def calibrate_activations(
     search: RangeSearch,
     plan: CalibrationPlan = DEFAULT,
     *,
-    batch: int = 64,
+    batch: int = 0,
 ) -> None:
     """Set the static range of every layer's input and of every quantized attention operand.
 
@@ -43,7 +43,7 @@ def calibrate_activations(
         points: points to run.
         search: range search.
         plan: what has a range of its own, and on which network ranges are found.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
 
     Raises:
         ValueError: a sampler call without points, where the plan asks for ranges by call.

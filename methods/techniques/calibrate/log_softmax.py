@@ -43,13 +43,13 @@ def best_log_scale(
 
 
 @torch.no_grad()
-def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: int = 64) -> None:
+def calibrate_log_scales(model: QuantizedModel, points: CalibrationSet, batch: int = 0) -> None:
     """Set the scale of every logarithmic softmax quantizer by ``best_log_scale``.
 
     Args:
         model: the network; softmaxes without a logarithmic quantizer do not change.
         points: points to run, with floating-point activations and weights.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
     """
     samples: dict[str, RowSample] = {}
 

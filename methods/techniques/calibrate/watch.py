@@ -27,7 +27,7 @@ def watch_inputs(
     watch: WatchInput,
     *,
     quantized_weights: bool = True,
-    batch: int = 64,
+    batch: int = 0,
 ) -> None:
     """Show every layer's input to ``watch``, in one pass over the points.
 
@@ -39,7 +39,7 @@ def watch_inputs(
         points: points to run.
         watch: called once for each layer and batch.
         quantized_weights: run with quantized weights.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
     """
     current = [points]
 
@@ -75,7 +75,7 @@ def watch_operands(
     *,
     wanted: Callable[[QuantAttention, str], bool] = has_static_range,
     quantized_weights: bool = True,
-    batch: int = 64,
+    batch: int = 0,
 ) -> None:
     """Show attention operands to ``watch``, in one pass over the points.
 
@@ -88,7 +88,7 @@ def watch_operands(
         watch: called once for each operand and batch.
         wanted: chooses the operands to show.
         quantized_weights: run with quantized weights.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
     """
     current = points
 

@@ -83,7 +83,7 @@ def fit_walks(teacher: nn.Module, points: CalibrationSet) -> RecordedWalks:
 
 
 @torch.no_grad()
-def teacher_predictions(teacher: nn.Module, points: CalibrationSet, batch: int = 64) -> Tensor:
+def teacher_predictions(teacher: nn.Module, points: CalibrationSet, batch: int = 0) -> Tensor:
     """Full-precision predictions at all points, (N, C, ...)."""
     return torch.cat([subset.call(teacher) for subset in points.batches(batch)])
 

@@ -51,7 +51,7 @@ def layer_losses(
     loss: LossOf | Mapping[str, LossOf] = relative_error,
     *,
     acts: bool = True,
-    batch: int = 64,
+    batch: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[Bits, float]]:
     """Loss of the network's output with one layer at each candidate, all others unquantized.
@@ -64,7 +64,7 @@ def layer_losses(
         loss: of an output, for all layers or for each its own.
         acts: quantize the layer's input too; else its weight alone, which is enough where
             candidates differ in weight bits alone, and needs no activation ranges.
-        batch: points of one forward pass.
+        batch: points of one forward pass; 0 as ``CalibrationSet.batches`` has it.
         progress: called with the number of measured pairs and that of all.
 
     Returns:

@@ -100,7 +100,7 @@ def test_a_plugin_in_one_file_conforms(tmp_path):
             "packed and fake quantization differ",
         ),
         (
-            "first.weight.data.mul_(1.5); return model",
+            "first.weight = torch.nn.Parameter(first.weight * 1.5); return model",
             "pass-through",
             "differ from full precision",
         ),

@@ -1,9 +1,10 @@
 """A multiplier for each input channel, taken out of the weight (smoothing, dilation)."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.option import Host, LayerOption, Operand
@@ -56,8 +57,7 @@ class InputScale(LayerOption):
         """
         if not bool(((factor > 0) & torch.isfinite(factor)).all()):
             raise ValueError("factors of input channels must be positive and finite")
-        weight = scale_input(host.weight.detach(), factor)
-        host.weight = nn.Parameter(weight, requires_grad=False)
+        host.move_weight(partial(scale_input, factor=factor.detach().clone()))
         inverse, before = factor.reciprocal(), host.input_factor
         return cls(inverse if before is None else before * inverse)
 

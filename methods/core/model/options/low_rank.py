@@ -1,8 +1,9 @@
 """A low-rank branch in floating point beside the quantized weight (SVDQuant, arXiv:2411.05007)."""
 
 from collections.abc import Mapping
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.options.option import Host, LayerOption, PackedForm
@@ -35,8 +36,7 @@ class LowRankBranch(LayerOption):
         """
         if misfit := _misfit(down, up, host):
             raise ValueError(misfit)
-        taken = (up @ down.flatten(1)).reshape(host.weight.shape)
-        host.weight = nn.Parameter(host.weight.detach() - taken, requires_grad=False)
+        host.move_weight(partial(_rest, down=down.detach(), up=up.detach()))
         # As they come back from a file: with other strides BLAS may add up in another order.
         return cls(down.detach().contiguous(), up.detach().contiguous())
 
@@ -71,6 +71,11 @@ class LowRankBranch(LayerOption):
         """See ``LayerOption``: into the branch as the layer itself, out of it 1x1."""
         outputs, rank = self.up.shape
         return macs * rank / outputs + positions * rank * outputs
+
+
+def _rest(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """What a branch leaves of the weight."""
+    return weight - (up @ down.flatten(1)).reshape(weight.shape)
 
 
 def _misfit(down: Tensor, up: Tensor, host: Host) -> str:

@@ -22,11 +22,19 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Host(Protocol):
     """The layer that an option belongs to, as far as options see it."""
 
-    weight: nn.Parameter
     bias: nn.Parameter | None
     in_channels: int
     geometry: LayerGeometry
     clock: CallClock | None
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight in full precision."""
+        ...
+
+    def move_weight(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Change that weight by a function of it."""
+        ...
 
     @property
     def parts(self) -> tuple[Part, ...]:
