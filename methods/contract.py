@@ -303,10 +303,15 @@ class Method(Contestant):
 
 
 def network_mark(network: nn.Module) -> list[tuple[str, int, int, float]]:
-    """Name, address, version and sum of every tensor of a network; a change of one changes it."""
+    """Name, storage, version and sum of every tensor of a network; a change of one changes it."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return [
-        (name, tensor.data_ptr(), tensor._version, float(tensor.detach().double().abs().sum()))
+        (
+            name,
+            tensor.untyped_storage()._cdata,  # not an address: not every device has one to read
+            tensor._version,
+            float(tensor.detach().double().abs().sum()),
+        )
         for name, tensor in tensors.items()
     ]
 

@@ -5,7 +5,7 @@ stricter (an index on the GPU into a tensor on the CPU, a generator of another d
 cannot go where it was asked to) its rule is added.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -125,15 +125,6 @@ def require_no_draw(name: str, generator: torch.Generator | None) -> None:
         f"{name} draws on {CUDA}, whose generator gives other numbers than the CPU's: draw on the "
         "CPU and move the numbers"
     )
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operation's arguments, those in lists included."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
 
 
 @cache

@@ -13,6 +13,7 @@ For torch itself (autograd, the choice of a kernel) the wrapper is on the CPU, s
 same path. Only what Python is told differs.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,6 @@ from quantarena.methods.testing.device_rules import (
     draws,
     require_no_draw,
     require_place,
-    tensors_in,
 )
 
 
@@ -100,28 +100,36 @@ class Pretended(Tensor):
     ) -> Any:
         """Check the devices of one operation, and compute it on the values."""
         kwargs = kwargs or {}
-        if not all(issubclass(kind, (Pretended, nn.Parameter)) or kind is Tensor for kind in types):
+        if any(kind not in _KNOWN for kind in types):
             return NotImplemented  # another wrapper, which first has to say what it stands for
         if _Pretending.depth == 0:
             raise DeviceFault(f"{func}: a pretended tensor outside of pretended_cuda()")
-        given = [*tensors_in(args), *tensors_in(kwargs.values())]
-        device = common_device(
-            func, [(isinstance(t, Pretended), t) for t in given], (*args, *kwargs.values())
-        )
-        require_place(func, args, kwargs, device)
+        given: list[Tensor] = []
+        held = _held(args, given)
+        held_named = {name: _held(value, given) for name, value in kwargs.items()}
+        device = CUDA
+        if any(type(tensor) is not Pretended for tensor in given):
+            kinds = [(type(tensor) is Pretended, tensor) for tensor in given]
+            device = common_device(func, kinds, (*args, *kwargs.values()))
+            require_place(func, args, kwargs, device)
         if draws(func):
             require_no_draw(str(func), kwargs.get("generator"))
-        result = func(*_held(args), **_held(kwargs))
+        result = func(*held, **held_named)
         return _wrapped(result, given) if device == CUDA else result
 
 
-def _held(tree: Any) -> Any:
-    if isinstance(tree, Pretended):
-        return tree.held
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_held(item) for item in tree)
-    if isinstance(tree, dict):
-        return {name: _held(item) for name, item in tree.items()}
+_KNOWN = frozenset({Pretended, nn.Parameter, Tensor})
+
+
+def _held(tree: Any, given: list[Tensor]) -> Any:
+    """The arguments with values in place of wrappers; the tensors among them go to ``given``."""
+    if isinstance(tree, Tensor):
+        given.append(tree)
+        return tree.held if isinstance(tree, Pretended) else tree
+    if isinstance(tree, tuple):
+        return tuple([_held(item, given) for item in tree])
+    if isinstance(tree, list):
+        return [_held(item, given) for item in tree]
     return tree
 
 
@@ -206,9 +214,8 @@ def _set_data(x: Tensor, value: Tensor) -> None:
         x.data = value
         return
     # x becomes the other kind of tensor and stays the same object, as a real one stays itself
-    on_cuda, is_parameter = isinstance(value, Pretended), isinstance(x, nn.Parameter)
-    twin: Tensor = Pretended.of(_held(value).detach()) if on_cuda else value.detach()
-    if is_parameter:
+    twin = Pretended.of(value.held.detach()) if isinstance(value, Pretended) else value.detach()
+    if isinstance(x, nn.Parameter):
         twin = nn.Parameter(twin, requires_grad=False)
     torch.utils.swap_tensors(x, twin.requires_grad_(x.requires_grad))
 
@@ -274,7 +281,6 @@ _CALLS: dict[Any, Callable[..., Any]] = {
             "numpy",
             "__array__",
             "data_ptr",
-            "untyped_storage",
             "storage",
             "__dlpack__",
             "share_memory_",
@@ -303,9 +309,11 @@ class _Pretending(TorchFunctionMode):
         if device is None:
             return func(*args, **kwargs)
         _generator_free(func, device, kwargs)
-        rest = {name: value for name, value in kwargs.items() if name != "device"}
-        result = func(*args, **rest)
-        return tree_map(lambda leaf: _move(leaf, device) if isinstance(leaf, Tensor) else leaf, result)
+        rest = {n: v for n, v in kwargs.items() if n not in ("device", "requires_grad")}
+        learns = bool(kwargs.get("requires_grad"))
+        with torch.no_grad():  # a constructor: what it makes is a leaf wherever it goes
+            made = func(*args, **rest)
+        return _move(made, device).requires_grad_(learns) if isinstance(made, Tensor) else made
 
 
 @contextmanager
@@ -318,9 +326,17 @@ def pretended_cuda() -> Iterator[None]:
         DeviceFault: from inside, where an operation mixes devices, where memory of the GPU is read
             as if it were the CPU's, or where random numbers are drawn on the GPU.
     """
+    run = threading.Thread.run
+
+    def run_there(thread: threading.Thread) -> None:
+        with _Pretending():  # a mode of torch is a thread's own
+            run(thread)
+
     _Pretending.depth += 1
+    threading.Thread.run = run_there  # type: ignore[method-assign]
     try:
         with _Pretending():
             yield
     finally:
+        threading.Thread.run = run  # type: ignore[method-assign]
         _Pretending.depth -= 1

@@ -177,8 +177,9 @@ class WeightQuantizer(nn.Module):
             self.master, groups["weight"] = master, [master]
         elif rounding is Rounding.LORA:
             rows, columns = weight.shape[0], weight[0].numel()
-            down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-            up = nn.Parameter(torch.zeros(rows, rank))  # starts as no change
+            start = torch.randn(rank, columns) / columns**0.5  # the same on every device
+            down = nn.Parameter(start.to(weight.device))
+            up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))  # no change yet
             self.lora_down, self.lora_up, groups["lora"] = down, up, [down, up]
         for name, parameter, wanted in (
             ("weight_scale", self.scale, scale),

@@ -89,7 +89,7 @@ def _mixed(
     if not share or problem.full is None:
         return None
     ours, theirs = problem.inputs.stream[index], problem.full[index]
-    return torch.where(torch.rand(ours.shape, generator=generator) < share, theirs, ours)
+    return torch.where(_chosen(ours, share, generator), theirs, ours)
 
 
 @contextmanager
@@ -100,8 +100,7 @@ def _dropping(
 
     def skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         plain: Tensor = args[0] if len(args) < 2 or args[1] is None else args[0] * args[1]
-        chosen = torch.rand(output.shape, generator=generator) < share
-        return torch.where(chosen, plain, output)
+        return torch.where(_chosen(output, share, generator), plain, output)
 
     handles = [quantizer.register_forward_hook(skip) for quantizer in quantizers]
     try:
@@ -109,3 +108,8 @@ def _dropping(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _chosen(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A random share of places; drawn on the CPU, so that it is the same on every device."""
+    return (torch.rand(like.shape, generator=generator) < share).to(like.device)
