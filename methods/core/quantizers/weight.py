@@ -8,6 +8,7 @@ whose grid is laid out once.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -270,6 +271,12 @@ class WeightQuantizer(nn.Module):
         if state["codes"].shape != shape:
             raise BrokenModel(f"codes have shape {tuple(state['codes'].shape)}")
         self.set_codes(state["codes"])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WeightQuantizer":
+        """Moved or converted, what the codes stand for is computed anew."""
+        self._value = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _forget_learning(self) -> None:
         self.master, self.lora_down, self.lora_up = None, None, None
