@@ -107,6 +107,8 @@ class Pretended(Tensor):
         given: list[Tensor] = []
         held = _held(args, given)
         held_named = {name: _held(value, given) for name, value in kwargs.items()}
+        if held_named.get("device") is not None:
+            held_named["device"] = CPU  # where torch, for which all are there, asks for the other
         device = CUDA
         if any(type(tensor) is not Pretended for tensor in given):
             kinds = [(type(tensor) is Pretended, tensor) for tensor in given]
@@ -163,11 +165,15 @@ def _moved(x: Tensor) -> Tensor:
     return x.held.clone() if isinstance(x, Pretended) else Pretended.of(x.detach().clone())
 
 
+def _kind(device: torch.device | str | int | None) -> str:
+    return CUDA.type if isinstance(device, int) else torch.device(device or CPU).type
+
+
 def _move(x: Tensor, device: torch.device | str | int | None) -> Tensor:
     """``x`` on a device: itself where it is there, else a copy."""
-    kind = CUDA.type if isinstance(device, int) else torch.device(device or CPU).type
+    kind = _kind(device)
     if kind not in (CPU.type, CUDA.type):
-        raise NotImplementedError(f"only {CPU.type} and {CUDA.type} are pretended, not {kind}")
+        return (x.held if isinstance(x, Pretended) else x).to(kind)
     if isinstance(x, Pretended) == (kind == CUDA.type):
         return x
     moved: Tensor = _Move.apply(x)  # type: ignore[no-untyped-call]
@@ -304,12 +310,16 @@ class _Pretending(TorchFunctionMode):
         kwargs = kwargs or {}
         call = _CALLS.get(func)
         if call is not None:
+            kind = type(args[0]) if args else Tensor
+            if issubclass(kind, Tensor) and kind not in _KNOWN:
+                with self:  # another wrapper's rule first, which asks again with what is in it
+                    return kind.__torch_function__(func, (kind,), args, kwargs)
             return call(*args, **kwargs)
         device = kwargs.get("device")
-        if device is None:
+        if device is None or _kind(device) not in (CPU.type, CUDA.type):
             return func(*args, **kwargs)
         _generator_free(func, device, kwargs)
-        rest = {n: v for n, v in kwargs.items() if n not in ("device", "requires_grad")}
+        rest = {n: v for n, v in kwargs.items() if n != "requires_grad"} | {"device": CPU}
         learns = bool(kwargs.get("requires_grad"))
         with torch.no_grad():  # a constructor: what it makes is a leaf wherever it goes
             made = func(*args, **rest)
@@ -326,7 +336,7 @@ def pretended_cuda() -> Iterator[None]:
         DeviceFault: from inside, where an operation mixes devices, where memory of the GPU is read
             as if it were the CPU's, or where random numbers are drawn on the GPU.
     """
-    run = threading.Thread.run
+    run, start_cuda = threading.Thread.run, torch.cuda._lazy_init
 
     def run_there(thread: threading.Thread) -> None:
         with _Pretending():  # a mode of torch is a thread's own
@@ -334,9 +344,12 @@ def pretended_cuda() -> Iterator[None]:
 
     _Pretending.depth += 1
     threading.Thread.run = run_there  # type: ignore[method-assign]
+    if not torch.cuda.is_available():  # torch looks for a driver wherever a device is named
+        torch.cuda._lazy_init = lambda: None
     try:
         with _Pretending():
             yield
     finally:
         threading.Thread.run = run  # type: ignore[method-assign]
+        torch.cuda._lazy_init = start_cuda
         _Pretending.depth -= 1
