@@ -52,7 +52,9 @@ class Bfloat16(Rival):
             channels_last(network)
         name = "eager" if self.options.layout == "contiguous" else self.options.layout
         emulated = ctx.device.type == "cpu" and not _native()
-        lines = () if not emulated else ("this processor has no bfloat16 arithmetic: it is emulated",)
+        lines = (
+            () if not emulated else ("this processor has no bfloat16 arithmetic: it is emulated",)
+        )
         return Prepared(
             StandIn(ctx.model, network),
             f"bf16 {name}",

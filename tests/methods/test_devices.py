@@ -14,14 +14,13 @@ import torch
 from quantarena.methods.builtin import builtins
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.cuda.device import interpreted_without_gpu
+from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import native, oracle, soft_weight
 from quantarena.methods.core.model.attention_hooks import installed
-from quantarena.methods.core.model.policy import BUDGET
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.info import Effort
-from quantarena.methods.registry import method_entry
-from quantarena.methods.testing.device_rules import DeviceFault
+from quantarena.methods.registry import entry, method_entry
 from quantarena.methods.testing.pretend import Pretended, pretended_cuda
 
 EFFORT = Effort(samples=8, iterations=1, range_samples=8)
@@ -35,7 +34,6 @@ LIGHT = [  # network, method, bits; what the pixel U-Net at w4a8 does not reach
     ("conditional", "dgq", W4A8),  # a start token
     ("conditional", "tuneqdm", Bits(8, 16)),
     ("pixel", "q_diffusion", Bits(2, 4)),
-    ("pixel", "mpq_dm", Bits(2, 4)),
 ]
 
 
@@ -114,9 +112,7 @@ def placed(packed, place):
     clock = {id(packed.clock): packed.clock}
     network = place.on_cuda(copy.deepcopy(packed.module, clock), "cuda")
     layers = {name: network.get_submodule(name) for name in packed.layers}
-    return dataclasses.replace(
-        packed, module=network, layers=layers, attention=installed(network)
-    )
+    return dataclasses.replace(packed, module=network, layers=layers, attention=installed(network))
 
 
 def check_packed(ours, theirs, points, place):
@@ -146,3 +142,70 @@ def test_a_method_gives_the_same_on_the_device(name, pixel, on_cuda, place, monk
 @pytest.mark.parametrize(("network", "name", "bits"), LIGHT)
 def test_other_networks_and_widths(network, name, bits, on_cuda, request):
     on_both(request.getfixturevalue(network), on_cuda, name, bits)
+
+
+def test_kernels_are_launched_on_what_the_device_holds(pixel, on_cuda, place, monkeypatch):
+    """A placed network through the Triton kernels themselves, whose operands are all there."""
+    runtime = pytest.importorskip("triton.runtime.interpreter")
+    inner, launches = runtime.GridExecutor.__call__, []
+
+    def launch(self, *args, **kwargs):
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        assert all(isinstance(value, Pretended) for value in given)
+        launches.append(len(given))
+        values = [value.held if isinstance(value, Pretended) else value for value in args]
+        return inner(self, *values, **kwargs)
+
+    monkeypatch.setattr(runtime.GridExecutor, "__call__", launch)
+    method = method_entry("rtn")
+    with pretended_cuda():
+        model = method().run(context(on_cuda(pixel), method, W4A8))
+        moved = placed(pack(model), place)
+        parity(model, moved, pixel.heldout.rows(slice(0, 1)))
+    assert len(launches) >= len(moved.layers)
+
+
+RIVALS = {
+    "fp@bf16": Bits(16, 16),
+    "torch_dynamic": Bits(8, 8),
+    "torchao": Bits(8, 8),
+    "quanto": Bits(8, 16),  # its other kernels ask CUDA's driver what the GPU can do
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_gives_the_same_on_the_device_or_says_where_it_runs(
+    name, transformer, on_cuda, tmp_path
+):
+    rival = entry(name).method
+    if absent := [n for n, found in rival.versions().items() if found is None]:
+        pytest.skip(f"{absent[0]} is not installed")
+    points, probe = transformer.heldout.rows(slice(0, 2)), on_cuda(transformer)
+    with torch.no_grad(), pretended_cuda():
+        ask = probe.context(RIVALS[name], "paper", EFFORT)
+        if "cuda" not in rival.devices:
+            with pytest.raises(Unsupported, match="runs on cpu, the network is on cuda"):
+                rival().run(ask, tmp_path, build=True)
+            return
+        theirs = rival().run(ask, tmp_path, build=True)
+        ours = rival().run(
+            transformer.context(RIVALS[name], "paper", EFFORT), tmp_path, build=False
+        )
+        got = points.call(theirs.module)
+        assert got.device.type == "cuda"
+        assert torch.equal(got.cpu(), points.call(ours.module))
+    assert (theirs.packed_bytes, theirs.widths) == (ours.packed_bytes, ours.widths)
+
+
+def test_rivals_of_the_cpu_refuse_the_device():
+    rivals = [entry(name).method for name, found in builtins().items() if found.rival]
+    assert {r.name for r in rivals if "cuda" in r.devices} == {
+        "fp@bf16",
+        "fp@compile",
+        "torchao",
+        "quanto",
+    }
+    for rival in rivals:
+        if "cuda" not in rival.devices:
+            with pytest.raises(Unsupported, match="leave it out there, or run it with the network"):
+                rival().check_place(torch.device("cuda"))

@@ -123,7 +123,7 @@ def test_a_native_layer_refuses_a_tensor_of_the_device(cuda, pixel):
     layer = next(m for m in pack(model).module.modules() if isinstance(m, PackedLayer))
     x = torch.ones(1, layer.in_channels, *([4, 4] if len(layer.weight_shape) == 4 else []))
     assert layer(x) is not None
-    with pytest.raises(ValueError, match="on the CPU, got torch.float32 on cuda:0"):
+    with pytest.raises(ValueError, match=r"on the CPU, got torch\.float32 on cuda:0"):
         layer(x.to("cuda"))
 
 
@@ -184,7 +184,9 @@ def test_gradients_go_through_a_move(cuda):
 def test_it_reaches_threads_and_ends_with_its_block():
     devices = []
     with pretended_cuda():
-        thread = threading.Thread(target=lambda: devices.append(torch.ones(1, device="cuda").device))
+        thread = threading.Thread(
+            target=lambda: devices.append(torch.ones(1, device="cuda").device)
+        )
         thread.start()
         thread.join()
         x = torch.ones(1, device="cuda")
@@ -201,7 +203,7 @@ def make_fake(network, mode):
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None:
-                    fake = mode.from_tensor(value.detach()).to("cuda")
+                    fake = mode.from_tensor(value).detach().to("cuda")
                     held[name] = nn.Parameter(fake, False) if held is module._parameters else fake
 
 
@@ -216,10 +218,9 @@ def test_a_quantized_network_runs_on_fake_tensors(bits, conditional):
     network = copy.deepcopy(model.module)
     with FakeTensorMode() as mode, torch.no_grad():
         make_fake(network, mode)
-        sample = torch.empty_like(points.sample, device="cuda")
+        sample = mode.from_tensor(points.sample).to("cuda")
         given = {
-            name: torch.empty_like(value, device="cuda")
-            for name, value in points.conditions.items()
+            name: mode.from_tensor(value).to("cuda") for name, value in points.conditions.items()
         }
         for timestep in scheduler.timesteps.tolist():
             output = network(sample, timestep, return_dict=False, **given)[0]
