@@ -76,7 +76,7 @@ class Pretended(Tensor):
         """Number of the GPU."""
         return 0
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Pretended({self.held!r})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pretended":
@@ -92,7 +92,8 @@ class Pretended(Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise DeviceFault("a tensor on a GPU is written to a file: move it to the CPU first")
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # the mode below has it all
+    # the mode below has it all
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -223,7 +224,8 @@ def _set_data(x: Tensor, value: Tensor) -> None:
     twin = Pretended.of(value.held.detach()) if isinstance(value, Pretended) else value.detach()
     if isinstance(x, nn.Parameter):
         twin = nn.Parameter(twin, requires_grad=False)
-    torch.utils.swap_tensors(x, twin.requires_grad_(x.requires_grad))
+    twin.requires_grad_(x.requires_grad)
+    torch.utils.swap_tensors(x, twin)  # type: ignore[no-untyped-call]
 
 
 def _on_host_only(name: str) -> Callable[..., Any]:
@@ -277,7 +279,7 @@ _CALLS: dict[Any, Callable[..., Any]] = {
     Tensor.type_as: _type_as,
     Tensor.tolist: _tolist,
     Tensor.new_tensor: _new_tensor,
-    Tensor.data.__set__: _set_data,
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     torch.tensor: _new(torch.tensor),
     torch.as_tensor: _new(torch.as_tensor),
     torch.asarray: _new(torch.asarray),
@@ -343,7 +345,7 @@ def pretended_cuda() -> Iterator[None]:
             run(thread)
 
     _Pretending.depth += 1
-    threading.Thread.run = run_there  # type: ignore[method-assign]
+    threading.Thread.run = run_there  # type: ignore[method-assign, assignment]
     if not torch.cuda.is_available():  # torch looks for a driver wherever a device is named
         torch.cuda._lazy_init = lambda: None
     try:

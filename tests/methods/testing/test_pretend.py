@@ -215,6 +215,7 @@ def test_a_quantized_network_runs_on_fake_tensors(bits, conditional):
     model = entry("rtn").method().run(conditional.context(bits, "paper", Effort(4, 0)))
     points, scheduler = conditional.heldout.rows(slice(0, 2)), DDIMScheduler()
     scheduler.set_timesteps(3)
+    timesteps = scheduler.timesteps.tolist()
     network = copy.deepcopy(model.module)
     with FakeTensorMode() as mode, torch.no_grad():
         make_fake(network, mode)
@@ -222,7 +223,9 @@ def test_a_quantized_network_runs_on_fake_tensors(bits, conditional):
         given = {
             name: mode.from_tensor(value).to("cuda") for name, value in points.conditions.items()
         }
-        for timestep in scheduler.timesteps.tolist():
+        for name in ("alphas_cumprod", "final_alpha_cumprod"):  # tables of the sampler's step
+            setattr(scheduler, name, mode.from_tensor(getattr(scheduler, name)))
+        for timestep in timesteps:
             output = network(sample, timestep, return_dict=False, **given)[0]
             sample = scheduler.step(output, timestep, sample).prev_sample
     assert all(isinstance(value, FakeTensor) for value in network.parameters())
