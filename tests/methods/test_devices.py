@@ -11,6 +11,7 @@ import dataclasses
 import pytest
 import torch
 
+from quantarena.methods.api import Schedule, UniformStride, minmax_range, reconstruct
 from quantarena.methods.builtin import builtins
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.cuda.device import interpreted_without_gpu
@@ -142,6 +143,27 @@ def test_a_method_gives_the_same_on_the_device(name, pixel, on_cuda, place, monk
 @pytest.mark.parametrize(("network", "name", "bits"), LIGHT)
 def test_other_networks_and_widths(network, name, bits, on_cuda, request):
     on_both(request.getfixturevalue(network), on_cuda, name, bits)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5])
+def test_rows_in_files_of_the_host_teach_a_block_on_the_device(mix, transformer, on_cuda, tmp_path):
+    """With points in chunks no more than one batch of a block's rows is on the device."""
+    states = []
+    with pretended_cuda():
+        for probe in (transformer, on_cuda(transformer)):
+            ctx = context(probe, method_entry("rtn"), W4A8)
+            model, points = ctx.wrap(), ctx.draw(UniformStride(6))
+            model.set_weight_ranges(minmax_range)
+            schedule = dataclasses.replace(Schedule.fast(2), mix=mix, layers=0.5)
+            blocks = ctx.blocks(model, points)
+            reconstruct(
+                model, blocks, points, schedule, acts=False, seed=0, chunk=2, folder=tmp_path
+            )
+            model.freeze()
+            states.append({n: v.cpu() for n, v in model.state().items() if n.endswith("codes")})
+    ours, theirs = states
+    assert ours.keys() == theirs.keys() != set()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_kernels_are_launched_on_what_the_device_holds(pixel, on_cuda, place, monkeypatch):

@@ -54,12 +54,14 @@ def optimise(
             output = problem.run(index, _mixed(problem, index, schedule.mix, generator))
             targets = problem.layer_targets.items()
             # A layer may get the rows of all points in one axis, see BlockInputs.
-            layer_pairs = {
-                name: (latest[name].reshape(target[index].shape), target[index])
-                for name, target in targets
-            }
+            layer_pairs = {name: _pair(latest[name], target[index]) for name, target in targets}
             inputs = TermInputs(
-                problem.block.name, done, index, output, problem.target[index], layer_pairs
+                problem.block.name,
+                done,
+                index,
+                output,
+                problem.target[index].to(output.device),
+                layer_pairs,
             )
             loss = reconstruction_loss(output, inputs.target, schedule.norm)
             if layer_pairs:
@@ -108,6 +110,11 @@ def _dropping(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _pair(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output in the shape of its target, and the target beside it."""
+    return output.reshape(target.shape), target.to(output.device)
 
 
 def _chosen(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
