@@ -22,6 +22,7 @@ from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry, method_entry
+from quantarena.methods.testing.networks import sampled
 from quantarena.methods.testing.pretend import Pretended, pretended_cuda
 
 EFFORT = Effort(samples=8, iterations=1, range_samples=8)
@@ -143,6 +144,18 @@ def test_a_method_gives_the_same_on_the_device(name, pixel, on_cuda, place, monk
 @pytest.mark.parametrize(("network", "name", "bits"), LIGHT)
 def test_other_networks_and_widths(network, name, bits, on_cuda, request):
     on_both(request.getfixturevalue(network), on_cuda, name, bits)
+
+
+def test_a_recording_made_on_the_device_is_on_the_host(conditional, on_cuda):
+    first = conditional.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    want = sampled(conditional.model, first.sample, first.conditions)
+    with pretended_cuda():
+        got = sampled(on_cuda(conditional).model, first.sample.to("cuda"), first.conditions)
+    for name in ("sample", "timestep"):
+        ours, theirs = getattr(want, name), getattr(got, name)
+        assert type(theirs) is torch.Tensor
+        assert torch.equal(ours, theirs)
+    assert type(got.conditions["encoder_hidden_states"]) is torch.Tensor
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.5])
