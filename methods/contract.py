@@ -21,6 +21,7 @@ from quantarena.methods.core.model.call_outputs import tabulate_quantized, verif
 from quantarena.methods.core.model.model import QuantizedModel, wrap
 from quantarena.methods.core.model.policy import Policy
 from quantarena.methods.core.model.width_budget import WidthBudget
+from quantarena.methods.core.network import device_of
 from quantarena.methods.core.record.call_counts import CallPolicy
 from quantarena.methods.core.record.held_out import held_out
 from quantarena.methods.core.record.points import evenly
@@ -108,6 +109,15 @@ class MethodContext:
     effort: Effort
     progress: Progress = lambda done, total: None
     draws: DrawRecord = field(default_factory=DrawRecord, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where methods compute: the device of the network's parameters.
+
+        The recording stays on the host. What a network is run on is moved to its device batch by
+        batch, see ``CalibrationSet.call``.
+        """
+        return device_of(self.model) or torch.device("cpu")
 
     @property
     def calibration(self) -> dict[str, Any]:
@@ -306,10 +316,16 @@ class Method(Contestant):
 
 
 def network_mark(network: nn.Module) -> list[tuple[str, int, int, float]]:
-    """Name, address, version and sum of every tensor of a network; a change of one changes it."""
+    """Name, storage, version and sum of every tensor of a network; a change of one changes it."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return [
-        (name, tensor.data_ptr(), tensor._version, _sum(tensor)) for name, tensor in tensors.items()
+        (
+            name,
+            tensor.untyped_storage()._cdata,  # not an address: not every device has one to read
+            tensor._version,
+            _sum(tensor),
+        )
+        for name, tensor in tensors.items()
     ]
 
 

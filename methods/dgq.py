@@ -56,6 +56,7 @@ from quantarena.methods.techniques.calibrate.axis_groups import (
 from quantarena.methods.techniques.calibrate.bounds import Bounds
 from quantarena.methods.techniques.calibrate.plan import CalibrationPlan, calls_beside
 
+_ONE_GROUP = torch.zeros(1, dtype=torch.long)
 NARROW = 4
 """Widths up to which a group's range has no margin: there steps cost more than clipped values."""
 
@@ -239,7 +240,7 @@ class Dgq(Method):
             or layer.groups != 1
             or (axes.positions is None and not layer.is_conv)
         ):
-            set_group_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
+            set_group_table(quantizer, None, axes.whole, _ONE_GROUP)
             return {"axis": "tensor"}
         # of equal spreads the last axis but one: channels of patches, tokens of a linear layer
         wanted, agree = by_positions(axes, ties=not layer.is_conv)
@@ -261,7 +262,7 @@ class Dgq(Method):
     def group_product(self, quantizer: ActQuantizer, axes: Axes, seed: int) -> dict[str, Any]:
         """Give queries, keys or values their groups; tokens or channels, as they ask."""
         if self.options.groups == 1 or axes.positions is None:
-            set_group_table(quantizer, None, axes.whole, torch.zeros(1, dtype=torch.long))
+            set_group_table(quantizer, None, axes.whole, _ONE_GROUP)
             return {"axis": "tensor"}
         chosen, agree = by_positions(axes, ties=True)
         bounds = axes.positions if chosen else axes.channels

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from quantarena.methods.contestant import Contestant
@@ -69,9 +70,11 @@ class Rival(Contestant):
     Attributes:
         needs: distributions that it imports, beside those that quantarena always has. They are
             imported inside of functions, so that plans and lists need none of them.
+        devices: kinds of devices that its network runs on.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def build(self, ctx: MethodContext, folder: Path) -> None:
         """Write what takes long to make into an empty folder; nothing by default."""
@@ -91,6 +94,14 @@ class Rival(Contestant):
         if absent:
             is_are = "is" if len(absent) == 1 else "are"
             raise Unsupported(f"{' and '.join(absent)} {is_are} not installed: {INSTALL}")
+
+    def check_place(self, device: torch.device) -> None:
+        """Raise ``Unsupported`` where the network is on a device that it does not run on."""
+        if device.type not in self.devices:
+            raise Unsupported(
+                f"{self.name} runs on {' and '.join(self.devices)}, the network is on "
+                f"{device.type}: leave it out there, or run it with the network on the CPU"
+            )
 
     def content(self) -> str:
         """Hash of files of the user's that its network is made of; empty where there are none."""
@@ -114,6 +125,7 @@ class Rival(Contestant):
             QuantArenaError: it changed the full-precision network.
         """
         self.check(ctx.bits, ctx.variant)
+        self.check_place(ctx.device)
         seed_all(ctx.seed)
         before = network_mark(ctx.model)
         if build:

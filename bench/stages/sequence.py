@@ -204,7 +204,7 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
     network = make_network(workspace, recorded, cell, method, cache, progress).network
     times = []
     for images in (cell.budget.batch, *cell.budget.latency_batches):
-        batch = sampler_batch(recorded, images).to(workspace.device)
+        batch = sampler_batch(recorded, images).on(workspace.device)
         fastest = baseline(workspace, recorded, cell, batch, cache, progress)
         with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
             latency = measure(

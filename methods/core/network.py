@@ -1,7 +1,9 @@
 """What is needed of a network that draws images, whoever made it."""
 
+from itertools import chain
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from quantarena.methods.core.clock import CallClock
@@ -24,3 +26,12 @@ class Network(Protocol):
 
     def remarks(self) -> tuple[str, ...]:
         """Lines for the reader of a row."""
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    """The device that a network computes on: that of its parameters and buffers.
+
+    Returns:
+        None where it has none of either, and so computes wherever its inputs are.
+    """
+    return next((t.device for t in chain(network.parameters(), network.buffers())), None)

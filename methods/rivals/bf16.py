@@ -34,6 +34,7 @@ class Bfloat16(Rival):
 
         layout: Literal["contiguous", "channels_last"] = "contiguous"
 
+    devices = ("cpu", "cuda")
     info = MethodInfo(
         title="Full precision, bf16",
         venue="setting",
@@ -51,7 +52,10 @@ class Bfloat16(Rival):
         if self.options.layout == "channels_last":
             channels_last(network)
         name = "eager" if self.options.layout == "contiguous" else self.options.layout
-        lines = () if _native() else ("this processor has no bfloat16 arithmetic: it is emulated",)
+        emulated = ctx.device.type == "cpu" and not _native()
+        lines = (
+            () if not emulated else ("this processor has no bfloat16 arithmetic: it is emulated",)
+        )
         return Prepared(
             StandIn(ctx.model, network),
             f"bf16 {name}",

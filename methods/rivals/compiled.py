@@ -34,7 +34,7 @@ class Compiled(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Any, **conditions: Any) -> Any:
         """The compiled network's output; a timestep for all is spread over the rows."""
-        times = torch.as_tensor(timestep)
+        times = torch.as_tensor(timestep, device=sample.device)
         times = times.expand(len(sample)) if times.dim() == 0 else times
         return self.compiled(sample, timestep=times, **conditions)
 
@@ -53,6 +53,7 @@ class TorchCompile(Rival):
 
         dtype: Literal["fp32", "bf16"] = "fp32"
 
+    devices = ("cpu", "cuda")
     info = MethodInfo(
         title="Full precision, torch.compile",
         venue="setting",

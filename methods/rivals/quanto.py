@@ -22,6 +22,7 @@ BATCH = 16
 class Quanto(Rival):
     """Weights by output channel (int4: in groups); inputs and outputs by tensor, calibrated."""
 
+    devices = ("cpu", "cuda")
     info = MethodInfo(
         title="optimum-quanto",
         venue="library",

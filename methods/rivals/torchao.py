@@ -26,6 +26,7 @@ _NAMES = {
 class TorchAo(Rival):
     """Weights by output channel; inputs by token, found at run time. No calibration."""
 
+    devices = ("cpu", "cuda")
     info = MethodInfo(
         title="torchao",
         venue="library",

@@ -1,1 +1,1 @@
-"""Conformance tests for methods, and the small networks that they run on."""
+"""Conformance tests for methods, the small networks that they run on, and a pretended GPU."""

@@ -133,7 +133,8 @@ class CudaPackedLayer(PackedLayer):
         mode = gemm.FLOAT
         if flags:
             mode = gemm.INTEGER if flags & native.INTEGER else gemm.ADD
-        with torch.cuda.device(x.device.index if x.is_cuda else -1):  # Triton launches there
+        # Triton launches on the current device; its interpreter launches nothing
+        with torch.cuda.device(-1 if INTERPRETED else x.device.index):
             codes, sums = quantize(
                 x, call, buffers, entry, act_bits, sums=self.weight_zero is not None
             )

@@ -128,6 +128,8 @@ def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Te
     Returns:
         Smallest and largest values, (..., n) each; not finite where a run holds NaN or infinity.
     """
+    if not x.is_cpu:
+        raise ValueError(f"runs are looked through on the CPU, got a tensor on {x.device}")
     x = x.contiguous()
     low = torch.empty(*x.shape[:-1], x.shape[-1] // width)
     high = torch.empty_like(low)

@@ -120,7 +120,7 @@ def unpack_codes(stream: Tensor, bits: int, shape: tuple[int, ...] | torch.Size)
         shape: shape of the codes.
 
     Returns:
-        int8 tensor of that shape, signed-offset codes.
+        int8 tensor of that shape, signed-offset codes, on the device of the stream.
 
     Raises:
         ValueError: the stream has the wrong type or length.
@@ -132,10 +132,10 @@ def unpack_codes(stream: Tensor, bits: int, shape: tuple[int, ...] | torch.Size)
             f"{count} codes of {bits} bits need {(count * bits + 7) // 8} uint8, "
             f"got {stream.numel()} of {stream.dtype}"
         )
-    flat = stream.detach().cpu().reshape(-1)
+    flat = stream.detach().reshape(-1)
     if bits < 8:
         padded = torch.nn.functional.pad(flat, (0, -flat.numel() % bits)).view(-1, bits)
-        word = torch.zeros(padded.shape[0], dtype=torch.int64)
+        word = torch.zeros(padded.shape[0], dtype=torch.int64, device=flat.device)
         for i in range(bits):
             word |= padded[:, i].to(torch.int64) << (8 * i)
         mask = (1 << bits) - 1

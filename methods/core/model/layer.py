@@ -63,7 +63,7 @@ class QuantLayer(nn.Module):
     """
 
     bias: nn.Parameter | None
-    _moves: tuple[Callable[[Tensor], Tensor], ...]
+    _moves: tuple["partial[Tensor]", ...]
 
     def __init__(
         self,
@@ -153,8 +153,10 @@ class QuantLayer(nn.Module):
         else:
             super().__setattr__(name, value)
 
-    def move_weight(self, move: Callable[[Tensor], Tensor]) -> None:
+    def move_weight(self, move: "partial[Tensor]") -> None:
         """Change the weight by a function of it, which must always give the same.
+
+        Its further arguments are tensors by keyword, which follow the layer to another device.
 
         It is called again when the result is needed and no longer stored (``recent_values``).
         """
@@ -162,6 +164,16 @@ class QuantLayer(nn.Module):
         self._moves = (*self._moves, move)
         MOVED.forget(self)
         MOVED.get(self, lambda: moved)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantLayer":
+        """What was moved out of the weight moves to its device too, in its own format."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._moves = tuple(
+            partial(move.func, **{n: t.to(self._weight.device) for n, t in move.keywords.items()})
+            for move in self._moves
+        )
+        MOVED.forget(self)
+        return self
 
     def _moved(self) -> Tensor:
         weight = self._weight.detach()

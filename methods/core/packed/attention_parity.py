@@ -8,6 +8,7 @@ from torch import Tensor
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_mode import Fake, IntegerOracle
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.network import device_of
 from quantarena.methods.core.record.points import CalibrationSet
 
 
@@ -56,7 +57,10 @@ def _gap(
     with quant.using(Fake()):
         computed = [_products(quant, operands)]
     if packed is not None:
-        computed.append(_products(packed, operands))
+        place = device_of(packed)
+        there = {name: x.to(place or x.device) for name, x in operands.items()}
+        scores, mixed = _products(packed, there)
+        computed.append((scores.to(oracle[0].device), mixed.to(oracle[1].device)))
     gaps = [
         float((fake - exact).abs().max() / exact.abs().max().clamp(min=1e-12))
         for products in computed

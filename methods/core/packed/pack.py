@@ -13,6 +13,7 @@ from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import installed
+from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel, place
 from quantarena.methods.core.model.width_budget import WidthBudget
 from quantarena.methods.core.packed.footprint import Footprint, footprint, tensor_bytes
@@ -23,6 +24,7 @@ from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
 from quantarena.methods.core.packed.refusals import refuse_float_tools
 
+HOST = torch.device("cpu")
 NOTABLE_GROWTH = 0.05
 """Share of a network's bytes from which on layers that grow are named."""
 
@@ -109,6 +111,10 @@ def pack(model: QuantizedModel) -> PackedModel:
     side, and attention then needs no transposition of its tokens. Group normalizations and
     activations run natively, see ``nodes.fusion``. It shares the clock of ``model``.
 
+    Codes are packed on the CPU, and the packed network is there, wherever ``model`` is; what runs
+    it elsewhere takes it from there, as ``core.cuda.place`` does. Where nothing is quantized, the
+    network is that of ``model`` itself.
+
     Raises:
         Unsupported: a layer has an option without a packed form; the line names both.
     """
@@ -120,10 +126,11 @@ def pack(model: QuantizedModel) -> PackedModel:
     packed: dict[str, nn.Module] = {}
     for name, layer in model.layers.items():
         try:
-            packed[name] = pack_layer(layer)
+            packed[name] = pack_layer(_on_host(layer, model.clock))
         except Unsupported as error:
             raise Unsupported(f"{name}: {error.message}") from None
         place(module, name, packed[name])
+    module.to(HOST)
     channels_last(module)
     fuse(module, packed.values())
     refuse_float_tools(module)
@@ -131,6 +138,13 @@ def pack(model: QuantizedModel) -> PackedModel:
     for quant in products.values():
         quant.mode = Native()
     return PackedModel(module, packed, backend_of(packed, products), model.clock, products)
+
+
+def _on_host(layer: QuantLayer, clock: CallClock) -> QuantLayer:
+    """The layer itself where it is on the CPU, else a copy there, on the same clock."""
+    if layer.weight.device == HOST:
+        return layer
+    return copy.deepcopy(layer, {id(clock): clock}).to(HOST)
 
 
 def backend_of(layers: Mapping[str, nn.Module], attention: Mapping[str, QuantAttention]) -> str:

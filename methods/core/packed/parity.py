@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.network import device_of
 from quantarena.methods.core.packed.attention_parity import attention_parity
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.points import CalibrationSet
@@ -30,7 +31,8 @@ class ParityReport:
 def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -> ParityReport:
     """Compare every packed layer with its fake-quantized twin on the inputs that reach it.
 
-    Quantized attention products, fake and packed, are compared with their integer sums.
+    Quantized attention products, fake and packed, are compared with their integer sums. The two
+    networks need not be on one device: the packed one gets a copy of each input on its own.
 
     Args:
         model: frozen.
@@ -46,7 +48,8 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
     def compare(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             nonlocal worst, where
-            other = packed.layers[name](args[0])
+            x, twin = args[0], packed.layers[name]
+            other = twin(x.to(device_of(twin) or x.device)).to(output.device)
             scale = float(output.abs().max())
             gap = float((output - other).abs().max()) / max(scale, 1e-12)
             compared.add(name)

@@ -8,6 +8,7 @@ whose grid is laid out once.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +176,9 @@ class WeightQuantizer(nn.Module):
             self.master, groups["weight"] = master, [master]
         elif rounding is Rounding.LORA:
             rows, columns = weight.shape[0], weight[0].numel()
-            down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-            up = nn.Parameter(torch.zeros(rows, rank))  # starts as no change
+            start = torch.randn(rank, columns) / columns**0.5  # the same on every device
+            down = nn.Parameter(start.to(weight.device))
+            up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))  # no change yet
             self.lora_down, self.lora_up, groups["lora"] = down, up, [down, up]
         for name, parameter, wanted in (
             ("weight_scale", self.scale, scale),
@@ -268,6 +270,12 @@ class WeightQuantizer(nn.Module):
         if state["codes"].shape != shape:
             raise BrokenModel(f"codes have shape {tuple(state['codes'].shape)}")
         self.set_codes(state["codes"])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WeightQuantizer":
+        """Moved or converted, what the codes stand for is computed anew."""
+        CODED.forget(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _forget_learning(self) -> None:
         """Forget what learned, and what codes stood for."""

@@ -134,7 +134,8 @@ def features(model: nn.Module, trajectory: Trajectory, tap: FeatureTap) -> Tenso
         tap: where features are taken from.
 
     Returns:
-        Features (S, n, C, ...), with n the smaller of ``tap.rows`` and the recorded rows.
+        Features (S, n, C, ...) on the host, with n the smaller of ``tap.rows`` and the recorded
+        rows.
 
     Raises:
         UserError: the network has no such module.
@@ -148,7 +149,8 @@ def features(model: nn.Module, trajectory: Trajectory, tap: FeatureTap) -> Tenso
             trajectory.pick(torch.full_like(rows, call), rows).call(model)
             if len(rows_by_call) == before:
                 raise BrokenModel(f"{tap.module} did not run: no features of it")
-            rows_by_call[before:] = [require_rows(rows_by_call[before], len(rows), tap).clone()]
+            kept = require_rows(rows_by_call[before], len(rows), tap)
+            rows_by_call[before:] = [kept.clone() if kept.is_cpu else kept.cpu()]
     return torch.stack(rows_by_call)
 
 

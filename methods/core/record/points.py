@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.nested import leaves, map_leaves, prediction
+from quantarena.methods.core.network import device_of
 
 BATCH = 64
 """Points of one forward pass, where the caller has no wish."""
@@ -74,9 +75,29 @@ class CalibrationSet:
             yield self.rows(slice(start, start + size))
 
     def call(self, model: nn.Module) -> Any:
-        """Run ``model`` on these points; ranges by call need its clock set, see ``core.clock``."""
-        output = model(self.sample, timestep=self.timestep, return_dict=False, **self.conditions)
+        """Run ``model`` on these points; ranges by call need its clock set, see ``core.clock``.
+
+        The points stay on the host; what the network is given is moved to its device here, and its
+        output is there. So no more than one batch of a recording is ever on the device.
+        """
+        given = self.on(device_of(model))
+        output = model(given.sample, timestep=given.timestep, return_dict=False, **given.conditions)
         return prediction(output, model)
+
+    def on(self, device: torch.device | None) -> "CalibrationSet":
+        """The same points with what a network is given on a device; the rest stays on the host."""
+        if device is None:
+            return self
+
+        def moved(_: str, leaf: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        return replace(
+            self,
+            sample=self.sample.to(device),
+            timestep=self.timestep.to(device),
+            conditions=map_leaves(moved, self.conditions),
+        )
 
     def histogram(self) -> dict[int, int]:
         """Number of points at each sampler call."""

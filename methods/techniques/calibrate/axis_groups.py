@@ -27,7 +27,7 @@ def groups_by_call(bounds: Bounds, groups: int, seed: int) -> Tensor:
     """Group similar slices, separately at every call; group numbers, (S, slices)."""
     calls, slices = bounds.low.shape
     if slices <= groups:
-        return torch.arange(slices).expand(calls, slices)
+        return torch.arange(slices, device=bounds.low.device).expand(calls, slices)
     return kmeans(_relative(bounds), groups, seed)
 
 
@@ -38,7 +38,7 @@ def groups_of_all(bounds: Bounds, groups: int, seed: int) -> Tensor:
     """
     slices = bounds.low.shape[1]
     if slices <= groups:
-        return torch.arange(slices)
+        return torch.arange(slices, device=bounds.low.device)
     histories = _relative(bounds).permute(1, 0, 2).flatten(1)
     ids: Tensor = torch.unique(kmeans(histories[None], groups, seed)[0], return_inverse=True)[1]
     return ids
@@ -57,8 +57,9 @@ def group_params(bounds: Bounds, ids: Tensor, bits: int, *, with_zero: bool = Tr
         ValueError: a bound is not finite.
     """
     calls, slices = bounds.low.shape
-    place, count = ids.expand(calls, slices), int(ids.max()) + 1
-    low, high = (torch.zeros(calls, count) for _ in range(2))  # a group may have no members
+    place, count = ids.to(bounds.low.device).expand(calls, slices), int(ids.max()) + 1
+    # a group may have no members
+    low, high = (torch.zeros(calls, count, device=bounds.low.device) for _ in range(2))
     low.scatter_reduce_(1, place, bounds.low.float(), "amin", include_self=with_zero)
     high.scatter_reduce_(1, place, bounds.high.float(), "amax", include_self=with_zero)
     if with_zero:

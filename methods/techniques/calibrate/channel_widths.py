@@ -38,7 +38,7 @@ def swapped_widths(scores: Tensor, bits: int, count: int) -> Tensor:
     if not 0 <= 2 * count <= len(scores):
         raise ValueError(f"{count} of {len(scores)} channels cannot be widened and as many not")
     order = scores.argsort(stable=True)
-    widths = torch.full((len(scores),), bits, dtype=torch.uint8)
+    widths = torch.full_like(order, bits, dtype=torch.uint8)
     widths[order[len(order) - count :]] = bits + 1
     widths[order[:count]] = bits - 1
     return widths

@@ -25,6 +25,8 @@ def _seeds(points: Tensor, weights: Tensor, groups: int, generator: torch.Genera
 def kmeans(points: Tensor, groups: int, seed: int, weights: Tensor | None = None) -> Tensor:
     """Cluster each of B sets of points; each set gets the best of several starts.
 
+    It is computed on the host, where the starts are drawn: so it is the same on every device.
+
     Args:
         points: (B, n, d) float64.
         groups: number of clusters; some may stay empty.
@@ -32,9 +34,11 @@ def kmeans(points: Tensor, groups: int, seed: int, weights: Tensor | None = None
         weights: weight of each point, (B, n); 1 by default.
 
     Returns:
-        Cluster number of each point, (B, n) int64 below ``groups``.
+        Cluster number of each point, (B, n) int64 below ``groups``, on the device of ``points``.
     """
-    weights = torch.ones_like(points[..., 0]) if weights is None else weights
+    place_of_points = points.device
+    points = points.cpu()
+    weights = torch.ones_like(points[..., 0]) if weights is None else weights.cpu()
     generator = torch.Generator().manual_seed(seed)
     best = torch.zeros(points.shape[:2], dtype=torch.int64)
     best_cost = torch.full((len(points),), torch.inf, dtype=points.dtype)
@@ -54,4 +58,4 @@ def kmeans(points: Tensor, groups: int, seed: int, weights: Tensor | None = None
         better = cost < best_cost
         best = torch.where(better.unsqueeze(1), ids, best)
         best_cost = torch.where(better, cost, best_cost)
-    return best
+    return best.to(place_of_points)

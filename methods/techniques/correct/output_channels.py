@@ -40,7 +40,7 @@ def output_channels(network: nn.Module, name: str, points: CalibrationSet) -> Te
 
     handle = layer.register_forward_hook(number)
     try:
-        prediction = points.call(network)
+        prediction = points.call(network).cpu()
     finally:
         handle.remove()
     owner = torch.full((count + 1,), -1)

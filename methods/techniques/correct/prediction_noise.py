@@ -86,7 +86,7 @@ def measure_noise(
     Args:
         model: every range set; it runs once on the points.
         points: whole walks, the guidance halves of an image side by side.
-        full: full-precision predictions at the points, (N, C', ...).
+        full: full-precision predictions at the points, (N, C', ...); sums are taken where they are.
         guidance: weight of each half's prediction in the guided one at each call, (S, H), with
             which the noise is that of the guided prediction; None takes every row by itself.
         correlated: find ``k``; if false, it is 0.
@@ -122,7 +122,7 @@ def _sums_at(
     channels, halves = points.sample.shape[1], 1 if weights is None else len(weights)
     for index in torch.split(here, max(1, _BATCH // halves) * halves):
         wanted = full[index, :channels]
-        noise = model.run(points.rows(index))[:, :channels] - wanted
+        noise = model.run(points.rows(index))[:, :channels].to(wanted.device) - wanted
         if weights is not None:
             wanted, noise = (guided(each, weights) for each in (wanted, noise))
         sums = _Sums.of(wanted, noise)

@@ -58,7 +58,7 @@ def fresh_walk(teacher: nn.Module, recorded: Trajectory, batch: int) -> Walk:
         return replace(drawn, sample=noise.repeat_interleave(halves, 0), image=None)
 
     def step(prediction: Tensor, call: int, sample: Tensor) -> Tensor:
-        past.append(walks.by_half(prediction))
+        past.append(walks.by_half(prediction.to(sample.device)))
         now = fit.next(call, sample[::halves], past, of_images)
         return now.repeat_interleave(halves, 0)
 

@@ -141,7 +141,8 @@ class _Learner:
                         seen.append(rows)
         pairs = walks.recorded.points.rows(torch.cat(seen))
         return LabelledPoints(
-            replace(pairs, sample=torch.cat([points.sample for points in met])), torch.cat(labels)
+            replace(pairs, sample=torch.cat([points.sample for points in met])),
+            torch.cat(labels).cpu(),
         )
 
     def parallel(self, pairs: LabelledPoints, generator: torch.Generator) -> None:
@@ -189,7 +190,7 @@ class _Learner:
         self.report.rows += len(points)
         with module_outputs(self.model.module, paths) as ours:
             prediction = self.model.run(points)
-        loss = self.error(points.step, prediction - target)
+        loss = self.error(points.step, prediction - target.to(prediction.device))
         total = loss
         if paths:
             with torch.no_grad(), module_outputs(self.teacher, paths) as theirs:
@@ -215,7 +216,7 @@ class _Learner:
         halves = self.walks.by_half(gap)
         calls: Sequence[int] = step[:: self.walks.halves].tolist()
         weights = torch.stack([self.walks.step.guidance(call) for call in calls])
-        return weighted(halves, weights).square().mean()
+        return weighted(halves, weights.to(halves.device)).square().mean()
 
 
 def relative(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ def fit_walks(teacher: nn.Module, points: CalibrationSet) -> RecordedWalks:
 
 @torch.no_grad()
 def teacher_predictions(teacher: nn.Module, points: CalibrationSet, batch: int = 0) -> Tensor:
-    """Full-precision predictions at all points, (N, C, ...)."""
-    return torch.cat([subset.call(teacher) for subset in points.batches(batch)])
+    """Full-precision predictions at all points, (N, C, ...), on the host beside the points."""
+    return torch.cat([subset.call(teacher).cpu() for subset in points.batches(batch)])
 
 
 def student_walk(
@@ -98,7 +98,8 @@ def student_walk(
     Args:
         walks: the recording.
         images: which images walk, (N,).
-        predict: (points, rows) -> predictions without a graph; they decide the next sample.
+        predict: (points, rows) -> predictions without a graph; they decide the next sample, which
+            is computed on the host: the fitted steps are there, and a sample is small.
 
     Yields:
         At each sampler call the rows of the recording that the points stand for, and the points,
@@ -112,5 +113,5 @@ def student_walk(
         now = replace(points.rows(rows), sample=sample.repeat_interleave(walks.halves, 0))
         yield rows, now
         if call + 1 < walks.calls:
-            past.append(walks.by_half(predict(now, rows)))
+            past.append(walks.by_half(predict(now, rows).to(sample.device)))
             sample = walks.step.next(call, sample, past, images)

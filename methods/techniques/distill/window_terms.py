@@ -106,7 +106,7 @@ def _feature_gradients(
         with torch.no_grad(), module_outputs(model.module, paths) as features:
             model.run(taught.points)
         student.append({n: f.detach().requires_grad_(True) for n, f in features.items()})
-    total = torch.zeros(())
+    total = torch.zeros((), device=window[-1].target.device)
     for term in due:
         ours = [features[term.module] for features in student[-term.calls :]]
         theirs = [taught.features[term.module] for taught in window[-term.calls :]]

@@ -59,7 +59,8 @@ class BlockProblem:
     @torch.no_grad()
     def loss(self, index: Tensor, norm: float) -> float:
         """Reconstruction loss of the block's output on some points."""
-        return float(reconstruction_loss(self.run(index), self.target[index], norm))
+        output = self.run(index)
+        return float(reconstruction_loss(output, self.target[index].to(output.device), norm))
 
 
 @dataclass(frozen=True, slots=True)

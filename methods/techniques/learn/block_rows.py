@@ -125,6 +125,7 @@ class BlockInputs:
             if rows is None:
                 return tensor
             picked = stream if stream is not None and rows is replaced else rows[index]
+            picked = picked.to(tensor.device)  # files of rows are on the host
             return picked.flatten(0, 1) if self.folded else picked
 
         args, kwargs = map_tensors(self._arguments, pick, self.block)

@@ -81,9 +81,9 @@ class PausedPasses:
         self._handles.append(module.register_forward_hook(after))
 
     def _to_file(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Move a stream's memory into a file; None where it stays as it is."""
+        """Move a stream's memory into a file; None where it stays as it is, as on a GPU."""
         ours = threading.get_ident() in self._by_thread
-        if self._folder is None or not ours or not isinstance(output, Tensor):
+        if self._folder is None or not ours or not isinstance(output, Tensor) or not output.is_cpu:
             return None
         return mapped(output.shape, output.dtype, self._folder).copy_(output)
 

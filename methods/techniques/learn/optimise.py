@@ -54,12 +54,14 @@ def optimise(
             output = problem.run(index, _mixed(problem, index, schedule.mix, generator))
             targets = problem.layer_targets.items()
             # A layer may get the rows of all points in one axis, see BlockInputs.
-            layer_pairs = {
-                name: (latest[name].reshape(target[index].shape), target[index])
-                for name, target in targets
-            }
+            layer_pairs = {name: _pair(latest[name], target[index]) for name, target in targets}
             inputs = TermInputs(
-                problem.block.name, done, index, output, problem.target[index], layer_pairs
+                problem.block.name,
+                done,
+                index,
+                output,
+                problem.target[index].to(output.device),
+                layer_pairs,
             )
             loss = reconstruction_loss(output, inputs.target, schedule.norm)
             if layer_pairs:
@@ -89,7 +91,7 @@ def _mixed(
     if not share or problem.full is None:
         return None
     ours, theirs = problem.inputs.stream[index], problem.full[index]
-    return torch.where(torch.rand(ours.shape, generator=generator) < share, theirs, ours)
+    return torch.where(_chosen(ours, share, generator), theirs, ours)
 
 
 @contextmanager
@@ -100,8 +102,7 @@ def _dropping(
 
     def skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         plain: Tensor = args[0] if len(args) < 2 or args[1] is None else args[0] * args[1]
-        chosen = torch.rand(output.shape, generator=generator) < share
-        return torch.where(chosen, plain, output)
+        return torch.where(_chosen(output, share, generator), plain, output)
 
     handles = [quantizer.register_forward_hook(skip) for quantizer in quantizers]
     try:
@@ -109,3 +110,13 @@ def _dropping(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _pair(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output in the shape of its target, and the target beside it."""
+    return output.reshape(target.shape), target.to(output.device)
+
+
+def _chosen(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A random share of places; drawn on the CPU, so that it is the same on every device."""
+    return (torch.rand(like.shape, generator=generator) < share).to(like.device)

@@ -128,7 +128,7 @@ def learn_clips(
     if not steps:
         return start
     centre = (start.low + start.high) / 2
-    factors = torch.zeros(2, len(centre), requires_grad=True)
+    factors = torch.zeros(2, len(centre), device=centre.device, requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([factors], lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -123,7 +123,7 @@ def _room(rows: Tensor) -> tuple[Tensor, Tensor]:
     infinite = torch.full_like(rows, torch.inf)
     safe = torch.where(rows == 0, torch.ones_like(rows), rows)
     room = torch.where(rows > 0, high / safe, torch.where(rows < 0, low / safe, infinite))
-    held = torch.zeros(rows.shape[1], dtype=torch.bool)
+    held = torch.zeros(rows.shape[1], dtype=torch.bool, device=rows.device)
     for extreme, place in ((high, flat.argmax(1)), (low, flat.argmin(1))):
         held[place[extreme.flatten() != 0] // rows.shape[2]] = True
     return room.amin(dim=(0, 2)), held

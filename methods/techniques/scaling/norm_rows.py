@@ -48,7 +48,7 @@ def with_rows(model: nn.Module, sites: list[NormSite], probe: CalibrationSet) ->
         channels = _common(site, order)
         if shift is None or gain is None or channels is None:
             continue
-        if not torch.equal(channels, torch.arange(len(channels)).float()):
+        if not torch.equal(channels, torch.arange(len(channels)).to(channels)):
             continue
         gain = gain - shift - 1
         if site.modulation is None:
@@ -84,11 +84,12 @@ def _arrivals(
         if value is not None:
             return torch.full_like(output, value)
         axis = 1 if isinstance(module, nn.GroupNorm) else output.dim() - 1
-        count = torch.arange(output.shape[axis], dtype=output.dtype)
+        count = torch.arange(output.shape[axis], dtype=output.dtype, device=output.device)
         return count.reshape(-1, *[1] * (output.dim() - 1 - axis)).expand_as(output).clone()
 
     def modulation(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        count = torch.arange(1, output.shape[-1] + 1, dtype=output.dtype)
+        rows = output.shape[-1]
+        count = torch.arange(1, rows + 1, dtype=output.dtype, device=output.device)
         return (count * float(counted)).expand_as(output).clone()
 
     def reader(path: str) -> Any:
@@ -125,5 +126,5 @@ def _common(site: NormSite, inputs: Mapping[str, Tensor]) -> Tensor | None:
 def _rows(counted: Tensor) -> tuple[int, int] | None:
     """The consecutive rows with these numbers; None where they are not consecutive."""
     first = int(counted[0])
-    wanted = torch.arange(first, first + len(counted), dtype=counted.dtype)
+    wanted = torch.arange(first, first + len(counted)).to(counted)
     return (first - 1, first - 1 + len(counted)) if torch.equal(counted, wanted) else None

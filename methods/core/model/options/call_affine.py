@@ -45,7 +45,8 @@ class CallAffine(LayerOption):
         """
         if misfit := _misfit(gain, shift, host):
             raise ValueError(misfit)
-        return cls(gain, shift, host.clock)
+        place = host.weight.device
+        return cls(gain.to(place), shift.to(place), host.clock)
 
     def add(self, y: Tensor, x: Tensor, host: Host) -> Tensor:
         """See ``LayerOption``.

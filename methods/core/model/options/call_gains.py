@@ -93,7 +93,10 @@ class CallGains(LayerOption):
         if len(host.parts) > 1 or host.parts[0].act_quantizer is not None:
             raise ValueError("gains by sampler call go around a weight-only layer of one part")
         inputs, outputs = host.in_channels, host.weight.shape[0]
-        return cls(torch.ones(pairs, inputs), torch.ones(pairs, outputs), of_call, host.clock)
+        d_in, d_out = (
+            torch.ones(pairs, count, device=host.weight.device) for count in (inputs, outputs)
+        )
+        return cls(d_in, d_out, of_call, host.clock)
 
     def around(self, product: Product, x: Tensor, host: Host) -> Product:
         """See ``LayerOption``: ``d_out * product(d_in * x) + b``; nothing dense is made."""
