@@ -92,9 +92,9 @@ class TfmqDm(Method):
             "features are not cached (the journal version's choice by disturbance): every method "
             "runs the same layers, and the policy's widths are observed in them",
             "attention products stay in floating point under the uniform policy",
-            "ranges are averaged over 5 to 20 batches of up to 256 points, which hold as many values "
-            "as the paper's 16 larger images: those of few small images are so tight that they clip "
-            "other images' values",
+            "ranges are averaged over 5 to 20 batches of up to 256 points, which hold as many "
+            "values as the paper's 16 larger images: those of few small images are so tight that "
+            "they clip other images' values",
             "variant release: one search on all recorded points of a call (its code: a search on "
             "16 of them, then a running average)",
         ),

@@ -6,7 +6,7 @@ one integer layer; the layer's output is the sum of its parts plus the bias. Wha
 parts are options, each an object in a file of ``model.options``.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar

@@ -7,6 +7,7 @@ holds its options in a fixed order and calls each hook in that order. The base c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Host(Protocol):
         """Its weight in full precision."""
         ...
 
-    def move_weight(self, move: Callable[[Tensor], Tensor]) -> None:
+    def move_weight(self, move: "partial[Tensor]") -> None:
         """Change that weight by a function of it."""
         ...
 
