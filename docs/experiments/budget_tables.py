@@ -35,7 +35,8 @@ def _cell(stop: dict[str, Any], name: str) -> str:
     found = stop["readings"].get(name)
     if found is None:
         return "-"
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}], {stop['core_seconds']:.0f} s"
+    low, high = found["low"], found["high"]
+    return f"{found['value']:.3g} [{low:.3g}, {high:.3g}], {stop['core_seconds']:.0f} s"
 
 
 if __name__ == "__main__":
