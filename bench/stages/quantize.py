@@ -111,7 +111,8 @@ def effort_of(cell: Cell, recorded: Trajectory) -> tuple[Effort, tuple[str, ...]
 def graph_of(workspace: Workspace, recorded: Trajectory) -> Graph:
     """The trace of full precision on two recorded rows."""
     with torch.no_grad():
-        first = recorded.pick(torch.zeros(2, dtype=torch.long), torch.arange(2) % recorded.rows)
+        rows = torch.arange(2) % recorded.rows
+        first = recorded.pick(torch.zeros(2, dtype=torch.long), rows).on(workspace.device)
         denoiser = workspace.loaded.denoiser
         return trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
 
@@ -162,7 +163,7 @@ def _save(
     model: QuantizedModel, context: MethodContext, cost: dict[str, Any], folder: Path
 ) -> None:
     state, notes = (folder / name for name in _FOLDER_FILES)
-    save_file(model.state(), state)
+    save_file({name: tensor.cpu() for name, tensor in model.state().items()}, state)
     splits = {
         name: [part.stop - part.start for part in layer.parts]
         for name, layer in model.layers.items()

@@ -16,7 +16,7 @@ from quantarena.methods.builtin import builtins
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.cuda.device import interpreted_without_gpu
 from quantarena.methods.core.errors import Unsupported
-from quantarena.methods.core.kernels import native, oracle, soft_weight
+from quantarena.methods.core.kernels import soft_weight
 from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
@@ -93,17 +93,6 @@ def on_both(probe, on_cuda, name, bits=None, policy=None):
     return ours, theirs
 
 
-def integer_launch(self, x, step, into, flags, call):
-    """What the Triton kernels compute, by the integer oracle on the host."""
-    layer, given = self.integer_layer(), x.cpu()
-    if flags & native.INTEGER:
-        y = oracle.accumulators(layer, given, step).to(torch.int32)
-    else:
-        y = oracle.forward(layer, given, step)
-    y = y.to(x.device).view(into.shape)
-    into.add_(y) if flags & native.ACCUMULATE else into.copy_(y)
-
-
 def run(model, network, points):
     with torch.no_grad(), model.clock.at(points.step):
         return points.call(network)
@@ -133,8 +122,8 @@ def check_packed(ours, theirs, points, place):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_gives_the_same_on_the_device(name, pixel, on_cuda, place, monkeypatch):
-    layer = pytest.importorskip("quantarena.methods.core.cuda.layer")
-    monkeypatch.setattr(layer.CudaPackedLayer, "_launch", integer_launch)
+    with_oracle = pytest.importorskip("quantarena.methods.testing.oracle_launch")
+    monkeypatch.setattr(with_oracle.CudaPackedLayer, "_launch", with_oracle.oracle_launch)
     method = method_entry(name)
     ours, theirs = on_both(pixel, on_cuda, name, policy=method.published)
     if ours.layers:

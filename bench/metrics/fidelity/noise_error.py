@@ -35,8 +35,8 @@ def predictions(
         at: sets the sampler call, for networks with tables by call.
 
     Returns:
-        float32 (S, N, C, ...). If a network also predicts a variance in as many further channels,
-        only the noise is returned.
+        float32 (S, N, C, ...), on the host. If a network also predicts a variance in as many
+        further channels, only the noise is returned.
     """
     rows = torch.arange(recorded.rows)
     outputs = []
@@ -46,7 +46,7 @@ def predictions(
         channels = recorded.sample.shape[2]
         if output.dim() == 4 and output.shape[1] == 2 * channels:
             output = output[:, :channels]
-        outputs.append(output.float().contiguous())
+        outputs.append(output.float().cpu().contiguous())
     return torch.stack(outputs)
 
 

@@ -1,0 +1,62 @@
+"""Whole cells on a pretended CUDA device: recording, drawing and scoring mix no devices."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quantarena.bench.devices import device
+from quantarena.bench.schema import Device, Status
+from quantarena.bench.stages import sequence
+from quantarena.bench.target import Target
+from quantarena.methods.core.cuda.device import interpreted_without_gpu
+from quantarena.methods.testing.pretend import Pretended, pretended_cuda
+
+CARD = Device("cuda", "Pretended Card", "0", 2**30)
+
+
+def quiet(stage, done, total):
+    """Progress that nobody watches."""
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A machine with one GPU, as far as the harness asks."""
+    pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")
+    monkeypatch.setattr(device, "require", lambda target: torch.device(target.device))
+    monkeypatch.setattr(sequence, "describe_device", lambda target: CARD)
+    with interpreted_without_gpu():
+        from quantarena.methods.testing import oracle_launch as leaves
+
+        monkeypatch.setattr(leaves.CudaPackedLayer, "_launch", leaves.oracle_launch)
+        with pretended_cuda():
+            yield
+
+
+@pytest.mark.parametrize(("method", "bits"), [("fp", "fp"), ("rtn", "w4a8"), ("fp@bf16", "fp")])
+def test_a_cell_on_the_card_is_the_cell_of_the_cpu(cell, paths, card, method, bits):
+    here = replace(cell, method=method, bits=bits)
+    there = replace(here, target=Target("cuda"))
+    seen = []
+    opened = sequence.open_workspace
+
+    def watched(asked):
+        workspace = opened(asked)
+        seen.append(type(next(workspace.loaded.denoiser.parameters()).data))
+        return workspace
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequence, "open_workspace", watched)
+        row = sequence.run_cell(there, paths, progress=quiet)
+    assert row.status is Status.OK, row.reason
+    assert seen == [Pretended], "the network was not on the card"
+    assert row.device == CARD
+    plain = sequence.run_cell(here, paths, progress=quiet)
+    assert plain.status is Status.OK, plain.reason
+    values = {m.name: m.value for m in row.measurements}
+    for wanted in plain.measurements:
+        if wanted.value is not None:
+            assert values[wanted.name] == pytest.approx(wanted.value, rel=0.01, abs=1e-5)
+    if row.parity:
+        assert row.parity.max_rel <= row.parity.limit
+        assert row.backend == "reference", "the interpreter's times mean nothing"
