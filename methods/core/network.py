@@ -8,6 +8,9 @@ from torch import nn
 
 from quantarena.methods.core.clock import CallClock
 
+SHORT = (torch.bfloat16, torch.float16)
+"""Number formats that networks run in, beside float32. Codes are made of float32."""
+
 
 class Network(Protocol):
     """A network ready to draw: ``PackedModel``, and ``Prepared`` of rivals."""

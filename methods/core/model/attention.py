@@ -21,6 +21,7 @@ from quantarena.methods.core.model.attention_products import (
     code_product,
     log_product,
 )
+from quantarena.methods.core.network import SHORT
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.log import LogQuantizer
 from quantarena.methods.core.quantizers.part import under
@@ -28,8 +29,6 @@ from quantarena.methods.core.trace.network import AttentionInfo
 
 OPERANDS = ("query", "key", "value", "softmax")
 """Names of the operands that can have a quantizer."""
-_SHORT = (torch.bfloat16, torch.float16)
-"""Formats in which networks run; codes are made of float32, and sums of codes need it."""
 
 
 class QuantAttention(nn.Module):
@@ -126,7 +125,7 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, keys).
         """
-        if query.dtype in _SHORT:
+        if query.dtype in SHORT:
             return self.scores(query.float(), key.float()).to(query.dtype)
         if (scores := self.mode.scores(self, query, key)) is not None:
             return scores
@@ -150,7 +149,7 @@ class QuantAttention(nn.Module):
         Returns:
             (B, H, queries, width).
         """
-        if value.dtype in _SHORT:
+        if value.dtype in SHORT:
             return self.mix(probs.float(), value.float()).to(value.dtype)
         if (mixed := self.mode.mix(self, probs, value)) is not None:
             return mixed
@@ -189,7 +188,7 @@ class QuantAttention(nn.Module):
         if dropout_p:
             raise Unsupported(f"{self.info.name}: attention with dropout cannot be quantized")
         given = query.dtype
-        if given in _SHORT:
+        if given in SHORT:
             query, key, value = query.float(), key.float(), value.float()
             if attn_mask is not None and attn_mask.is_floating_point():
                 attn_mask = attn_mask.float()

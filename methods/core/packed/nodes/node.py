@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.oracle import channels_last
+from quantarena.methods.core.network import SHORT
 from quantarena.methods.core.packed.nodes.fusion import Follower, Watched, plain
 from quantarena.methods.core.quantizers.call_tables import bank_entry
 
@@ -27,7 +28,8 @@ class Node(nn.Module):
 
     Attributes:
         form: name of the class in descriptions.
-        takes: number formats of inputs that are taken as they are; others become float32.
+        takes: number formats of inputs that are taken as they are; those of ``SHORT`` become
+            float32 on the way in.
         clock: the clock of the model; None for a node outside a model, which uses the entry of
             ``set_step``.
         entries: number of entries of the activation tables in it; 0 where nothing depends on the
@@ -86,8 +88,8 @@ class Node(nn.Module):
         """The layer's output, in the number and memory format of the input.
 
         Args:
-            x: ``(..., in)`` for linear, channels on axis 1 for convolutions. It is computed with in
-                float32 unless its format is one of ``takes``.
+            x: ``(..., in)`` for linear, channels on axis 1 for convolutions; float32, bfloat16 or
+                float16. It is computed with in float32 unless its format is one of ``takes``.
             step: entry of the activation tables; by default the clock's sampler call, for every
                 batch row its own, or without a clock the entry of :meth:`set_step`.
 
@@ -96,7 +98,7 @@ class Node(nn.Module):
             UserError: the sampler call was not announced or is not in the tables.
         """
         x = plain(x)
-        if x.is_floating_point() and x.dtype not in self.takes:
+        if x.dtype in SHORT and x.dtype not in self.takes:
             return self.forward(x.float(), step).to(x.dtype)
         y = self._at(x) if step is None else self.run(x, step)
         if self.follower is None or not self.follower.watching:

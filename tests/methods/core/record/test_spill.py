@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantarena.bench.stages.latency import peak_growth
+from quantarena.bench.memory import peak_growth
 from quantarena.methods.core.record import tensor_file
 from quantarena.methods.core.record.recorder import recording
 from quantarena.methods.core.record.spill import Spool

@@ -135,7 +135,9 @@ def test_options_of_any_layer_go_together(make, data):
     with torch.no_grad():
         fake, packed = case.layer(case.x), case.packed(case.x)
     assert packed.shape == fake.shape
-    assert float((fake - packed).abs().max()) <= 1e-5 * float(fake.abs().max())
+    # a single output may be next to nothing where its terms are not
+    term = case.x.abs().max() * case.layer.weight.abs().max()
+    assert float((fake - packed).abs().max()) <= 1e-5 * float(fake.abs().max() + term)
     clear = min(*case.x.shape, *packed.shape) > 1  # an axis of one can lie anywhere
     if clear and case.layer.spatial == 2 and oracle.channels_last(case.x):
         assert packed.is_contiguous(memory_format=torch.channels_last)
