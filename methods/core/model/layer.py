@@ -9,7 +9,7 @@ parts are options, each an object in a file of ``model.options``.
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import BrokenModel
+from quantarena.methods.core.model.movable_weight import MovableWeight
 from quantarena.methods.core.model.options.call_affine import CallAffine
 from quantarena.methods.core.model.options.call_gains import CallGains
 from quantarena.methods.core.model.options.input_offset import InputOffset
@@ -29,7 +30,6 @@ from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry, Qua
 from quantarena.methods.core.quantizers.part import Part, under
 from quantarena.methods.core.quantizers.patches import Window
 from quantarena.methods.core.quantizers.range_search import RangeSearch
-from quantarena.methods.core.quantizers.recent_values import MOVED
 
 OPTIONS: tuple[type[LayerOption], ...] = (
     InputScale,
@@ -45,7 +45,7 @@ OPTIONS: tuple[type[LayerOption], ...] = (
 _Option = TypeVar("_Option", bound=LayerOption)
 
 
-class QuantLayer(nn.Module):
+class QuantLayer(MovableWeight):
     """A Conv1d, Conv2d or Linear with quantizers in front of its weight and input.
 
     Args:
@@ -63,7 +63,6 @@ class QuantLayer(nn.Module):
     """
 
     bias: nn.Parameter | None
-    _moves: tuple["partial[Tensor]", ...]
 
     def __init__(
         self,
@@ -132,54 +131,6 @@ class QuantLayer(nn.Module):
     def window(self) -> Window:
         """The input pixels that one output pixel of a 2-d convolution reads."""
         return self.geometry.window(self._weight.shape[2:])
-
-    # ---- the weight ------------------------------------------------------------------------
-
-    @property
-    def weight(self) -> Tensor:
-        """Full precision, (O, K / groups, ...), without what was moved out of it."""
-        return MOVED.get(self, self._moved) if self._moves else self._weight
-
-    @weight.setter
-    def weight(self, weight: Tensor) -> None:
-        self._weight = nn.Parameter(weight.detach(), requires_grad=False)  # its memory is shared
-        self._moves = ()
-        MOVED.forget(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # a module would register a parameter of that name, and has no room for one
-        if name == "weight":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def move_weight(self, move: "partial[Tensor]") -> None:
-        """Change the weight by a function of it, which must always give the same.
-
-        Its further arguments are tensors by keyword, which follow the layer to another device.
-
-        It is called again when the result is needed and no longer stored (``recent_values``).
-        """
-        moved = move(self.weight.detach())  # refuses what does not fit
-        self._moves = (*self._moves, move)
-        MOVED.forget(self)
-        MOVED.get(self, lambda: moved)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "QuantLayer":
-        """What was moved out of the weight moves to its device too, in its own format."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._moves = tuple(
-            partial(move.func, **{n: t.to(self._weight.device) for n, t in move.keywords.items()})
-            for move in self._moves
-        )
-        MOVED.forget(self)
-        return self
-
-    def _moved(self) -> Tensor:
-        weight = self._weight.detach()
-        for move in self._moves:
-            weight = move(weight)
-        return weight
 
     def part_weight(self, part: Part) -> Tensor:
         """That part's slice of the full-precision weight."""
