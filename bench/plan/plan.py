@@ -152,6 +152,9 @@ def plan_lines(plan: Plan, folder: Path) -> list[str]:
     shape = "; ".join(f"{count} methods x {', '.join(bits)}" for bits, count in shares.items())
     if len(grid.workloads) > 1 or len(grid.seeds) > 1:
         shape += f"; on {len(grid.workloads)} workloads x {len(grid.seeds)} seeds"
+    chosen = {name for name, _, _ in grid.left_out} & set(grid.workloads)
+    if chosen:
+        shape += f"; fewer widths on {', '.join(sorted(chosen))}"
     state = f"{len(plan.cells)} cells ({shape})"
     if plan.done:
         state += f": {len(plan.done)} done, {len(plan.todo.cells)} to run"

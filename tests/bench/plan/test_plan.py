@@ -28,6 +28,14 @@ def test_everything_is_missing_at_first():
     assert plan.seconds > 60
 
 
+def test_a_plan_says_where_widths_are_left_out(tmp_path):
+    assert (
+        "fewer widths on cifar10-uncond, emoji-t2i" in plan_lines(make_plan(GRID, ()), tmp_path)[0]
+    )
+    full = make_plan(PRESETS["full"].grid, ())
+    assert "fewer widths" not in plan_lines(full, tmp_path)[0]
+
+
 def test_what_is_done_is_subtracted():
     half = make_plan(GRID, [row(cell) for cell in CELLS[:4]])
     assert half.todo.cells == CELLS[4:]
