@@ -48,7 +48,7 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
             nonlocal worst, where
             other = packed.layers[name](args[0])
             scale = float(output.abs().max())
-            gap = float((output - other).abs().max()) / max(scale, 1e-12)
+            gap = float((output - other).abs_().max()) / max(scale, 1e-12)
             compared.add(name)
             if math.isnan(gap):  # no number is above NaN, a later layer would hide it
                 gap = math.inf
