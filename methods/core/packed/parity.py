@@ -51,7 +51,7 @@ def parity(model: QuantizedModel, packed: PackedModel, points: CalibrationSet) -
             x, twin = args[0], packed.layers[name]
             other = twin(x.to(device_of(twin) or x.device)).to(output.device)
             scale = float(output.abs().max())
-            gap = float((output - other).abs().max()) / max(scale, 1e-12)
+            gap = float((output - other).abs_().max()) / max(scale, 1e-12)
             compared.add(name)
             if math.isnan(gap):  # no number is above NaN, a later layer would hide it
                 gap = math.inf
