@@ -27,6 +27,8 @@ GROUP = "quantarena.methods"
 _FOLDER = Path(__file__).parent
 _PACKAGE = "quantarena.methods"
 _RIVALS = "rivals"
+INSTALL = "pip install 'quantarena[rivals]'"
+"""What brings the libraries of rivals and of other runtimes."""
 
 
 @dataclass(frozen=True, slots=True)

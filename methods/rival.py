@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from quantarena.methods.builtin import INSTALL
 from quantarena.methods.contestant import Contestant
 from quantarena.methods.contract import MethodContext, network_mark, seed_all
 from quantarena.methods.core.bits import Bits
@@ -24,7 +25,6 @@ from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.model.width_budget import FLOAT_BITS
 
-INSTALL = "pip install 'quantarena[rivals]'"
 NO_GATE = "none: a rival runs on kernels of its own, and no simulation is known to compare with"
 """What a row says of parity."""
 

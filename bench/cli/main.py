@@ -30,7 +30,7 @@ from quantarena.bench.cli import (
 from quantarena.bench.cli.common import Verb
 from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
-from quantarena.bench.errors import Interrupted, RunStopped, UserError, one_line
+from quantarena.bench.errors import Interrupted, QuantArenaError, UserError, one_line
 
 # Typer contains a copy of click since 0.26 and uses the installed one before: take its own.
 _CLICK_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -124,7 +124,7 @@ def _run(words: Sequence[str]) -> int:
         code = app(args=words or ["--help"], standalone_mode=False)
     except UserError as error:
         return _complain(str(error), USAGE)
-    except RunStopped as error:
+    except QuantArenaError as error:
         return _complain(str(error), SOME_FAILED)
     except _CLICK_ERROR as error:
         context = getattr(error, "ctx", None)

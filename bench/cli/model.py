@@ -19,7 +19,7 @@ from quantarena.bench.cli.common import (
     emit,
 )
 from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, SettingsOption
-from quantarena.bench.errors import QuantArenaError, UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.spec import (
@@ -30,9 +30,10 @@ from quantarena.bench.spec import (
     Budget,
     Cell,
 )
+from quantarena.bench.target import DEFAULT_TARGET, RUNTIMES
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
-RUNTIMES = ("openvino",)
+OTHER_RUNTIMES = tuple(name for name in RUNTIMES if name != DEFAULT_TARGET.runtime)
 CACHE = RESULTS / ".cache"
 _BUDGET = Budget()
 
@@ -93,13 +94,7 @@ def quantize(
     order = ship.Order(
         cell, output, cache, plugins, _command(cell, plugins, prefer_plugin), force, prefer_plugin
     )
-    try:
-        document: dict[str, Any] = ship.quantize_model(order, shown)
-    except UserError:
-        raise
-    except QuantArenaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    document: dict[str, Any] = ship.quantize_model(order, shown)
     for warning in document["meta"]["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     sizes, observed = document["bytes"], document["meta"]["observed"]
@@ -162,20 +157,14 @@ def export_model(
     as_json: JsonOption = False,
 ) -> int:
     """Write a quantized denoiser for another runtime, which runs the same codes in int8."""
-    if to not in RUNTIMES:
-        raise UserError(f"unknown runtime {to!r}: {did_you_mean(to, RUNTIMES)}")
+    if to not in OTHER_RUNTIMES:
+        raise UserError(f"unknown runtime {to!r}: {did_you_mean(to, OTHER_RUNTIMES)}")
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder: write one with quantarena quantize")
     lookup.check_kernels()
     ship = importlib.import_module("quantarena.bench.ship.export_model")
     order = ship.Order(folder, output, images, rounds, seed)
-    try:
-        found: dict[str, Any] = ship.export_openvino(order, StageLines(Reporter(quiet=quiet)))
-    except UserError:
-        raise
-    except QuantArenaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found: dict[str, Any] = ship.export_openvino(order, StageLines(Reporter(quiet=quiet)))
     line = (
         f"{output}: {found['layers']} layers in int8, {found['bytes'] / 1e6:.2f} MB; a step takes "
         f"{found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "

@@ -2,7 +2,6 @@
 
 import importlib
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from quantarena.bench.cli.common import JsonOption, StageLines, Verb, emit
-from quantarena.bench.errors import QuantArenaError, UserError, did_you_mean
+from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.run.reporter import Reporter
@@ -94,13 +93,7 @@ def tune(
     ship = importlib.import_module("quantarena.bench.personalise.export")
     command = _command(name, subjects, widths, recipe, steps, seed)
     order = ship.Order(name, subjects, widths, recipe, steps, seed, output, force, command)
-    try:
-        document: dict[str, Any] = ship.tune_model(order, StageLines(Reporter(quiet=quiet)))
-    except UserError:
-        raise
-    except QuantArenaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    document: dict[str, Any] = ship.tune_model(order, StageLines(Reporter(quiet=quiet)))
     tuned = document["meta"]["tuning"]
     line = (
         f"{output}: {tuned['trainable']:,} values learned in {minutes(tuned['seconds'])}, loss "

@@ -13,6 +13,7 @@ from quantarena.bench.memory import peak_growth
 from quantarena.bench.schema import Device
 from quantarena.bench.target import Target
 from quantarena.bench.workloads.pipeline import LoadedPipeline
+from quantarena.methods.core.cuda.device import timing_event
 from quantarena.methods.core.record.points import CalibrationSet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,18 +86,13 @@ def timed(model: nn.Module, points: CalibrationSet) -> float:
         if points.sample.device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter() - started
-    first, last = _event(), _event()
+    first, last = timing_event(), timing_event()
     torch.cuda.synchronize(points.sample.device)
     first.record()
     points.call(model)
     last.record()
     last.synchronize()
     return float(first.elapsed_time(last)) / 1e3
-
-
-def _event() -> Any:
-    event: Any = torch.cuda.Event
-    return event(enable_timing=True)
 
 
 def peak_of(call: Callable[[], Any], device: torch.device) -> int:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from quantarena.bench.devices.device import DTYPES
@@ -58,10 +57,8 @@ class TorchRuntime(Runtime):
         self, packed: PackedModel, target: Target, original: nn.Module, folder: Path
     ) -> Network:
         """The network itself, what stays unquantized in the target's number format."""
-        dtype = DTYPES[target.dtype]
-        if dtype is torch.float32 or packed.backend == "fp32":
-            return packed
-        return replace(packed, module=StandIn(original, InFormat(packed.module, dtype)))
+        lowered = InFormat(packed.module, DTYPES[target.dtype])
+        return replace(packed, module=StandIn(original, lowered))
 
 
 def write_openvino(packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
@@ -126,7 +123,7 @@ class OpenVinoRuntime(Runtime):
 RUNTIMES: dict[str, Runtime] = {"torch": TorchRuntime(), "openvino": OpenVinoRuntime()}
 
 
-def on_device(packed: PackedModel, target: Target) -> PackedModel:
+def placed(packed: PackedModel, target: Target) -> PackedModel:
     """A packed network with its layers on the target's device; ``packed`` is changed.
 
     Raises:

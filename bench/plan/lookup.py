@@ -18,12 +18,11 @@ from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
 from quantarena.bench.target import DEFAULT_TARGET, Target
-from quantarena.methods.builtin import builtins, full_precision_settings, packaged_names
+from quantarena.methods.builtin import INSTALL, builtins, full_precision_settings, packaged_names
 
 UNKNOWN_RESOLUTION = 32
 KERNELS = "QUANTARENA_KERNELS"
 METRICS = "QUANTARENA_METRICS"
-RIVALS = "pip install 'quantarena[rivals]'"
 METRIC_WEIGHTS = ("QUANTARENA_CLIP", "QUANTARENA_INCEPTION")
 """Environment variables, named here as well because the modules that read them import torch."""
 KERNELS = "QUANTARENA_KERNELS"
@@ -67,7 +66,7 @@ def check_target(target: Target) -> None:
     """
     other = target.runtime != DEFAULT_TARGET.runtime
     if other and importlib.util.find_spec(target.runtime) is None:
-        raise UserError(f"{target.runtime} is not installed: {RIVALS}")
+        raise UserError(f"{target.runtime} is not installed: {INSTALL}")
     if target.kind != "cpu":  # torch knows
         importlib.import_module("quantarena.bench.devices.device").require(target)
 

@@ -29,9 +29,9 @@ from quantarena.bench.stages.record import record, recorded_in
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.sampling import draw_images
+from quantarena.methods.builtin import INSTALL
 from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.core.record.trajectory import CalibrationSet
-from quantarena.methods.rival import INSTALL
 from quantarena.methods.rivals.stand_in import StandIn
 
 LPIPS_LIMIT = 0.002

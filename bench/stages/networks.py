@@ -12,7 +12,7 @@ import torch
 
 from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.closure import closure
-from quantarena.bench.devices.runtimes import RUNTIMES, on_device
+from quantarena.bench.devices.runtimes import RUNTIMES, placed
 from quantarena.bench.memory import peak_growth
 from quantarena.bench.schema import Observed, Parity
 from quantarena.bench.spec import DEFAULT_POLICY, Cell, content_key
@@ -101,7 +101,7 @@ def make_network(
         raise Unsupported(f"{cell.method} is neither a method nor a rival")
     kept = quantized(*shared, contestant, cache, progress)
     full, model, started = workspace.loaded.denoiser, kept.value.model, time.perf_counter()
-    packed = on_device(pack(model), workspace.target)
+    packed = placed(pack(model), workspace.target)
     spent = {"quantize": kept.value.seconds, "pack": time.perf_counter() - started}
     running = running_on(packed, workspace, recorded, kept.key, cache)
     return Made(
@@ -126,7 +126,8 @@ def running_on(
     """
     target, original = workspace.target, workspace.loaded.denoiser
     runtime = RUNTIMES[target.runtime]
-    if not packed.layers or replace(target, threads=DEFAULT_TARGET.threads) == DEFAULT_TARGET:
+    plain = (DEFAULT_TARGET.dtype, DEFAULT_TARGET.runtime)
+    if not packed.layers or (target.dtype, target.runtime) == plain:
         return Keyed(packed, key)
     code = [target.runtime, runtime.version, closure(type(runtime).__module__).key]
 

@@ -27,7 +27,7 @@ from triton.runtime.errors import OutOfResources
 
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import gemm, tuning
-from quantarena.methods.core.cuda.device import status
+from quantarena.methods.core.cuda.device import status, timing_event
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
 from quantarena.methods.core.cuda.place import on_cuda
 from quantarena.methods.core.cuda.problem import problem
@@ -98,7 +98,7 @@ def event_times(runs: dict[str, Run], rounds: int = 50, warmups: int = 5) -> dic
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start, end = _event(), _event()
+            start, end = timing_event(), timing_event()
             start.record()
             run()
             end.record()
@@ -112,10 +112,6 @@ def graph_times(runs: dict[str, Run], calls: int = 10) -> dict[str, float]:
     record = CudaRecorder(torch.device("cuda"))
     replays = {name: record(partial(_repeat, run, calls))[0] for name, run in runs.items()}
     return {name: time / calls for name, time in event_times(dict(replays)).items()}
-
-
-def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _repeat(run: Run, calls: int) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,6 +38,11 @@ def status() -> CudaStatus:
             f"{name} is older than compute capability 8.0, which Triton needs for int8 products"
         )
     return CudaStatus(name, capability, reason)
+
+
+def timing_event() -> Any:
+    """A CUDA event that can be timed."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
