@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.devices.turns import interleaved, take_turns
 from quantarena.bench.errors import UserError
 from quantarena.bench.gate.limits import (
     SPEEDUP,
@@ -25,7 +26,6 @@ from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Cell, content_key
 from quantarena.bench.stages.fp_images import fp_images
-from quantarena.bench.stages.latency import interleaved, paired_times
 from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.sample import sampled
@@ -103,10 +103,12 @@ def gate(order: Order, progress: Progress) -> Outcome:
     if any(limit.name != SPEEDUP for limit in order.limits):
         values |= _image_scores(workspace, tested, cache, progress)
     checks, shares = [], len(order.limits)
+    warnings = _warnings(order, workspace, tested)
     groups = prompt_groups(workspace.info, budget.images)
     for limit in order.limits:
         if limit.name == SPEEDUP:
-            ratios = _ratios(workspace, tested, cache, order.rounds, progress)
+            ratios, warning = _ratios(workspace, tested, cache, order.rounds, progress)
+            warnings += (warning,) if warning else ()
             checks.append(median_check(limit, ratios, checks=shares))
             continue
         if limit.name not in values:
@@ -119,7 +121,7 @@ def gate(order: Order, progress: Progress) -> Outcome:
         passes(tuple(checks), strict=order.strict),
         tested.network.backend,
         (tested.held_bytes, tensor_bytes(workspace.loaded.denoiser)),
-        _warnings(order, workspace, tested),
+        warnings,
         dict(fingerprint()),
     )
 
@@ -139,8 +141,8 @@ def _image_scores(
 
 def _ratios(
     workspace: Workspace, tested: Tested, cache: StageCache, rounds: int, progress: Progress
-) -> np.ndarray:
-    """Speed-ups of one denoiser step by round, against fp32 in its faster layout."""
+) -> tuple[np.ndarray, str]:
+    """Speed-ups of one denoiser step by round, against fp32 in its faster layout; a warning."""
     images = workspace.budget.batch
     few = replace(workspace, budget=replace(workspace.budget, calibration_images=images))
     recorded = trajectory(few, cache, partial(progress, "record"))
@@ -153,11 +155,9 @@ def _ratios(
     times = interleaved(candidates, batch)
     fastest = candidates[min(times, key=lambda name: times[name])]
     with tested.network.clock.at(int(batch.step[0])):
-        full, test = paired_times(
-            tested.network.module, fastest, batch, rounds, partial(progress, "time")
-        )
-    ratios: np.ndarray = np.asarray(full) / np.asarray(test)
-    return ratios
+        networks = {"full": fastest, "test": tested.network.module}
+        turns = take_turns(networks, batch, rounds, partial(progress, "time"))
+    return np.asarray(turns.seconds("full")) / np.asarray(turns.seconds("test")), turns.warning
 
 
 def _warnings(order: Order, workspace: Workspace, tested: Tested) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from quantarena.bench.devices.runtimes import write_openvino
+from quantarena.bench.devices.turns import take_turns
 from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
 from quantarena.bench.files import sweep, work_folder
 from quantarena.bench.metrics.fidelity.lpips import lpips
@@ -22,7 +23,6 @@ from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exported, workload_of
 from quantarena.bench.ship.save_pipeline import NAME_CHARACTERS
 from quantarena.bench.spec import Budget
-from quantarena.bench.stages.latency import paired_times
 from quantarena.bench.stages.networks import EXAMPLE_ROWS
 from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.record import record, recorded_in
@@ -146,9 +146,9 @@ def _measured(
             f"more than {LPIPS_LIMIT}"
         )
     with packed.clock.at(int(points.step[0])):
-        ours, theirs = paired_times(
-            stand_in, packed.module, points, order.rounds, partial(progress, "time")
-        )
+        networks = {"packed": packed.module, "openvino": stand_in}
+        turns = take_turns(networks, points, order.rounds, partial(progress, "time"))
+    ours, theirs = turns.seconds("packed"), turns.seconds("openvino")
     return {
         "runtime": f"openvino {version('openvino')}",
         "packed_sha256": exported.loaded.sha256,
@@ -159,4 +159,5 @@ def _measured(
         "step_ms": 1e3 * float(np.median(theirs)),
         "packed_step_ms": 1e3 * float(np.median(ours)),
         "speedup": float(np.median(np.asarray(ours) / np.asarray(theirs))),
+        "disturbed_rounds": turns.disturbed,
     }

@@ -3,7 +3,6 @@
 import copy
 import json
 import statistics
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from torch import nn
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure, closures_key, method_closure
-from quantarena.bench.devices.device import clock_of, peak_of, timed
+from quantarena.bench.devices.device import clock_of, peak_of
+from quantarena.bench.devices.turns import Progress, interleaved, take_turns
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
@@ -33,8 +33,7 @@ from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.registry import entry
 from quantarena.methods.rival import Rival
 
-WARMUP = 3
-Progress = Callable[[int, int], None]
+AGAINST, MODEL = "against", "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +159,6 @@ def _outside(workspace: Workspace, made: Made, cache: StageCache) -> str:
     return floors.beyond_own_margin(scored, *kinds) or ""
 
 
-@torch.no_grad()
-def interleaved(
-    networks: Mapping[str, nn.Module], points: CalibrationSet, rounds: int = 5
-) -> dict[str, float]:
-    """Median seconds of a call of each network, which take turns in every round."""
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    for index in range(WARMUP + rounds):
-        for name, network in networks.items():
-            seconds = timed(network, points)
-            if index >= WARMUP:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[float, float, float]:
     """Median of paired ratios ``fp / test`` and its 95 % bootstrap interval."""
     ratios = np.asarray(fp) / np.asarray(test)
@@ -182,37 +167,6 @@ def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[f
     medians = np.median(ratios[draws], axis=1)
     low, high = np.quantile(medians, [0.025, 0.975])
     return float(np.median(ratios)), float(low), float(high)
-
-
-@torch.no_grad()
-def paired_times(
-    model: nn.Module,
-    against: nn.Module,
-    points: CalibrationSet,
-    rounds: int,
-    progress: Progress | None = None,
-) -> tuple[list[float], list[float]]:
-    """Seconds of a call of ``against`` and of ``model`` in each round, which take turns to begin.
-
-    Args:
-        model: the network under test.
-        against: what it is compared with.
-        points: one batch of recorded inputs.
-        rounds: timed rounds, after a few that are not timed.
-        progress: called with (rounds done, rounds).
-    """
-    fp_times: list[float] = []
-    test_times: list[float] = []
-    for index in range(WARMUP + rounds):
-        first_fp, first_test = (against, model) if index % 2 == 0 else (model, against)
-        pair = (timed(first_fp, points), timed(first_test, points))
-        fp_seconds, test_seconds = pair if index % 2 == 0 else pair[::-1]
-        if index >= WARMUP:
-            fp_times.append(fp_seconds)
-            test_times.append(test_seconds)
-        if progress is not None:
-            progress(index + 1, WARMUP + rounds)
-    return fp_times, test_times
 
 
 @torch.no_grad()
@@ -227,8 +181,8 @@ def measure(
     steps: int,
     rounds: int,
     progress: Progress | None = None,
-) -> Latency:
-    """Time one denoiser call.
+) -> tuple[Latency, str]:
+    """Time one denoiser call; also a warning, empty where no other process disturbed it.
 
     Args:
         model: the network under test.
@@ -241,11 +195,12 @@ def measure(
         rounds: timed rounds, at least 20; the two networks take turns within each.
         progress: called with (rounds done, rounds).
     """
-    fp_times, test_times = paired_times(model, against, points, rounds, progress)
+    turns = take_turns({AGAINST: against, MODEL: model}, points, rounds, progress)
+    fp_times, test_times = turns.seconds(AGAINST), turns.seconds(MODEL)
     ratio, low, high = ratio_interval(fp_times, test_times)
     quarters = statistics.quantiles(test_times, n=4)
     step = statistics.median(test_times)
-    return Latency(
+    latency = Latency(
         step_ms=1e3 * step,
         step_iqr_ms=1e3 * (quarters[2] - quarters[0]),
         fp_step_ms=1e3 * statistics.median(fp_times),
@@ -261,3 +216,4 @@ def measure(
         clock=clock_of(points),
         peak_bytes=peak_of(lambda: points.call(model), points.sample.device),
     )
+    return latency, turns.warning

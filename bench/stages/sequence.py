@@ -202,12 +202,12 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
     found = _imported(cell.method, plugins, prefer_plugin=prefer)
     method = found.method.configured(cell.options)
     network = make_network(workspace, recorded, cell, method, cache, progress).network
-    times = []
+    times, warnings = [], []
     for images in (cell.budget.batch, *cell.budget.latency_batches):
         batch = sampler_batch(recorded, images).on(workspace.device)
         fastest = baseline(workspace, recorded, cell, batch, cache, progress)
         with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
-            latency = measure(
+            latency, warning = measure(
                 fastest.fp32 if network.backend == "fp32" else network.module,
                 fastest.module,
                 batch,
@@ -219,7 +219,9 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 progress=lambda done, total: progress("time", done, total),
             )
         times.append(latency)
-    return replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
+        warnings += [f"latency: {warning}"] if warning else []
+    timed = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
+    return replace(timed, warnings=(*row.warnings, *warnings))
 
 
 @process_state()

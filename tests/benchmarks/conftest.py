@@ -75,7 +75,7 @@ class Bench:
         points = sequence.sampler_batch(self.recorded, cell.budget.batch)
         with torch.no_grad(), packed.clock.at(int(points.step[0])):
             benchmark.pedantic(points.call, (packed.module,), rounds=20, warmup_rounds=3)
-            latency = measure(
+            latency, _ = measure(
                 packed.module,
                 original,
                 points,

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from quantarena.bench.devices.turns import interleaved
 from quantarena.bench.memory import peak_growth
-from quantarena.bench.stages.latency import interleaved, measure, ratio_interval
+from quantarena.bench.stages.latency import measure, ratio_interval
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
 
@@ -38,7 +39,7 @@ def test_a_machine_that_slows_down_keeps_its_ratio():
 
 def test_measure_sees_which_is_faster():
     fast, slow, ticks = Sleeper(0.001), Sleeper(0.004), []
-    found = measure(
+    found, _ = measure(
         fast,
         slow,
         POINTS,
@@ -56,16 +57,16 @@ def test_measure_sees_which_is_faster():
     assert found.image_ms == pytest.approx(found.step_ms * 10 / 2)
     assert (found.batch, found.rounds, found.threads) == (2, 20, torch.get_num_threads())
     assert found.backend == "packed"
-    assert ticks[-1] == (23, 23)
+    assert ticks[-1] in {(23, 23), (22, 23), (21, 23)}  # fewer where others had the cores
 
 
 def test_full_precision_against_a_copy_of_itself_is_no_faster():
     original, same = Sleeper(0.002), Sleeper(0.002)
-    found = measure(
+    found, _ = measure(
         same, original, POINTS, backend="fp32", setting="fp32 eager", images=1, steps=1, rounds=20
     )
     assert found.fp_setting == "fp32 eager"
-    assert original.calls == 23
+    assert original.calls == same.calls - 1 >= 23  # one more for its peak
     assert found.ratio_low <= 1.5
     assert found.ratio_high >= 0.67
 
@@ -74,7 +75,7 @@ def test_settings_take_turns():
     fast, slow = Sleeper(0.001), Sleeper(0.006)
     times = interleaved({"slow": slow, "fast": fast}, POINTS, rounds=3)
     assert times["fast"] < times["slow"]
-    assert fast.calls == slow.calls == 6
+    assert fast.calls == slow.calls >= 6
 
 
 def test_peak_growth_sees_a_large_tensor():
