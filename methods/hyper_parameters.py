@@ -96,7 +96,7 @@ DILATE_QUANT = Training(
     32,
     {
         "weight": Group(1e-4, Decay.COSINE),
-        "weight_scale": Group(1e-4, Decay.COSINE),
+        "weight_scale": Group(1e-4, Decay.COSINE, most=0.01),
         "act_scale": Group(1e-4, Decay.COSINE),
         "act_zero": Group(1e-4, Decay.COSINE),
     },
@@ -104,7 +104,9 @@ DILATE_QUANT = Training(
 )
 """Restated are 1e-4 for the quantizers and 1e-2 for the weights. The latter is half a 4-bit code a
 step, 5,000 times: weights that learn at it leave their full-precision values, so they have the
-quantizers' rate here.
+quantizers' rate here. The paper quantizes every layer to the requested bits; where policy
+``uniform`` has 8, a weight scale is 0.0005 to 0.001 on emoji-dit, and a step of 1e-4 carried one
+through zero. So a step is at most a hundredth of the mean scale.
 """
 
 TUNE_QDM = Training(

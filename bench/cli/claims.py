@@ -1,9 +1,10 @@
 """The verb ``claims``: claims of papers against measured rows."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from quantarena.bench.cli.common import (
     RESULTS,
@@ -17,7 +18,15 @@ from quantarena.bench.cli.common import (
 )
 from quantarena.bench.errors import UnknownName, did_you_mean
 from quantarena.bench.plan.presets import DEFAULT
-from quantarena.bench.report.claims import Claim, Finding, Verdict, judge_claims, load_claims
+from quantarena.bench.report.claims import (
+    Claim,
+    Finding,
+    Verdict,
+    judge_claims,
+    load_claims,
+    policy_of,
+)
+from quantarena.bench.spec import DEFAULT_POLICY
 
 
 def claims(
@@ -34,41 +43,73 @@ def claims(
         raise UnknownName(f"no claim of a method {method!r}: {did_you_mean(method, known)}")
     chosen = [claim for claim in every if method in (None, claim.method)]
     findings = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
-    columns = ("method", "than", "bits", "workload", "claimed", "verdict", "measured here")
-    cells = [
-        (
-            f.claim.method,
-            f.claim.offline.than,
-            f.bits,
-            f.workload,
-            f.claim.effect,
-            f.verdict.value,
-            _measured(f, run),
-        )
-        for f in findings
-    ]
-    lines = [_experiment(claim) for claim in chosen if claim.offline.command]
+    shown: list[Any] = []
+    for claim in chosen:
+        shown.append(Text(f"\n{_headline(claim)}", style="bold"))
+        if claim.offline.command:
+            shown.append(f"an experiment: {claim.offline.page}")
+            shown.append(f"again with: {claim.offline.command}")
+            continue
+        of = [finding for finding in findings if finding.claim == claim]
+        shown.append(_outcomes(of))
+        shown += _commands(of, run)
     value = {
         "findings": [dataclasses.asdict(f) for f in findings],
         "experiments": [dataclasses.asdict(c) for c in chosen if c.offline.command],
     }
-    emit(value, [table(f"claims on {run}", columns, cells), *lines], as_json=as_json)
+    emit(value, shown, as_json=as_json)
 
 
-def _measured(finding: Finding, run: str) -> str:
-    """The measured effect of a claim, or the command that measures it."""
+def _headline(claim: Claim) -> str:
+    than = f" against {claim.offline.than}" if claim.offline.than else ""
+    return f"{claim.method}{than}: {claim.effect}"
+
+
+def _outcomes(findings: list[Finding]) -> Any:
+    """The table of a claim: a line for each workload and width, a column for each policy."""
+    policies = list(dict.fromkeys(finding.policy for finding in findings))
+    lines: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        lines.setdefault((finding.workload, finding.bits), []).append(_measured(finding))
+    metric = findings[0].claim.offline.metric
+    heads = ("workload", "bits", *(f"{metric}, {policy} widths" for policy in policies))
+    return table("", heads, [(*where, *outcomes) for where, outcomes in lines.items()])
+
+
+def _measured(finding: Finding) -> str:
+    """The verdict with the measured effect."""
     if finding.verdict is Verdict.MISSING or finding.mean is None or finding.other is None:
-        asked = f"{finding.claim.method},{finding.claim.offline.than}"
-        return f"quantarena run {run} --method {asked} --bits {finding.bits}"
-    share = f", {100 * finding.mean / finding.other:+.0f} %" if finding.other else ""
+        return Verdict.MISSING.value
+    share = f" ({100 * finding.mean / finding.other:+.0f} %)" if finding.other else ""
     interval = "" if finding.low is None else f" [{finding.low:+.3g}, {finding.high:+.3g}]"
-    seeds = f"{finding.n} images, {finding.seeds} seed{'s' if finding.seeds > 1 else ''}"
-    return f"{finding.claim.offline.metric} {finding.mean:+.3g}{interval}{share}; {seeds}"
+    seeds = f", {finding.seeds} seeds" if finding.seeds > 1 else ""
+    return (
+        f"{finding.verdict.value} {finding.mean:+.3g}{interval}{share}, {finding.n} images{seeds}"
+    )
 
 
-def _experiment(claim: Claim) -> str:
-    trial = claim.offline
-    return f"{claim.method}: {claim.effect}: {trial.page}, again with: {trial.command}"
+def _commands(findings: list[Finding], run: str) -> list[str]:
+    """What measures the missing outcomes of a claim: a command for each policy of its methods."""
+    wanted: dict[str, dict[str, dict[str, None]]] = {}
+    for finding in findings:
+        if finding.verdict is not Verdict.MISSING:
+            continue
+        for method in (finding.claim.method, finding.claim.offline.than):
+            if policy_of(method, finding.policy) != finding.policy:
+                continue  # its row under uniform is asked for where that is missing
+            asked = wanted.setdefault(finding.policy, {})
+            for kind, name in (
+                ("workload", finding.workload),
+                ("method", method),
+                ("bits", finding.bits),
+            ):
+                asked.setdefault(kind, {})[name] = None
+    return [
+        f"measure what is missing: quantarena run {run}"
+        + "".join(f" --{kind} {','.join(names)}" for kind, names in asked.items())
+        + ("" if policy == DEFAULT_POLICY else f" --policy {policy}")
+        for policy, asked in wanted.items()
+    ]
 
 
 VERBS: dict[str, Verb] = {"claims": claims}

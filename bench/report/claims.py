@@ -15,6 +15,8 @@ from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.target import DEFAULT_TARGET
+from quantarena.methods.core.model.policy import PUBLISHED
+from quantarena.methods.registry import entry
 
 
 class Verdict(StrEnum):
@@ -81,6 +83,7 @@ class Finding:
 
     Attributes:
         claim: the claim.
+        policy: ``uniform``, the same widths for both methods; or ``published``, each paper's own.
         workload: name of the workload; empty for an experiment.
         bits: requested bits.
         verdict: the outcome.
@@ -93,6 +96,7 @@ class Finding:
     """
 
     claim: Claim
+    policy: str
     workload: str
     bits: str
     verdict: Verdict
@@ -135,7 +139,10 @@ def _claim(document: dict[str, Any]) -> Claim:
 
 
 def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> tuple[Finding, ...]:
-    """The outcome of each claim on each of its workloads at each of its widths.
+    """The outcome of each claim on each of its workloads at each of its widths, by policy.
+
+    Under ``published`` both methods have their papers' own layers and widths; one whose paper has
+    none, such as rounding to nearest, has those of ``uniform``.
 
     Args:
         claims: the claims; experiments have no rows and are left out.
@@ -144,30 +151,42 @@ def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> t
     finished: _Finished = {}
     for folder, row in rows:
         cell = row.cell
-        plain = (cell.variant, cell.policy, cell.options, cell.target) == _PLAIN
-        if row.status is Status.OK and plain:
-            finished[(cell.method, cell.bits, cell.shared_key)] = (folder, row)
+        if row.status is Status.OK and (cell.variant, cell.options, cell.target) == _PLAIN:
+            finished[(cell.method, cell.policy, cell.bits, cell.shared_key)] = (folder, row)
     return tuple(
-        _finding(claim, workload, bits, finished)
+        _finding(claim, policy, workload, bits, finished)
         for claim in claims
         for workload in claim.offline.workloads
         for bits in claim.offline.bits
+        for policy in ("uniform", PUBLISHED)
+        if policy == "uniform" or _has_own_widths(claim.method)
     )
 
 
-_PLAIN = ("paper", "uniform", (), DEFAULT_TARGET)
-_Finished = dict[tuple[str, str, str], tuple[Path, Row]]
-"""By method, bits and what cells share: the folder of a run and its ok row."""
+def policy_of(method: str, policy: str) -> str:
+    """The policy of a method's row in a comparison under ``policy``."""
+    return policy if policy != PUBLISHED or _has_own_widths(method) else "uniform"
 
 
-def _finding(claim: Claim, workload: str, bits: str, finished: _Finished) -> Finding:
+def _has_own_widths(method: str) -> bool:
+    return getattr(entry(method).method, "published", None) is not None
+
+
+_PLAIN = ("paper", (), DEFAULT_TARGET)
+_Finished = dict[tuple[str, str, str, str], tuple[Path, Row]]
+"""By method, policy, bits and what cells share: the folder of a run and its ok row."""
+
+
+def _finding(claim: Claim, policy: str, workload: str, bits: str, finished: _Finished) -> Finding:
+    wanted = (claim.method, policy_of(claim.method, policy), bits, workload)
+    than = (claim.offline.than, policy_of(claim.offline.than, policy), bits)
     gaps: list[Array] = []
     others: list[float] = []
     prompts: list[int] = []
     sample: Row | None = None
-    for (method, width, shared), (folder, row) in finished.items():
-        rival = finished.get((claim.offline.than, bits, shared))
-        if (method, width, row.cell.workload) != (claim.method, bits, workload) or rival is None:
+    for (*cell, shared), (folder, row) in finished.items():
+        rival = finished.get((*than, shared))
+        if (*cell, row.cell.workload) != wanted or rival is None:
             continue
         try:
             gap = paired_gaps(folder, row, *rival).get(claim.offline.metric)
@@ -180,7 +199,7 @@ def _finding(claim: Claim, workload: str, bits: str, finished: _Finished) -> Fin
             others.append(measured.value)
             sample = row
     if sample is None:
-        return Finding(claim, workload, bits, Verdict.MISSING)
+        return Finding(claim, policy, workload, bits, Verdict.MISSING)
     pooled = np.concatenate(gaps)
     # a prompt that was drawn with several seeds is one unit, not several
     groups = tuple(prompts) if len(prompts) == pooled.size else None
@@ -190,5 +209,15 @@ def _finding(claim: Claim, workload: str, bits: str, finished: _Finished) -> Fin
     )
     other = float(np.mean(others))
     return Finding(
-        claim, workload, bits, verdict, shown.mean, shown.low, shown.high, shown.n, len(gaps), other
+        claim,
+        policy,
+        workload,
+        bits,
+        verdict,
+        shown.mean,
+        shown.low,
+        shown.high,
+        shown.n,
+        len(gaps),
+        other,
     )

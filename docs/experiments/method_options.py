@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.memory import peak_growth
 from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages.fp_images import fp_images
-from quantarena.bench.stages.latency import peak_growth
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import Workspace, open_workspace
 from quantarena.bench.workloads.sampling import draw_images

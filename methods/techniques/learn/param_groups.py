@@ -21,6 +21,10 @@ NAMES = (
     "gain_out",
 )
 """The groups of parameters that can learn."""
+_SCALES = frozenset({"weight_scale", "act_scale"})
+LEAST_SCALE = 1 / 16
+"""A scale that learns stays above this share of where it began: nothing is quantized at 0 or less.
+Adam's steps do not shrink with the scale, so that a long run can walk through zero."""
 
 
 class Decay(StrEnum):
@@ -47,6 +51,8 @@ class Group:
             weights are decided at the end, where a falling rate would be near zero.
         relative: the rate is relative to each parameter's own unit: the mean of a scale, the mean
             weight scale for a weight or its LoRA factors, 1 for roundings and zero points.
+        most: largest rate, as a share of the parameter's unit. Where a layer has more bits than
+            requested its scales are narrower, and an absolute rate can be most of one.
         weight_decay: weight decay of AdamW.
         layers: paths of the layers whose parameters learn; None for all layers.
         products: whether those of attention products learn too.
@@ -55,9 +61,14 @@ class Group:
     lr: float
     decay: Decay = Decay.CONSTANT
     relative: bool = False
+    most: float = math.inf
     weight_decay: float = 0.0
     layers: frozenset[str] | None = None
     products: bool = True
+
+    def rate(self, unit: float) -> float:
+        """Adam's learning rate for a parameter of this unit."""
+        return min(self.lr * unit if self.relative else self.lr, self.most * unit)
 
     def learns(self, layer: str) -> bool:
         """Whether the parameters of this layer learn."""
@@ -108,11 +119,15 @@ class Optimiser:
     ) -> None:
         self._decays: list[tuple[Decay, float]] = []
         self._banks: list[_Bank] = []
+        self._scales: list[nn.Parameter] = []
+        self._floors: list[torch.Tensor] = []
         by_rate: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: each one costs
         for name, learnables in parameters.items():
             for learnable in learnables:
-                unit = learnable.unit if groups[name].relative else 1.0
-                members = by_rate.setdefault((name, groups[name].lr * unit), [])
+                members = by_rate.setdefault((name, groups[name].rate(learnable.unit)), [])
+                if name in _SCALES:
+                    self._scales.append(learnable.parameter)
+                    self._floors.append(learnable.parameter.detach() * LEAST_SCALE)
                 if learnable.bank:
                     self._banks.append(_Bank(learnable.parameter))
                     members += self._banks[-1].entries
@@ -139,3 +154,6 @@ class Optimiser:
         for bank in self._banks:
             bank.share_gradient()
         self._adam.step()
+        if self._scales:
+            with torch.no_grad():
+                torch._foreach_maximum_(self._scales, self._floors)

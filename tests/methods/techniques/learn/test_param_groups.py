@@ -3,7 +3,13 @@ import torch
 
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.quantizers.activation import ActQuantizer
-from quantarena.methods.techniques.learn.param_groups import Decay, Group, Learnable, Optimiser
+from quantarena.methods.techniques.learn.param_groups import (
+    LEAST_SCALE,
+    Decay,
+    Group,
+    Learnable,
+    Optimiser,
+)
 
 
 def test_decays():
@@ -35,3 +41,31 @@ def test_only_calls_with_rows_in_the_batch_move(groups):
         assert (moved > 0).nonzero().flatten().tolist() == sorted(set(calls))
         # the first update of an entry is a whole step, however many others had before it
         assert torch.allclose(moved[calls[-1]], torch.tensor(1e-3), rtol=1e-2)
+
+
+def walk(group, unit, name="weight_scale", updates=200):
+    """Where a scale arrives that its gradient always makes smaller."""
+    scale = torch.nn.Parameter(torch.full((3, 1), unit))
+    optimiser = Optimiser({name: [Learnable(scale, unit)]}, {name: group})
+    for _ in range(updates):
+        optimiser.zero_grad()
+        scale.sum().backward()
+        optimiser.step(0.0)
+    return float(scale.detach().mean())
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "act_scale"])
+def test_a_scale_does_not_walk_through_zero(name):
+    assert walk(Group(1e-4), 5e-4, name) == pytest.approx(5e-4 * LEAST_SCALE)
+    assert walk(Group(1e-4), 5e-2, name) == pytest.approx(5e-2 - 200 * 1e-4, rel=1e-3)
+
+
+def test_a_floor_is_for_scales_alone():
+    assert walk(Group(1e-4), 5e-4, "weight") < -1e-2
+
+
+def test_the_rate_of_a_parameter():
+    assert Group(1e-4).rate(5e-4) == 1e-4
+    assert Group(1e-2, relative=True).rate(5e-4) == pytest.approx(5e-6)
+    assert Group(1e-4, most=0.01).rate(5e-4) == pytest.approx(5e-6)
+    assert Group(1e-4, most=0.01).rate(1.0) == 1e-4
