@@ -53,9 +53,10 @@ def done(bench):
     return bench
 
 
-def judged(done, *found):
+def judged(done, *found, policy="uniform"):
     folder = done.results / "smoke"
-    return judge_claims(found, [(folder, row) for row in done.rows("smoke")])
+    findings = judge_claims(found, [(folder, row) for row in done.rows("smoke")])
+    return [finding for finding in findings if finding.policy == policy]
 
 
 def test_verdicts_pool_the_seeds(done):
@@ -85,12 +86,37 @@ def test_the_verb(done):
     code, out, _ = done("claims", "smoke", "--json")
     found = json.loads(out)
     assert code == 0
-    pairs = {(f["claim"]["method"], f["workload"], f["bits"]): f for f in found["findings"]}
+    pairs = {
+        (f["claim"]["method"], f["workload"], f["bits"]): f
+        for f in found["findings"]
+        if f["policy"] == "uniform"
+    }
     assert pairs["q_diffusion", "emoji-t2i", "w4a4"]["verdict"] in set(Verdict)
     assert pairs["q_diffusion", "emoji-t2i", "w4a8"]["verdict"] == "not measured"
     assert any(e["method"] == "ptq4dm" for e in found["experiments"])
     code, out, _ = done("claims", "smoke", "--method", "q_diffusion")
-    assert "quantarena run smoke --method q_diffusion,rtn" in " ".join(out.split())
+    table, missing = out.split("measure what is missing", 1)
+    assert "uniform widths" in table
+    assert "published widths" in table
+    assert "quantarena run smoke --workload" in missing
+    assert "--method q_diffusion,rtn --bits w4a8" in missing
     code, _, err = done("claims", "nothing")
     assert code == 2
     assert err.count("\n") == 1
+
+
+def test_a_claim_is_tried_with_the_papers_own_widths_too(done):
+    own = claim("q_diffusion", "rtn", "w4a4")
+    assert judged(done, own, policy="published")[0].verdict is Verdict.MISSING
+    done("run", "smoke", "--method", "q_diffusion", "--bits", "w4a4", "--policy", "published")
+    there = judged(done, own, policy="published")[0]
+    # one seed has the published row; rounding to nearest has no widths of its own
+    assert (there.seeds, there.n) == (1, 16)
+    assert judged(done, own)[0].seeds == 2
+    assert claims.policy_of("rtn", "published") == "uniform"
+    assert claims.policy_of("q_diffusion", "published") == "published"
+    assert judged(done, claim("rtn", "q_diffusion"), policy="published") == []
+    _, out, _ = done("claims", "smoke", "--method", "q_diffusion")
+    commands = [line for line in out.splitlines() if "--policy published" in line]
+    assert len(commands) == 1
+    assert "--method q_diffusion --bits" in commands[0]
