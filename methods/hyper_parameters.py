@@ -71,7 +71,7 @@ EFFICIENT_DM = Training(
     {
         "lora": Group(1 / 2500, Decay.LINEAR, relative=True),
         "weight_scale": Group(1e-6, Decay.LINEAR),
-        "act_scale": Group(5e-4, Decay.LINEAR),
+        "act_scale": Group(5e-4, Decay.LINEAR, most=0.01),
     },
     "released code 293e212, ImageNet with 100 sampler calls, two images with both halves",
     by_block=False,

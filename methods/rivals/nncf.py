@@ -15,6 +15,7 @@ from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
 from quantarena.methods.rivals import ov_network
 from quantarena.methods.rivals.held import untouched
+from quantarena.methods.rivals.positional import arguments
 from quantarena.methods.rivals.stand_in import StandIn
 
 BATCH = 8
@@ -57,7 +58,7 @@ class Nncf(Rival):
 
         points = ctx.draw(UniformStride(ctx.effort.samples))
         items = [
-            [tensor.numpy() for tensor in ov_network.arguments(p.sample, p.timestep, p.conditions)]
+            [tensor.numpy() for tensor in arguments(p.sample, p.timestep, p.conditions)]
             for p in points.batches(BATCH)
         ]
         ctx.progress(0, 1)

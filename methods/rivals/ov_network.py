@@ -5,7 +5,7 @@ OpenVINO rounds everything to it unless told otherwise.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import Bits
-from quantarena.methods.core.nested import leaves, map_leaves, prediction
 from quantarena.methods.core.record.trajectory import CalibrationSet
+from quantarena.methods.rivals.positional import Positional, arguments
 
 MODEL = "model.xml"
 F32, BF16 = "f32", "bf16"
 _DEVICE = "CPU"
 _MACS = frozenset({"Convolution", "GroupConvolution", "MatMul", "FullyConnected"})
-
-
-class _Positional(nn.Module):
-    """A network whose inputs are a sample, timesteps, and the tensors of its conditions in order.
-
-    OpenVINO's tracer takes positional tensors; what is no tensor becomes part of the model.
-    """
-
-    def __init__(self, network: nn.Module, conditions: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.network, self.conditions = network, conditions
-        self.names = list(_tensors(conditions))
-
-    def forward(self, sample: Tensor, timestep: Tensor, *others: Tensor) -> Tensor:
-        given = dict(zip(self.names, others, strict=True))
-        filled = map_leaves(lambda path, leaf: given.get(path, leaf), self.conditions)
-        output = self.network(sample, timestep=timestep, return_dict=False, **filled)
-        found: Tensor = prediction(output, self.network)
-        return found
 
 
 def convert(network: nn.Module, points: CalibrationSet) -> Any:
@@ -51,7 +32,7 @@ def convert(network: nn.Module, points: CalibrationSet) -> Any:
     """
     import openvino as ov
 
-    wrapped = _Positional(network, points.conditions).eval()
+    wrapped = Positional(network, points.conditions).eval()
     example = tuple(arguments(points.sample, points.timestep, points.conditions))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every branch on a shape
@@ -66,18 +47,6 @@ def save(model: Any, folder: Path) -> None:
     import openvino as ov
 
     ov.save_model(model, folder / MODEL, compress_to_fp16=False)
-
-
-def arguments(sample: Tensor, timestep: Any, conditions: Mapping[str, Any]) -> Iterator[Tensor]:
-    """A call's tensors in the order of the model's inputs; timesteps are spread over the rows."""
-    times = torch.as_tensor(timestep)
-    yield sample.contiguous()
-    yield times.expand(len(sample)).contiguous() if times.dim() == 0 else times
-    yield from (tensor.contiguous() for tensor in _tensors(conditions).values())
-
-
-def _tensors(conditions: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {path: leaf for path, leaf in leaves(conditions).items() if isinstance(leaf, Tensor)}
 
 
 def has_bf16() -> bool:
