@@ -54,6 +54,15 @@ def fingerprint() -> dict[str, Any]:
     return facts
 
 
+def has_dot_products() -> bool:
+    """Whether the processor sums products of bytes in int32 in one instruction.
+
+    Without it, libraries sum pairs of uint8 by int8 products in int16, which saturates.
+    """
+    known = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+    return bool(known & set(_fingerprint()["isa"]))
+
+
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether times measured on two machines are comparable."""
     return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "gpu"))

@@ -1,12 +1,19 @@
 """Where and how a cell's networks run: device, number format, threads, runtime. No torch."""
 
+import importlib.util
 import re
 from dataclasses import dataclass
 
 from quantarena.bench.errors import UserError, did_you_mean
 
 DTYPES = ("fp32", "bf16", "fp16")
-RUNTIMES = ("torch", "openvino")
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "torch": (),
+    "openvino": ("openvino",),
+    "onnx": ("onnx", "onnxruntime"),
+}
+"""The modules that each runtime needs."""
+RUNTIMES = tuple(LIBRARIES)
 MOST_THREADS = 1024
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 
@@ -23,7 +30,8 @@ class Target:
             of full precision, which all others are compared with, are drawn in fp32.
         threads: torch's CPU threads while steps are timed. All else runs on one, which sums in
             one order.
-        runtime: what runs the packed network: ``torch`` with our own kernels, or ``openvino``.
+        runtime: what runs the packed network: ``torch`` with our own kernels,
+            ``openvino`` or ``onnx``.
     """
 
     device: str = "cpu"
@@ -49,6 +57,12 @@ class Target:
 
 
 DEFAULT_TARGET = Target()
+
+
+def absent_library(runtime: str) -> str:
+    """The first module of a runtime that is not installed; empty where all are."""
+    absent = (name for name in LIBRARIES[runtime] if importlib.util.find_spec(name) is None)
+    return next(absent, "")
 
 
 def checked_target(
@@ -81,6 +95,8 @@ def checked_target(
         raise UserError(f"--threads {target.threads}: it must be from 1 to {MOST_THREADS}")
     if target.dtype == "fp16" and target.kind == "cpu":
         raise UserError("--dtype fp16 needs a GPU: CPUs compute in fp32 or bf16")
+    if target.runtime == "onnx" and target.dtype != usual.dtype:
+        raise UserError(f"--dtype {target.dtype}: ONNX Runtime computes in fp32 on CPUs")
     if target.runtime != usual.runtime and target.kind != "cpu":
         raise UserError(f"--runtime {target.runtime} runs on the CPU, not on {target.device}")
     return target

@@ -147,7 +147,7 @@ def sample(
 def export_model(
     folder: Annotated[Path, typer.Argument(help="Folder that quantize wrote.", metavar="DIR")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="DIR")],
-    to: Annotated[str, typer.Option(help="Runtime: openvino.")] = "openvino",
+    to: Annotated[str, typer.Option(help="Runtime: openvino or onnx.")] = "openvino",
     images: Annotated[
         int, typer.Option("-n", "--images", min=1, help="Images of the parity gate, and of a step.")
     ] = 8,
@@ -163,11 +163,11 @@ def export_model(
         raise UserError(f"{folder} is no folder: write one with quantarena quantize")
     lookup.check_kernels()
     ship = importlib.import_module("quantarena.bench.ship.export_model")
-    order = ship.Order(folder, output, images, rounds, seed)
-    found: dict[str, Any] = ship.export_openvino(order, StageLines(Reporter(quiet=quiet)))
+    order = ship.Order(folder, to, output, images, rounds, seed)
+    found: dict[str, Any] = ship.export_model(order, StageLines(Reporter(quiet=quiet)))
     line = (
-        f"{output}: {found['layers']} layers in int8, {found['bytes'] / 1e6:.2f} MB; a step takes "
-        f"{found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "
+        f"{output}: {found['layers']} layers in integers, {found['bytes'] / 1e6:.2f} MB; a step "
+        f"takes {found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "
         f"between both {found['lpips_mean']:.4f}, at most {found['lpips_max']:.4f}"
     )
     emit(found, line, as_json=as_json)

@@ -131,7 +131,8 @@ class RequestOptions:
     runtime: Annotated[
         str | None,
         typer.Option(
-            "--runtime", help="What runs packed networks: torch (our own kernels) or openvino."
+            "--runtime",
+            help="What runs packed networks: torch (our own kernels), openvino or onnx.",
         ),
     ] = None
     plugin: PluginOption = None

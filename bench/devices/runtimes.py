@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 from torch import nn
 
+from quantarena.bench import machine
 from quantarena.bench.devices.device import DTYPES
-from quantarena.bench.target import Target
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.network import Network
 from quantarena.methods.core.packed.number_format import InFormat
@@ -61,66 +63,124 @@ class TorchRuntime(Runtime):
         return replace(packed, module=StandIn(original, lowered))
 
 
-def write_openvino(packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
-    """Write a packed network as an OpenVINO model.
+class FileRuntime(Runtime):
+    """A runtime of another library, which runs a model file of the same codes on the CPU.
 
-    Args:
-        packed: the network, on the CPU.
-        points: a few calls, which its converter sees.
-        folder: where the model goes.
-
-    Returns:
-        The number of layers that run in int8: all that are packed.
-
-    Raises:
-        Unsupported: a layer has no form that OpenVINO computes in integers.
-        QuantArenaError: OpenVINO does not compute one in integers on this processor.
+    Attributes:
+        name: as ``--runtime`` says it.
+        title: as people say it.
+        library: the module that runs the file.
     """
-    from quantarena.methods.rivals import ov_network
-    from quantarena.methods.runtimes import openvino_graph
-    from quantarena.methods.runtimes.plain_layers import plain_network
 
-    plain = plain_network(packed)
-    model = ov_network.convert(plain.module, points)
-    openvino_graph.fill(model, plain.layers)
-    ov_network.save(model, folder)
-    network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
-    integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
-    if left := sorted(set(plain.layers) - set(integer)):
-        raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
-    return len(integer)
-
-
-class OpenVinoRuntime(Runtime):
-    """OpenVINO's CPU plugin, whose int8 products compute our codes."""
+    name: ClassVar[str]
+    title: ClassVar[str]
+    library: ClassVar[str]
 
     @property
     def version(self) -> str:
-        """Of openvino."""
-        return f"openvino {version('openvino')}"
+        """Of the library."""
+        return f"{self.library} {version(self.library)}"
+
+    @abstractmethod
+    def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
+        """Write the model file.
+
+        Args:
+            packed: the network, on the CPU.
+            points: a few calls, which its converter sees.
+            folder: where the model goes.
+
+        Returns:
+            The number of layers that run in integers: all that are packed.
+
+        Raises:
+            Unsupported: a layer has no form that the runtime computes in integers.
+            QuantArenaError: the runtime does not compute one in integers on this processor.
+        """
+
+    @abstractmethod
+    def network(self, folder: Path, dtype: str = DEFAULT_TARGET.dtype) -> nn.Module:
+        """What runs the model file, with what stays unquantized in this number format.
+
+        Raises:
+            Unsupported: the runtime does not know that format.
+        """
 
     def build(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> None:
-        """Write the model."""
-        write_openvino(packed, points, folder)
+        """Write the model file."""
+        self.write(packed, points, folder)
 
     def prepare(
         self, packed: PackedModel, target: Target, original: nn.Module, folder: Path
     ) -> Network:
-        """The compiled model; what stays unquantized in the target's number format."""
-        from quantarena.methods.rivals import ov_network
-
-        precision = ov_network.F32 if target.dtype == "fp32" else ov_network.BF16
-        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, precision)
+        """The loaded model file."""
         return Prepared(
-            StandIn(original, network),
-            "openvino packed",
+            StandIn(original, self.network(folder, target.dtype)),
+            f"{self.name} packed",
             packed.bytes(),
             lines=packed.remarks(),
             clock=packed.clock,
         )
 
 
-RUNTIMES: dict[str, Runtime] = {"torch": TorchRuntime(), "openvino": OpenVinoRuntime()}
+class OpenVinoRuntime(FileRuntime):
+    """OpenVINO's CPU plugin, whose int8 products compute our codes."""
+
+    name, title, library = "openvino", "OpenVINO", "openvino"
+
+    def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
+        """Write the model, compile it and look what runs in int8."""
+        from quantarena.methods.rivals import ov_network
+        from quantarena.methods.runtimes import openvino_graph
+        from quantarena.methods.runtimes.plain_layers import plain_network
+
+        plain = plain_network(packed)
+        model = ov_network.convert(plain.module, points)
+        openvino_graph.fill(model, plain.layers)
+        ov_network.save(model, folder)
+        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
+        integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
+        if left := sorted(set(plain.layers) - set(integer)):
+            raise QuantArenaError(f"OpenVINO does not run {left[0]} in int8 on this processor")
+        return len(integer)
+
+    def network(self, folder: Path, dtype: str = DEFAULT_TARGET.dtype) -> nn.Module:
+        """The model, which is compiled for each shape when it first comes."""
+        from quantarena.methods.rivals import ov_network
+
+        precision = ov_network.F32 if dtype == "fp32" else ov_network.BF16
+        return ov_network.OpenVinoNetwork(folder / ov_network.MODEL, precision)
+
+
+class OnnxRuntime(FileRuntime):
+    """ONNX Runtime on the CPU, whose integer operators compute our codes."""
+
+    name, title, library = "onnx", "ONNX Runtime", "onnxruntime"
+
+    def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
+        """Write the model; its integer operators are exact by their definition."""
+        from quantarena.methods.runtimes import onnx_graph, onnx_network
+        from quantarena.methods.runtimes.plain_layers import plain_network
+
+        plain = plain_network(packed)
+        model = onnx_network.convert(plain.module, points)
+        onnx_graph.fill(model, plain.layers, saturates=not machine.has_dot_products())
+        onnx_network.save(model, folder)
+        return len(plain.layers)
+
+    def network(self, folder: Path, dtype: str = DEFAULT_TARGET.dtype) -> nn.Module:
+        """The model in a session of one thread."""
+        from quantarena.methods.runtimes import onnx_network
+
+        if dtype != "fp32":
+            raise Unsupported(f"ONNX Runtime computes in fp32 on CPUs, not in {dtype}")
+        return onnx_network.OnnxNetwork(folder / onnx_network.MODEL)
+
+
+FILE_RUNTIMES: dict[str, FileRuntime] = {
+    each.name: each for each in (OpenVinoRuntime(), OnnxRuntime())
+}
+RUNTIMES: dict[str, Runtime] = {"torch": TorchRuntime(), **FILE_RUNTIMES}
 
 
 def placed(packed: PackedModel, target: Target) -> PackedModel:

@@ -17,7 +17,7 @@ from quantarena.bench.plan.plan import Facts
 from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
-from quantarena.bench.target import DEFAULT_TARGET, Target
+from quantarena.bench.target import Target, absent_library
 from quantarena.methods.builtin import INSTALL, builtins, full_precision_settings, packaged_names
 
 UNKNOWN_RESOLUTION = 32
@@ -64,9 +64,8 @@ def check_target(target: Target) -> None:
     Raises:
         UserError: it does not.
     """
-    other = target.runtime != DEFAULT_TARGET.runtime
-    if other and importlib.util.find_spec(target.runtime) is None:
-        raise UserError(f"{target.runtime} is not installed: {INSTALL}")
+    if absent := absent_library(target.runtime):
+        raise UserError(f"{absent} is not installed: {INSTALL}")
     if target.kind != "cpu":  # torch knows
         importlib.import_module("quantarena.bench.devices.device").require(target)
 

@@ -1,20 +1,17 @@
 """Writes a packed pipeline's denoiser for another runtime: the verb ``export-model``."""
 
-import importlib.util
 import json
 import os
 import tempfile
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from quantarena.bench.devices.runtimes import write_openvino
+from quantarena.bench.devices.runtimes import FILE_RUNTIMES, FileRuntime
 from quantarena.bench.devices.turns import take_turns
 from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
 from quantarena.bench.files import sweep, work_folder
@@ -28,6 +25,7 @@ from quantarena.bench.stages.quantize import Progress
 from quantarena.bench.stages.record import record, recorded_in
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.target import absent_library
 from quantarena.bench.workloads.sampling import draw_images
 from quantarena.methods.builtin import INSTALL
 from quantarena.methods.core.record.announce import announcing
@@ -47,6 +45,7 @@ class Order:
 
     Attributes:
         folder: a folder that ``quantize`` wrote.
+        runtime: a name out of ``FILE_RUNTIMES``.
         output: where the model goes; it must not exist.
         images: images of the parity gate, and of the timed step.
         rounds: timed rounds.
@@ -54,6 +53,7 @@ class Order:
     """
 
     folder: Path
+    runtime: str
     output: Path
     images: int
     rounds: int
@@ -61,22 +61,21 @@ class Order:
 
 
 @process_state(TIMING_THREADS)
-def export_openvino(order: Order, progress: Progress) -> dict[str, Any]:
-    """Write an OpenVINO model, and hold it against the packed kernels.
+def export_model(order: Order, progress: Progress) -> dict[str, Any]:
+    """Write a model of another runtime, and hold it against the packed kernels.
 
     Returns:
         What was written and measured, as plain JSON types.
 
     Raises:
-        UserError: the model cannot be expressed, OpenVINO is absent, or the output is taken.
-        QuantArenaError: a layer does not run in int8, or images differ.
+        UserError: the model cannot be expressed, the runtime is absent, or the output is taken.
+        QuantArenaError: a layer does not run in integers, or images differ.
     """
-    if importlib.util.find_spec("openvino") is None:
-        raise UserError(f"openvino is not installed: {INSTALL}")
+    runtime = FILE_RUNTIMES[order.runtime]
+    if absent := absent_library(order.runtime):
+        raise UserError(f"{absent} is not installed: {INSTALL}")
     if order.output.exists():
         raise UserError(f"{order.output} exists: choose another place with -o")
-    from quantarena.methods.rivals import ov_network
-
     exported = open_exported(order.folder)
     workspace = _workspace(order, exported)
     points = _recorded(workspace, progress)
@@ -87,11 +86,11 @@ def export_openvino(order: Order, progress: Progress) -> dict[str, Any]:
     with work_folder(output.parent, output.name[:NAME_CHARACTERS]) as work:
         work.chmod(0o755)
         try:
-            integer = write_openvino(exported.packed, points.rows(slice(0, EXAMPLE_ROWS)), work)
+            few = points.rows(slice(0, EXAMPLE_ROWS))
+            integer = runtime.write(exported.packed, few, work)
         except Unsupported as error:
-            raise UserError(f"{order.folder} has no OpenVINO form: {error}") from None
-        network = ov_network.OpenVinoNetwork(work / ov_network.MODEL, ov_network.F32)
-        document = _measured(order, workspace, exported, network, points, progress)
+            raise UserError(f"{order.folder} has no {runtime.title} form: {error}") from None
+        document = _measured(order, workspace, exported, runtime, work, points, progress)
         document["layers"] = integer
         document["bytes"] = sum(file.stat().st_size for file in work.iterdir())
         (work / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
@@ -117,7 +116,8 @@ def _measured(
     order: Order,
     workspace: Workspace,
     exported: ExportedPipeline,
-    network: nn.Module,
+    runtime: FileRuntime,
+    folder: Path,
     points: CalibrationSet,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -127,11 +127,11 @@ def _measured(
         QuantArenaError: images differ.
     """
     packed = exported.packed
-    stand_in = StandIn(packed.module, network)
+    stand_in = StandIn(packed.module, runtime.network(folder))
     with torch.no_grad(), packed.clock.at(int(points.step[0])):
         wanted, found = points.call(packed.module), points.call(stand_in)
     images = []
-    for name, module in (("packed", packed.module), ("openvino", stand_in)):
+    for name, module in (("packed", packed.module), (runtime.name, stand_in)):
         workspace.loaded.put(module)
         with announcing(workspace.loaded.pipe.scheduler, packed.clock):
             drawn = draw_images(
@@ -142,15 +142,15 @@ def _measured(
     apart = lpips(images[0], images[1])
     if not apart.mean() <= LPIPS_LIMIT:
         raise QuantArenaError(
-            f"images of OpenVINO are {apart.mean():.4f} (LPIPS) from those of the packed kernels, "
-            f"more than {LPIPS_LIMIT}"
+            f"images of {runtime.title} are {apart.mean():.4f} (LPIPS) from those of the packed "
+            f"kernels, more than {LPIPS_LIMIT}"
         )
     with packed.clock.at(int(points.step[0])):
-        networks = {"packed": packed.module, "openvino": stand_in}
+        networks = {"packed": packed.module, runtime.name: stand_in}
         turns = take_turns(networks, points, order.rounds, partial(progress, "time"))
-    ours, theirs = turns.seconds("packed"), turns.seconds("openvino")
+    ours, theirs = turns.seconds("packed"), turns.seconds(runtime.name)
     return {
-        "runtime": f"openvino {version('openvino')}",
+        "runtime": runtime.version,
         "packed_sha256": exported.loaded.sha256,
         "call_error": float((found - wanted).norm() / wanted.norm()),
         "lpips_mean": float(apart.mean()),

@@ -35,7 +35,8 @@ def test_the_label_names_what_differs():
         ({"device": "cuda:x"}, "--device cuda:x: it must be"),
         ({"dtype": "bf61"}, "--dtype bf61: .*bf16"),
         ({"threads": 0}, "--threads 0: it must be from 1"),
-        ({"runtime": "onnx"}, "--runtime onnx: .*openvino"),
+        ({"runtime": "onyx"}, "--runtime onyx: .*onnx"),
+        ({"runtime": "onnx", "dtype": "bf16"}, "ONNX Runtime computes in fp32"),
         ({"dtype": "fp16"}, "--dtype fp16 needs a GPU"),
         ({"device": "cuda", "runtime": "openvino"}, "--runtime openvino runs on the CPU"),
     ],
@@ -68,10 +69,11 @@ def test_an_absent_device_is_named():
         lookup.check_target(Target("cuda"))
 
 
-def test_an_absent_runtime_is_named(monkeypatch):
+@pytest.mark.parametrize(("runtime", "library"), [("openvino", "openvino"), ("onnx", "onnx")])
+def test_an_absent_runtime_is_named(monkeypatch, runtime, library):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"openvino is not installed: pip install"):
-        lookup.check_target(Target(runtime="openvino"))
+    with pytest.raises(UserError, match=f"{library} is not installed: pip install"):
+        lookup.check_target(Target(runtime=runtime))
 
 
 def test_a_row_names_the_processor():

@@ -10,7 +10,9 @@ from quantarena.bench.cli.main import run
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
 has_openvino = importlib.util.find_spec("openvino") is not None
+has_onnx = importlib.util.find_spec("onnxruntime") is not None
 needs_openvino = pytest.mark.skipif(not has_openvino, reason="openvino is not installed")
+needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnxruntime is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_the_folder_has_a_model_that_runs_in_int8(exported, tmp_path, capsys):
     out = tmp_path / "ov"
     code, said, err = told(capsys, "export-model", exported, "-o", out, "-n", "2", "--rounds", "3")
     assert code == 0, err
-    assert "layers in int8" in said
+    assert "layers in integers" in said
     assert {f.name for f in out.iterdir()} == {"model.xml", "model.bin", "export.json"}
     document = json.loads((out / "export.json").read_text())
     assert document["layers"] > 40
@@ -45,6 +47,24 @@ def test_the_folder_has_a_model_that_runs_in_int8(exported, tmp_path, capsys):
     assert found.shape == (3, 3, 16, 16), "any number of rows"
 
 
+@needs_onnx
+def test_the_folder_has_an_onnx_model(exported, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    words = ("export-model", exported, "--to", "onnx", "-o", out, "-n", "2", "--rounds", "3")
+    code, said, err = told(capsys, *words)
+    assert code == 0, err
+    assert "layers in integers" in said
+    assert {f.name for f in out.iterdir()} == {"model.onnx", "export.json"}
+    document = json.loads((out / "export.json").read_text())
+    assert document["runtime"].startswith("onnxruntime ")
+    assert document["lpips_mean"] <= 0.002
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    given = {"sample": torch.randn(3, 3, 16, 16).numpy(), "timestep": torch.full((3,), 5).numpy()}
+    assert session.run(None, given)[0].shape == (3, 3, 16, 16), "any number of rows"
+
+
 @needs_openvino
 def test_an_output_that_exists_is_kept(exported, tmp_path, capsys):
     code, _, err = told(capsys, "export-model", exported, "-o", tmp_path)
@@ -52,12 +72,17 @@ def test_an_output_that_exists_is_kept(exported, tmp_path, capsys):
     assert f"{tmp_path} exists" in err
 
 
-@pytest.mark.skipif(has_openvino, reason="openvino is installed")
-def test_without_openvino_it_says_what_to_install(exported, tmp_path, capsys):
-    code, _, err = told(capsys, "export-model", exported, "-o", tmp_path / "ov")
+@pytest.mark.parametrize(
+    ("runtime", "absent"), [("openvino", not has_openvino), ("onnx", not has_onnx)]
+)
+def test_without_its_library_it_says_what_to_install(exported, tmp_path, capsys, runtime, absent):
+    if not absent:
+        pytest.skip(f"{runtime} is installed")
+    words = ("export-model", exported, "--to", runtime, "-o", tmp_path / "out")
+    code, _, err = told(capsys, *words)
     assert code == 2
-    assert "openvino is not installed: pip install" in err
-    assert not (tmp_path / "ov").exists()
+    assert f"{runtime} is not installed: pip install" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

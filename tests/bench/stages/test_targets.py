@@ -80,23 +80,40 @@ def test_steps_are_timed_at_each_batch_and_number_of_threads(cell, paths, no_bas
     assert row.device.kind == "cpu"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is absent")
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_openvino_runs_the_same_codes(cell, paths, plain, no_baseline, dtype):
-    asked = replace(cell, target=Target(dtype=dtype, runtime="openvino"))
+def needs(library):
+    absent = importlib.util.find_spec(library) is None
+    return pytest.mark.skipif(absent, reason=f"{library} is absent")
+
+
+OTHERS = [
+    pytest.param("openvino", "fp32", marks=needs("openvino")),
+    pytest.param("openvino", "bf16", marks=needs("openvino")),
+    pytest.param("onnx", "fp32", marks=needs("onnxruntime")),
+]
+
+
+@pytest.mark.parametrize(("runtime", "dtype"), OTHERS)
+def test_another_runtime_runs_the_same_codes(cell, paths, plain, no_baseline, runtime, dtype):
+    asked = replace(cell, target=Target(dtype=dtype, runtime=runtime))
     row = ran(asked, paths)
-    assert row.backend == "openvino packed"
+    assert row.backend == f"{runtime} packed"
     assert row.parity == plain.parity
     assert row.observed == plain.observed
     assert abs(lpips(row) - lpips(plain)) < 0.05
     timed = sequence.time_cell(row, paths, progress=quiet)
-    assert timed.latency.backend == "openvino packed"
+    assert timed.latency.backend == f"{runtime} packed"
     assert ran(asked, paths).stage_keys == row.stage_keys
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is absent")
-def test_what_openvino_cannot_express_is_a_skipped_row(cell, paths):
-    asked = replace(cell, method="svdquant", target=Target(runtime="openvino"))
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        pytest.param("openvino", marks=needs("openvino")),
+        pytest.param("onnx", marks=needs("onnxruntime")),
+    ],
+)
+def test_what_a_runtime_cannot_express_is_a_skipped_row(cell, paths, runtime):
+    asked = replace(cell, method="svdquant", target=Target(runtime=runtime))
     row = sequence.run_cell(asked, paths, progress=quiet)
     assert row.status is Status.SKIPPED
     assert row.reason
