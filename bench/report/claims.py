@@ -1,5 +1,6 @@
 """The headline claims of the papers, checked against the rows that were measured here."""
 
+import importlib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array
 from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
+from quantarena.bench.spec import POLICY_NAMES
 from quantarena.bench.target import DEFAULT_TARGET
-from quantarena.methods.core.model.policy import PUBLISHED
-from quantarena.methods.registry import entry
+
+PUBLISHED = POLICY_NAMES[-1]
 
 
 class Verdict(StrEnum):
@@ -169,7 +171,8 @@ def policy_of(method: str, policy: str) -> str:
 
 
 def _has_own_widths(method: str) -> bool:
-    return getattr(entry(method).method, "published", None) is not None
+    registry = importlib.import_module("quantarena.methods.registry")  # late: it imports torch
+    return getattr(registry.entry(method).method, "published", None) is not None
 
 
 _PLAIN = ("paper", (), DEFAULT_TARGET)
