@@ -1,6 +1,6 @@
 """A denoiser as an ONNX model, and ONNX Runtime in the place of a network."""
 
-import io
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ def convert(network: nn.Module, points: CalibrationSet) -> Any:
     wrapped = Positional(network, points.conditions).eval()
     example = tuple(arguments(points.sample, points.timestep, points.conditions))
     names = ["sample", "timestep", *wrapped.names]
-    written = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as place, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every branch on a shape
+        written = Path(place) / MODEL
         torch.onnx.export(
             wrapped,
             example,
@@ -44,7 +44,7 @@ def convert(network: nn.Module, points: CalibrationSet) -> Any:
             dynamic_axes={name: {0: "rows"} for name in [*names, "prediction"]},
             opset_version=OPSET,
         )
-    return onnx.load_from_string(written.getvalue())
+        return onnx.load_model(written)
 
 
 def save(model: Any, folder: Path) -> None:

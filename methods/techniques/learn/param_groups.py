@@ -119,7 +119,7 @@ class Optimiser:
     ) -> None:
         self._decays: list[tuple[Decay, float]] = []
         self._banks: list[_Bank] = []
-        self._scales: list[nn.Parameter] = []
+        self._scales: list[torch.Tensor] = []
         self._floors: list[torch.Tensor] = []
         by_rate: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: each one costs
         for name, learnables in parameters.items():
@@ -156,4 +156,5 @@ class Optimiser:
         self._adam.step()
         if self._scales:
             with torch.no_grad():
-                torch._foreach_maximum_(self._scales, self._floors)
+                for scale, floor in zip(self._scales, self._floors, strict=True):
+                    scale.clamp_(min=floor)
