@@ -1,7 +1,8 @@
 """Networks that take turns at being timed, beside processes that take their core away."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -29,11 +30,13 @@ class Busy(nn.Module):
         return (sample,)
 
 
-def spin(core, started):
-    os.sched_setaffinity(0, {core})
-    started.set()
-    while True:
-        pass
+SPIN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print("on", flush=True)
+while True:
+    pass
+"""
 
 
 @pytest.fixture
@@ -43,16 +46,14 @@ def shared_core():
         pytest.skip("this system does not count what threads wait")
     before = os.sched_getaffinity(0)
     core = min(before)
-    spawn = multiprocessing.get_context("spawn")
-    started = spawn.Event()
-    other = spawn.Process(target=spin, args=(core, started), daemon=True)
-    other.start()
-    assert started.wait(60)
+    words = [sys.executable, "-c", SPIN, str(core)]
+    other = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "on\n"
     os.sched_setaffinity(0, {core})
     yield
     os.sched_setaffinity(0, before)
     other.kill()
-    other.join()
+    other.communicate()
 
 
 def planted(monkeypatch, seconds, waited):
