@@ -1,10 +1,10 @@
 """The verb ``claims``: claims of papers against measured rows."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.text import Text
+from rich.table import Table
 
 from quantarena.bench.cli.common import (
     RESULTS,
@@ -43,9 +43,9 @@ def claims(
         raise UnknownName(f"no claim of a method {method!r}: {did_you_mean(method, known)}")
     chosen = [claim for claim in every if method in (None, claim.method)]
     findings = judge_claims(chosen, [(store.folder, row) for row in store.rows()])
-    shown: list[Any] = []
+    shown: list[str | Table] = []
     for claim in chosen:
-        shown.append(Text(f"\n{_headline(claim)}", style="bold"))
+        shown.append(f"\n{_headline(claim)}")
         if claim.offline.command:
             shown.append(f"an experiment: {claim.offline.page}")
             shown.append(f"again with: {claim.offline.command}")
@@ -65,7 +65,7 @@ def _headline(claim: Claim) -> str:
     return f"{claim.method}{than}: {claim.effect}"
 
 
-def _outcomes(findings: list[Finding]) -> Any:
+def _outcomes(findings: list[Finding]) -> Table:
     """The table of a claim: a line for each workload and width, a column for each policy."""
     policies = list(dict.fromkeys(finding.policy for finding in findings))
     lines: dict[tuple[str, str], list[str]] = {}

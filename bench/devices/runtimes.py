@@ -10,7 +10,7 @@ from torch import nn
 
 from quantarena.bench import machine
 from quantarena.bench.devices.device import DTYPES
-from quantarena.bench.target import DEFAULT_TARGET, Target
+from quantarena.bench.target import DEFAULT_TARGET, LIBRARIES, Target
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.network import Network
 from quantarena.methods.core.packed.number_format import InFormat
@@ -69,17 +69,16 @@ class FileRuntime(Runtime):
     Attributes:
         name: as ``--runtime`` says it.
         title: as people say it.
-        library: the module that runs the file.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    library: ClassVar[str]
 
     @property
     def version(self) -> str:
-        """Of the library."""
-        return f"{self.library} {version(self.library)}"
+        """Of the library that runs the file."""
+        library = LIBRARIES[self.name][-1]
+        return f"{library} {version(library)}"
 
     @abstractmethod
     def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
@@ -126,7 +125,7 @@ class FileRuntime(Runtime):
 class OpenVinoRuntime(FileRuntime):
     """OpenVINO's CPU plugin, whose int8 products compute our codes."""
 
-    name, title, library = "openvino", "OpenVINO", "openvino"
+    name, title = "openvino", "OpenVINO"
 
     def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
         """Write the model, compile it and look what runs in int8."""
@@ -155,7 +154,12 @@ class OpenVinoRuntime(FileRuntime):
 class OnnxRuntime(FileRuntime):
     """ONNX Runtime on the CPU, whose integer operators compute our codes."""
 
-    name, title, library = "onnx", "ONNX Runtime", "onnxruntime"
+    name, title = "onnx", "ONNX Runtime"
+
+    @property
+    def version(self) -> str:
+        """Of the library, and of the weights' form: a cached file serves processors of its kind."""
+        return super().version + ("" if machine.has_dot_products() else ", uint8 weights")
 
     def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
         """Write the model; its integer operators are exact by their definition."""

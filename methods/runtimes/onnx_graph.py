@@ -17,6 +17,7 @@ in int16, which saturates silently. Weights too large for that are then written 
 kernels are slower and exact everywhere.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 PREFIX = "/network/"
 """Of every node's name in a converted model, before the module's path."""
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
+_CALL = re.compile(r"_\d+$")
 _END = np.iinfo(np.int64).max
 
 
@@ -48,8 +50,8 @@ def fill(model: Any, layers: Mapping[str, IntegerLayer], *, saturates: bool) -> 
     found: set[str] = set()
     built = _Built([])
     for node in model.graph.node:
-        path = path_of(node.name)
-        if node.op_type in _PRODUCTS and path in layers:
+        path = layer_of(node.name, layers)
+        if node.op_type in _PRODUCTS and path:
             built.prefix = f"{node.name}/"
             _product(built, node, path, layers[path], saturates=saturates)
             nodes += built.taken()
@@ -65,9 +67,13 @@ def fill(model: Any, layers: Mapping[str, IntegerLayer], *, saturates: bool) -> 
     model.graph.initializer.extend([*kept, *built.constants])
 
 
-def path_of(name: str) -> str:
-    """The module path in a node's name."""
-    return name.removeprefix(PREFIX).rpartition("/")[0].replace("/", ".")
+def layer_of(name: str, layers: Mapping[str, IntegerLayer]) -> str:
+    """The layer whose product a node is, by its name; empty where it is none's.
+
+    From a module's second call on, the exporter numbers its path.
+    """
+    path = name.removeprefix(PREFIX).rpartition("/")[0].replace("/", ".")
+    return next((each for each in (path, _CALL.sub("", path)) if each in layers), "")
 
 
 @dataclass
@@ -130,11 +136,8 @@ def _codes(built: _Built, x: str, path: str, layer: IntegerLayer) -> str:
         value = built.op(
             "Mul", [value, built.constant("factor", factor.reshape(shape))], "levelled"
         )
-    one, at = (
-        built.constant("one", np.float32(1)),
-        built.constant("zero", np.uint8(zero)),
-    )
-    value = built.op("QuantizeLinear", [value, one, at], "codes")
+    unit = [built.constant("one", np.float32(1)), built.constant("zero", np.uint8(zero))]
+    value = built.op("QuantizeLinear", [value, *unit], "codes")
     if layer.act_bits < 8:
         low = built.constant("low", np.uint8(0))
         high = built.constant("high", np.uint8((1 << layer.act_bits) - 1))
