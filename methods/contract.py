@@ -253,6 +253,16 @@ class MethodContext:
         """
         return held_out(self.trajectory, points, HELD_OUT, self.seed)
 
+    def judged_points(self) -> CalibrationSet:
+        """Recorded points, spread over images and calls, that ``distill`` measures errors on.
+
+        Like ``held_out``, for training that deals its own images.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(self.trajectory.rows, generator=generator)[:HELD_OUT]
+        calls = torch.arange(len(rows)) * self.trajectory.calls // len(rows)
+        return self.trajectory.pick(calls, rows)
+
     def blocks(
         self, model: QuantizedModel, points: CalibrationSet, temporal: Collection[str] = ()
     ) -> tuple[Block, ...]:

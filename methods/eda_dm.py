@@ -144,8 +144,8 @@ class EDADM(Method):
             "AdaRound has 20,000), batch 4 up to 400 of them (paper: 32)",
             "the distance that counts as near is a quantile of all distances (paper: 3.0 or 0.3 by "
             "data set); features are those of 8 images",
-            "AdaRound's regulariser decides the roundings, rates fit short runs (released code: no "
-            "regulariser, 0.5 falling to zero)",
+            "below the published length AdaRound's regulariser decides the roundings and rates fit "
+            "short runs (released code, and preset paper: no regulariser, 0.5 falling to zero)",
             "the ranges' zero points are free (released code: symmetric by an inverted flag)",
             "points are drawn from recorded images and repeat where a call wants more than there "
             "are",

@@ -145,7 +145,15 @@ class EfficientDM(Method):
         schedule = self.schedule(model, ctx.effort, ctx.trajectory.calls, recipe)
         if self.options.finetune and schedule.updates:
             walk, source = self.walk(ctx)
-            report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
+            report = distill(
+                model,
+                ctx.model,
+                walk,
+                schedule,
+                seed=ctx.seed,
+                progress=ctx.progress,
+                judged=ctx.judged_points(),
+            )
             notes = {**report.note(), "walks": source, "zero_point_drift": report.drift}
             model.notes["distillation"] = notes
         return model

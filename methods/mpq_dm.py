@@ -188,7 +188,15 @@ class MpqDm(Method):
         paper = hyper_parameters.MPQ_DM.batch
         batch = paper if ctx.effort.as_published else self.options.batch
         walk = teacher_walk(ctx.trajectory, batch)
-        report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
+        report = distill(
+            model,
+            ctx.model,
+            walk,
+            schedule,
+            seed=ctx.seed,
+            progress=ctx.progress,
+            judged=ctx.judged_points(),
+        )
         model.notes["distillation"] = {**report.note(), "feature": module}
 
     def schedule(

@@ -209,7 +209,15 @@ class QuEST(Method):
         for path in weights:
             thaw(model, path)
         walk = teacher_walk(ctx.trajectory, batch)
-        report = distill(model, ctx.model, walk, schedule, seed=ctx.seed, progress=ctx.progress)
+        report = distill(
+            model,
+            ctx.model,
+            walk,
+            schedule,
+            seed=ctx.seed,
+            progress=ctx.progress,
+            judged=ctx.judged_points(),
+        )
         model.notes["tuning"][stage.name] = {**report.note(), "layers": len(weights)}
 
     def schedule(

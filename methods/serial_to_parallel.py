@@ -42,6 +42,7 @@ from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
+from quantarena.methods.techniques.distill.held_out import Judge
 from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
@@ -194,7 +195,11 @@ class SerialToParallel(Method):
         """The serial and the parallel stages, as many as the preset has room for."""
         rounds = math.ceil(self.options.rounds * ctx.effort.iterations / QUICK)
         if rounds and (self.options.serial or self.options.epochs):
-            walks = fit_walks(ctx.model, ctx.walk_points(self.rows(ctx.trajectory, rounds)))
+            walking = ctx.walk_points(self.rows(ctx.trajectory, rounds))
+            walks = fit_walks(ctx.model, walking)
+            apart = ctx.held_out(walking)
+            judge = None if apart is None else Judge.of(ctx.model, apart)
+            before = None if judge is None else float(judge.errors(model).mean())
             report = distill_on_student_walks(
                 model,
                 ctx.model,
@@ -207,6 +212,9 @@ class SerialToParallel(Method):
                 "full_precision_rows": len(walks.recorded.targets) + report.teacher_rows,
                 "step_fit": round(float(walks.step.error.max()), 6),
             }
+            if judge is not None:
+                held = {"held_before": before, "held_after": float(judge.errors(model).mean())}
+                model.notes["learning"] |= held
 
     def rows(self, recorded: Trajectory, rounds: int) -> int:
         """Rows of the walks that the rounds learn on, all guidance halves of their images."""

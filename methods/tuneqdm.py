@@ -3,7 +3,7 @@
 ``W = d_out * (codes - zero_point) * d_in``, codes by min-max rounding to nearest and never changed.
 Each of N ranges of timesteps has its own pair of vectors, an expert. The paper tunes them to a new
 subject; the harness compares with the full-precision model, so here they are tuned to predict what
-it predicts along its recorded trajectory. docs/experiments/tune_subject.py tunes to a subject.
+it predicts along its recorded trajectory. ``quantarena tune`` tunes to a subject.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ class TuneQdm(Method):
         ),
         deviations=(
             "tuned to the full-precision model's noise along its recorded trajectory (paper: to "
-            "the images of a new subject, see docs/experiments/tune_subject.py)",
+            "the images of a new subject, see quantarena tune)",
             "codes are round-to-nearest (paper: a Q-Diffusion checkpoint; its released code: as "
             "here)",
             "d_in starts at 1, so that nothing changes before tuning (paper notes: N(1, 0.01); "
@@ -108,7 +108,15 @@ class TuneQdm(Method):
         found = self.schedule(ctx.effort.iterations, ctx.trajectory.calls)
         if self.options.tune and found.updates:
             walk = teacher_walk(ctx.trajectory, self.options.batch)
-            report = distill(model, ctx.model, walk, found, seed=ctx.seed, progress=ctx.progress)
+            report = distill(
+                model,
+                ctx.model,
+                walk,
+                found,
+                seed=ctx.seed,
+                progress=ctx.progress,
+                judged=ctx.judged_points(),
+            )
             parameters = trainable(model, inputs=self.options.inputs)
             model.notes["tuning"] = {**report.note(), "parameters": parameters}
         return model

@@ -164,7 +164,10 @@ def export_model(
     lookup.check_kernels()
     ship = importlib.import_module("quantarena.bench.ship.export_model")
     order = ship.Order(folder, to, output, images, rounds, seed)
-    found: dict[str, Any] = ship.export_model(order, StageLines(Reporter(quiet=quiet)))
+    reporter = Reporter(quiet=quiet)
+    found: dict[str, Any] = ship.export_model(order, StageLines(reporter))
+    if found["warning"]:
+        reporter.warn(found["warning"])
     line = (
         f"{output}: {found['layers']} layers in integers, {found['bytes'] / 1e6:.2f} MB; a step "
         f"takes {found['step_ms']:.1f} ms, {found['packed_step_ms']:.1f} ms on our kernels; LPIPS "

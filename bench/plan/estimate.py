@@ -1,10 +1,10 @@
 """How long cells will take and how much disk they need: from measured rows of this machine when
 there are any, else from stated defaults. Pure arithmetic, no torch.
 
-A stage's time is its *work* (images x steps for sampling, iterations for quantizing, ...) times
-seconds a unit of work. Rows that were measured give that rate; the nearest ones win: same workload
-before any, and there same method and bits, then same method, then any quantized cell. Only the
-rate is guessed when there are none.
+A stage's time is its *work* (images x steps x the size of the network for sampling, iterations for
+quantizing, ...) times seconds a unit of work. Rows that were measured give that rate; the nearest
+ones win: same workload before any, and there same method and bits, then same method, then any
+quantized cell. Only the rate is guessed when there are none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from quantarena.bench.machine import same_machine
+from quantarena.bench.plan.network_size import Size
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.methods.builtin import builtins
@@ -23,15 +24,22 @@ SHARED = "record"
 ALONE = "time"
 """Stage that runs by itself, after all others."""
 
-_WORK: dict[str, Callable[[Cell], float]] = {
-    SHARED: lambda c: (2 * c.budget.images + c.budget.calibration_images) * _steps(c),
-    "quantize": lambda c: 20.0 + c.budget.range_samples / 32 + _iterations(c),
-    "pack": lambda c: 1.0,
-    "parity": lambda c: 1.0,
-    "sample": lambda c: c.budget.images * _steps(c),
-    "score": lambda c: 16.0 + c.budget.images,
-    "other": lambda c: 1.0,
-    ALONE: lambda c: 5.0 + c.budget.latency_rounds,
+Sizes = Callable[[str], Size]
+"""The size of a workload."""
+
+_WORK: dict[str, Callable[[Cell, Size], float]] = {
+    SHARED: lambda c, s: (
+        (2 * c.budget.images + c.budget.calibration_images) * _steps(c, s) * s.call
+    ),
+    "quantize": lambda c, s: (
+        15.0 + 5.0 * s.weights + (c.budget.range_samples / 32 + _iterations(c)) * s.call
+    ),
+    "pack": lambda c, s: s.weights,
+    "parity": lambda c, s: s.call,
+    "sample": lambda c, s: c.budget.images * _steps(c, s) * s.call,
+    "score": lambda c, s: 16.0 + c.budget.images,
+    "other": lambda c, s: 1.0,
+    ALONE: lambda c, s: (5.0 + c.budget.latency_rounds) * s.call,
 }
 _DEFAULT_RATE = {
     SHARED: 0.009,
@@ -41,17 +49,21 @@ _DEFAULT_RATE = {
     "sample": 0.006,
     "score": 0.03,
     "other": 2.0,
-    ALONE: 0.29,
+    ALONE: 0.17,
 }
 """Seconds a unit on one core of an ordinary server, guidance included."""
 
 _START_SECONDS = {"local": 12.0, "ray": 30.0}
 _PAGE_SECONDS = 8.0
-_DEFAULT_STEPS = 20
 
 
-def _steps(cell: Cell) -> int:
-    return cell.budget.steps or _DEFAULT_STEPS
+def shipped(workload: str) -> Size:
+    """The size of the models that ship, whatever the workload."""
+    return Size()
+
+
+def _steps(cell: Cell, size: Size) -> int:
+    return cell.budget.steps or size.steps
 
 
 def _iterations(cell: Cell) -> float:
@@ -67,13 +79,21 @@ class Rates:
 
     Attributes:
         measured: rates of finished rows by (stage, workload, method, bits).
+        sizes: of workloads.
     """
 
     measured: Mapping[tuple[str, str, str, str], tuple[float, ...]]
+    sizes: Sizes = shipped
 
     @classmethod
-    def of(cls, rows: Iterable[Row], machine: Mapping[str, Any]) -> "Rates":
-        """Rates of the ok rows that were measured on this machine."""
+    def of(cls, rows: Iterable[Row], machine: Mapping[str, Any], sizes: Sizes = shipped) -> "Rates":
+        """Rates of the ok rows that were measured on this machine.
+
+        Args:
+            rows: of any workloads.
+            machine: the fingerprint of this machine.
+            sizes: of the workloads to estimate; those of other rows count as the ones that ship.
+        """
         found: dict[tuple[str, str, str, str], list[float]] = {}
         for row in rows:
             if row.status is not Status.OK or not same_machine(row.machine, dict(machine)):
@@ -82,8 +102,9 @@ class Rates:
                 # A stage answered from the cache says nothing of what it costs.
                 if stage in _WORK and seconds > 0.01:
                     key = (stage, row.cell.workload, row.cell.method, row.cell.bits)
-                    found.setdefault(key, []).append(seconds / _WORK[stage](row.cell))
-        return cls({key: tuple(values) for key, values in found.items()})
+                    work = _WORK[stage](row.cell, sizes(row.cell.workload))
+                    found.setdefault(key, []).append(seconds / work)
+        return cls({key: tuple(values) for key, values in found.items()}, sizes)
 
     def __bool__(self) -> bool:
         return bool(self.measured)
@@ -112,7 +133,7 @@ class Rates:
         """Seconds of one stage of a cell. Full precision was sampled by ``record``."""
         if cell.method == "fp" and stage in {"quantize", "pack", "parity", "sample"}:
             return 0.0
-        return self.rate(stage, cell) * _WORK[stage](cell)
+        return self.rate(stage, cell) * _WORK[stage](cell, self.sizes(cell.workload))
 
     def cell_seconds(self, cell: Cell) -> float:
         """Seconds of the stages that ``run_cell`` goes through."""
@@ -197,7 +218,9 @@ def _makespan(seconds: Iterable[float], workers: int) -> float:
     return max(free)
 
 
-def disk_bytes(todo: Todo, resolution: Callable[[str], int], model_bytes: int) -> int:
+def disk_bytes(
+    todo: Todo, resolution: Callable[[str], int], model_bytes: int, sizes: Sizes = shipped
+) -> int:
     """Bytes that a run will add: images, scores, recorded trajectories, quantized states."""
     images = sum(
         cell.budget.images * (resolution(cell.workload) ** 2 * 3 + 1024)
@@ -206,7 +229,7 @@ def disk_bytes(todo: Todo, resolution: Callable[[str], int], model_bytes: int) -
     # A recorded point is a latent of a quarter of the resolution and one prediction, as float32.
     recorded = sum(
         cell.budget.calibration_images
-        * _steps(cell)
+        * _steps(cell, sizes(cell.workload))
         * (resolution(cell.workload) // 4) ** 2
         * 4
         * 2

@@ -13,6 +13,7 @@ from typing import Any
 from quantarena.bench.closure import Closure, closure, closures_key, file_closure, method_closure
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
+from quantarena.bench.plan.network_size import Size, network_size
 from quantarena.bench.plan.plan import Facts
 from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
@@ -210,10 +211,18 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
     def resolution(name: str) -> int:
         return int(infos[name].resolution) or UNKNOWN_RESOLUTION
 
+    @functools.cache
+    def size(name: str) -> Size:
+        if name not in infos:  # a row of another folder, whose model may be gone
+            return Size()
+        info = infos[name]
+        return network_size(Path(info.path), int(info.resolution), info.guidance, info.steps)
+
     return Facts(
         lambda cell: stamp(cell.method, cell.workload),
         resolution,
         lambda name: float(infos[name].megabytes),
+        size,
     )
 
 

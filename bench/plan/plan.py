@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench import machine
-from quantarena.bench.plan.estimate import Rates, Todo, disk_bytes, wall_seconds
+from quantarena.bench.plan.estimate import Rates, Sizes, Todo, disk_bytes, shipped, wall_seconds
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.target import Target
@@ -43,6 +43,7 @@ class Plan:
         measured: True when the estimate rests on rows measured on this machine.
         disk: estimated bytes to be written.
         stamp: hash of a cell's inputs, kept with its row.
+        sizes: of workloads, for estimates in mid-run.
     """
 
     grid: Grid
@@ -55,6 +56,7 @@ class Plan:
     measured: bool
     disk: int
     stamp: Callable[[Cell], str]
+    sizes: Sizes = shipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,13 @@ class Facts:
         stamp: hash of the code and the model that a cell's numbers depend on, or "" when unknown.
         resolution: pixels a side of a workload.
         megabytes: of a workload's weights.
+        size: of a workload's network.
     """
 
     stamp: Callable[[Cell], str] = lambda cell: ""
     resolution: Callable[[str], int] = lambda workload: 32
     megabytes: Callable[[str], float] = lambda workload: 20.0
+    size: Sizes = shipped
 
 
 def make_plan(
@@ -108,7 +112,7 @@ def make_plan(
         prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
     fan = choose_fan(executor, workers, len(missing), grid.target)
-    rates = Rates.of((*rows, *history), machine.fingerprint())
+    rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size)
     model_bytes = max((int(facts.megabytes(w) * 1e6) for w in grid.workloads), default=0)
     return Plan(
         grid=grid,
@@ -119,8 +123,9 @@ def make_plan(
         fan=fan,
         seconds=wall_seconds(todo, rates, fan.workers, fan.executor),
         measured=bool(rates),
-        disk=disk_bytes(todo, facts.resolution, model_bytes),
+        disk=disk_bytes(todo, facts.resolution, model_bytes, facts.size),
         stamp=facts.stamp,
+        sizes=facts.size,
     )
 
 

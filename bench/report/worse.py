@@ -82,12 +82,12 @@ def _suspects(row: Row) -> str:
     if known is not None and known.most_iterations == 0:
         return "Check its calibration data first, then the method"
     rose = list(_held_out(row.calibration))
-    blocks = f" ({sum(rose)} of {len(rose)} blocks got worse on held-out points)" if rose else ""
-    return f"Check its data, budget and rates first, then the method{blocks}"
+    parts = f" ({sum(rose)} of {len(rose)} parts got worse on held-out points)" if rose else ""
+    return f"Check its data, budget and rates first, then the method{parts}"
 
 
 def _held_out(notes: Any) -> Iterator[bool]:
-    """For each block in a method's notes, whether training raised its loss on held-out points."""
+    """For each block or network in a method's notes, whether its loss on held-out points rose."""
     if isinstance(notes, dict):
         before, after = notes.get("held_before"), notes.get("held_after")
         if isinstance(before, int | float) and isinstance(after, int | float):

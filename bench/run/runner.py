@@ -260,7 +260,8 @@ class Run:
         return max(LEAST_TIMEOUT, 8 * longest)
 
     def _rates(self) -> Rates:
-        return Rates.of((*self._rows.values(), *self.history), machine.fingerprint())
+        rows = (*self._rows.values(), *self.history)
+        return Rates.of(rows, machine.fingerprint(), self.plan.sizes)
 
     def _say(self, task: Task, line: str) -> None:
         self._over.add((task.kind, task.cell.key))

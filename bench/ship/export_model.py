@@ -160,4 +160,5 @@ def _measured(
         "packed_step_ms": 1e3 * float(np.median(ours)),
         "speedup": float(np.median(np.asarray(ours) / np.asarray(theirs))),
         "disturbed_rounds": turns.disturbed,
+        "warning": turns.warning,
     }

@@ -7,6 +7,7 @@ neither is quantized.
     python docs/experiments/sd_size.py write sd-size --dtype bfloat16     # a pipeline folder
     quantarena plan quick --workload sd-size --method rtn --bits w4a8
     python docs/experiments/sd_size.py quantize sd-size --method rtn --bits w4a8
+    python docs/experiments/sd_size.py write two-levels --widths 320 640 --latents 32
 
 The second script line does what ``quantarena quantize`` does, in this process, and prints for each
 stage its wall time, its processor time and the largest resident memory. Growth is counted from the
@@ -35,18 +36,22 @@ from quantarena.bench.workloads import registry
 LIKE = "emoji-t2i"
 """The workload whose tokenizer, sampler and decoder are used."""
 TOKENS, WIDTH, LATENTS = 77, 768, 64
+WIDTHS = (320, 640, 1280, 1280)
 PROMPTS = ("a red apple", "a cat in snow", "a blue house", "a green tree")
 INTERVAL = 0.02
 """Seconds between two looks at the resident memory."""
 
 
-def unet() -> Any:
-    """The U-Net of Stable Diffusion 1.5 with random weights."""
+def unet(widths: tuple[int, ...], latents: int) -> Any:
+    """A U-Net of Stable Diffusion's design with random weights; 1.5 has ``WIDTHS``."""
     from diffusers import UNet2DConditionModel
 
+    inner = len(widths) - 1  # the smallest resolution has no attention
     return UNet2DConditionModel(
-        sample_size=LATENTS,
-        block_out_channels=(320, 640, 1280, 1280),
+        sample_size=latents,
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D",) * inner + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * inner,
         cross_attention_dim=WIDTH,
         attention_head_dim=8,
     )
@@ -71,7 +76,9 @@ def text_encoder(vocabulary: int) -> Any:
     )
 
 
-def write(folder: Path, dtype: torch.dtype, seed: int) -> None:
+def write(
+    folder: Path, dtype: torch.dtype, seed: int, widths: tuple[int, ...], latents: int
+) -> None:
     """Write the pipeline folder with its settings."""
     from diffusers import StableDiffusionPipeline
 
@@ -79,14 +86,14 @@ def write(folder: Path, dtype: torch.dtype, seed: int) -> None:
     small = StableDiffusionPipeline.from_pretrained(registry.resolve(LIKE).path)
     tokenizer = small.tokenizer
     tokenizer.model_max_length = TOKENS
-    parts = {"unet": unet(), "text_encoder": text_encoder(len(tokenizer))}
+    parts = {"unet": unet(widths, latents), "text_encoder": text_encoder(len(tokenizer))}
     pipe = StableDiffusionPipeline(
         **{**small.components, **parts, "tokenizer": tokenizer}, requires_safety_checker=False
     )
     pipe.to(dtype).save_pretrained(folder)
-    size = LATENTS * pipe.vae_scale_factor
+    size = latents * pipe.vae_scale_factor
     settings = {
-        "title": "Random weights in the size of Stable Diffusion 1.5",
+        "title": f"Random weights, Stable Diffusion's design, widths {widths}",
         "steps": 20,
         "guidance": 7.5,
         "resolution": size,
@@ -176,6 +183,8 @@ def main() -> None:
     made.add_argument("folder", type=Path)
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of the U-Net's levels")
+    made.add_argument("--latents", type=int, default=LATENTS, help="side of the latents")
     ran = verbs.add_parser("quantize")
     ran.add_argument("folder", type=Path)
     ran.add_argument("--method", default="rtn")
@@ -188,7 +197,8 @@ def main() -> None:
     ran.add_argument("--output", "-o", type=Path, help="keep the written folder here")
     given = parser.parse_args()
     if given.verb == "write":
-        write(given.folder, getattr(torch, given.dtype), given.seed)
+        dtype = getattr(torch, given.dtype)
+        write(given.folder, dtype, given.seed, tuple(given.widths), given.latents)
         return
     budget = Budget(
         steps=given.steps,

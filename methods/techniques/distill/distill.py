@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import QuantizedModel
+from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.techniques.distill.held_out import Judge
 from quantarena.methods.techniques.distill.walk import Driver, Walk, walk_calls
 from quantarena.methods.techniques.distill.window_terms import (
     TaughtCall,
@@ -62,6 +64,9 @@ class DistillReport:
         cpu_seconds: processor time of all threads.
         rss_growth: peak resident memory minus that at the start, in bytes.
         device_bytes: peak memory of tensors on the CUDA device in bytes, 0 without a device.
+        held_before: relative error of the prediction before the distillation, on judged points of
+            images that did not walk; None without such points.
+        held_after: the same after it, codes frozen.
     """
 
     updates: int
@@ -71,11 +76,18 @@ class DistillReport:
     cpu_seconds: float
     rss_growth: int
     device_bytes: int
+    held_before: float | None = None
+    held_after: float | None = None
 
     def note(self) -> dict[str, Any]:
-        """Updates, mean loss of the first and the last (at most 20) of them, and memory."""
+        """Updates, mean loss of the first and the last (at most 20) of them, and memory.
+
+        The errors on held-out points are among them where there are any.
+        """
         edge = max(1, min(20, len(self.losses) // 2))
+        held = {"held_before": self.held_before, "held_after": self.held_after}
         return {
+            **(held if self.held_before is not None else {}),
             "updates": self.updates,
             "loss_first": sum(self.losses[:edge]) / edge,
             "loss_last": sum(self.losses[-edge:]) / edge,
@@ -91,6 +103,7 @@ def distill(
     *,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    judged: CalibrationSet | None = None,
 ) -> DistillReport:
     """Train the quantized network end to end, then freeze its codes.
 
@@ -103,6 +116,8 @@ def distill(
         schedule: settings of the distillation.
         seed: seed of the walks' starts.
         progress: called with (updates done, updates in all).
+        judged: recorded points to measure errors on before and after; those of images that walk
+            are left out of the report.
 
     Raises:
         Unsupported: a term's module returns no tensor.
@@ -112,18 +127,24 @@ def distill(
     acts = model.product_quantizers()
     learning = start_learning(model.layers, acts, schedule.groups, schedule.rank)
     losses: list[float] = []
-    drift, rows = 0.0, 0
+    drift, rows, images = 0.0, 0, set[int]()
+    judge = None if judged is None else Judge.of(teacher, judged)
+    before = None if judge is None else judge.errors(model)
     with Meter() as meter:
         try:
             with torch.enable_grad(), model.using(weights=True, acts=True):
                 for loss, seen in _updates(model, teacher, walk, schedule, learning, seed):
                     losses.append(loss)
-                    rows += seen
+                    rows += len(seen)
+                    images.update([] if seen.image is None else seen.image.tolist())
                     if progress is not None:
                         progress(len(losses), schedule.updates)
         finally:
             drift = learning.finish()
-    note_training(model, len(losses), rows)
+    note_training(model, len(losses), rows, images)
+    held: list[float | None] = [None, None]
+    if judge is not None and before is not None:
+        held = [judge.unseen(errors, images) for errors in (before, judge.errors(model))]
     return DistillReport(
         len(losses),
         tuple(losses),
@@ -132,6 +153,7 @@ def distill(
         meter.cpu_seconds,
         meter.rss_growth,
         meter.device_bytes,
+        *held,
     )
 
 
@@ -142,8 +164,8 @@ def _updates(
     schedule: Distillation,
     learning: Learning,
     seed: int,
-) -> Iterator[tuple[float, int]]:
-    """Train; yields the prediction loss of each update, and the rows that it saw."""
+) -> Iterator[tuple[float, CalibrationSet]]:
+    """Train; yields the prediction loss of each update, and the points that it saw."""
     optimiser = Optimiser(learning.parameters, schedule.groups)
     generator = torch.Generator().manual_seed(seed)
     count = 0
@@ -172,6 +194,6 @@ def _updates(
             predictions |= {Driver.TEACHER: target, Driver.STUDENT: prediction}
             optimiser.step(done)
             count += 1
-            yield float(loss), len(points)
+            yield float(loss), points
             if count == schedule.updates:
                 return

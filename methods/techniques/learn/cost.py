@@ -1,6 +1,7 @@
 """Measures the cost of a piece of work: wall and CPU time, resident memory, device memory."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -49,19 +50,22 @@ class Meter:
             self.device_bytes = torch.cuda.max_memory_allocated()
 
 
-def note_training(model: QuantizedModel, updates: int, rows: int) -> None:
+def note_training(
+    model: QuantizedModel, updates: int, rows: int, images: Collection[int] = ()
+) -> None:
     """Add to what the model's notes say of its training, whatever trained.
 
     Args:
         model: the model that was trained.
         updates: optimiser steps, of all blocks together.
         rows: rows that went forward and backward in them, of a block or of the whole network.
+        images: recorded images that they came from, where the draws of the context do not say so.
     """
     before = model.notes.get("training", {"updates": 0, "rows": 0})
-    model.notes["training"] = {
-        "updates": before["updates"] + updates,
-        "rows": before["rows"] + rows,
-    }
+    note = {"updates": before["updates"] + updates, "rows": before["rows"] + rows}
+    if images or "images" in before:
+        note["images"] = max(before.get("images", 0), len(set(images)))
+    model.notes["training"] = note
 
 
 def _status(name: str) -> int:

@@ -128,7 +128,7 @@ def test_the_guard_says_in_how_many_blocks_learning_did_not_carry_over(store):
     put(store, "rtn", base, "w8a8")
     put(store, "q_diffusion", base + 0.1, "w8a8", notes={"reconstruction": {"weights": blocks}})
     warn_of_worse(store)
-    assert "(1 of 2 blocks got worse on held-out points)" in suspects(store)["q_diffusion"]
+    assert "(1 of 2 parts got worse on held-out points)" in suspects(store)["q_diffusion"]
 
 
 def test_a_suspicion_goes_when_it_is_not_true_any_more(store):
