@@ -1,0 +1,161 @@
+"""Times an OpenVINO export with parts of it taken away, beside NNCF's int8 of the same network.
+
+    quantarena quantize emoji-t2i --method q_diffusion --bits w8a8 -o packed
+    python docs/experiments/openvino_parts.py packed
+
+docs/runtimes.md has the numbers. A network without a part computes something else: what it shows is
+the time that the part takes. Each network is timed in turns with the others, on one thread; then
+OpenVINO's own counters give the number of operations that run and their time by kind.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import torch
+
+from quantarena.bench.devices.turns import take_turns
+from quantarena.bench.ship import export_model
+from quantarena.bench.ship.pipeline_folder import open_exported
+from quantarena.methods.rivals import ov_network
+from quantarena.methods.rivals.positional import arguments
+from quantarena.methods.rivals.stand_in import StandIn
+from quantarena.methods.runtimes import openvino_graph
+from quantarena.methods.runtimes.plain_layers import plain_network
+
+IMAGES, COUNTED = 16, 6
+EXACT = openvino_graph._codes_of
+ZERO_PART = openvino_graph._zero_part
+
+
+def one_quantizer() -> Callable[..., Any]:
+    """The first quantizer of an input serves all layers that read it."""
+    made: dict[tuple[str, int, bool], Any] = {}
+
+    def codes(x: Any, layer: Any, *, turned: bool) -> Any:
+        key = (x.get_node().get_friendly_name(), x.get_index(), turned)
+        if key not in made:
+            made[key] = EXACT(x, layer, turned=turned)
+        return made[key]
+
+    return codes
+
+
+def rounds_by_itself(x: Any, layer: Any, *, turned: bool) -> Any:
+    """A plain FakeQuantize, which rounds after it has added the zero point."""
+    import openvino.opset15 as ov
+
+    scale = np.float32(layer.act_scale.reshape(-1)[0])
+    zero, levels = int(layer.act_zero.reshape(-1)[0]), 1 << layer.act_bits
+    if layer.in_mult is not None:
+        factor = layer.in_mult.numpy().astype(np.float32)
+        shape = [-1, 1] if turned else openvino_graph._channels(layer)
+        x = ov.multiply(x, ov.constant(factor.reshape(shape)))
+    low, high = (ov.constant(np.float32(end * scale)) for end in (-zero, levels - 1 - zero))
+    return ov.fake_quantize(x, low, high, low, high, levels).output(0)
+
+
+def no_zero_part(*args: Any, **kwargs: Any) -> Any:
+    """Nothing in the place of what weight zero points take off."""
+    import openvino.opset15 as ov
+
+    return ov.constant(np.float32(0))
+
+
+FORMS: dict[str, tuple[Callable[[], Callable[..., Any]], Callable[..., Any]]] = {
+    "the export": (lambda: EXACT, ZERO_PART),
+    "one quantizer an input": (one_quantizer, ZERO_PART),
+    "no weight zero points": (lambda: EXACT, no_zero_part),
+    "neither": (one_quantizer, no_zero_part),
+    "plain FakeQuantize": (lambda: rounds_by_itself, ZERO_PART),
+    "plain FakeQuantize, no weight zero points": (lambda: rounds_by_itself, no_zero_part),
+}
+
+
+def network_of(model: Any) -> ov_network.OpenVinoNetwork:
+    """The model with OpenVINO's counters on."""
+    with tempfile.TemporaryDirectory() as folder:
+        ov_network.save(model, Path(folder))
+        made = ov_network.OpenVinoNetwork(Path(folder) / ov_network.MODEL, ov_network.F32)
+    settings = made._settings() | {"PERF_COUNT": True}
+    made.__dict__["_settings"] = lambda: settings
+    return made
+
+
+def quantized_by_nncf(network: torch.nn.Module, points: Any) -> Any:
+    """NNCF's int8 of the same architecture; its weights are random, which changes no time."""
+    model = ov_network.convert(type(network).from_config(network.config).eval(), points)  # type: ignore[attr-defined]
+    given = [t.numpy() for t in arguments(points.sample, points.timestep, points.conditions)]
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize(
+            model,
+            nncf.Dataset([given]),
+            subset_size=1,
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
+
+
+def counted(network: ov_network.OpenVinoNetwork, points: Any) -> tuple[Counter[str], Counter[str]]:
+    """Operations that ran in a step, and their milliseconds, by kind."""
+    request = network.compiled_for(points).create_infer_request()
+    given = [t.numpy() for t in arguments(points.sample, points.timestep, points.conditions)]
+    counts, spent = Counter[str](), Counter[str]()
+    for _ in range(COUNTED):
+        request.infer(given)
+        for node in request.get_profiling_info():
+            if node.real_time.total_seconds():
+                counts[node.node_type] += 1
+                spent[node.node_type] += 1e3 * node.real_time.total_seconds() / COUNTED
+    return Counter({kind: count // COUNTED for kind, count in counts.items()}), spent
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder that quantize wrote")
+    parser.add_argument("--rounds", type=int, default=30)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    order = export_model.Order(given.folder, "openvino", Path("unused"), IMAGES, given.rounds, 0)
+    exported = open_exported(given.folder)
+    packed = exported.packed
+    points = export_model._recorded(export_model._workspace(order, exported), lambda *_: None)
+    few = points.rows(slice(0, 2))
+    networks = {}
+    for name, (codes, zero_part) in FORMS.items():
+        openvino_graph._codes_of, openvino_graph._zero_part = codes(), zero_part
+        plain = plain_network(packed)
+        model = ov_network.convert(plain.module, few)
+        openvino_graph.fill(model, plain.layers)
+        networks[name] = network_of(model)
+    networks["NNCF int8"] = network_of(quantized_by_nncf(packed.module, points))
+    modules = {name: StandIn(packed.module, network) for name, network in networks.items()}
+    with packed.clock.at(int(points.step[0])), torch.no_grad():
+        turns = take_turns({"our kernels": packed.module, **modules}, points, given.rounds)
+    ours = np.asarray(turns.seconds("the export"))
+    print("| network | ms a step | of the export's time | operations | ms of element-wise ones |")
+    print("|---|---|---|---|---|")
+    for name in turns.calls:
+        times = np.asarray(turns.seconds(name))
+        line = f"| {name} | {1e3 * np.median(times):.1f} | {np.median(times / ours):.2f} |"
+        if name in networks:
+            counts, spent = counted(networks[name], points)
+            line += f" {sum(counts.values())} | {spent['Subgraph']:.1f} |"
+        else:
+            line += " - | - |"
+        print(line)
+    print(f"{turns.disturbed} disturbed rounds")
+
+
+if __name__ == "__main__":
+    main()
