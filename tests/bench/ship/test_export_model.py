@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quantarena.bench.cli.main import run
+from quantarena.bench.ship import export_model as export
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
 has_openvino = importlib.util.find_spec("openvino") is not None
@@ -45,6 +46,18 @@ def test_the_folder_has_a_model_that_runs_in_int8(exported, tmp_path, capsys):
     network = openvino.Core().compile_model(out / "model.xml", "CPU", settings)
     found = network([torch.randn(3, 3, 16, 16).numpy(), torch.tensor([5, 5, 5]).numpy()])[0]
     assert found.shape == (3, 3, 16, 16), "any number of rows"
+
+
+def test_a_disturbed_timing_is_told(tmp_path, capsys, monkeypatch):
+    made = {"layers": 3, "bytes": 9, "step_ms": 1.0, "packed_step_ms": 2.0, "lpips_mean": 0.0}
+    made |= {"lpips_max": 0.0, "warning": "another process worked on these cores"}
+    monkeypatch.setattr(export, "export_model", lambda order, progress: made)
+    code, said, err = told(capsys, "export-model", tmp_path, "-o", tmp_path / "out", "-q")
+    assert code == 0
+    assert "another process worked on these cores" in err
+    assert "3 layers in integers" in said
+    made["warning"] = ""
+    assert told(capsys, "export-model", tmp_path, "-o", tmp_path / "out", "-q")[2] == ""
 
 
 @needs_onnx
