@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import BrokenModel
+from quantarena.bench.workloads.hub import USUAL_SLOTS
 from quantarena.methods.core.json_files import read_object
 
 _WEIGHTS, _CALL = 4.3e6, 220e6
 """Weights and multiplications for one image of emoji-t2i's network, guidance included."""
 _HEADER = 100_000_000
 """Longest header of a weight file in bytes, as the format's own reader has it."""
-_USUAL = ("unet", "transformer")
 _DECODERS = ("vae", "vqvae", "movq")
 _CONFIG = "config.json"
 _DEFAULT_STEPS = 20
@@ -50,7 +50,7 @@ def network_size(folder: Path, resolution: int, guidance: float, steps: int) -> 
         guidance: scale of classifier-free guidance, which doubles the rows if above 1.
         steps: sampler steps.
     """
-    parts = [folder / name for name in _USUAL if (folder / name / _CONFIG).is_file()]
+    parts = [folder / name for name in USUAL_SLOTS if (folder / name / _CONFIG).is_file()]
     if not parts:
         return Size(steps=steps)
     try:

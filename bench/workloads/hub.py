@@ -15,6 +15,8 @@ from quantarena.methods.core.json_files import read_object
 INDEX = "model_index.json"
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 WEIGHTS = (".safetensors", ".bin")
+USUAL_SLOTS = ("unet", "transformer")
+"""Folders of a pipeline in which its denoiser usually is."""
 
 
 def is_id(text: str) -> bool:

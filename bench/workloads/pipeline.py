@@ -20,7 +20,6 @@ from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.row_lists import stack_rows, takes_lists
 from quantarena.bench.workloads.samplers import with_sampler
 
-USUAL_SLOTS = ("unet", "transformer")
 FILTER = "safety_checker"
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
 
@@ -114,7 +113,7 @@ def find_slot(pipe: Any, where: str) -> str:
     parts: dict[str, Any] = pipe.components
     networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     found = [n for n, part in networks.items() if _takes_timestep(part)]
-    chosen = next((name for name in USUAL_SLOTS if name in found), None)
+    chosen = next((name for name in hub.USUAL_SLOTS if name in found), None)
     if chosen is not None:  # others are control networks, unless they have the same class
         found = [n for n in found if type(networks[n]) is type(networks[chosen])]
     if not found:

@@ -60,6 +60,7 @@ def note_training(
         updates: optimiser steps, of all blocks together.
         rows: rows that went forward and backward in them, of a block or of the whole network.
         images: recorded images that they came from, where the draws of the context do not say so.
+            Of several trainings the note has the largest number, not that of all together.
     """
     before = model.notes.get("training", {"updates": 0, "rows": 0})
     note = {"updates": before["updates"] + updates, "rows": before["rows"] + rows}
