@@ -33,7 +33,7 @@ InOption = Annotated[str | None, typer.Option("--in", help="Search this run only
 def rank(
     run: RunArgument = DEFAULT, results: ResultsOption = RESULTS, as_json: JsonOption = False
 ) -> None:
-    """Rank the methods of a run, with tie groups."""
+    """Rank the methods of a run, width by width, with the ranks that are possible."""
     store = opened(results, run)
     value = publish.leaderboard("ranking.ranking").write_ranking(store.folder).to_dict()
     emit(value, _ranking_tables(value), as_json=as_json)
@@ -167,24 +167,37 @@ def _pm(d: Difference) -> str:
 
 
 def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
-    """One table for each board, and one line for each method without a rank."""
+    """One table for each width of each board, and one line for each method without a rank."""
     for board in value["boards"]:
         judged = f"{board['board']['workload']}, judged by {board['metric'] or 'nothing'}"
-        yield table(
-            f"{judged}, {board['votes']} votes of {board['size']}",
-            ("place", "method", "score [95 % interval]", "tie group"),
-            [
-                (
-                    s["place"],
-                    s["contestant"],
-                    f"{s['mu']:.1f} [{s['low']:.1f}, {s['high']:.1f}]",
-                    s["group"],
-                )
-                for s in board["standings"]
-            ],
-        )
+        for bits in dict.fromkeys(s["bits"] for s in board["standings"]):
+            members = [s for s in board["standings"] if s["bits"] == bits]
+            yield table(
+                f"{judged}, {bits}, {board['units']} prompts, {board['runs']} seed(s)",
+                ("rank", "method", "loss, of the nearest [95 %]", "images won", "rank by wins"),
+                [
+                    (
+                        _range(s["best_rank"], s["worst_rank"]),
+                        s["contestant"],
+                        _factor(s),
+                        f"{s['wins']:.0%}",
+                        _range(s["wins_best"], s["wins_worst"]),
+                    )
+                    for s in members
+                ],
+            )
         for name, reason in board["unranked"].items():
             yield f"not ranked: {name} ({reason})"
+
+
+def _range(best: int, worst: int) -> str:
+    return f"{best}" if best == worst else f"{best}-{worst}"
+
+
+def _factor(standing: dict[str, Any]) -> str:
+    low, high = standing["factor_low"], standing["factor_high"]
+    ends = "" if low is None or standing["factor"] == 1 else f" [{low:.2f}, {high:.2f}]"
+    return f"{standing['factor']:.2f}{ends}"
 
 
 def _describe(value: Any, depth: int = 0) -> list[str]:

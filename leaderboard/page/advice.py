@@ -18,6 +18,9 @@ TOLERANCE = {"lpips": 0.05, "ssim": 0.05, "psnr": 2.0}
 
 It is counted from the packed method that is nearest to full precision."""
 
+MOST_NAMES = 3
+"""Largest number of tied methods that a headline names."""
+
 SHIP, MEMORY, NOTHING = "ship", "memory", "nothing"
 UNQUANTIZED = "unquantized"
 
@@ -34,6 +37,8 @@ class Advice:
         sentence: the evidence for it.
         choice: the recommended line, None when full precision stays.
         rule: how it was chosen, in words.
+        ties: lines of the same width that cannot be told from the choice, as fast and as near.
+        doubt: what would change the answer, and what to look at; empty where nothing is known.
     """
 
     kind: str
@@ -41,6 +46,8 @@ class Advice:
     sentence: str
     choice: Line | None
     rule: str
+    ties: tuple[Line, ...] = ()
+    doubt: str = ""
 
 
 def advise(lines: Sequence[Line], metric: str | None) -> Advice:
@@ -91,9 +98,10 @@ def rule_text(metric: str | None) -> str:
     return (
         f"Of the quantized cells on packed kernels or a rival's own, keep those whose {name} "
         f"interval ends within {width:g} of that of the cell nearest to full precision. Of these, "
-        "choose the fastest whose speed-up over the fastest unquantized setting is above 1 with "
-        "its whole interval. Speeds whose intervals overlap are tied: then the fidelity rank "
-        "decides, and then the size. Where none is faster, that unquantized setting is the answer."
+        "take the fastest whose speed-up over the fastest unquantized setting is above 1 with its "
+        "whole interval, and all whose interval overlaps with its own. The nearest of these leads; "
+        "what cannot be told from it at its width ties with it, and the smallest of the tied is "
+        "named first. Where none is faster, that unquantized setting is the answer."
     )
 
 
@@ -108,19 +116,70 @@ def _near(usable: Sequence[Line], spans: dict[str, Span], metric: str) -> list[L
 
 def _ship(faster: Sequence[Line], spans: dict[str, Span], metric: str) -> Advice:
     lead = max(faster, key=lambda line: _ratio(line).value)
-    tied = [e for e in faster if overlap(_ratio(e).ends, _ratio(lead).ends)]
-    choice = min(tied, key=lambda e: (_place(e), e.share or 1.0, e.name))
+    quick = [e for e in faster if overlap(_ratio(e).ends, _ratio(lead).ends)]
+    tied = _tied(quick, spans, metric)
+    choice, others = tied[0], tied[1:]
     ratio = _ratio(choice)
     size = f", in {percent(choice.share)} of its bytes" if choice.share is not None else ""
+    also = f" {_listed(others)} cannot be told from it at {choice.bits}." if others else ""
     return Advice(
         SHIP,
-        f"Ship {choice.title} at {choice.bits}",
+        f"Ship {_any_of(tied)} at {choice.bits}",
         f"A step takes {percent(1 / ratio.value)} of full precision’s time ({times(ratio.value)}× "
         f"as fast, 95 % interval {times(ratio.low)} to {times(ratio.high)}){size}; "
-        f"{_distance(spans[choice.name], metric)}.",
+        f"{_distance(spans[choice.name], metric)}.{also}",
         choice,
         rule_text(metric),
+        tuple(others),
+        _doubt(choice, others),
     )
+
+
+def _tied(lines: Sequence[Line], spans: dict[str, Span], metric: str) -> list[Line]:
+    """The nearest line and those of its width that it is not separated from, the smallest first."""
+    sign = 1 if metric.split("/")[0] == "lpips" else -1
+    best = min(lines, key=lambda e: (sign * spans[e.name].value, e.share or 1.0, e.name))
+    ties = {tie.contestant for tie in best.standing.ties} if best.standing else set()
+    same = [e for e in lines if e is best or e.name in ties]
+    # sizes that differ by less than a percent of full precision's are equal
+    return sorted(
+        same, key=lambda e: (round(e.share or 1.0, 2), sign * spans[e.name].value, e.name)
+    )
+
+
+def _listed(lines: Sequence[Line]) -> str:
+    names = [line.title for line in lines]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _any_of(lines: Sequence[Line]) -> str:
+    """The names of what ties, the first only where there are many."""
+    names = [line.title for line in lines]
+    if len(names) > MOST_NAMES:
+        return f"{names[0]}, or one of {len(names) - 1} that tie,"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _doubt(choice: Line, others: Sequence[Line]) -> str:
+    """What would change the answer, and which of its images to look at."""
+    said = []
+    group = [line for line in (choice, *others) if line.standing]
+    names = {line.name: line.title for line in others}
+    ties = choice.standing.ties if choice.standing else ()
+    wanted = sorted(
+        (t.images, names[t.contestant]) for t in ties if t.contestant in names and t.images
+    )
+    if wanted:
+        said.append(f"About {wanted[0][0]:,} images would tell {wanted[0][1]} from it.")
+    elif others:
+        said.append("No affordable number of images would tell them apart.")
+    for line in group:
+        if line.standing and line.standing.collapses:
+            said.append(
+                f"Look at the worst images of {line.title}: a twentieth of them make "
+                f"{percent(line.standing.worst_share)} of its loss."
+            )
+    return " ".join(said)
 
 
 def _unquantized(timed: Sequence[Line], lines: Sequence[Line]) -> Line | None:
@@ -170,7 +229,10 @@ def _not_faster(
     small = [line for line in near if line.share is not None and line.share < 1.0]
     if not small:
         return Advice(NOTHING, "Stay with full precision", f"{speed}.", None, rule_text(metric))
-    choice = min(small, key=lambda e: (round(e.share or 1.0, 3), _place(e), e.name))
+    sign = 1 if metric.split("/")[0] == "lpips" else -1
+    choice = min(
+        small, key=lambda e: (round(e.share or 1.0, 3), sign * spans[e.name].value, e.name)
+    )
     return Advice(
         MEMORY,
         "Stay with full precision, unless memory is short",
@@ -193,7 +255,3 @@ def _distance(span: Span, metric: str) -> str:
 def _ratio(line: Line) -> Span:
     time = line.latency
     return Span(time.ratio, time.ratio_low, time.ratio_high) if time else Span(0.0, 0.0, 0.0)
-
-
-def _place(line: Line) -> int:
-    return line.standing.place if line.standing else 10**6

@@ -1,10 +1,11 @@
-"""The columns of the fidelity and the quality board, and the places on the quality board."""
+"""The columns of the fidelity and the quality board, and the order of the latter."""
 
+import math
 from collections.abc import Sequence
 
 from quantarena.bench.schema import Measurement
 from quantarena.leaderboard.page.lines import Line
-from quantarena.leaderboard.page.pareto import overlap
+from quantarena.leaderboard.ranking.standings import width_order
 
 FIDELITY, QUALITY = "fidelity", "quality"
 
@@ -48,27 +49,14 @@ def metrics_of(lines: Sequence[Line], board: str) -> tuple[Measurement, ...]:
     return tuple(examples[name] for name in sorted(examples, key=order))
 
 
-def quality_places(lines: Sequence[Line], name: str) -> dict[str, int]:
-    """Place of each line on the quality board in one metric, full precision included.
+def quality_lines(lines: Sequence[Line], name: str) -> tuple[Line, ...]:
+    """The lines with a value in one metric: full precision, then the best first in each width."""
+    known = [(line, figure) for line in lines if line.ok and (figure := line.figure(name))]
 
-    A metric of a whole set of images is one number with an interval, without pairs of images to
-    compare. Two lines whose intervals overlap are therefore tied: a tie group holds the lines
-    whose intervals overlap with that of its best member, and they share its place.
-    """
-    figures = [(line.name, figure) for line in lines if (figure := line.figure(name))]
-    sign = -1.0 if figures and figures[0][1].higher_is_better else 1.0
-    known = [(label, figure) for label, figure in figures if figure.value is not None]
-    places: dict[str, int] = {}
-    head: Measurement | None = None
-    place = 0
-    for label, figure in sorted(known, key=lambda pair: sign * (pair[1].value or 0.0)):
-        if head is None or not overlap(_ends(head), _ends(figure)):
-            head, place = figure, len(places) + 1
-        places[label] = place
-    return places
+    def order(pair: tuple[Line, Measurement]) -> tuple[bool, tuple[float, float, str], float, str]:
+        line, figure = pair
+        value = math.inf if figure.value is None else figure.value
+        sign = -1.0 if figure.higher_is_better else 1.0
+        return (not line.is_fp, width_order(line.bits), sign * value, line.name)
 
-
-def _ends(figure: Measurement) -> tuple[float, float]:
-    value = figure.value or 0.0
-    low = value if figure.low is None else figure.low
-    return low, value if figure.high is None else figure.high
+    return tuple(line for line, _ in sorted(known, key=order))

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
-from quantarena.leaderboard.ranking.ranking import BoardRanking, Standing
+from quantarena.leaderboard.ranking.pooled import Ends, pooled_ends
+from quantarena.leaderboard.ranking.quality import QualityStanding
+from quantarena.leaderboard.ranking.ranking import BoardRanking
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
+from quantarena.leaderboard.ranking.standings import Standing, width_order
 
 UNRANKED = frozenset({"reference", "weight-only", "fp32"})
 """Backends whose speed is not ranked: slow paths of our own kernels, and the reference itself."""
@@ -36,6 +40,7 @@ class Line:
         rows: one row per seed, whatever its status.
         cells: the planned cells, and those of the rows.
         standing: the standing in the fidelity ranking, None where there is none.
+        quality: the standings in metrics of whole sets of images.
         unranked: why there is no standing.
         figures: the measurements, each a mean over the ok seeds.
         observed: bits, bytes and operations of the packed model, of the first ok seed.
@@ -63,6 +68,7 @@ class Line:
     parity: Parity | None
     by_batch: tuple[Latency, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    quality: tuple[QualityStanding, ...] = ()
 
     @property
     def is_fp(self) -> bool:
@@ -126,21 +132,30 @@ class Line:
         marked = (line for line in self.warnings if line.startswith(SUSPECT))
         return tuple(line.removeprefix(SUSPECT) for line in marked)
 
+    def quality_of(self, metric: str) -> QualityStanding | None:
+        """The standing in a metric of whole sets of images, if it has one."""
+        return next((one for one in self.quality if one.metric == metric), None)
+
     def figure(self, name: str) -> Measurement | None:
         """The measurement of that exact name, if there is one."""
         return next((figure for figure in self.figures if figure.name == name), None)
 
 
 def board_lines(
-    board: BoardId, rows: Sequence[Row], planned: Sequence[Cell], ranking: BoardRanking | None
+    board: BoardId,
+    rows: Sequence[Row],
+    planned: Sequence[Cell],
+    ranking: BoardRanking | None,
+    folder: Path | None = None,
 ) -> tuple[Line, ...]:
-    """The lines of a board: the reference, then by rank, then without a rank, then not ok.
+    """The lines of a board: the reference, then by rank in each width, without a rank, not ok.
 
     Args:
         board: the board.
         rows: of that board.
         planned: cells of any board.
         ranking: of that board, if it has one.
+        folder: results folder with the scores, which intervals over several seeds need.
     """
     cells: dict[str, dict[Cell, None]] = {}
     for cell in [*planned, *(row.cell for row in rows)]:
@@ -152,7 +167,7 @@ def board_lines(
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
     home = usual_machine(rows)
     lines = [
-        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking, home)
+        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking, home, folder)
         for name in cells
     ]
     return tuple(sorted(lines, key=_order))
@@ -171,8 +186,11 @@ def _line(
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
     home: str,
+    folder: Path | None,
 ) -> Line:
     finished = [row for row in rows if row.status is Status.OK]
+    several = folder is not None and len(finished) > 1
+    ends = pooled_ends(finished, folder) if several and folder is not None else {}
     state, reason = _state(rows, cells)
     timed = [row for row in finished if row.latency is not None]
     here = [row for row in timed if identity(row) == home]
@@ -190,7 +208,8 @@ def _line(
         cells=cells,
         standing=ranking.standing(name) if ranking else None,
         unranked=ranking.unranked.get(name, "") if ranking else "",
-        figures=combined([row.measurements for row in finished]),
+        quality=tuple(q for q in ranking.quality if q.contestant == name) if ranking else (),
+        figures=combined([row.measurements for row in finished], ends),
         observed=next((row.observed for row in finished if row.observed), None),
         latency=_mean_latency([row.latency for row in here if row.latency]),
         by_batch=tuple(mean for times in batches if (mean := _mean_latency(times))),
@@ -215,18 +234,25 @@ def _state(rows: Sequence[Row], cells: Sequence[Cell]) -> tuple[str, str]:
     return state, reason
 
 
-def combined(seeds: Sequence[Sequence[Measurement]]) -> tuple[Measurement, ...]:
+def combined(
+    seeds: Sequence[Sequence[Measurement]], ends: Mapping[str, Ends] | None = None
+) -> tuple[Measurement, ...]:
     """Each measurement as a mean over seeds.
 
-    Seeds are independent, so the half widths of their intervals add in quadrature.
+    Args:
+        seeds: the measurements of each seed.
+        ends: intervals of these means, by name. A measurement without one has its seeds taken as
+            independent: their half widths add in quadrature.
     """
     names = list(dict.fromkeys(m.name for measurements in seeds for m in measurements))
+    known = ends or {}
     return tuple(
-        _mean_measurement([m for ms in seeds for m in ms if m.name == name]) for name in names
+        _mean_measurement([m for ms in seeds for m in ms if m.name == name], known.get(name))
+        for name in names
     )
 
 
-def _mean_measurement(same: Sequence[Measurement]) -> Measurement:
+def _mean_measurement(same: Sequence[Measurement], ends: Ends | None) -> Measurement:
     known = [(m, m.value) for m in same if m.value is not None]
     if len(same) == 1 or not known:
         return same[0]
@@ -234,12 +260,14 @@ def _mean_measurement(same: Sequence[Measurement]) -> Measurement:
     value = sum(v for _, v in known) / count
     below = [v - m.low for m, v in known if m.low is not None]
     above = [m.high - v for m, v in known if m.high is not None]
-    whole = len(below) == len(above) == count
+    if ends is None and len(below) == len(above) == count:
+        half = (np.linalg.norm(below) / count, np.linalg.norm(above) / count)
+        ends = (value - float(half[0]), value + float(half[1]))
     return replace(
         known[0][0],
         value=value,
-        low=value - float(np.linalg.norm(below)) / count if whole else None,
-        high=value + float(np.linalg.norm(above)) / count if whole else None,
+        low=None if ends is None else ends[0],
+        high=None if ends is None else ends[1],
         n=sum(m.n for m, _ in known),
     )
 
@@ -261,9 +289,9 @@ def _mean_latency(times: Sequence[Latency]) -> Latency | None:
     )
 
 
-def _order(line: Line) -> tuple[int, float, str, str]:
+def _order(line: Line) -> tuple[int, tuple[float, float, str], float, str]:
     if line.is_fp:
-        return (0, 0.0, line.bits, line.name)
+        return (0, (0.0, 0.0, ""), 0.0, line.name)
     if line.standing is not None:
-        return (1, -line.standing.mu, line.name, "")
-    return (2 if line.ok else 3, 0.0, line.state, "")
+        return (1, width_order(line.bits), line.standing.factor, line.name)
+    return (2 if line.ok else 3, (0.0, 0.0, line.state), 0.0, line.name)

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from quantarena.leaderboard.page.boards import (
     FIDELITY,
     QUALITY,
     metrics_of,
-    quality_places,
+    quality_lines,
     short_name,
 )
 from quantarena.leaderboard.page.export import export_tables
@@ -54,12 +55,12 @@ class BoardView:
         fidelity: one measurement for each metric column of the fidelity board.
         quality: one measurement for each metric column of the quality board.
         uncomputed: quality measurements that no line has a value for.
-        places: by metric and name of the line, the place on the quality board.
+        ranked: lines of the quality board in order.
         advice: the recommendation.
         speed: plot of fidelity against speed-up.
         size: plot of fidelity against bytes.
         gallery: images, if there are any.
-        scale: axis of the small score intervals in the table.
+        scale: axis of the small intervals in the table, of the logarithm of a factor.
         higher: whether a larger value of the judge's metric is better.
     """
 
@@ -71,13 +72,17 @@ class BoardView:
     fidelity: tuple[Measurement, ...]
     quality: tuple[Measurement, ...]
     uncomputed: tuple[Measurement, ...]
-    places: dict[str, dict[str, int]]
+    ranked: tuple[Line, ...]
     advice: Advice
     speed: plot.Plot | None
     size: plot.Plot | None
     gallery: Gallery | None
     scale: plot.Axis | None
     higher: bool
+
+    def at(self, factor: float) -> float:
+        """Place of a factor on the axis of the small intervals."""
+        return self.scale.at(math.log(factor)) if self.scale else 0.0
 
     @property
     def reference(self) -> Row | None:
@@ -162,7 +167,7 @@ def board_views(
     rows_of = by_board(rows)
     boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *rows_of]))
     tables = [
-        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board))
+        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board), folder)
         for board in boards
     ]
     key = plot.key_of([line for lines in tables for line in lines])
@@ -200,7 +205,7 @@ def _view(
     standings = ranking.standings if ranking else ()
     speed = speed_points(lines, metric, y_higher=higher) if metric else ()
     size = size_points(lines, metric, y_higher=higher) if metric else ()
-    ends = [end for s in standings for end in (s.low, s.high)]
+    ends = [math.log(end) for s in standings for end in s.span]
     return BoardView(
         number=number,
         board=board,
@@ -210,12 +215,12 @@ def _view(
         fidelity=_columns(metrics_of(lines, FIDELITY)),
         quality=quality,
         uncomputed=tuple(m for m in asked if m not in quality),
-        places={figure.name: quality_places(lines, figure.name) for figure in quality},
+        ranked=quality_lines(lines, quality[0].name) if quality else (),
         advice=advise(lines, metric),
         speed=plot.make_plot(speed, key, include_x=1.0),
         size=plot.make_plot(size, key, x_zero=True),
         gallery=gallery,
-        scale=plot.Axis(min(ends) - 1, max(ends) + 1, 0, 76) if ends else None,
+        scale=plot.Axis(min(ends) - 0.1, max(ends) + 0.1, 0, 76) if ends else None,
         higher=higher,
     )
 

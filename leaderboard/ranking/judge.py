@@ -43,6 +43,7 @@ class ScoreTable:
             resamples: the prompt, shared by all its images; or the image and its seed where
             there are no prompts.
         values: (N, U) scores, NaN where a contestant has no such image.
+        runs: seed of each of the U columns.
         floor: (U,) scores of full precision with bfloat16 weights against full precision.
     """
 
@@ -50,6 +51,7 @@ class ScoreTable:
     higher_is_better: bool
     contestants: tuple[str, ...]
     units: tuple[str, ...]
+    runs: tuple[int, ...]
     values: Floats
     floor: Floats
 

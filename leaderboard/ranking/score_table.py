@@ -58,13 +58,14 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
         for seed in sorted(length)
         for image in range(length[seed])
     )
+    runs = tuple(seed for seed in sorted(length) for _ in range(length[seed]))
     names = tuple(sorted(by_name))
     values = np.vstack([_joined(by_name[name], metric, length) for name in names])
     for name in names:
         unranked.pop(name, None)
     floor = _joined(floors, FLOOR + metric, length)
     higher = FAMILIES[metric.split("/")[0]]
-    return ScoreTable(metric, higher, names, units, values, floor), unranked
+    return ScoreTable(metric, higher, names, units, runs, values, floor), unranked
 
 
 def _unit(seed: int, image: int, prompts: Floats) -> str:

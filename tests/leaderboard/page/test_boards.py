@@ -8,13 +8,14 @@ from quantarena.bench.schema import Latency, Measurement
 from quantarena.bench.spec import Cell
 from quantarena.bench.target import Target
 from quantarena.leaderboard.page.advice import MEMORY, NOTHING, SHIP, UNQUANTIZED, advise
-from quantarena.leaderboard.page.boards import quality_places, short_name
+from quantarena.leaderboard.page.boards import quality_lines, short_name
 from quantarena.leaderboard.page.export import COLUMNS, FIXED_COLUMNS, export_tables, rows_frame
 from quantarena.leaderboard.page.lines import board_lines, combined
 from quantarena.leaderboard.page.pareto import Point, Span, front, size_points, speed_points
 from quantarena.leaderboard.page.plot import key_of
 from quantarena.leaderboard.ranking.ranking import rank_results
 from quantarena.leaderboard.ranking.read_results import BoardId, contestant, load_rows
+from quantarena.leaderboard.ranking.standings import Tie
 
 LPIPS = "lpips/alex-v0.1"
 
@@ -50,8 +51,13 @@ def test_every_planned_cell_has_a_line_in_order(boards):
     blobs = boards["synthetic-blobs"]
     assert len(blobs) == 10
     assert blobs[0].is_fp
-    places = [line.standing.place for line in blobs if line.standing]
-    assert places == sorted(places)
+    ranked = [line for line in blobs if line.standing]
+    widths = [line.bits for line in ranked]
+    assert widths == sorted(widths, key=["w8a8", "w4a8", "w4a4"].index)
+    for bits in set(widths):
+        factors = [line.standing.factor for line in ranked if line.bits == bits]
+        assert factors == sorted(factors)
+        assert factors[0] == 1
     assert [line.state for line in blobs[-3:]] == ["failed", "missing", "timeout"]
     assert blobs[-2].reason == "planned, but it has not run yet"
 
@@ -77,11 +83,14 @@ def test_seeds_are_averaged_with_narrower_intervals():
     assert combined([[Measurement("psnr", None, reason="why")]])[0].reason == "why"
 
 
-def test_quality_places_tie_on_overlap(boards):
-    places = quality_places(boards["synthetic-shapes"], "kid/effnet-lite0")
-    assert places["fp@fp"] == places["q_diffusion@w8a8"] == 1
-    assert places["rtn@w4a4"] > 1
-    assert quality_places(boards["synthetic-shapes"], "absent") == {}
+def test_the_quality_board_is_ordered_within_each_width(boards):
+    lines = quality_lines(boards["synthetic-shapes"], "kid/effnet-lite0")
+    assert lines[0].is_fp
+    assert [line.bits for line in lines[1:]] == ["w8a8"] * 3 + ["w4a8"] * 2 + ["w4a4"] * 3
+    for bits in ("w8a8", "w4a8", "w4a4"):
+        values = [line.figure("kid/effnet-lite0").value for line in lines if line.bits == bits]
+        assert values == sorted(values)
+    assert quality_lines(boards["synthetic-shapes"], "absent") == ()
 
 
 def test_plain_fid_is_for_inception_only():
@@ -133,6 +142,55 @@ def test_ship_the_fastest_that_is_near(boards):
     assert advice.choice.name == "q_diffusion@w4a8"
     assert "of full precision’s time" in advice.sentence
     assert "0.05" in advice.rule
+
+
+def tied(lines, *names):
+    """The same lines, with these as near as the first and told from each other by nobody."""
+    figures = next(line for line in lines if line.name == names[0]).figures
+    ties = {name: tuple(Tie(other, 900) for other in names if other != name) for name in names}
+    return tuple(
+        replace(
+            line,
+            figures=figures,
+            standing=replace(line.standing, ties=ties[line.name], worst_share=0.2),
+        )
+        if line.name in ties
+        else line
+        for line in lines
+    )
+
+
+def test_the_answer_names_what_ties_with_it(boards):
+    lines = boards["synthetic-shapes"]
+    alone = advise(lines, LPIPS)
+    assert alone.ties == ()
+    assert alone.headline == "Ship Q-Diffusion at w4a8"
+    alike = advise(tied(lines, "q_diffusion@w4a8", "rtn@w4a8"), LPIPS)
+    assert alike.headline == "Ship Q-Diffusion or RTN at w4a8"
+    assert [line.name for line in alike.ties] == ["rtn@w4a8"]
+    assert "RTN cannot be told from it at w4a8" in alike.sentence
+    assert "900 images would tell RTN from it" in alike.doubt
+
+
+def test_the_smaller_of_the_tied_is_named_first(boards):
+    lines = [
+        replace(line, observed=replace(line.observed, packed_bytes=line.observed.packed_bytes // 2))
+        if line.name == "rtn@w4a8"
+        else line
+        for line in tied(boards["synthetic-shapes"], "q_diffusion@w4a8", "rtn@w4a8")
+    ]
+    assert advise(lines, LPIPS).headline == "Ship RTN or Q-Diffusion at w4a8"
+
+
+def test_a_collapse_of_the_choice_is_said(boards):
+    lines = [
+        replace(line, standing=replace(line.standing, worst_share=0.71, images=64))
+        if line.name == "q_diffusion@w4a8"
+        else line
+        for line in boards["synthetic-shapes"]
+    ]
+    assert "Look at the worst images of Q-Diffusion" in advise(lines, LPIPS).doubt
+    assert "71" in advise(lines, LPIPS).doubt
 
 
 def test_nothing_faster_is_said_plainly(boards):

@@ -19,7 +19,9 @@ def table(values, floor=(), metric=LPIPS):
     names = tuple(f"m{n}@w8a8" for n in range(len(values)))
     units = tuple(f"s0/i{n:04d}" for n in range(values.shape[1]))
     higher = not metric.startswith("lpips")
-    return ScoreTable(metric, higher, names, units, values, np.asarray(floor, dtype=float))
+    return ScoreTable(
+        metric, higher, names, units, (0,) * len(units), values, np.asarray(floor, dtype=float)
+    )
 
 
 def test_lower_lpips_is_nearer_and_higher_psnr_is():

@@ -1,0 +1,76 @@
+"""Means over several seeds with intervals that know what the seeds share.
+
+The runs of several seeds draw from the same prompts and are compared with the same real images.
+Their errors are not independent then, and adding half widths in quadrature gives intervals that
+are too narrow.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantarena.bench.schema import Row
+from quantarena.bench.scores import REPLICATES, UNITS, is_metric
+from quantarena.leaderboard.ranking.read_results import load_scores
+from quantarena.leaderboard.ranking.sign_flips import LEVEL, mean_bounds
+from quantarena.leaderboard.ranking.votes import Floats
+
+Ends = tuple[float, float]
+
+
+def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
+    """95 % intervals of the mean over the seeds of one contestant, by name of the measurement.
+
+    Per-image metrics: the images of one prompt are one unit, whatever their seed. Metrics of a set
+    of images: resamples of the seeds are averaged one by one, since all seeds resample alike.
+    A metric that some seed has no array of is left out.
+
+    Args:
+        rows: ok rows of one contestant, one for each seed.
+        folder: the results folder.
+    """
+    try:
+        scores = [load_scores(folder, row) for row in rows]
+    except ValueError:  # a damaged file: the fidelity board says so
+        return {}
+    shared = set.intersection(*(set(one) for one in scores)) if scores else set()
+    found: dict[str, Ends] = {}
+    for name in sorted(shared):
+        if is_metric(name):
+            ends = _of_images([one[name] for one in scores], [one.get(UNITS) for one in scores])
+        elif name.startswith(REPLICATES):
+            ends = _of_sets(rows, name.removeprefix(REPLICATES), [one[name] for one in scores])
+        else:
+            continue
+        if ends is not None:
+            found[name.removeprefix(REPLICATES)] = ends
+    return found
+
+
+def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> Ends | None:
+    means: dict[tuple[int, int], list[float]] = {}
+    for seed, (column, units) in enumerate(zip(values, prompts, strict=True)):
+        for image, value in enumerate(column):
+            alone = units is None or image >= len(units)
+            unit = (seed + 1, image) if alone or units is None else (0, int(units[image]))
+            means.setdefault(unit, []).append(float(value))
+    # units count by their images, so that the middle is the mean over all images
+    total = np.array([np.sum(part) for part in means.values()])
+    count = np.array([len(part) for part in means.values()])
+    weighed = total / count.mean()
+    low, high = mean_bounds(weighed[None])
+    return (float(low[0]), float(high[0])) if np.isfinite(low[0]) else None
+
+
+def _of_sets(rows: Sequence[Row], name: str, replicates: Sequence[Floats]) -> Ends | None:
+    figures = [row.measurement(name) for row in rows]
+    values = [figure.value for figure in figures if figure is not None]
+    known = [value for value in values if value is not None]
+    if len(known) < len(rows):
+        return None
+    length = min(len(drawn) for drawn in replicates)
+    mean = np.mean([drawn[:length] for drawn in replicates], axis=0)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(mean - mean.mean(), [tail, 1 - tail]) + np.mean(known)
+    return float(low), float(high)

@@ -1,0 +1,134 @@
+"""Ranks in metrics of a whole set of images, such as KID, by paired resamples.
+
+Such a metric is one number for a cell, not one for an image. But all cells of a run are resampled
+with the same images, so their bootstrap values form pairs: what a resample does to all methods
+alike cancels in a difference.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.scores import REPLICATES
+from quantarena.leaderboard.ranking.read_results import FP_METHOD, contestant, load_scores
+from quantarena.leaderboard.ranking.sign_flips import FEWEST, LEVEL, step_down
+from quantarena.leaderboard.ranking.standings import bits_of, width_order
+from quantarena.leaderboard.ranking.votes import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class QualityStanding:
+    """Where one contestant stands in one metric among those of its width and full precision.
+
+    Attributes:
+        contestant: ``method@bits``.
+        metric: name of the metric.
+        bits: the width; ``fp`` for full precision itself, which is ranked in every width and has
+            its ranks among the settings of full precision here.
+        best_rank: 1 plus the number of contestants that are surely better.
+        worst_rank: number of contestants minus those that are surely worse.
+        rivals: number of contestants of the width with full precision.
+    """
+
+    contestant: str
+    metric: str
+    bits: str
+    best_rank: int
+    worst_rank: int
+    rivals: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Resampled:
+    """A cell's metric, mean over seeds: its value, its bootstrap values (B,), and its images."""
+
+    value: float
+    replicates: Floats
+    images: int
+    higher_is_better: bool
+
+
+def quality_standings(rows: Sequence[Row], folder: Path) -> tuple[QualityStanding, ...]:
+    """Ranks of a board's cells in each metric that has resamples, metric by metric."""
+    by_metric: dict[str, dict[str, list[_Resampled]]] = {}
+    for row in rows:
+        for metric, one in _resampled(row, folder).items():
+            by_metric.setdefault(metric, {}).setdefault(contestant(row.cell), []).append(one)
+    found: list[QualityStanding] = []
+    for metric in sorted(by_metric):
+        cells = {name: _over_seeds(seeds) for name, seeds in by_metric[metric].items()}
+        widths = sorted({bits_of(name) for name in cells}, key=width_order)
+        for bits in widths:
+            reference = [name for name in cells if name.startswith(f"{FP_METHOD}@")]
+            members = sorted({name for name in cells if bits_of(name) == bits} | set(reference))
+            found += [
+                standing
+                for standing in _of_width(metric, bits, {name: cells[name] for name in members})
+                if bits_of(standing.contestant) == bits
+            ]
+    return tuple(found)
+
+
+def _resampled(row: Row, folder: Path) -> dict[str, _Resampled]:
+    if row.status is not Status.OK:
+        return {}
+    try:
+        scores = load_scores(folder, row)
+    except ValueError:  # the fidelity board says so
+        return {}
+    found = {}
+    for key, values in scores.items():
+        figure = row.measurement(key.removeprefix(REPLICATES))
+        if not key.startswith(REPLICATES) or figure is None or figure.value is None:
+            continue
+        if figure.n >= FEWEST and len(values) > 1 and np.isfinite(values).all():
+            found[figure.name] = _Resampled(figure.value, values, figure.n, figure.higher_is_better)
+    return found
+
+
+def _over_seeds(seeds: Sequence[_Resampled]) -> _Resampled:
+    """The mean over seeds. They share their resamples, so what prompts do to all of them stays."""
+    length = min(len(one.replicates) for one in seeds)
+    return _Resampled(
+        float(np.mean([one.value for one in seeds])),
+        np.mean([one.replicates[:length] for one in seeds], axis=0),
+        seeds[0].images,
+        seeds[0].higher_is_better,
+    )
+
+
+def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[QualityStanding]:
+    names, members = tuple(cells), list(cells.values())
+    count, length = len(names), min(len(one.replicates) for one in members)
+    one, other = np.triu_indices(count, 1)
+    values = np.array([cell.value for cell in members])
+    drawn = np.stack([cell.replicates[:length] for cell in members])
+    gap, moved = values[one] - values[other], drawn[one] - drawn[other]  # (M,), (M, B)
+    moved = moved - moved.mean(axis=1, keepdims=True)
+    images = min(cell.images for cell in members)
+    # a bootstrap of n images divides by n, not n - 1, and has normal tails, not Student's
+    tails = stats.t.ppf((1 + LEVEL) / 2, images - 1) / stats.norm.ppf((1 + LEVEL) / 2)
+    spread = moved.std(axis=1) * tails * np.sqrt(images / (images - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seen = np.where(gap == 0, 0.0, np.abs(gap) / spread)
+        noise = np.nan_to_num(np.abs(moved.T) / moved.std(axis=1))
+    p = step_down(np.vstack([seen[None], noise]))
+    sure = p <= 1 - LEVEL
+    sign = 1 if members[0].higher_is_better else -1
+    better = np.zeros((count, count), dtype=bool)
+    better[one, other], better[other, one] = sure & (sign * gap > 0), sure & (sign * gap < 0)
+    return [
+        QualityStanding(
+            contestant=names[number],
+            metric=metric,
+            bits=bits,
+            best_rank=1 + int(better[:, number].sum()),
+            worst_rank=count - int(better[number].sum()),
+            rivals=count,
+        )
+        for number in range(count)
+    ]

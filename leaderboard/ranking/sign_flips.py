@@ -1,0 +1,114 @@
+"""Paired tests of many contestants at once: studentised sign flips, the largest statistic rules.
+
+Prompts are the units. If two contestants are equal, the difference of their scores on a prompt is
+as likely to be d as -d, whatever its distribution, so flipping the signs of whole prompts makes
+data that are as likely as those seen. One flip serves all pairs, which keeps their dependence. The
+largest statistic over pairs, under the flips, then judges every pair (Westfall and Young, 1993;
+stepwise, Romano and Wolf, 2005): the chance that any claim of a board is false is held together.
+"""
+
+from itertools import product
+
+import numpy as np
+
+from quantarena.leaderboard.ranking.votes import Floats, Ints
+
+LEVEL = 0.95
+"""Confidence of each interval, and of the statement that all claims of a family hold at once."""
+
+EXACT = 13
+"""Up to this many units all sign patterns are tried; with more, ``DRAWS`` of them."""
+DRAWS = 4096
+FEWEST = 6
+"""Fewest units that can separate a pair: five unanimous ones have p = 2 / 2^5 > 0.05."""
+_NEAR = 1e-9
+"""Relative gap below which two statistics are equal: sums in other orders differ by rounding."""
+
+
+def sign_patterns(units: int, seed: int = 0) -> Floats:
+    """(B, n) signs of +-1; the first pattern flips nothing. A pattern and its negative are one.
+
+    All 2^(n - 1) of them up to ``EXACT`` units, else ``DRAWS`` at random.
+    """
+    if units <= EXACT:
+        rest = np.array(list(product([1.0, -1.0], repeat=max(units - 1, 0))))
+        return np.asarray(np.hstack([np.ones((len(rest), 1)), rest])[:, :units])
+    drawn = np.random.default_rng(seed).integers(0, 2, (DRAWS, units))
+    drawn[0] = 1
+    return np.asarray(2 * drawn - 1, dtype=np.float64)
+
+
+def equal_means(gaps: Floats, seed: int = 0) -> Floats:
+    """Tests whether each of M pairs of contestants is equal on average, (M,) adjusted p-values.
+
+    Args:
+        gaps: (M, n) difference of each pair on each unit, NaN where one of them has no score.
+        seed: of the sign patterns, where not all are tried.
+    """
+    known = np.isfinite(gaps)
+    signs = sign_patterns(gaps.shape[1], seed)
+    return step_down(_statistics(np.where(known, gaps, 0.0), known.sum(axis=1), signs))
+
+
+def step_down(statistics: Floats) -> Floats:
+    """Adjusted p-values of M tests, (M,), which together are wrong as seldom as one alone.
+
+    Args:
+        statistics: (B, M) statistics under each sign pattern, larger against the hypothesis; the
+            first row is what was seen.
+    """
+    if not statistics.size:
+        return np.ones(statistics.shape[1])
+    seen = statistics[0]
+    order = np.argsort(-seen, kind="stable")
+    # The least statistic is judged against itself alone, the largest against all.
+    largest = np.maximum.accumulate(statistics[:, order[::-1]], axis=1)[:, ::-1]
+    reached = largest >= seen[order] * (1 - _NEAR)
+    p = np.empty(len(seen))
+    p[order] = np.maximum.accumulate(reached.mean(axis=0))
+    return p
+
+
+def _statistics(gaps: Floats, sizes: Ints, signs: Floats) -> Floats:
+    """(B, M) size of the studentised mean under each pattern.
+
+    With q the sum of squares, which no flip changes, the square of Student's t is
+    (n - 1) r / (1 - r) for r = sum^2 / (n q).
+    """
+    squares = np.maximum(sizes * np.square(gaps).sum(axis=1), np.finfo(float).tiny)
+    r = np.square(signs @ gaps.T) / squares
+    r = np.minimum(r, 1 - 1e-12)
+    return np.asarray(np.maximum(sizes - 1, 0) * r / (1 - r))
+
+
+def mean_bounds(gaps: Floats, seed: int = 0) -> tuple[Floats, Floats]:
+    """Ends of 95 % intervals of M mean differences, each (M,), by inverting the sign-flip test.
+
+    A value is rejected as the mean if the differences from it reject zero. That holds exactly
+    where the mean over some subset of units lies on one side of it, so the ends are quantiles of
+    the means over random subsets (Hartigan, 1969). They hold for every symmetric distribution.
+
+    Args:
+        gaps: (M, n) differences, NaN where unknown.
+        seed: of the subsets, where not all are tried.
+
+    Returns:
+        The ends; NaN where fewer than six units are known: their range is no 95 % interval.
+    """
+    units = gaps.shape[1]
+    if units <= EXACT:
+        members = np.array(list(product([0.0, 1.0], repeat=units)))[1:]
+    else:
+        members = np.random.default_rng(seed).integers(0, 2, (DRAWS - 1, units)).astype(float)
+    known = np.isfinite(gaps)
+    sizes = members @ known.T.astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(sizes > 0, (members @ np.where(known, gaps, 0.0).T) / sizes, np.nan)
+    ranked, filled = np.sort(means, axis=0), np.isfinite(means).sum(axis=0)
+    # B means cut the line in B + 1 intervals, each of which holds the true mean equally often.
+    outside = np.floor((filled + 1) * (1 - LEVEL) / 2).astype(int)
+    column = np.arange(len(gaps))
+    enough = (known.sum(axis=1) >= FEWEST) & (outside >= 1)
+    low = ranked[np.where(enough, outside - 1, 0), column]
+    high = ranked[np.where(enough, filled - outside, 0), column]
+    return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
