@@ -69,6 +69,7 @@ ROOMS = (
     "bench/personalise",
     "bench/cli",
     "leaderboard",
+    "leaderboard/inference",
     "leaderboard/ranking",
     "leaderboard/page",
     "bench/_root",

@@ -12,8 +12,8 @@ import numpy as np
 
 from quantarena.bench.schema import Row
 from quantarena.bench.scores import REPLICATES, UNITS, is_metric
+from quantarena.leaderboard.inference.sign_flips import LEVEL, mean_bounds
 from quantarena.leaderboard.ranking.read_results import load_scores
-from quantarena.leaderboard.ranking.sign_flips import LEVEL, mean_bounds
 from quantarena.leaderboard.ranking.votes import Floats
 
 Ends = tuple[float, float]

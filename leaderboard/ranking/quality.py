@@ -14,8 +14,8 @@ from scipy import stats
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES
+from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL, step_down
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, contestant, load_scores
-from quantarena.leaderboard.ranking.sign_flips import FEWEST, LEVEL, step_down
 from quantarena.leaderboard.ranking.standings import bits_of, width_order
 from quantarena.leaderboard.ranking.votes import Floats
 

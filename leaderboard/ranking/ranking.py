@@ -11,12 +11,12 @@ import numpy as np
 
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Row
+from quantarena.leaderboard.inference.run_effects import FEWEST_RUNS
+from quantarena.leaderboard.inference.sign_flips import LEVEL
 from quantarena.leaderboard.ranking.judge import tie_margin
 from quantarena.leaderboard.ranking.quality import QualityStanding, quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
-from quantarena.leaderboard.ranking.run_effects import FEWEST_RUNS
 from quantarena.leaderboard.ranking.score_table import score_table
-from quantarena.leaderboard.ranking.sign_flips import LEVEL
 from quantarena.leaderboard.ranking.standings import Standing, standings
 
 SCHEMA_VERSION = 2

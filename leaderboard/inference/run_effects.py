@@ -19,7 +19,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from quantarena.leaderboard.ranking.votes import Floats
+from quantarena.leaderboard.inference.sign_flips import Floats
 
 FEWEST_RUNS = 5
 """Fewest runs whose spread is estimated; with fewer, a claim is about the runs at hand."""

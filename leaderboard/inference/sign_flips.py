@@ -10,8 +10,10 @@ stepwise, Romano and Wolf, 2005): the chance that any claim of a board is false 
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantarena.leaderboard.ranking.votes import Floats, Ints
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 """Confidence of each interval, and of the statement that all claims of a family hold at once."""

@@ -3,15 +3,15 @@
 Boards are made up with a known truth: the scores of contestants on prompts are drawn, tested as the
 board tests them, and compared with what was planted. It needs numpy and scipy, no model.
 
-    python docs/experiments/board_claims.py --boards 1000 > claims.md
+    python docs/experiments/ranking/board_claims.py --boards 1000 > claims.md
 """
 
 import argparse
 
 import numpy as np
 
-from quantarena.leaderboard.ranking.run_effects import equal_means_over_runs
-from quantarena.leaderboard.ranking.sign_flips import LEVEL, equal_means, mean_bounds
+from quantarena.leaderboard.inference.run_effects import equal_means_over_runs
+from quantarena.leaderboard.inference.sign_flips import LEVEL, equal_means, mean_bounds
 from quantarena.leaderboard.ranking.votes import Floats
 
 KINDS = ("gauss", "t2", "spread")

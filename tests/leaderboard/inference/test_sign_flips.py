@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quantarena.leaderboard.ranking.run_effects import equal_means_over_runs
-from quantarena.leaderboard.ranking.sign_flips import (
+from quantarena.leaderboard.inference.run_effects import equal_means_over_runs
+from quantarena.leaderboard.inference.sign_flips import (
     DRAWS,
     EXACT,
     equal_means,
