@@ -49,6 +49,7 @@ class QuantizedModel:
         tables: modules replaced by tables by sampler call.
         replaced: quantized layers that tables stand for, by module path.
         notes: values that the method puts on the row (JSON types).
+        taught: recorded images that trainings of the whole network have learned from so far.
     """
 
     module: nn.Module
@@ -60,6 +61,7 @@ class QuantizedModel:
     tables: dict[str, ScheduledTable] = field(default_factory=dict)
     replaced: dict[str, QuantLayer] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    taught: set[int] = field(default_factory=set)
 
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
         """Find weight ranges of every layer, per output channel."""

@@ -60,12 +60,13 @@ def note_training(
         updates: optimiser steps, of all blocks together.
         rows: rows that went forward and backward in them, of a block or of the whole network.
         images: recorded images that they came from, where the draws of the context do not say so.
-            Of several trainings the note has the largest number, not that of all together.
+            Of several trainings the note has the number of all together, each counted once.
     """
     before = model.notes.get("training", {"updates": 0, "rows": 0})
     note = {"updates": before["updates"] + updates, "rows": before["rows"] + rows}
-    if images or "images" in before:
-        note["images"] = max(before.get("images", 0), len(set(images)))
+    model.taught.update(images)
+    if model.taught:
+        note["images"] = len(model.taught)
     model.notes["training"] = note
 
 

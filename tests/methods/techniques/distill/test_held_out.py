@@ -1,9 +1,11 @@
 """Errors on points that no walk visited: whose they are, and that methods report them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from quantarena.methods import serial_to_parallel
+from quantarena.methods import quest, serial_to_parallel
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
@@ -81,6 +83,49 @@ def test_the_report_is_of_the_frozen_codes_on_images_that_did_not_walk(pixel, st
     assert len(matches) == 1, "one pair of images walked"
     assert report.held_after == pytest.approx(without(after, torch.tensor(matches[0])), rel=1e-5)
     assert report.held_after != report.held_before
+
+
+def test_two_trainings_count_the_images_of_both_once(pixel, student):
+    settings = Distillation(pixel.trajectory.calls, {"act_scale": Group(1e-4)})
+    walked = []
+    for seed in (0, 1):
+        walk = teacher_walk(pixel.trajectory, 3)  # one walk of three images
+        first = walk.start
+
+        def start(generator, first=first):
+            points = first(generator)
+            walked.append(set(points.image.tolist()))
+            return points
+
+        distill(student, pixel.model, replace(walk, start=start), settings, seed=seed)
+    union = set.union(*walked)
+    assert max(map(len, walked)) < len(union) < sum(map(len, walked)), "they share some, not all"
+    assert student.notes["training"]["images"] == len(union)
+    assert student.notes["training"]["updates"] == 2 * pixel.trajectory.calls
+
+
+def test_quest_counts_the_images_of_both_stages(pixel, monkeypatch):
+    walked = []
+
+    def spied(model, teacher, walk, schedule, *, seed, **rest):
+        first = walk.start
+
+        def start(generator):
+            points = first(generator)
+            walked.append(set(points.image.tolist()))
+            return points
+
+        return distill(
+            model, teacher, replace(walk, start=start), schedule, seed=len(walked), **rest
+        )
+
+    monkeypatch.setattr(quest, "distill", spied)
+    method = quest.QuEST(quest.QuEST.Options(batch=3))
+    made = method.run(pixel.context(Bits(4, 8), "paper", Effort(8, 1, range_samples=8)))
+    assert len(walked) == 2, "one walk of each stage"
+    union = set.union(*walked)
+    assert len(union) > max(map(len, walked))
+    assert made.notes["training"]["images"] == len(union)
 
 
 @pytest.mark.parametrize("name", FEW)
