@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -34,7 +34,6 @@ from quantarena.methods.core.cuda.problem import problem
 from quantarena.methods.core.cuda.quantize import quantize
 from quantarena.methods.core.cuda.step_graph import CudaRecorder, StepGraph
 from quantarena.methods.core.cuda.tuning import Config
-from quantarena.methods.core.nested import map_leaves
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.points import CalibrationSet
 from quantarena.methods.timing.cases import (
@@ -226,7 +225,7 @@ def measure_step(
     Returns:
         The times.
     """
-    batch = moved(points, device)
+    batch = points.on(device, torch.bfloat16)
     plain = copy.deepcopy(original).to(device, torch.bfloat16)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = on_cuda(packed.module, device).to(torch.bfloat16)
@@ -240,22 +239,6 @@ def measure_step(
     with torch.no_grad(), packed.clock.at(int(batch.step[0])):
         times = clock({name: partial(batch.call, step) for name, step in runs.items()})
     return NetworkTiming(name, bits, len(batch), times["packed"], times["compiled"], times["eager"])
-
-
-def moved(points: CalibrationSet, device: str) -> CalibrationSet:
-    """Moves points to a device, with all float tensors but the timesteps in bfloat16."""
-
-    def move(_: str, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.to(device, torch.bfloat16 if leaf.is_floating_point() else leaf.dtype)
-
-    return replace(
-        points,
-        sample=points.sample.to(device, torch.bfloat16),
-        timestep=points.timestep.to(device),
-        conditions=map_leaves(move, points.conditions),
-    )
 
 
 def document(rows: Iterable[LayerTiming | NetworkTiming]) -> dict[str, Any]:

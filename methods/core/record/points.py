@@ -84,17 +84,27 @@ class CalibrationSet:
         output = model(given.sample, timestep=given.timestep, return_dict=False, **given.conditions)
         return prediction(output, model)
 
-    def on(self, device: torch.device | None) -> "CalibrationSet":
-        """The same points with what a network is given on a device; the rest stays on the host."""
+    def on(
+        self, device: torch.device | str | None, dtype: torch.dtype | None = None
+    ) -> "CalibrationSet":
+        """The same points with what a network is given on a device; the rest stays on the host.
+
+        Args:
+            device: where the network is; None for a network without tensors, which takes all as is.
+            dtype: type of samples and of float conditions; None for their own. Timesteps keep
+                theirs, for bfloat16 has no odd number above 256.
+        """
         if device is None:
             return self
 
         def moved(_: str, leaf: Any) -> Any:
-            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
         return replace(
             self,
-            sample=self.sample.to(device),
+            sample=moved("", self.sample),
             timestep=self.timestep.to(device),
             conditions=map_leaves(moved, self.conditions),
         )
