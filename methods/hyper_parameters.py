@@ -116,6 +116,9 @@ TUNE_QDM = Training(
     "released code a5c3b90, to the images of a subject",
     by_block=False,
 )
+"""The release learns ``d_out`` with the weight's scale in it, so its rate is in the weight's unit.
+For a gain relative to that scale it is 3e-6 divided by it, see ``Learnable``.
+"""
 
 QUEST_TIME = Training(
     24_000,

@@ -32,6 +32,7 @@ from quantarena.methods.api import (
     teacher_walk,
 )
 from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
+from quantarena.methods.info import Effort
 from quantarena.methods.techniques.calibrate.by_call import shared_inputs
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 
@@ -52,8 +53,10 @@ class TuneQdm(Method):
             horizon: timesteps that the network was trained with.
             inputs: tune ``d_in`` too; if false, this is PEQA (Kim et al., NeurIPS 2023).
             tune: tune at all; if false, this is round-to-nearest, exactly.
-            batch: rows of each walk.
-            lr: learning rate of both vectors, relative to where they start.
+            batch: rows of each walk; the paper's 1 at the published length.
+            lr: learning rate of both vectors at 4 bits, relative to where they start; at other
+                widths it is in proportion to the step of their codes. The published length has the
+                paper's.
         """
 
         experts: Annotated[int, AtLeast(1)] = EXPERTS
@@ -68,6 +71,7 @@ class TuneQdm(Method):
         venue="ECCV 2024",
         paper="arXiv:2401.04339",
         summary="weight-only integers, frozen; gains of inputs and outputs tuned, by timestep",
+        version=2,
         bibtex=(
             "@inproceedings{ryu2024tuneqdm, title={Memory-Efficient Personalization Using "
             "Quantized Diffusion Model}, author={Ryu, Hyogon and Lim, Seohyun and Shim, Hyunjung}, "
@@ -81,7 +85,8 @@ class TuneQdm(Method):
             "d_in starts at 1, so that nothing changes before tuning (paper notes: N(1, 0.01); "
             "its released code: 1)",
             "as many updates as the preset has iterations, 400 at most, of several rows at a "
-            "larger rate (paper: 400 of one row, 3e-6)",
+            "larger rate; preset paper has the paper's 400 of one row at 3e-6, in whole walks, "
+            "though these were chosen for the images of a subject",
         ),
     )
     supports = Capabilities(act_bits=(FP_WIDTH,), most_iterations=400, board_bits=("w4a16",))
@@ -105,9 +110,11 @@ class TuneQdm(Method):
                 layer.set_gains(torch.zeros_like(of_call), 1)
             else:
                 layer.set_gains(of_call, self.options.experts)
-        found = self.schedule(ctx.effort.iterations, ctx.trajectory.calls)
+        found = self.schedule(ctx.effort, ctx.trajectory.calls, ctx.bits.weight)
         if self.options.tune and found.updates:
-            walk = teacher_walk(ctx.trajectory, self.options.batch)
+            paper = hyper_parameters.TUNE_QDM.batch
+            batch = paper if ctx.effort.as_published else self.options.batch
+            walk = teacher_walk(ctx.trajectory, batch)
             report = distill(
                 model,
                 ctx.model,
@@ -121,13 +128,18 @@ class TuneQdm(Method):
             model.notes["tuning"] = {**report.note(), "parameters": parameters}
         return model
 
-    def schedule(self, iterations: int, calls: int) -> Distillation:
-        """The schedule of the tuning, in whole walks."""
-        group = Group(self.options.lr, Decay.LINEAR)
-        groups = {"gain_out": group} | ({"gain_in": group} if self.options.inputs else {})
-        return Distillation(
-            whole_walks(min(iterations, hyper_parameters.TUNE_QDM.updates), calls), groups
-        )
+    def schedule(self, effort: Effort, calls: int, weight_bits: int) -> Distillation:
+        """The schedule of the tuning, in whole walks; the paper's rates at the published length.
+
+        Below it gains have as far to go as rounding has moved the weights. At one rate for all
+        widths 8 bits would be worse than rounding to nearest, see docs/methods/tuneqdm.md.
+        """
+        paper, rate = hyper_parameters.TUNE_QDM, self.options.lr * 15 / ((1 << weight_bits) - 1)
+        short = dict.fromkeys(paper.groups, Group(rate, Decay.LINEAR, relative=True))
+        groups = dict(paper.groups) if effort.as_published else short
+        if not self.options.inputs:
+            del groups["gain_in"]
+        return Distillation(whole_walks(min(effort.iterations, paper.updates), calls), groups)
 
 
 def trainable(model: QuantizedModel, *, inputs: bool = True) -> int:

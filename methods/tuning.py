@@ -6,12 +6,13 @@ and the rates that it learns at.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from torch import nn
 
+from quantarena.methods import hyper_parameters
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.packed.pack import PackedModel
@@ -82,6 +83,7 @@ class Recipe:
         accumulate: batches of one image whose gradients make one step.
         lr: learning rate, which falls to 0; None for that of ``RATES``.
         recompute: compute activations twice and hold fewer of them.
+        published: learn at TuneQDM's own constant rates instead, see ``as_published``.
     """
 
     approach: Approach = Approach.TUNEQDM
@@ -91,6 +93,20 @@ class Recipe:
     accumulate: int = 4
     lr: float | None = None
     recompute: bool = False
+    published: bool = False
+
+    @classmethod
+    def as_published(cls, experts: int = 4, *, recompute: bool = False) -> "Recipe":
+        """TuneQDM at its own length, batch and rates, as its release tunes Stable Diffusion."""
+        paper = hyper_parameters.TUNE_QDM
+        return cls(
+            Approach.TUNEQDM,
+            experts,
+            updates=paper.updates,
+            accumulate=paper.batch,
+            recompute=recompute,
+            published=True,
+        )
 
     @property
     def pairs(self) -> int:
@@ -99,13 +115,17 @@ class Recipe:
 
     @property
     def rate(self) -> float:
-        """The learning rate: its own, or that of its approach."""
+        """The learning rate: the paper's, its own, or that of its approach."""
+        if self.published:
+            return hyper_parameters.TUNE_QDM.groups["gain_in"].lr
         return RATES[self.approach] if self.lr is None else self.lr
 
     def rates(self) -> dict[str, Group]:
         """The learning rate of each group of parameters."""
-        gain = Group(self.rate, Decay.LINEAR)
-        whole = replace(gain, weight_decay=_DECAY)
+        if self.published:
+            return dict(hyper_parameters.TUNE_QDM.groups)
+        gain = Group(self.rate, Decay.LINEAR, relative=True)
+        whole = Group(self.rate, Decay.LINEAR, weight_decay=_DECAY)
         return {"weight": whole, "lora": whole, "gain_in": gain, "gain_out": gain}
 
     def run(

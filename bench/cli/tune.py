@@ -50,10 +50,13 @@ def tune(
     approach: Annotated[
         str, typer.Option("--approach", help=f"What learns: {', '.join(APPROACHES)}.")
     ] = APPROACHES[0],
-    updates: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 100,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Number of updates; by default 100.")
+    ] = None,
     accumulate: Annotated[
-        int, typer.Option(min=1, help="Images of each update, one after the other.")
-    ] = 4,
+        int | None,
+        typer.Option(min=1, help="Images of each update, one after the other; by default 4."),
+    ] = None,
     experts: Annotated[
         int, typer.Option(min=1, help="Pairs of gains, each for a range of timesteps (tuneqdm).")
     ] = 4,
@@ -61,6 +64,10 @@ def tune(
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate; by default the approach's own.")
     ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="TuneQDM's own 400 updates of one image at a rate of 3e-6."),
+    ] = False,
     recompute: Annotated[
         bool,
         typer.Option("--recompute", help="Compute activations twice: less memory, more time."),
@@ -85,9 +92,17 @@ def tune(
     lookup.check_kernels()
     widths = None if bits is None else _weights_only(bits)
     tuning = importlib.import_module("quantarena.methods.tuning")
-    recipe = tuning.Recipe(
-        tuning.Approach(approach), experts, rank, updates, accumulate, lr, recompute
-    )
+    if paper:
+        if approach != APPROACHES[0] or (updates, accumulate, lr) != (None, None, None):
+            raise UserError(
+                "--paper is TuneQDM's own recipe: leave --updates, --accumulate, --lr and other "
+                "approaches out"
+            )
+        recipe = tuning.Recipe.as_published(experts, recompute=recompute)
+    else:
+        recipe = tuning.Recipe(
+            tuning.Approach(approach), experts, rank, updates or 100, accumulate or 4, lr, recompute
+        )
     name = lookup.canonical_workload(workload)
     subjects = tuple(zip(images, token, prompts, strict=True))
     ship = importlib.import_module("quantarena.bench.personalise.export")
@@ -122,8 +137,9 @@ def _command(
         words += ["--images", folder.resolve().name, "--token", token]
         words += ["--prompt", prompt or f"a {token}"]
     words += [] if bits is None else ["--bits", bits]
-    words += ["--approach", str(recipe.approach), "--updates", str(recipe.updates)]
-    words += ["--accumulate", str(recipe.accumulate), "--lr", f"{recipe.rate:g}"]
+    words += ["--approach", str(recipe.approach)]
+    own = ["--updates", str(recipe.updates), "--accumulate", str(recipe.accumulate)]
+    words += ["--paper"] if recipe.published else [*own, "--lr", f"{recipe.rate:g}"]
     words += ["--experts", str(recipe.experts)] if recipe.approach == "tuneqdm" else []
     words += ["--rank", str(recipe.rank)] if recipe.approach == "lora" else []
     words += ["--recompute"] if recipe.recompute else []

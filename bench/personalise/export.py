@@ -149,11 +149,11 @@ def _meta(
         "layers": len(packed.layers),
     }
     recipe = order.recipe
-    options = {"updates": recipe.updates, "accumulate": recipe.accumulate}
+    options: dict[str, float] = {"updates": recipe.updates, "accumulate": recipe.accumulate}
     if recipe.pairs > 1:
         options["experts"] = recipe.pairs
-    if recipe.lr is not None:
-        options["lr"] = recipe.lr  # type: ignore[assignment]
+    if recipe.lr is not None or recipe.published:
+        options["lr"] = recipe.rate
     return {
         "base_model": opened.meta["base_model"],
         "base_sha256": opened.meta.get("base_sha256", opened.loaded.sha256),

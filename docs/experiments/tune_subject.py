@@ -215,7 +215,7 @@ def main() -> None:
             ours = loss_of(predict, chosen.label, workspace)
             learn = 0
             if name != "not tuned":
-                rates = dict.fromkeys(names, Group(given.gain_lr, Decay.LINEAR))
+                rates = dict.fromkeys(names, Group(given.gain_lr, Decay.LINEAR, relative=True))
                 learning = start_learning(model.layers, [], names)
                 optimiser = Optimiser(learning.parameters, rates)
                 tune(ours, optimiser, chosen.train, given.updates, given.batch)

@@ -1,5 +1,8 @@
 """A guard on ourselves: at 8 bits no built-in method may be worse than rounding to nearest.
 
+It is rounding to nearest at the same widths: of weights alone where a method has no others, and
+of all layers alike where it chooses widths itself within the cost of that.
+
 Rounding loses next to nothing there, and a method can leave it as it is. One that is worse was
 given too little data or budget, or learns at rates that do not fit the length of its run: look for
 the fault on our side first. The error is that of one call, on packed kernels and on evaluation
@@ -8,12 +11,16 @@ images.
 
 import pytest
 
-from quantarena.methods.builtin import builtins
-from quantarena.methods.core.bits import FP_WIDTH, parse_bits
+from quantarena.methods.builtin import FP, builtins
+from quantarena.methods.core.bits import parse_bits
+from quantarena.methods.core.model.policy import BUDGET, UNIFORM
 
 pytestmark = pytest.mark.slow
 
-WORKLOAD, BITS = "emoji-dit", "w8a8"
+WORKLOAD, BASELINE = "emoji-dit", "rtn"
+USUAL = ("w8a8", UNIFORM.name)
+ELSEWHERE = {"mixed_rtn": ("w8a8", BUDGET.name), "tuneqdm": ("w8a16", UNIFORM.name)}
+"""Bits and policy of methods that say nothing of their own at the usual ones, or cannot run."""
 MOST = 1.15
 """Times the error of rounding to nearest: what this few images leave to chance."""
 
@@ -24,7 +31,7 @@ def quiet(*_):
 
 @pytest.fixture(scope="module")
 def error(tmp_path_factory):
-    """The mean relative squared error of one call, by name of the method."""
+    """The mean relative squared error of one call, by name, bits and policy."""
     from quantarena.bench.cache import StageCache
     from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
     from quantarena.bench.spec import Budget, Cell
@@ -42,42 +49,41 @@ def error(tmp_path_factory):
     recorded, seen = trajectory(workspace, cache), probe(workspace, cache)
     found = {}
 
-    def error(name):
-        if name not in found:
-            cell = Cell(WORKLOAD, name, BITS, budget=budget)
+    def error(*asked):
+        if asked not in found:
+            name, bits, policy = asked
+            cell = Cell(WORKLOAD, name, bits, policy=policy, budget=budget)
             method = entry(name).method.configured()
             model = quantized(workspace, recorded, cell, method, cache, quiet).value.model
             packed = pack(model)
             answers = predictions(packed.module, seen.recorded, packed.clock.at)
             decibel = sqnr(seen.predictions, answers, seen.recorded.halves)
-            found[name] = float((10 ** (-decibel / 10)).mean())
-        return found[name]
+            found[asked] = float((10 ** (-decibel / 10)).mean())
+        return found[asked]
 
     return error
 
 
-def names():
-    """The built-in methods that are compared at quantized activations, but the baseline itself."""
+def cases():
+    """Every built-in method but the baseline itself, with the bits and policy it is guarded at."""
     return [
-        name
+        (name, *ELSEWHERE.get(name, USUAL))
         for name, method in builtins().items()
-        if name != "rtn"
-        and not method.rival
-        and any(parse_bits(bits).act != FP_WIDTH for bits in method.board_bits)
+        if name not in (FP, BASELINE) and not method.rival
     ]
 
 
-@pytest.mark.parametrize("name", names())
-def test_no_method_is_worse_than_rounding_at_8_bits(error, name):
-    ratio = error(name) / error("rtn")
+@pytest.mark.parametrize(("name", "bits", "policy"), cases())
+def test_no_method_is_worse_than_rounding_at_8_bits(error, name, bits, policy):
+    ratio = error(name, bits, policy) / error(BASELINE, bits, UNIFORM.name)
     assert ratio <= MOST, f"{ratio:.2f} times: check data, budget and rates"
 
 
-def test_every_method_is_guarded():
-    """A method that cannot run at this width has no guard and is named here."""
+def test_every_method_can_be_guarded():
+    """No case is one that its method would skip."""
     from quantarena.methods.registry import entry
 
-    for name in names():
-        supports = entry(name).method.supports
-        assert 8 in supports.weight_bits
-        assert 8 in supports.act_bits
+    for name, bits, policy in cases():
+        method, widths = entry(name).method.configured(), parse_bits(bits)
+        assert widths.weight == 8
+        method.check(widths, "paper", policy)

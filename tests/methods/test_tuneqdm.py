@@ -70,8 +70,8 @@ def variant(**off):
 class Long(TuneQdm):
     """As TuneQDM, with 400 updates whatever the preset has."""
 
-    def schedule(self, iterations, calls):
-        return super().schedule(400, calls)
+    def schedule(self, effort, calls, weight_bits):
+        return super().schedule(replace(effort, iterations=400), calls, 4)
 
 
 def long(**off):
@@ -188,7 +188,19 @@ def test_two_runs_are_one(pixel):
 
 
 def test_updates_are_the_papers_at_most():
-    assert [TuneQdm().schedule(n, 20).updates for n in (0, 90, 20_000)] == [0, 100, 400]
+    lengths = (0, 90, 1_000, 20_000)
+    updates = [TuneQdm().schedule(Effort(16, n), 20, 4).updates for n in lengths]
+    assert updates == [0, 100, 400, 400]
+
+
+def test_rates_are_in_proportion_to_the_step_of_the_codes():
+    rates = {}
+    for bits in (2, 4, 8):
+        groups = TuneQdm().schedule(Effort(16, 100), 20, bits).groups
+        assert {group.relative for group in groups.values()} == {True}
+        (rates[bits],) = {group.lr for group in groups.values()}
+    assert rates[4] == TuneQdm.Options().lr
+    assert (rates[2], rates[8]) == (pytest.approx(5 * rates[4]), pytest.approx(rates[4] / 17))
 
 
 @pytest.mark.parametrize("bits", [FP, Bits(4, 4), Bits(1, 16)])

@@ -46,9 +46,17 @@ class Learning:
             gain.requires_grad_(False)
         return drift
 
-    def add(self, group: str, parameter: nn.Parameter, unit: float, *, bank: bool = False) -> None:
+    def add(
+        self,
+        group: str,
+        parameter: nn.Parameter,
+        unit: float,
+        *,
+        bank: bool = False,
+        worth: float = 1.0,
+    ) -> None:
         """Add one more parameter to a group; see ``Learnable``."""
-        self.parameters.setdefault(group, []).append(Learnable(parameter, unit, bank))
+        self.parameters.setdefault(group, []).append(Learnable(parameter, unit, bank, worth))
 
 
 def start_learning(
@@ -90,7 +98,7 @@ def start_learning(
                 for parameter in parameters if group in here else ():
                     parameter.requires_grad_(True)
                     learning._gains.append(parameter)
-                    learning.add(group, parameter, 1.0)
+                    learning.add(group, parameter, 1.0, worth=_worth(group, layer))
     for product in products:
         _start_act(learning, product, {g for g, setting in settings.items() if setting.products})
     return learning
@@ -131,6 +139,13 @@ def _start_weight(
         learning.soft_roundings.append(quantizer.soft)
         if first:
             learning.first_part_roundings.append(quantizer.soft)
+
+
+def _worth(group: str, layer: QuantLayer) -> float:
+    """What 1 of a gain stands for: the layer's mean weight scale for its outputs, else 1."""
+    quantizers = [part.weight_quantizer for part in layer.parts]
+    scales = [float(q.scale.detach().abs().mean()) for q in quantizers if q is not None]
+    return sum(scales) / len(scales) if scales and group == "gain_out" else 1.0
 
 
 def _unit(group: str, scale: Tensor) -> float:

@@ -50,7 +50,7 @@ class Group:
         decay: how the rate falls. Rounding under its regulariser needs a constant rate: the last
             weights are decided at the end, where a falling rate would be near zero.
         relative: the rate is relative to each parameter's own unit: the mean of a scale, the mean
-            weight scale for a weight or its LoRA factors, 1 for roundings and zero points.
+            weight scale for a weight or its LoRA factors, 1 for roundings, zero points and gains.
         most: largest rate, as a share of the parameter's unit. Where a layer has more bits than
             requested its scales are narrower, and an absolute rate can be most of one.
         weight_decay: weight decay of AdamW.
@@ -66,9 +66,9 @@ class Group:
     layers: frozenset[str] | None = None
     products: bool = True
 
-    def rate(self, unit: float) -> float:
-        """Adam's learning rate for a parameter of this unit."""
-        return min(self.lr * unit if self.relative else self.lr, self.most * unit)
+    def rate(self, unit: float, worth: float = 1.0) -> float:
+        """Adam's learning rate for a parameter of this unit and worth, see ``Learnable``."""
+        return min(self.lr * unit if self.relative else self.lr / worth, self.most * unit)
 
     def learns(self, layer: str) -> bool:
         """Whether the parameters of this layer learn."""
@@ -84,11 +84,14 @@ class Learnable:
         unit: unit of its relative learning rate.
         bank: whether each index into the first axis learns on its own, as the ranges of a sampler
             call do: one without a row in a batch has no gradient, and does not move.
+        worth: what 1 of the parameter stands for where papers state absolute rates. Output gains
+            are relative to their layer's weight scales here, and include them in the papers.
     """
 
     parameter: nn.Parameter
     unit: float = 1.0
     bank: bool = False
+    worth: float = 1.0
 
 
 class _Bank:
@@ -124,7 +127,8 @@ class Optimiser:
         by_rate: dict[tuple[str, float], list[nn.Parameter]] = {}  # few groups: each one costs
         for name, learnables in parameters.items():
             for learnable in learnables:
-                members = by_rate.setdefault((name, groups[name].rate(learnable.unit)), [])
+                rate = groups[name].rate(learnable.unit, learnable.worth)
+                members = by_rate.setdefault((name, rate), [])
                 if name in _SCALES:
                     self._scales.append(learnable.parameter)
                     self._floors.append(learnable.parameter.detach() * LEAST_SCALE)

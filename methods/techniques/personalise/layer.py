@@ -17,6 +17,7 @@ from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
 from quantarena.methods.core.packed.nodes.wrappers import Conv1dLayer, LowRankLayer
 from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry, as_image_weight
+from quantarena.methods.techniques.learn.param_groups import Learnable
 from quantarena.methods.techniques.personalise.packed_weight import PackedWeight
 from quantarena.methods.techniques.personalise.product import product
 
@@ -64,7 +65,7 @@ class TuningLayer(nn.Module):
         """Channels of the output."""
         return self.weight_codes.shape[0]
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[Learnable]]:
         """What learns, by the names of ``learn.param_groups``."""
         return {}
 
@@ -131,10 +132,11 @@ class GainsTuning(TuningLayer):
             for rows, learns in zip(start, (inputs, True), strict=True)
         )
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[Learnable]]:
         """See ``TuningLayer``."""
-        learning = {"gain_out": list(self.d_out)}
-        return learning | ({"gain_in": list(self.d_in)} if self.inputs else {})
+        worth = float(self.weight_codes.scale.mean())
+        learning = {"gain_out": [Learnable(row, worth=worth) for row in self.d_out]}
+        return learning | ({"gain_in": [Learnable(x) for x in self.d_in]} if self.inputs else {})
 
     def _plain(self, x: Tensor) -> Tensor:
         d_in, d_out = self._at(self.d_in, x), self._at(self.d_out, x)
@@ -180,9 +182,9 @@ class BranchTuning(TuningLayer):
         self.down = nn.Parameter(torch.empty(rank, *shape).uniform_(-bound, bound))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[Learnable]]:
         """See ``TuningLayer``."""
-        return {"lora": [self.down, self.up]}
+        return {"lora": [Learnable(self.down), Learnable(self.up)]}
 
     def _plain(self, x: Tensor) -> Tensor:
         branch = self.geometry.pointwise(self.geometry.product(x, self.down, None), self.up)

@@ -19,6 +19,7 @@ from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
 from quantarena.methods.core.packed.nodes.wrappers import Conv1dLayer
 from quantarena.methods.core.packed.pack import PackedModel, backend_of, channels_last
 from quantarena.methods.core.quantizers.layer_geometry import LayerGeometry
+from quantarena.methods.techniques.learn.param_groups import Learnable
 from quantarena.methods.techniques.personalise.layer import (
     BranchTuning,
     GainsTuning,
@@ -52,20 +53,20 @@ class TunedNetwork:
     horizon: int
     moment: Moment = field(default_factory=Moment)
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
+    def groups(self) -> dict[str, list[Learnable]]:
         """What learns, by the names of ``learn.param_groups``."""
         if not self.layers:
-            return {"weight": list(self.module.parameters())}
-        found: dict[str, list[nn.Parameter]] = {}
+            return {"weight": [Learnable(p) for p in self.module.parameters()]}
+        found: dict[str, list[Learnable]] = {}
         for layer in self.layers.values():
-            for name, parameters in layer.groups().items():
-                found.setdefault(name, []).extend(parameters)
+            for name, learnables in layer.groups().items():
+                found.setdefault(name, []).extend(learnables)
         return found
 
     @property
     def trainable(self) -> int:
         """Number of values that learn."""
-        return sum(p.numel() for group in self.groups().values() for p in group)
+        return sum(one.parameter.numel() for group in self.groups().values() for one in group)
 
     def tell(self, timestep: Tensor) -> None:
         """Say the timestep of each row of the next batch, (B,).

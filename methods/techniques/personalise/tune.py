@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.errors import UserError
-from quantarena.methods.techniques.learn.param_groups import Group, Learnable, Optimiser
+from quantarena.methods.techniques.learn.param_groups import Group, Optimiser
 from quantarena.methods.techniques.personalise.network import TunedNetwork
 
 Loss = Callable[[int, int], Tensor]
@@ -39,10 +39,7 @@ def tune(
     Raises:
         UserError: the loss is no longer finite.
     """
-    groups = network.groups()
-    optimiser = Optimiser(
-        {name: [Learnable(p) for p in members] for name, members in groups.items()}, rates
-    )
+    optimiser = Optimiser(network.groups(), rates)
     losses: list[float] = []
     with torch.enable_grad():
         for update in range(updates):

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from quantarena.bench.cli.main import run
 from quantarena.bench.ship.pipeline_folder import open_exported
+from quantarena.methods import hyper_parameters
 
 tiny_pipelines = SimpleNamespace(
     **runpy.run_path(str(Path(__file__).parents[1] / "tiny_pipelines.py"))
@@ -138,6 +140,21 @@ def test_mistakes_are_one_line(more, line, workload, pictures, tmp_path, capsys)
     assert line in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_own_recipe(workload, pictures, tmp_path, capsys, monkeypatch):
+    """It is 400 updates of one image; here four of them, of which the export says what ran."""
+    short = replace(hyper_parameters.TUNE_QDM, updates=4)
+    monkeypatch.setattr(hyper_parameters, "TUNE_QDM", short)
+    given = ("--images", pictures, "--token", "red", "--bits", "w4", "--paper")
+    code, out, err = told(capsys, "tune", workload, *given, "-o", tmp_path / "m", "-q", "--json")
+    assert code == 0, err
+    meta = json.loads(out)["meta"]
+    assert meta["options"] == {"updates": 4, "accumulate": 1, "experts": 4, "lr": 3e-6}
+    assert "--approach tuneqdm --paper --experts 4" in meta["command"]
+    for more in (("--lr", "1e-3"), ("--updates", "9"), ("--approach", "peqa")):
+        said = told(capsys, "tune", workload, *given, *more, "-o", tmp_path / "n")[2]
+        assert "own recipe" in said
 
 
 def test_subjects_and_tokens_must_pair(workload, pictures, tmp_path, capsys):

@@ -69,3 +69,14 @@ def test_the_rate_of_a_parameter():
     assert Group(1e-2, relative=True).rate(5e-4) == pytest.approx(5e-6)
     assert Group(1e-4, most=0.01).rate(5e-4) == pytest.approx(5e-6)
     assert Group(1e-4, most=0.01).rate(1.0) == 1e-4
+
+
+@pytest.mark.parametrize(("relative", "step"), [(False, 1e-3 / 0.25), (True, 1e-3)])
+def test_an_absolute_rate_is_in_the_unit_that_the_parameter_is_relative_to(relative, step):
+    """An absolute 1e-3 moves ``worth * gain`` by it, a relative one the gain."""
+    gain = torch.nn.Parameter(torch.ones(3))
+    group = Group(1e-3, relative=relative)
+    optimiser = Optimiser({"gain_out": [Learnable(gain, worth=0.25)]}, {"gain_out": group})
+    gain.sum().backward()
+    optimiser.step(0.0)
+    assert torch.allclose(1 - gain.detach(), torch.full((3,), step), rtol=1e-3)

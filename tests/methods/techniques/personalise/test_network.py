@@ -1,17 +1,20 @@
 """Networks that learn on packed codes: what changes, what never does, what is packed in the end."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from quantarena.methods import hyper_parameters
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.clock import CallSchedule
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.techniques.learn.param_groups import Decay
 from quantarena.methods.techniques.personalise.layer import GainsTuning
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 from quantarena.methods.tuning import Approach, Recipe, from_float, from_packed
@@ -82,7 +85,7 @@ def test_before_tuning_it_is_round_to_nearest(approach):
 @pytest.mark.parametrize("approach", PACKED)
 def test_codes_and_all_else_that_is_frozen_never_change(approach):
     tuned = started(approach, updates=5, lr=0.05)
-    learning = {id(p) for group in tuned.groups().values() for p in group}
+    learning = {id(one.parameter) for group in tuned.groups().values() for one in group}
     frozen = {
         name: value.clone()
         for name, value in (*tuned.module.named_parameters(), *tuned.module.named_buffers())
@@ -202,3 +205,23 @@ def test_a_loss_that_explodes_is_one_line():
     tuned = started(Approach.TUNEQDM)
     with pytest.raises(UserError, match="diverged at update 0"):
         learn(tuned, Recipe(updates=3), lambda x: x * float("nan"))
+
+
+def test_the_published_recipe_is_the_tables():
+    table, recipe = hyper_parameters.TUNE_QDM, Recipe.as_published(experts=2, recompute=True)
+    assert (recipe.updates, recipe.accumulate, recipe.rate) == (400, 1, 3e-6)
+    assert (recipe.pairs, recipe.recompute, recipe.approach) == (2, True, Approach.TUNEQDM)
+    assert recipe.rates() == table.groups
+    assert {group.decay for group in recipe.rates().values()} == {Decay.CONSTANT}
+
+
+def test_published_rates_are_in_the_units_of_the_weight():
+    """Adam's first step is its rate: 3e-6 of an input gain, and of what multiplies a code."""
+    tuned = started(Approach.TUNEQDM, experts=1)
+    losses = learn(tuned, replace(Recipe.as_published(experts=1), updates=1), lambda x: -x)
+    assert len(losses) == 1
+    for layer in tuned.layers.values():
+        scale = float(layer.weight_codes.scale.mean())
+        for rows, unit in ((layer.d_in, 1.0), (layer.d_out, scale)):
+            steps = (rows[0].detach() - 1).abs() * unit
+            assert steps.median() == pytest.approx(3e-6, abs=1e-7 * (1 + unit))
