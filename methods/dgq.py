@@ -151,8 +151,8 @@ class Dgq(Method):
             "that results depend on batch mates)",
             "tables are read by sampler call (release: by timestep, one call late under PLMS)",
             "ranges of inputs with one row a sample cover all points (release: first mini-batch)",
-            "iterations follow the preset, at a larger rate under a stronger regulariser in "
-            "variant paper (20,000 at 1e-3 with 0.01)",
+            "short runs have a larger rate, in variant paper under a stronger regulariser (paper, "
+            "and preset paper: 20,000 at 1e-3 with 0.01)",
             "attention products stay in floating point under the uniform policy",
         ),
     )

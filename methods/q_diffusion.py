@@ -111,11 +111,11 @@ class QDiffusion(Method):
             "year={2023}}"
         ),
         deviations=(
-            "iterations follow the preset and stop when all roundings are decided; rounding learns "
-            "at a larger rate under ten times the regulariser, so that it has time to decide "
-            "(paper: 20,000 at 1e-3 with 0.01, then 5,000 at 4e-4)",
+            "short runs stop when all roundings are decided; rounding learns at a larger rate "
+            "under ten times the regulariser, so that it has time to decide, and activation scales "
+            "learn relative to their size (paper, and preset paper: 20,000 at 1e-3 with 0.01, then "
+            "5,000 at 4e-4)",
             "variant paper: both halves of a split layer are regularised (release: the first)",
-            "variant paper: activation scales learn relative to their size (release: absolutely)",
             "attention products stay in floating point under the uniform policy",
             "variant release: activations asymmetric, as in the text-to-image script; the "
             "symmetric search of the others applies a grid that it did not search",

@@ -1,4 +1,7 @@
-"""The papers' own lengths, batches and rates, and that preset ``paper`` uses them."""
+"""The papers' own lengths, batches and rates, and that schedules of preset ``paper`` are those.
+
+That they reach what trains: ``test_paper_training.py``.
+"""
 
 import pytest
 
@@ -12,6 +15,7 @@ from quantarena.methods.ptqd import Ptqd
 from quantarena.methods.q_diffusion import QDiffusion
 from quantarena.methods.techniques.learn.schedule import paced
 from quantarena.methods.tfmq_dm import TfmqDm
+from quantarena.methods.tuneqdm import TuneQdm
 
 AS_STATED = {
     "Q_DIFFUSION": (20_000, 32, {"rounding": 1e-3}, 0.01),
@@ -70,6 +74,8 @@ def test_preset_paper_trains_as_published():
     assert second == hyper_parameters.PTQD_ACTS.schedule()
     tuned = MpqDm().schedule(EFFORT, calls=20)
     assert (tuned.updates, tuned.groups) == (16_000, hyper_parameters.MPQ_DM.groups)
+    gains = TuneQdm().schedule(EFFORT, 20, 4)
+    assert (gains.updates, gains.groups) == (400, hyper_parameters.TUNE_QDM.groups)
 
 
 def test_a_run_just_below_has_rates_of_its_own():
