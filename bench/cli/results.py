@@ -188,6 +188,20 @@ def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:
             )
         for name, reason in board["unranked"].items():
             yield f"not ranked: {name} ({reason})"
+    for board in value["combined"]:
+        yield table(
+            f"all of {', '.join(board['workloads'])}, {board['bits']}; the interval is for a model "
+            "that is not among them",
+            ("rank", "method", "loss, of the nearest [95 %]"),
+            [
+                (
+                    _range(s["best_rank"], s["worst_rank"]),
+                    s["contestant"],
+                    f"{s['factor']:.2f} [{s['low']:.2f}, {s['high']:.2f}]",
+                )
+                for s in board["standings"]
+            ],
+        )
 
 
 def _range(best: int, worst: int) -> str:

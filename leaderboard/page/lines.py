@@ -9,9 +9,9 @@ import numpy as np
 from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
+from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.pooled import Ends, pooled_ends
 from quantarena.leaderboard.ranking.quality import QualityStanding
-from quantarena.leaderboard.ranking.ranking import BoardRanking
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 from quantarena.leaderboard.ranking.standings import Standing, width_order
 

@@ -31,8 +31,9 @@ from quantarena.leaderboard.page.gallery import Gallery, make_galleries
 from quantarena.leaderboard.page.hardware import machines
 from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
+from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.judge import FAMILIES
-from quantarena.leaderboard.ranking.ranking import BoardRanking, Ranking, rank_results
+from quantarena.leaderboard.ranking.ranking import Ranking, rank_results
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -146,6 +147,7 @@ def page_html(
         "key": plot.key_of(lines),
         "tally": tally(lines),
         "ranking": ranking,
+        "titles": {line.method: line.title for line in lines if "[" not in line.title},
         "problems": problems,
         "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
         "machines": machines(rows),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,54 +11,17 @@ import numpy as np
 
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Row
-from quantarena.leaderboard.inference.run_effects import FEWEST_RUNS
 from quantarena.leaderboard.inference.sign_flips import LEVEL
+from quantarena.leaderboard.ranking.board_ranking import BoardRanking
+from quantarena.leaderboard.ranking.combined import CombinedBoard, combine
 from quantarena.leaderboard.ranking.judge import tie_margin
-from quantarena.leaderboard.ranking.quality import QualityStanding, quality_standings
+from quantarena.leaderboard.ranking.quality import quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
 from quantarena.leaderboard.ranking.score_table import score_table
-from quantarena.leaderboard.ranking.standings import Standing, standings
+from quantarena.leaderboard.ranking.standings import standings
 
 SCHEMA_VERSION = 2
 """Of ``ranking.json``. Version 1 ranked all widths of a board together, by K-Sort."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoardRanking:
-    """The fidelity ranking of one board, width by width, best first.
-
-    Attributes:
-        board: what was compared.
-        metric: metric that images were judged by, None when no contestant has per-image scores.
-        margin: difference up to which two images tie.
-        margin_source: how the margin was found, in words.
-        floor: mean of the metric for full precision with bfloat16 weights, if it was measured.
-        units: number of prompts, or of images without prompts.
-        runs: number of seeds.
-        standings: the ranked contestants.
-        unranked: for each other contestant the reason why it has no rank.
-        quality: ranks in metrics of whole sets of images.
-    """
-
-    board: BoardId
-    metric: str | None
-    margin: float
-    margin_source: str
-    floor: float | None
-    units: int
-    runs: int
-    standings: tuple[Standing, ...]
-    unranked: Mapping[str, str]
-    quality: tuple[QualityStanding, ...] = ()
-
-    @property
-    def beyond_runs(self) -> bool:
-        """True where there are runs enough for claims on other runs than those at hand."""
-        return self.runs >= FEWEST_RUNS
-
-    def standing(self, name: str) -> Standing | None:
-        """The standing of ``method@bits``, if it is ranked."""
-        return next((s for s in self.standings if s.contestant == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +30,12 @@ class Ranking:
 
     Attributes:
         boards: one ranking per board, in the order of the boards.
+        combined: all workloads together, width by width.
         level: confidence of the intervals, and of all claims of one width together.
     """
 
     boards: tuple[BoardRanking, ...]
+    combined: tuple[CombinedBoard, ...] = ()
     level: float = LEVEL
 
     def board(self, board: BoardId) -> BoardRanking | None:
@@ -85,7 +50,8 @@ class Ranking:
 def rank_results(folder: Path) -> Ranking:
     """Rank every board of a results folder, such as ``results/quick``. Nothing is written."""
     boards = by_board(load_rows(folder).rows)
-    return Ranking(tuple(rank_board(board, rows, folder) for board, rows in boards.items()))
+    ranked = tuple(rank_board(board, rows, folder) for board, rows in boards.items())
+    return Ranking(ranked, combine(ranked))
 
 
 def write_ranking(folder: Path) -> Ranking:

@@ -93,7 +93,10 @@ def test_tables_are_files_beside_it(results, rendered):
 def test_fidelity_and_quality_are_two_boards(rendered):
     text, _ = rendered
     tables = re.findall(r"<table class=\"sortable\">.*?</table>", text, re.S)
+    *tables, together = tables
     assert len(tables) == 4
+    assert "synthetic-blobs" in together
+    assert "next model" in together
     for fidelity, quality in zip(tables[::2], tables[1::2], strict=True):
         assert "LPIPS" in fidelity
         assert "KID" not in fidelity
