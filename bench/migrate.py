@@ -56,5 +56,13 @@ def _to_4(document: Document) -> Document:
     return {**document, **beside, "cell": {**cell, "budget": budget, "target": target}}
 
 
-STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2, 2: _to_3, 3: _to_4}
+def _to_5(document: Document) -> Document:
+    """Networks can be offloaded since version 5; before, all were on the device as a whole."""
+    cell = document.get("cell")
+    if not isinstance(cell, dict) or not isinstance(cell.get("target"), dict):
+        return document
+    return {**document, "cell": {**cell, "target": {"offload": False, **cell["target"]}}}
+
+
+STEPS: dict[int, Callable[[Document], Document]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
 """What turns a document of a version into one of the next version."""

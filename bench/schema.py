@@ -9,7 +9,7 @@ from quantarena.bench.documents import read
 from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 
@@ -137,7 +137,8 @@ class Latency:
         backend: what ran the layers, as in ``Row.backend``; ``packed`` and rivals' own are ranked
             by speed.
         clock: ``perf_counter`` or ``cuda_event``.
-        peak_bytes: growth of resident memory (CPU) or of allocated memory (GPU) during a step.
+        peak_bytes: growth of resident memory (CPU) or of allocated memory (GPU) during a step;
+            with ``offload`` it holds the largest block.
     """
 
     step_ms: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from quantarena.bench.target import DEFAULT_TARGET, Target
+from quantarena.bench.target import DEFAULT_TARGET, Target, target_content
 from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
@@ -111,7 +111,10 @@ class Cell:
         A field that joined later, and is at its default, is left out: such a cell has the key that
         it had before.
         """
-        plain = _plain(self) | {"budget": budget_content(self.budget)}
+        plain = _plain(self) | {
+            "budget": budget_content(self.budget),
+            "target": target_content(self.target),
+        }
         if not self.options:
             del plain["options"]
         if self.target == DEFAULT_TARGET:
@@ -124,6 +127,8 @@ class Cell:
         content: list[Any] = [self.workload, self.seed, budget_content(self.budget)]
         if self.target.device != DEFAULT_TARGET.device:
             content.append(self.target.device)
+        if self.target.offload:
+            content.append("offload")
         return content_key(content)
 
     @property

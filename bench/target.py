@@ -2,7 +2,8 @@
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from quantarena.bench.errors import UserError, did_you_mean
 
@@ -32,12 +33,15 @@ class Target:
             one order.
         runtime: what runs the packed network: ``torch`` with our own kernels,
             ``openvino`` or ``onnx``.
+        offload: keep all networks on the host; their blocks visit the device, one at a time. For
+            networks that do not fit it.
     """
 
     device: str = "cpu"
     dtype: str = "fp32"
     threads: int = 1
     runtime: str = "torch"
+    offload: bool = False
 
     @property
     def kind(self) -> str:
@@ -53,10 +57,19 @@ class Target:
             getattr(self, name) if getattr(self, name) != getattr(usual, name) else ""
             for name in ("device", "dtype", "runtime")
         )
-        return ", ".join(text for text in (*plain, threads) if text)
+        offload = "offload" if self.offload else ""
+        return ", ".join(text for text in (*plain, threads, offload) if text)
 
 
 DEFAULT_TARGET = Target()
+
+
+def target_content(target: Target) -> dict[str, Any]:
+    """The fields of a target that enter keys: one that joined later only where it is used."""
+    plain = {field.name: getattr(target, field.name) for field in fields(target)}
+    if not target.offload:
+        del plain["offload"]
+    return plain
 
 
 def absent_library(runtime: str) -> str:
@@ -70,6 +83,7 @@ def checked_target(
     dtype: str | None = None,
     threads: int | None = None,
     runtime: str | None = None,
+    offload: bool | None = None,
 ) -> Target:
     """The target of these options; None stands for the default.
 
@@ -82,6 +96,7 @@ def checked_target(
         usual.dtype if dtype is None else dtype.lower(),
         usual.threads if threads is None else threads,
         usual.runtime if runtime is None else runtime.lower(),
+        usual.offload if offload is None else offload,
     )
     if not _DEVICE.fullmatch(target.device):
         raise UserError(f"--device {device}: it must be cpu, mps, cuda or cuda:NUMBER")
@@ -97,6 +112,11 @@ def checked_target(
         raise UserError("--dtype fp16 needs a GPU: CPUs compute in fp32 or bf16")
     if target.runtime == "onnx" and target.dtype != usual.dtype:
         raise UserError(f"--dtype {target.dtype}: ONNX Runtime computes in fp32 on CPUs")
+    if target.offload and target.kind == "cpu":
+        raise UserError(
+            "--offload keeps networks on the host and computes on a device: name it, as in "
+            "--device cuda --offload"
+        )
     if target.runtime != usual.runtime and target.kind != "cpu":
         raise UserError(f"--runtime {target.runtime} runs on the CPU, not on {target.device}")
     return target

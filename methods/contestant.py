@@ -44,6 +44,14 @@ class Contestant(ABC):
         """
         return cls(method_options.parse(cls.name, cls.Options, pairs))
 
+    def check_offload(self) -> None:
+        """Raise ``Unsupported`` where the whole network has to be on the device at once."""
+        if self.supports.whole_network:
+            raise Unsupported(
+                f"{self.name} learns the whole network at once, and --offload has one block of it "
+                "on the device: leave it out, or run it where the network fits, without --offload"
+            )
+
     def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
         """Raise ``Unsupported`` when the request is outside ``supports``."""
         if policy == BUDGET.name and not self.supports.budget:

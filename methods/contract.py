@@ -29,6 +29,7 @@ from quantarena.methods.core.record.steps import AllCalls, PerCall, UniformStrid
 from quantarena.methods.core.record.trajectory import CalibrationSet, Trajectory
 from quantarena.methods.core.trace.blocks import Block, partition
 from quantarena.methods.core.trace.network import Graph
+from quantarena.methods.core.visits import visited_device
 from quantarena.methods.info import Effort
 from quantarena.methods.widths import DECLARED, Widths, verify
 
@@ -307,6 +308,8 @@ class Method(Contestant):
                 the policy's and those that it declared).
         """
         self.check(ctx.bits, ctx.variant, ctx.policy.name)
+        if visited_device(ctx.model) is not None:
+            self.check_offload()
         seed_all(ctx.seed)
         # before the method runs: what it is checked against is out of its reach
         wanted, budget, before = ctx.widths, ctx.budget, network_mark(ctx.model)

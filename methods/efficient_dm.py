@@ -125,7 +125,7 @@ class EfficientDM(Method):
             "with one activation range)",
         ),
     )
-    supports = Capabilities(variants=tuple(RECIPES))
+    supports = Capabilities(variants=tuple(RECIPES), whole_network=True)
     published = published.EFFICIENT_DM
     switches: ClassVar[Mapping[str, Any]] = {
         "lora": False,

@@ -52,6 +52,8 @@ class Capabilities:
             time, nothing else.
         board_bits: widths at which the larger presets run a built-in method.
         budget: whether it chooses widths itself under policy ``budget``.
+        whole_network: whether it learns all layers at once, so that the whole network has to be on
+            the device; not one block after the other.
     """
 
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
@@ -60,6 +62,7 @@ class Capabilities:
     most_iterations: int | None = None
     board_bits: tuple[str, ...] = BOARD_BITS
     budget: bool = False
+    whole_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class MpqDm(Method):
             "features and so adds no gradient; its slips in LoRA's rate are not repeated",
         ),
     )
-    supports = Capabilities(variants=tuple(RECIPES))
+    supports = Capabilities(variants=tuple(RECIPES), whole_network=True)
     published = published.MPQ_DM
     switches: ClassVar[Mapping[str, Any]] = {
         "mixed": False,

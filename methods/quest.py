@@ -149,7 +149,7 @@ class QuEST(Method):
             "are not compared",
         ),
     )
-    supports = Capabilities(variants=tuple(RECIPES))
+    supports = Capabilities(variants=tuple(RECIPES), whole_network=True)
     published = published.QUEST
     switches: ClassVar[Mapping[str, Any]] = {
         "time_layers": False,

@@ -24,6 +24,7 @@ from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.model.width_budget import FLOAT_BITS
+from quantarena.methods.core.visits import visited_device
 
 NO_GATE = "none: a rival runs on kernels of its own, and no simulation is known to compare with"
 """What a row says of parity."""
@@ -103,6 +104,13 @@ class Rival(Contestant):
                 f"{device.type}: leave it out there, or run it with the network on the CPU"
             )
 
+    def check_offload(self) -> None:
+        """Raise ``Unsupported``: a library runs the network as a whole."""
+        raise Unsupported(
+            f"{self.name} runs the whole network by a library, and --offload has one block of it "
+            "on the device: leave it out, or run it where the network fits, without --offload"
+        )
+
     def content(self) -> str:
         """Hash of files of the user's that its network is made of; empty where there are none."""
         return ""
@@ -125,6 +133,8 @@ class Rival(Contestant):
             QuantArenaError: it changed the full-precision network.
         """
         self.check(ctx.bits, ctx.variant)
+        if visited_device(ctx.model) is not None:
+            self.check_offload()
         self.check_place(ctx.device)
         seed_all(ctx.seed)
         before = network_mark(ctx.model)

@@ -137,7 +137,7 @@ class SerialToParallel(Method):
             "the sampler's step in the serial stage is fitted to the recorded walks",
         ),
     )
-    supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True)
+    supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True, whole_network=True)
     published = published.SERIAL_PARALLEL
     switches: ClassVar[Mapping[str, Any]] = {
         "serial": False,

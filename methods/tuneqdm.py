@@ -89,7 +89,9 @@ class TuneQdm(Method):
             "though these were chosen for the images of a subject",
         ),
     )
-    supports = Capabilities(act_bits=(FP_WIDTH,), most_iterations=400, board_bits=("w4a16",))
+    supports = Capabilities(
+        act_bits=(FP_WIDTH,), most_iterations=400, board_bits=("w4a16",), whole_network=True
+    )
     published = published.TUNE_QDM
     switches: ClassVar[Mapping[str, Any]] = {"tune": False, "inputs": False, "experts": 1}
     options: Options

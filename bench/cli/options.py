@@ -135,6 +135,14 @@ class RequestOptions:
             help="What runs packed networks: torch (our own kernels), openvino or onnx.",
         ),
     ] = None
+    offload: Annotated[
+        bool | None,
+        typer.Option(
+            "--offload",
+            help="Keep networks on the host and move one block at a time to --device, for networks "
+            "that do not fit it. Methods that learn the whole network at once are left out.",
+        ),
+    ] = None
     plugin: PluginOption = None
     prefer_plugin: PreferOption = False
     results: ResultsOption = RESULTS
@@ -173,7 +181,7 @@ class RequestOptions:
     @property
     def target(self) -> Target | None:
         """The target that is asked for; None leaves the preset's."""
-        asked = (self.device, self.dtype, self.threads, self.runtime)
+        asked = (self.device, self.dtype, self.threads, self.runtime, self.offload)
         return None if asked == (None,) * len(asked) else checked_target(*asked)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from quantarena.bench import machine
+from quantarena.bench.devices import fit
 from quantarena.bench.errors import UserError
 from quantarena.bench.memory import peak_growth
 from quantarena.bench.schema import Device
@@ -15,6 +16,7 @@ from quantarena.bench.target import Target
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.methods.core.cuda.device import timing_event
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.visits import visiting
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,14 +43,22 @@ def require(target: Target) -> torch.device:
 def on_device(loaded: LoadedPipeline, target: Target) -> LoadedPipeline:
     """The pipeline with all its networks on the target's device, in place.
 
+    With ``offload`` they stay on the host, and their blocks visit the device.
+
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine has no such device, or they do not fit it.
     """
     device = require(target)
-    if device.type != "cpu":
-        for component in loaded.pipe.components.values():
-            if isinstance(component, nn.Module):
-                component.to(device)
+    if device.type == "cpu":
+        return loaded
+    parts = loaded.pipe.components.items()
+    networks = {name: part for name, part in parts if isinstance(part, nn.Module)}
+    fit.require_fit(networks, target, fit.free_bytes(device))
+    for network in networks.values():
+        if target.offload:
+            visiting(network, device)
+        else:
+            network.to(device)
     return loaded
 
 

@@ -190,6 +190,8 @@ RUNTIMES: dict[str, Runtime] = {"torch": TorchRuntime(), **FILE_RUNTIMES}
 def placed(packed: PackedModel, target: Target) -> PackedModel:
     """A packed network with its layers on the target's device; ``packed`` is changed.
 
+    With ``offload`` they stay on the host and visit the device.
+
     Raises:
         Unsupported: packed layers do not run there.
     """

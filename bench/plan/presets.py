@@ -346,5 +346,5 @@ def command(preset_name: str, choice: Choice, plugins: Iterable[str] = ()) -> st
     for field in fields(Target):
         value = getattr(choice.target or DEFAULT_TARGET, field.name)
         if value != getattr(DEFAULT_TARGET, field.name):
-            words += [f"--{field.name}", str(value)]
+            words += [f"--{field.name}", *([] if value is True else [str(value)])]
     return shlex.join(words)

@@ -34,6 +34,10 @@ from quantarena.methods.registry import entry
 from quantarena.methods.rival import Rival
 
 AGAINST, MODEL = "against", "model"
+TRAVELS = (
+    "latency: networks are offloaded, so a step also moves every weight from the host to the device"
+)
+"""What a row says of times with ``offload``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ def baseline(
     target = workspace.target
     if (target.device, target.threads) != (DEFAULT_TARGET.device, DEFAULT_TARGET.threads):
         content.append([target.device, target.threads])
+    if target.offload:
+        content.append("offload")
     key = content_key([content, code])
     said = cache.load("setting", key, make, read)
     module = fp32.get(said["name"])
@@ -144,7 +150,8 @@ _held: dict[str, nn.Module] = {}
 
 def _settings(cell: Cell) -> list[Cell]:
     """Cells of full precision's other settings; eager ones in both layouts."""
-    target = Target(cell.target.device, threads=cell.target.threads)
+    asked = cell.target
+    target = Target(asked.device, threads=asked.threads, offload=asked.offload)
     plain = replace(cell, bits=FP, policy=DEFAULT_POLICY, variant=DEFAULT_VARIANT, options=())
     plain = replace(plain, target=target)
     cells = [replace(plain, method=name) for name in full_precision_settings()]
@@ -190,6 +197,7 @@ def measure(
     steps: int,
     rounds: int,
     progress: Progress | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Latency, str]:
     """Time one denoiser call; also a warning, empty where no other process disturbed it.
 
@@ -203,6 +211,7 @@ def measure(
         steps: sampler steps of an image.
         rounds: timed rounds, at least 20; the two networks take turns within each.
         progress: called with (rounds done, rounds).
+        device: where the networks compute, if not where the inputs are.
     """
     turns = take_turns({AGAINST: against, MODEL: model}, points, rounds, progress)
     fp_times, test_times = turns.seconds(AGAINST), turns.seconds(MODEL)
@@ -223,6 +232,6 @@ def measure(
         threads=torch.get_num_threads(),
         backend=backend,
         clock=clock_of(points),
-        peak_bytes=peak_of(lambda: points.call(model), points.sample.device),
+        peak_bytes=peak_of(lambda: points.call(model), device or points.sample.device),
     )
     return latency, turns.warning

@@ -92,7 +92,7 @@ def quantized(
             model = fresh[0]
         else:
             model = given.restore(document["splits"], document["notes"])
-            model.load_state(load_file(state))
+            model.load_state({n: t.to(workspace.home) for n, t in load_file(state).items()})
         calibration = document["calibration"] | document["cost"] | {"notes": document["notes"]}
         seconds = float(document["notes"].get("quantize_seconds", 0.0))
         return Quantized(model, calibration, seconds, warnings, given.budget)
@@ -112,7 +112,7 @@ def graph_of(workspace: Workspace, recorded: Trajectory) -> Graph:
     """The trace of full precision on two recorded rows."""
     with torch.no_grad():
         rows = torch.arange(2) % recorded.rows
-        first = recorded.pick(torch.zeros(2, dtype=torch.long), rows).on(workspace.device)
+        first = recorded.pick(torch.zeros(2, dtype=torch.long), rows).on(workspace.home)
         denoiser = workspace.loaded.denoiser
         return trace(denoiser, first.sample, timestep=first.timestep, **first.conditions)
 

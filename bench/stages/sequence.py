@@ -24,7 +24,7 @@ from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
 from quantarena.bench.stages.closeness import probe
 from quantarena.bench.stages.describe import describe_method, describe_workload
-from quantarena.bench.stages.latency import baseline, measure
+from quantarena.bench.stages.latency import TRAVELS, baseline, measure
 from quantarena.bench.stages.latents import fp_latents, last_latents
 from quantarena.bench.stages.networks import make_network
 from quantarena.bench.stages.quantize import Progress
@@ -138,6 +138,8 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
     cell, watch, cache = row.cell, Stopwatch(), StageCache(paths.cache)
     method = found.method.configured(cell.options)
     method.check(cell.widths, cell.variant, cell.policy)  # before anything expensive
+    if cell.target.offload:
+        method.check_offload()
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     made = make_network(workspace, recorded, cell, method, cache, progress)
@@ -204,7 +206,7 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
     network = make_network(workspace, recorded, cell, method, cache, progress).network
     times, warnings = [], []
     for images in (cell.budget.batch, *cell.budget.latency_batches):
-        batch = sampler_batch(recorded, images).on(workspace.device)
+        batch = sampler_batch(recorded, images).on(workspace.home)
         fastest = baseline(workspace, recorded, cell, batch, cache, progress)
         with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
             latency, warning = measure(
@@ -217,9 +219,12 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 steps=recorded.calls,
                 rounds=cell.budget.latency_rounds,
                 progress=lambda done, total: progress("time", done, total),
+                device=workspace.device,
             )
         times.append(latency)
         warnings += [f"latency: {warning}"] if warning else []
+    if workspace.target.offload:
+        warnings.append(TRAVELS)
     timed = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
     return replace(timed, warnings=(*row.warnings, *warnings))
 

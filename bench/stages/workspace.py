@@ -46,8 +46,13 @@ class Workspace:
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are."""
+        """Where its networks compute."""
         return torch.device(self.target.device)
+
+    @property
+    def home(self) -> torch.device:
+        """Where its networks are, and what they are given: the host if they are offloaded."""
+        return torch.device("cpu") if self.target.offload else self.device
 
     @property
     def steps(self) -> int:
@@ -74,6 +79,8 @@ class Workspace:
         content: list[Any] = [self.loaded.sha256, self.settings(), draw]
         if self.target.kind != DEFAULT_TARGET.kind:  # another device rounds otherwise
             content.append(self.target.kind)
+        if self.target.offload:  # sums between blocks, and searches on weights, are the host's
+            content.append("offload")
         return content_key(content)
 
 

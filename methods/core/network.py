@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.visits import HOST, visit_of
 
 SHORT = (torch.bfloat16, torch.float16)
 """Number formats that networks run in, beside float32. Codes are made of float32."""
@@ -32,9 +33,13 @@ class Network(Protocol):
 
 
 def device_of(network: nn.Module) -> torch.device | None:
-    """The device that a network computes on: that of its parameters and buffers.
+    """The device that a network's inputs have to be on: that of its parameters and buffers.
 
     Returns:
-        None where it has none of either, and so computes wherever its inputs are.
+        The host for a network whose islands visit a device. None where it has no parameters and no
+        buffers, and so computes wherever its inputs are.
     """
+    visit = visit_of(network)
+    if visit is not None:
+        return visit.device if visit.held else HOST
     return next((t.device for t in chain(network.parameters(), network.buffers())), None)

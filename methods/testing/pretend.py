@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from quantarena.methods.testing.device_memory import Counted, DeviceMemory
 from quantarena.methods.testing.device_rules import (
     CPU,
     CUDA,
@@ -42,6 +43,7 @@ class Pretended(Tensor):
     """
 
     held: Tensor
+    _counted: Counted | None
 
     @staticmethod
     def of(held: Tensor) -> "Pretended":
@@ -55,6 +57,8 @@ class Pretended(Tensor):
             layout=held.layout,
         )
         tensor.held = held
+        memory = _Pretending.memory
+        tensor._counted = None if memory is None else Counted(memory, held)
         return tensor
 
     @property
@@ -84,7 +88,7 @@ class Pretended(Tensor):
             if not self.is_leaf:
                 raise RuntimeError("only leaves of an autograd graph can be copied deeply")
             twin = Pretended.of(self.held.detach().clone()).requires_grad_(self.requires_grad)
-            twin.__dict__.update({k: v for k, v in vars(self).items() if k != "held"})
+            twin.__dict__.update({k: v for k, v in vars(self).items() if k not in _OWN})
             memo[id(self)] = twin
         found: Pretended = memo[id(self)]
         return found
@@ -122,6 +126,8 @@ class Pretended(Tensor):
 
 
 _KNOWN = frozenset({Pretended, nn.Parameter, Tensor})
+_OWN = frozenset({"held", "_counted"})
+"""Attributes of a pretended tensor that a copy has of its own."""
 
 
 def _held(tree: Any, given: list[Tensor]) -> Any:
@@ -301,6 +307,7 @@ class _Pretending(TorchFunctionMode):
     """Sees every function that Python calls while the device is there."""
 
     depth = 0
+    memory: DeviceMemory | None = None
 
     def __torch_function__(
         self,
@@ -329,29 +336,35 @@ class _Pretending(TorchFunctionMode):
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[None]:
+def pretended_cuda() -> Iterator[DeviceMemory]:
     """Let ``cuda`` be a device inside the block, whatever the machine has.
 
     Tensors that were moved there are of no use outside of it.
+
+    Yields:
+        What counts the device's bytes.
 
     Raises:
         DeviceFault: from inside, where an operation mixes devices, where memory of the GPU is read
             as if it were the CPU's, or where random numbers are drawn on the GPU.
     """
     run, start_cuda = threading.Thread.run, torch.cuda._lazy_init
+    outer, memory = _Pretending.memory, DeviceMemory()
 
     def run_there(thread: threading.Thread) -> None:
         with _Pretending():  # a mode of torch is a thread's own
             run(thread)
 
     _Pretending.depth += 1
+    _Pretending.memory = memory
     threading.Thread.run = run_there  # type: ignore[method-assign, assignment]
     if not torch.cuda.is_available():  # torch looks for a driver wherever a device is named
         torch.cuda._lazy_init = lambda: None
     try:
         with _Pretending():
-            yield
+            yield memory
     finally:
+        _Pretending.memory = outer
         threading.Thread.run = run  # type: ignore[method-assign]
         torch.cuda._lazy_init = start_cuda
         _Pretending.depth -= 1

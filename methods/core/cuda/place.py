@@ -5,10 +5,13 @@ from torch import nn
 
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.visits import visited_device, visiting_as
 
 
 def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Module:
     """Moves a packed network to a device in place, and its packed leaves to the CUDA kernels.
+
+    A network whose islands visit the device stays on the host, and so do its leaves until then.
 
     Args:
         network: a network with packed layers, or a packed layer.
@@ -22,7 +25,9 @@ def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Modul
     for module in list(root.modules()):
         for name, child in list(module.named_children()):
             setattr(module, name, _twin(child, twins))
-    return root.to(device)
+    if visited_device(network) is None:
+        return root.to(device)
+    return visiting_as(root, root)
 
 
 def _twin(module: nn.Module, twins: dict[int, CudaPackedLayer]) -> nn.Module:

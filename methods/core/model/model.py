@@ -29,6 +29,7 @@ from quantarena.methods.core.quantizers.part import under
 from quantarena.methods.core.quantizers.range_search import RangeSearch
 from quantarena.methods.core.record.points import CalibrationSet, bank_schedule
 from quantarena.methods.core.trace.network import Graph
+from quantarena.methods.core.visits import resident, visiting_as
 
 
 @dataclass(slots=True)
@@ -66,12 +67,14 @@ class QuantizedModel:
     def set_weight_ranges(self, search: RangeSearch, *, symmetric: bool = False) -> None:
         """Find weight ranges of every layer, per output channel."""
         for layer in self.layers.values():
-            layer.set_weight_ranges(search, symmetric=symmetric)
+            with resident(layer):
+                layer.set_weight_ranges(search, symmetric=symmetric)
 
     def freeze(self) -> None:
         """Fix all weight codes and zero points; the model is then ready to pack."""
         for layer in self.layers.values():
-            layer.freeze()
+            with resident(layer):
+                layer.freeze()
         for products in self.attention.values():
             products.settle()
 
@@ -263,6 +266,7 @@ def wrap(
         place(module, name, layer)
         layers[name] = layer
     products = wrap_attention(module, graph, attention or {}, clock)
+    visiting_as(module, model)
     return QuantizedModel(module, layers, graph, model, clock, products)
 
 

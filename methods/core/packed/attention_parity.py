@@ -1,6 +1,7 @@
 """The gate of quantized attention: sums of codes against integer sums, module by module."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from quantarena.methods.core.model.attention_mode import Fake, IntegerOracle
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.network import device_of
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.visits import at_home, resident
 
 
 @torch.no_grad()
@@ -35,13 +37,18 @@ def attention_parity(
         product is NaN.
     """
     operands: dict[str, dict[str, Tensor]] = {name: {} for name in model.attention}
-    with model.watching({name: seen.__setitem__ for name, seen in operands.items()}):
+
+    def keep(name: str, operand: str, x: Tensor) -> None:
+        operands[name][operand] = at_home(x, model.attention[name])
+
+    with model.watching({name: partial(keep, name) for name in operands}):
         model.run(points)
-    with model.clock.at(points.step):
-        return {
-            name: _gap(quant, (packed or {}).get(name), operands[name])
-            for name, quant in model.attention.items()
-        }
+    gaps = {}
+    for name, quant in model.attention.items():
+        twin = (packed or {}).get(name)
+        with model.clock.at(points.step), resident(quant, *([] if twin is None else [twin])):
+            gaps[name] = _gap(quant, twin, operands[name])
+    return gaps
 
 
 def _gap(
@@ -52,6 +59,7 @@ def _gap(
     Raises:
         KeyError: it never ran.
     """
+    operands = {name: x.to(device_of(quant) or x.device) for name, x in operands.items()}
     with quant.using(IntegerOracle()):
         oracle = _products(quant, operands)
     with quant.using(Fake()):

@@ -23,6 +23,7 @@ from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
 from quantarena.methods.core.packed.refusals import refuse_float_tools
+from quantarena.methods.core.visits import visiting_as
 
 HOST = torch.device("cpu")
 NOTABLE_GROWTH = 0.05
@@ -134,6 +135,7 @@ def pack(model: QuantizedModel) -> PackedModel:
     channels_last(module)
     fuse(module, packed.values())
     refuse_float_tools(module)
+    visiting_as(module, model.module)
     products = installed(module)
     for quant in products.values():
         quant.mode = Native()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.visits import on_host
 
 MAX_LAYERS = 12
 """Largest number of layers in a block.
@@ -63,6 +64,10 @@ class Block:
     layers: tuple[str, ...]
     calls: int = 1
     tails: tuple[Tail, ...] = ()
+
+    def modules(self, root: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that ``run`` calls."""
+        return tuple(root.get_submodule(n) for n in (self.name, *(t.name for t in self.tails)))
 
     def run(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The block's output; for a temporal block the concatenated outputs of all tails."""
@@ -167,7 +172,7 @@ def _watch(
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), on_host():
             run()
     finally:
         for handle in handles:

@@ -25,6 +25,7 @@ from quantarena.methods.core.trace.operation import (
     product_macs,
     product_operands,
 )
+from quantarena.methods.core.visits import on_host
 
 QuantizableModule = nn.Conv1d | nn.Conv2d | nn.Linear
 """Layers that can be quantized."""
@@ -227,7 +228,7 @@ def record_operations(
         handles.append(module.register_forward_pre_hook(enter(path)))
         handles.append(module.register_forward_hook(leave(path)))
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), on_host(), recorder:
             yield recorder
     finally:
         for handle in handles:

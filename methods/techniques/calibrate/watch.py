@@ -11,6 +11,7 @@ from quantarena.methods.core.model.attention_mode import Watch
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.visits import at_home
 
 WatchInput = Callable[[str, QuantLayer, Tensor, CalibrationSet], None]
 """Called with a layer's path, the layer, its input and the points that the input belongs to."""
@@ -46,7 +47,7 @@ def watch_inputs(
     def watcher(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(module, QuantLayer)
-            x = module.scaled(args[0])
+            x = at_home(module.scaled(args[0]), module)
             watch(name, module, x[None] if x.dim() == 1 else x, current[0])
 
         return note
@@ -95,7 +96,7 @@ def watch_operands(
     def watcher(name: str, quant: QuantAttention) -> Watch:
         def show(operand: str, x: Tensor) -> None:
             if wanted(quant, operand):
-                watch(name, operand, quant.inside(operand, x), current)
+                watch(name, operand, at_home(quant.inside(operand, x), quant), current)
 
         return show
 

@@ -25,6 +25,7 @@ from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet, evenly
 from quantarena.methods.core.record.rows import Rows, module_rows
 from quantarena.methods.core.trace.blocks import Block
+from quantarena.methods.core.visits import resident
 from quantarena.methods.techniques.learn.block_problem import BlockProblem, ProblemMaker
 from quantarena.methods.techniques.learn.cost import Meter, note_training
 from quantarena.methods.techniques.learn.learning import start_learning
@@ -147,7 +148,7 @@ def reconstruct(
             with Meter() as meter:
                 problem = maker.make(block, ours.enter_block(), theirs)
                 loss_apart = apart.enter_block(block)
-                with quantized():
+                with quantized(), resident(*block.modules(model.module)):
                     before = loss_apart()
                     losses = _train(problem, schedule, acts, generator)
                     after = loss_apart()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.methods.core.record.points import CalibrationSet
+from quantarena.methods.core.visits import on_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def _arrivals(
         for path in (path for site in sites for path in site.readers):
             handle = model.get_submodule(path).register_forward_pre_hook(reader(path))
             stack.callback(handle.remove)
+        stack.enter_context(on_host())
         probe.call(model)
     return inputs
 

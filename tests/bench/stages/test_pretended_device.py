@@ -24,13 +24,14 @@ def card(monkeypatch):
     """A machine with one GPU, as far as the harness asks."""
     pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")
     monkeypatch.setattr(device, "require", lambda target: torch.device(target.device))
+    monkeypatch.setattr(device.fit, "free_bytes", lambda place: CARD.memory_bytes)
     monkeypatch.setattr(sequence, "describe_device", lambda target: CARD)
     with interpreted_without_gpu():
         from quantarena.methods.testing import oracle_launch as leaves
 
         monkeypatch.setattr(leaves.CudaPackedLayer, "_launch", leaves.oracle_launch)
-        with pretended_cuda():
-            yield
+        with pretended_cuda() as memory:
+            yield memory
 
 
 @pytest.mark.parametrize(("method", "bits"), [("fp", "fp"), ("rtn", "w4a8"), ("fp@bf16", "fp")])
@@ -60,3 +61,21 @@ def test_a_cell_on_the_card_is_the_cell_of_the_cpu(cell, paths, card, method, bi
     if row.parity:
         assert row.parity.max_rel <= row.parity.limit
         assert row.backend == "reference", "the interpreter's times mean nothing"
+
+
+OFFLOADED = Target("cuda", offload=True)
+
+
+@pytest.mark.parametrize(("method", "bits"), [("fp", "fp"), ("rtn", "w4a8")])
+def test_an_offloaded_cell_holds_a_part_of_its_networks(cell, paths, card, method, bits):
+    """Same images as on the whole device, whose memory never holds all weights."""
+    whole = replace(cell, method=method, bits=bits, target=Target("cuda"))
+    wanted = sequence.run_cell(whole, paths, progress=quiet)
+    assert wanted.status is Status.OK, wanted.reason
+    row = sequence.run_cell(replace(whole, target=OFFLOADED), paths, progress=quiet)
+    assert row.status is Status.OK, row.reason
+    assert row.device == CARD
+    print(card.peak, row.observed, card.held)
+    assert {m.name: m.value for m in row.measurements} == {
+        m.name: m.value for m in wanted.measurements
+    }
