@@ -17,13 +17,14 @@ Moving is done by ``module.forward``, which is replaced in the instance. So hook
 what the host sees, and copies of the network (``copy.deepcopy``) visit as it does.
 """
 
-import functools
+import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +80,29 @@ class Visit:
     def __init__(
         self, module: nn.Module, device: torch.device, *, island: bool, around: bool
     ) -> None:
-        self.module, self.device, self.island, self.around = module, device, island, around
+        self._module = ref(module)  # which holds this: a large network must not wait for a cycle
+        self.device, self.island, self.around = device, island, around
         self.held = 0
         self._visits = 0
         self._moved: dict[int, _Moved] | None = None
         self._others: list[Tensor] = []  # there already when the module arrived
-        functools.update_wrapper(self, type(module).forward.__get__(module))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module.
+
+        Raises:
+            ReferenceError: it is gone.
+        """
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this forward is gone")
+        return module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the module's own ``forward``, which names the inputs of a denoiser."""
+        return inspect.signature(type(self.module).forward.__get__(self.module))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Visit":
         if id(self) not in memo:
@@ -99,17 +117,18 @@ class Visit:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output: on the host, or on the device while held or inside an island."""
-        forward = type(self.module).forward
+        module = self.module
+        forward = type(module).forward
         depth = getattr(_inside, "depth", 0)
         if getattr(_inside, "on_host", False) or (self.around and not self.held and not depth):
-            return forward(self.module, *args, **kwargs)
+            return forward(module, *args, **kwargs)
         if not self.held and not depth:
             self._refuse_gradient(args, kwargs)
         with self.here():
             args, kwargs = tree_map(self._there, (args, kwargs))
             _inside.depth = depth + 1
             try:
-                output = forward(self.module, *args, **kwargs)
+                output = forward(module, *args, **kwargs)
             finally:
                 _inside.depth = depth
         return output if self.held or depth else tree_map(_home, output)
@@ -153,6 +172,11 @@ class Visit:
 
     def _leave(self, known: dict[int, _Moved]) -> None:
         others = {id(tensor) for tensor in self._others}
+        # the statistics of a norm that trains are written without a trace
+        writes = any(
+            module.training and getattr(module, "track_running_stats", False)
+            for module in self.module.modules()
+        )
         for parameter in self.module.parameters():
             if id(parameter) not in others:
                 parameter.grad = None
@@ -161,7 +185,8 @@ class Visit:
             if id(tensor) in others or tensor.device.type == HOST.type:
                 return tensor
             before = known.get(id(tensor))
-            if before is not None and before.there is tensor and before.unchanged:
+            same = before is not None and before.there is tensor and before.unchanged
+            if before is not None and same and not writes:
                 return before.home
             return tensor.detach().to(HOST)
 
@@ -303,17 +328,20 @@ def resident(*modules: nn.Module) -> Iterator[None]:
     A module that does not visit a device stays where it is. Gradients of its parameters are gone
     after the block: use them inside.
     """
-    visits = [visit for visit in map(visit_of, modules) if visit is not None]
     with ExitStack() as stack:
-        for visit in visits:
-            stack.enter_context(visit.here())
+        for module in modules:
+            visit = visit_of(module)
+            if visit is not None:
+                stack.enter_context(visit.here())
+        inner = [visit_of(part) for module in modules for part in module.modules()]
+        held = [visit for visit in inner if visit is not None]
+        for visit in held:
             visit.held += 1
-            stack.callback(_release, visit)
-        yield
-
-
-def _release(visit: Visit) -> None:
-    visit.held -= 1
+        try:
+            yield
+        finally:
+            for visit in held:
+                visit.held -= 1
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def test_names_are_read_in_any_case():
 def test_the_label_names_what_differs():
     assert Target("cuda", "bf16", 4).label == "cuda, bf16, 4 threads"
     assert Target(runtime="openvino").label == "openvino"
+    assert Target("cuda", offload=True).label == "cuda, offload"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def test_the_label_names_what_differs():
         ({"runtime": "onnx", "dtype": "bf16"}, "ONNX Runtime computes in fp32"),
         ({"dtype": "fp16"}, "--dtype fp16 needs a GPU"),
         ({"device": "cuda", "runtime": "openvino"}, "--runtime openvino runs on the CPU"),
+        ({"offload": True}, "--offload keeps networks on the host .* --device cuda --offload"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(asked, line):
@@ -52,6 +54,14 @@ def test_the_default_leaves_keys_as_they_were():
     assert old.key == "f70d77986de1ed84"
     assert replace(old, target=Target(threads=2)).key != old.key
     assert replace(old, budget=replace(old.budget, latency_batches=(1,))).key != old.key
+
+
+def test_a_target_without_offloading_has_the_key_that_it_had():
+    plain = replace(CELL, target=Target("cuda"))
+    assert (plain.key, plain.shared_key) == ("f4d06cd632851e08", "1dd227f78e9f773f")
+    offloaded = replace(CELL, target=checked_target("cuda", offload=True))
+    assert offloaded.key != plain.key
+    assert offloaded.shared_key != plain.shared_key
 
 
 def test_only_another_device_records_anew():

@@ -22,6 +22,14 @@ def test_a_target_reaches_every_cell_the_folder_and_the_command():
     assert request.command == "quantarena run smoke --dtype bf16 --threads 2"
 
 
+def test_offloading_reaches_every_cell_the_folder_and_the_command(monkeypatch):
+    monkeypatch.setattr("quantarena.bench.plan.lookup.check_target", lambda target: None)
+    request = made_request(RequestOptions("smoke", device="cuda", offload=True))
+    assert {cell.target for cell in request.grid.cells()} == {Target("cuda", offload=True)}
+    assert request.grid.name == "smoke-cuda-offload"
+    assert request.command == "quantarena run smoke --device cuda --offload"
+
+
 def test_images_are_drawn_with_the_largest_batch_and_steps_timed_with_all():
     request = made_request(RequestOptions("smoke", batch="1,16,4"))
     budget = request.grid.budget

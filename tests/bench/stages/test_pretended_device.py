@@ -7,7 +7,7 @@ import torch
 
 from quantarena.bench.devices import device
 from quantarena.bench.schema import Device, Status
-from quantarena.bench.stages import sequence
+from quantarena.bench.stages import latency, sequence
 from quantarena.bench.target import Target
 from quantarena.methods.core.cuda.device import interpreted_without_gpu
 from quantarena.methods.testing.pretend import Pretended, pretended_cuda
@@ -66,16 +66,51 @@ def test_a_cell_on_the_card_is_the_cell_of_the_cpu(cell, paths, card, method, bi
 OFFLOADED = Target("cuda", offload=True)
 
 
-@pytest.mark.parametrize(("method", "bits"), [("fp", "fp"), ("rtn", "w4a8")])
-def test_an_offloaded_cell_holds_a_part_of_its_networks(cell, paths, card, method, bits):
-    """Same images as on the whole device, whose memory never holds all weights."""
-    whole = replace(cell, method=method, bits=bits, target=Target("cuda"))
+@pytest.mark.parametrize(
+    ("method", "bits", "dtype"),
+    [("fp", "fp", "fp32"), ("rtn", "w4a8", "fp32"), ("rtn", "w4a8", "bf16")],
+)
+def test_an_offloaded_cell_is_that_of_the_whole_network(cell, paths, card, method, bits, dtype):
+    whole = replace(cell, method=method, bits=bits, target=Target("cuda", dtype))
     wanted = sequence.run_cell(whole, paths, progress=quiet)
     assert wanted.status is Status.OK, wanted.reason
-    row = sequence.run_cell(replace(whole, target=OFFLOADED), paths, progress=quiet)
+    card.restart()
+    row = sequence.run_cell(
+        replace(whole, target=replace(whole.target, offload=True)), paths, progress=quiet
+    )
     assert row.status is Status.OK, row.reason
-    assert row.device == CARD
-    print(card.peak, row.observed, card.held)
+    assert card.peak > 0, "nothing ran on the card"
     assert {m.name: m.value for m in row.measurements} == {
         m.name: m.value for m in wanted.measurements
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "line"),
+    [("quest", "w4a8", "learns the whole network at once"), ("fp@bf16", "fp", "by a library")],
+)
+def test_what_cannot_be_offloaded_is_a_skipped_row(cell, paths, card, method, bits, line):
+    asked = replace(cell, method=method, bits=bits, target=OFFLOADED)
+    row = sequence.run_cell(asked, paths, progress=quiet)
+    assert row.status is Status.SKIPPED
+    assert row.reason.startswith(method)
+    assert line in row.reason
+    assert card.peak == 0
+
+
+def test_networks_that_do_not_fit_are_a_row_with_the_option(cell, paths, card, monkeypatch):
+    monkeypatch.setattr(device.fit, "free_bytes", lambda place: 1000)
+    row = sequence.run_cell(replace(cell, target=Target("cuda")), paths, progress=quiet)
+    assert row.status is Status.FAILED
+    assert "1,000 are free there: add --offload" in row.reason
+
+
+def test_times_of_offloaded_networks_say_that_weights_travel(cell, paths, card, monkeypatch):
+    monkeypatch.setattr(latency, "peak_of", lambda call, place: (call(), card.peak)[1])
+    monkeypatch.setattr(latency, "full_precision_settings", lambda: ())
+    budget = replace(cell.budget, latency_rounds=2)
+    asked = replace(cell, method="fp", bits="fp", target=OFFLOADED, budget=budget)
+    row = sequence.time_cell(sequence.run_cell(asked, paths, progress=quiet), paths, progress=quiet)
+    assert latency.TRAVELS in row.warnings
+    assert row.latency.clock == "perf_counter"
+    assert row.latency.peak_bytes > 0
