@@ -122,7 +122,7 @@ def run_cell(
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        row = replace(row, status=Status.OOM, reason=one_line(error))
+        row = replace(row, status=Status.OOM, reason=one_line(error) + _advice(error, cell))
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
     except SystemExit:
@@ -132,6 +132,13 @@ def run_cell(
         status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
         row = replace(row, status=status, reason=one_line(error))
     return replace(row, finished=_now())
+
+
+def _advice(error: BaseException, cell: Cell) -> str:
+    """What may help where a device has no memory left; weights alone did fit."""
+    if not isinstance(error, torch.OutOfMemoryError) or cell.target.offload:
+        return ""
+    return "; --offload has one block at a time on the device, --batch makes activations smaller"
 
 
 def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress) -> Row:

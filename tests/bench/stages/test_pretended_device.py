@@ -105,6 +105,29 @@ def test_networks_that_do_not_fit_are_a_row_with_the_option(cell, paths, card, m
     assert "1,000 are free there: add --offload" in row.reason
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_device_without_memory_left_is_a_row_with_the_option(cell, paths, card, offload):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    asked = replace(cell, target=replace(OFFLOADED, offload=offload))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequence, "trajectory", full)
+        row = sequence.run_cell(asked, paths, progress=quiet)
+    assert row.status is Status.OOM
+    assert "Tried to allocate 20 GiB" in row.reason
+    assert ("--offload has one block" in row.reason) != offload
+
+
+def test_a_cached_model_is_loaded_onto_the_card(cell, paths, card):
+    """Its tensors lie beside the network's own, so parity holds the second time too."""
+    first = replace(cell, target=Target("cuda"))
+    for asked in (first, replace(first, target=Target("cuda", threads=2))):
+        row = sequence.run_cell(asked, paths, progress=quiet)
+        assert row.status is Status.OK, row.reason
+        assert row.parity.max_rel <= row.parity.limit
+
+
 def test_times_of_offloaded_networks_say_that_weights_travel(cell, paths, card, monkeypatch):
     monkeypatch.setattr(latency, "peak_of", lambda call, place: (call(), card.peak)[1])
     monkeypatch.setattr(latency, "full_precision_settings", lambda: ())
