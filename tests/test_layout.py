@@ -72,6 +72,8 @@ ROOMS = (
     "leaderboard/inference",
     "leaderboard/ranking",
     "leaderboard/page",
+    "leaderboard/arena",
+    "leaderboard/arena/web",
     "bench/_root",
 )
 """Every folder with modules, lowest first: a module imports from its own folder and from earlier

@@ -14,7 +14,7 @@ from quantarena.bench import files
 from quantarena.bench.budget.curves import Curves, Level, LevelRun, Panel, Stop
 from quantarena.bench.budget.factors import DEFAULT, budgets, parse_factors, run_name, spent
 from quantarena.bench.budget.measure import curves_of
-from quantarena.bench.cli.common import JsonOption, Verb, emit, listed, table
+from quantarena.bench.cli.common import JsonOption, Verb, emit, listed, table, takes
 from quantarena.bench.cli.execution import (
     QuietOption,
     TimeoutOption,
@@ -25,7 +25,6 @@ from quantarena.bench.cli.execution import (
     run_request,
 )
 from quantarena.bench.cli.options import Request, RequestOptions, made_request
-from quantarena.bench.cli.signature import takes
 from quantarena.bench.documents import finite
 from quantarena.bench.plan import presets
 from quantarena.bench.plan.plan import Plan, minutes, plan_lines

@@ -1,11 +1,13 @@
-"""The options and the output that all verbs share."""
+"""The options and the output that all verbs share, and verbs whose options are a dataclass."""
 
+import inspect
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -37,6 +39,7 @@ RESULTS = Path("results")
 _SAY_EVERY = 5.0
 """Seconds between two lines about a stage that goes on."""
 Verb = Callable[..., int | None]
+T = TypeVar("T")
 
 
 def emit(value: Any, text: str | Table | Iterable[str | Table] = "", *, as_json: bool) -> None:
@@ -128,3 +131,42 @@ class StageLines:
             left = (now - self._began) / done * (total - done)
             self._said = now
             self._reporter.say(f"  {stage} {done}/{total}, about {minutes(left)} left")
+
+
+def takes(kind: type[T]) -> Callable[[Callable[..., int | None]], Verb]:
+    """Give a verb the fields of a dataclass as parameters, in front of its own.
+
+    The verb's first parameter receives the dataclass. A field's type is ``Annotated`` with the
+    typer option that reads it.
+
+    Args:
+        kind: the dataclass; every field has a default.
+    """
+    shared = [_parameter(field) for field in fields(kind)]  # type: ignore[arg-type]
+
+    def decorate(verb: Callable[..., int | None]) -> Verb:
+        _, *rest = inspect.signature(verb).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in rest]
+
+        def command(**given: Any) -> int | None:
+            values = {p.name: given.pop(p.name) for p in shared if p.name in given}
+            return verb(kind(**values), **given)
+
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        command.__module__ = verb.__module__
+        parameters = [*shared, *own]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(field: Field[Any]) -> inspect.Parameter:
+    assert field.default is not MISSING, f"{field.name} has no default"
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=field.type,
+    )

@@ -25,6 +25,7 @@ from quantarena.bench.cli import (
     plan_run,
     results,
     tune,
+    votes,
     workload,
 )
 from quantarena.bench.cli.common import Verb
@@ -55,7 +56,10 @@ _VERBS: dict[str, Verb] = {
     **workload.VERBS,
     **gate.VERBS,
     **tune.VERBS,
+    **votes.VERBS,
 }
+_GROUPS = {"votes": (votes.GROUP_HELP, votes.GROUP)}
+"""Verbs of two words, by the first."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -87,6 +91,11 @@ def _reserving(verb: Verb) -> Verb:
 
 for _name, _verb in _VERBS.items():
     app.command(_name)(_reserving(_verb))
+for _name, (_help, _verbs) in _GROUPS.items():
+    _group = typer.Typer(help=_help, no_args_is_help=True, rich_markup_mode=None)
+    for _second, _verb in _verbs.items():
+        _group.command(_second)(_reserving(_verb))
+    app.add_typer(_group, name=_name)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

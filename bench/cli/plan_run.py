@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from quantarena.bench.cli.common import JsonOption, Verb, emit
+from quantarena.bench.cli.common import JsonOption, Verb, emit, takes
 from quantarena.bench.cli.execution import (
     QuietOption,
     TimeoutOption,
@@ -14,7 +14,6 @@ from quantarena.bench.cli.execution import (
     run_request,
 )
 from quantarena.bench.cli.options import Request, RequestOptions, made_request
-from quantarena.bench.cli.signature import takes
 from quantarena.bench.plan import presets
 from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan_lines
 from quantarena.bench.run.reporter import Reporter

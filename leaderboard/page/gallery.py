@@ -114,7 +114,7 @@ def _gallery(
         left -= cost
         others.append(thumbs)
     row = _first_ok(fp)
-    captions = tuple(_caption(row, number) for number in range(len(reference.uris)))
+    captions = tuple(caption(row, number) for number in range(len(reference.uris)))
     pixels = _side(folder, row, len(captions))
     return Gallery(reference, tuple(others), captions, pixels, tuple(left_out), tuple(problems))
 
@@ -151,13 +151,13 @@ def _side(folder: Path, row: Row, count: int) -> int:
     """Longest side in pixels of the first image that can be read."""
     for path in _paths(folder, row, count):
         try:
-            return max(_opened(path).size)
+            return max(open_image(path).size)
         except (FileNotFoundError, ValueError):
             continue
     return 0
 
 
-def _opened(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """An image in RGB.
 
     Raises:
@@ -178,7 +178,7 @@ def _opened(path: Path) -> Image.Image:
 
 def _uri(path: Path, side: int) -> str:
     """A lossless WebP: amplified differences would show the artefacts of a lossy one."""
-    image = _opened(path)
+    image = open_image(path)
     if max(image.size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -186,7 +186,7 @@ def _uri(path: Path, side: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _caption(row: Row, number: int) -> str:
+def caption(row: Row, number: int) -> str:
     """The prompt or class of an image where the row has it, otherwise its seed and number."""
     for name in ("prompts", "captions", "classes", "labels"):
         texts = row.workload.get(name)
