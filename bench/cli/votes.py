@@ -131,30 +131,27 @@ def vote(
     )
     reporter = Reporter()
 
-    def started(place: Any, opened_log: Any) -> None:
-        value = {"url": place.url, "log": str(opened_log.path), "pid": os.getpid()}
-        where = f"vote at {place.url} - votes go to {opened_log.path} - Ctrl-C ends it"
-        if not place.local:
-            reporter.warn(f"{host} is open to your network: everybody there can vote")
-        emit(value, where, as_json=as_json)
-        if open_page:
-            webbrowser.open(place.url)
-
     with _plainly(), contextlib.suppress(Interrupted, KeyboardInterrupt):
         catalogue = _catalogue(folder, task, shown, workload)
         for problem in catalogue.problems:
             reporter.warn(problem)
-        address = server.Address(host, port, tuple(origin or ()))
-        engine = _arena("engines").default_engine()
-        server.serve(
+        with server.opened_arena(
             catalogue,
             log or folder / LOG_NAME,
             settings,
-            engine,
-            address,
+            _arena("engines").default_engine(),
+            server.Address(host, port, tuple(origin or ())),
             per_minute=per_minute,
-            started=started,
-        )
+        ) as serving:
+            place, path = serving.place, serving.log.path
+            if not place.local:
+                reporter.warn(f"{host} is open to your network: everybody there can vote")
+            where = f"vote at {place.url} - votes go to {path} - Ctrl-C ends it"
+            value = {"url": place.url, "log": str(path), "pid": os.getpid()}
+            emit(value, where, as_json=as_json)
+            if open_page:
+                webbrowser.open(place.url)
+            serving.run()
     return 0
 
 

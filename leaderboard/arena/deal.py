@@ -4,7 +4,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantarena.leaderboard.arena.catalogue import Catalogue, Scene
@@ -18,10 +18,14 @@ from quantarena.leaderboard.arena.events import (
     VoteEvent,
 )
 from quantarena.leaderboard.arena.images import DESTROY, Pictures
-from quantarena.leaderboard.arena.memory import START, Memory, content_of, scene_key
+from quantarena.leaderboard.arena.memory import START, Memory, content, content_of, scene_key
 
 REPEAT_AFTER = 5
 """Answers between a set and its repetition: by then the first answer is forgotten."""
+CHANCE = "chance-1"
+"""The matchmaker of a set whose contestants were drawn by lot."""
+TRIED = 8
+"""Prompts for which contestants are chosen, until there is a set that the judge does not know."""
 SAMPLED = 64
 """Prompts of a board, drawn at random, among which the least seen one is taken."""
 
@@ -153,8 +157,7 @@ class Dealer:
         before = self._earlier(memory, judge, others, rng) if purpose == "repeat" else None
         if before is None:
             purpose = "rank" if purpose == "repeat" else purpose
-            scene = self._scene(memory, judge, others, rng, purpose)
-            names, matched = self._contestants(memory, scene, others, seed, purpose)
+            scene, names, matched = self._fresh(memory, judge, others, rng, seed, purpose)
             if purpose == "gold-order" and scene.reference is None:
                 purpose = "rank"
             shown = self._shown(scene, names, purpose)
@@ -210,15 +213,49 @@ class Dealer:
         scene = self._scenes.get(scene_key(event))
         return scene is not None and all(one.contestant in scene.files for one in event.shown)
 
-    def _scene(
+    def _fresh(
+        self,
+        memory: Memory,
+        judge: str,
+        others: Sequence[IssuedSet],
+        rng: random.Random,
+        seed: int,
+        purpose: Purpose,
+    ) -> tuple[Scene, tuple[str, ...], Matched]:
+        """A prompt and its contestants that the judge was not asked to compare there before.
+
+        Where the matchmaker has none for the first few prompts, chance finds one; where nothing
+        is new, the matchmaker's first one is asked again.
+        """
+        asked = memory.asked[judge] | {
+            content(one.scene, [placed.contestant for placed in one.shown])
+            for one in others
+            if one.judge == judge
+        }
+        first = None
+        for scene in self._ordered(memory, judge, others, rng, purpose)[:TRIED]:
+            names, matched = self._contestants(memory, scene, others, seed, purpose)
+            found = (scene, names, matched)
+            if content(scene.key, names) not in asked:
+                return found
+            first = first or found
+        assert first is not None, "a catalogue has scenes"
+        scene, names, matched = first
+        for _ in range(TRIED):
+            drawn = tuple(rng.sample(sorted(scene.files), len(names)))
+            if content(scene.key, drawn) not in asked:
+                return scene, drawn, replace(matched, name=CHANCE)
+        return first
+
+    def _ordered(
         self,
         memory: Memory,
         judge: str,
         others: Sequence[IssuedSet],
         rng: random.Random,
         purpose: Purpose,
-    ) -> Scene:
-        """Of the board with the fewest looks at a contestant, a prompt with few looks.
+    ) -> list[Scene]:
+        """Of the board with the fewest looks at a contestant, prompts with few looks first.
 
         A prompt that the judge has not seen comes before one that the judge has.
         """
@@ -234,7 +271,7 @@ class Dealer:
         drawn = rng.sample(there, min(SAMPLED, len(there)))
         if purpose == "gold-order":
             drawn = [scene for scene in drawn if scene.reference] or drawn
-        return min(drawn, key=lambda scene: (scene.key in seen, scenes[scene.key]))
+        return sorted(drawn, key=lambda scene: (scene.key in seen, scenes[scene.key]))
 
     def _contestants(
         self,

@@ -10,7 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from quantarena.leaderboard.ranking.intervals import estimate, separations, tie_groups
+from quantarena.leaderboard.ranking.intervals import (
+    FEWEST_UNITS,
+    estimate,
+    separations,
+    tie_groups,
+)
 from quantarena.leaderboard.ranking.ksort import DEFAULT_RULES, Rating, Rules, update
 from quantarena.leaderboard.ranking.matchmaking import next_match
 from quantarena.leaderboard.ranking.votes import Floats, Vote, tabulate
@@ -173,22 +178,29 @@ class KSortStandings:
         self._seed, self._resamples = seed, resamples
 
     def board(self, votes: Sequence[Vote], contestants: Sequence[str]) -> tuple[BoardLine, ...]:
-        """See ``Standings``. Contestants that nobody voted on have the prior's interval."""
+        """See ``Standings``.
+
+        Contestants that nobody voted on come last. They have the prior's width as interval, and
+        so has everybody while fewer than six prompts were voted on.
+        """
         ballots = tabulate(votes, contestants)
         spread = estimate(ballots, seed=self._seed, resamples=self._resamples)
         above = separations(spread)
         groups = tie_groups(spread.mu, above)
         cast = np.bincount(ballots.members.ravel(), minlength=len(contestants) + 1)
-        prior = 1.96 * DEFAULT_RULES.sigma
-        rated = [bool(cast[n]) for n in range(len(contestants))]
-        order = sorted(range(len(contestants)), key=lambda n: (-spread.mu[n], contestants[n]))
+        half = 1.96 * DEFAULT_RULES.sigma
+        # A bootstrap of very few prompts has no width at all: then nothing is known yet.
+        known = [bool(n) and spread.units >= FEWEST_UNITS for n in cast]
+        order = sorted(
+            range(len(contestants)), key=lambda n: (not cast[n], -spread.mu[n], contestants[n])
+        )
         return tuple(
             BoardLine(
                 contestant=contestants[n],
                 place=1 + int(np.sum(groups < groups[n])),
                 mu=float(spread.mu[n]),
-                low=float(spread.low[n]) if rated[n] else float(spread.mu[n]) - prior,
-                high=float(spread.high[n]) if rated[n] else float(spread.mu[n]) + prior,
+                low=float(spread.low[n] if known[n] else spread.mu[n] - half),
+                high=float(spread.high[n] if known[n] else spread.mu[n] + half),
                 best_rank=1 + int(above[:, n].sum()),
                 worst_rank=len(contestants) - int(above[n].sum()),
                 votes=int(cast[n]),

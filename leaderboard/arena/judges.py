@@ -22,7 +22,7 @@ from PIL import Image
 
 from quantarena.leaderboard.arena.deal import IssuedSet
 from quantarena.leaderboard.arena.events import Task, check_answer
-from quantarena.leaderboard.arena.memory import content_of
+from quantarena.leaderboard.arena.memory import content
 from quantarena.leaderboard.arena.sets import Answer, Desk, normal
 from quantarena.leaderboard.arena.sets import Judge as Who
 from quantarena.leaderboard.ranking.judge import tiers as tiers_of
@@ -189,8 +189,8 @@ def ask(
     idle = 0
     while (done := len(desk.memory.own[who.id])) < wanted:
         issued = desk.issue(who).result()
-        known = {content_of(event) for event in desk.memory.own[who.id]}
-        if issued.purpose == "rank" and _content(issued) in known:
+        names = [placed.contestant for placed in issued.shown]
+        if content(issued.scene, names) in desk.memory.asked[who.id]:
             idle += 1
             desk.answer(who, Answer(str(uuid.uuid4()), issued.id, "skip", (), 0)).result()
             if idle > 20:
@@ -271,8 +271,3 @@ def _question(desk: Desk, issued: IssuedSet) -> Question:
 
     reference = png(issued.reference) if issued.reference else None
     return Question(issued.task, issued.prompt, tuple(map(png, issued.shown)), reference)
-
-
-def _content(issued: IssuedSet) -> str:
-    """See ``content_of``, for a set that is not answered yet."""
-    return "|".join([issued.scene, *sorted(placed.contestant for placed in issued.shown)])

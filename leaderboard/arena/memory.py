@@ -22,6 +22,7 @@ class Memory:
         looks: number of answers by scene.
         board_looks: number of answers by board.
         seen: scenes that a judge has answered, by judge.
+        asked: what a judge has been asked to compare, as ``content_of``, by judge.
         own: ranked votes of each judge, in the order of the log.
         repeated: by judge, ids of the sets that were asked a second time already.
         revision: grows with every event.
@@ -43,6 +44,7 @@ class Memory:
         self.looks: Counter[str] = Counter()
         self.board_looks: Counter[str] = Counter()
         self.seen: defaultdict[str, set[str]] = defaultdict(set)
+        self.asked: defaultdict[str, set[str]] = defaultdict(set)
         self.own: defaultdict[str, list[VoteEvent]] = defaultdict(list)
         self.repeated: defaultdict[str, set[str]] = defaultdict(set)
         self.revision = 0
@@ -73,6 +75,7 @@ class Memory:
     def _learn_vote(self, event: VoteEvent) -> None:
         scene = scene_key(event)
         self.seen[event.judge].add(scene)
+        self.asked[event.judge].add(content_of(event))
         self.looks[scene] += 1
         self.board_looks[event.board] += 1
         if event.purpose == "repeat":
@@ -95,8 +98,12 @@ def scene_key(event: VoteEvent) -> str:
 
 def content_of(event: VoteEvent) -> str:
     """What a set compares, whatever the order shown: the scene and the contestants."""
-    names = sorted(shown.contestant for shown in event.shown)
-    return "|".join([scene_key(event), *names])
+    return content(scene_key(event), [shown.contestant for shown in event.shown])
+
+
+def content(scene: str, names: Iterable[str]) -> str:
+    """See ``content_of``."""
+    return "|".join([scene, *sorted(names)])
 
 
 def by_board(votes: Iterable[VoteEvent]) -> Mapping[tuple[str, str], list[VoteEvent]]:

@@ -39,7 +39,12 @@ from quantarena.leaderboard.arena.web.identity import Identities, Pace
 from quantarena.leaderboard.arena.web.live import LiveBoards
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 Holding = Annotated[tuple[Token, ...], Field(max_length=8)]
 _CHECKS = {INTACT: "full precision, as a check", DESTROYED: "spoilt on purpose, as a check"}
 
@@ -139,6 +144,7 @@ class Arena:
                 "title": self.desk.catalogue.titles[key],
                 "votes": found.votes,
                 "engine": found.engine,
+                "fresh": self.live.fresh(key, found),
                 "lines": [asdict(line) for line in found.lines],
             }
         )

@@ -10,6 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from quantarena.leaderboard.arena.engines import BoardLine, Standings
 from quantarena.leaderboard.arena.memory import START, Memory
 
+PATIENCE = 0.4
+"""Seconds that a reader waits for a board to be computed again, before the last one is sent."""
 LEAST_SECONDS = 1.0
 """Shortest time between two computations of a board."""
 SHARE = 8.0
@@ -46,16 +48,24 @@ class LiveBoards:
         self._running: dict[str, asyncio.Task[Seen]] = {}
 
     async def get(self, key: str) -> Seen:
-        """A board. Only the first call waits for a computation; later ones get the last one."""
+        """A board: the present one where that is quickly computed, otherwise the last one."""
         seen = self._seen.get(key)
         basis = self._memory.basis.get(key, START)
         stale = seen is None or (seen.basis != basis and time.monotonic() >= seen.again)
         if stale and key not in self._running:
             task = self._running[key] = asyncio.create_task(self._compute(key, basis))
             task.add_done_callback(lambda _: self._running.pop(key, None))
-        if seen is None:
-            return await asyncio.shield(self._running[key])
+        running = self._running.get(key)
+        if running is not None:
+            await asyncio.wait([running], timeout=None if seen is None else PATIENCE)
+            if running.done():
+                return running.result()
+        assert seen is not None, "the first reader waits without a limit"
         return seen
+
+    def fresh(self, key: str, seen: Seen) -> bool:
+        """Whether a board has every vote that is in the log."""
+        return seen.basis == self._memory.basis.get(key, START)
 
     async def _compute(self, key: str, basis: str) -> Seen:
         began = time.monotonic()

@@ -1,7 +1,8 @@
 """Starts the arena of a results folder and serves it until it is stopped."""
 
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,31 @@ class Address:
     origins: tuple[str, ...] = ()
 
 
-def serve(
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """An arena whose address is bound, and that serves once it is run.
+
+    Attributes:
+        place: where it is reached.
+        log: where its votes go.
+        desk: issues sets and takes answers.
+        server: the HTTP server.
+        listener: the bound socket.
+    """
+
+    place: Place
+    log: Log
+    desk: Desk
+    server: uvicorn.Server
+    listener: socket.socket
+
+    def run(self) -> None:
+        """Serve until the process is told to stop, or ``server.should_exit`` is set."""
+        self.server.run(sockets=[self.listener])
+
+
+@contextlib.contextmanager
+def opened_arena(
     catalogue: Catalogue,
     log_path: Path,
     settings: Settings,
@@ -41,9 +66,8 @@ def serve(
     address: Address,
     *,
     per_minute: float,
-    started: Callable[[Place, Log], None],
-) -> None:
-    """Serve an arena until the process is told to stop.
+) -> Iterator[Serving]:
+    """An arena, closed after the block.
 
     Args:
         catalogue: what can be voted on.
@@ -52,11 +76,10 @@ def serve(
         engine: what chooses sets and ranks.
         address: where to listen.
         per_minute: answers a minute of one judge.
-        started: called once the address is bound, before the first request.
 
     Raises:
         LogError: the log cannot be opened.
-        OSError: the address cannot be bound.
+        CannotListen: the address cannot be bound.
     """
     listener = listen(address)
     with listener, Log(log_path) as log:
@@ -78,25 +101,34 @@ def serve(
             h11_max_incomplete_event_size=16 * 1024,
             timeout_graceful_shutdown=3,
         )
-        started(place, log)
-        uvicorn.Server(config).run(sockets=[listener])
+        yield Serving(place, log, desk, uvicorn.Server(config), listener)
+
+
+class CannotListen(ValueError):
+    """An address that cannot be bound; one line says why."""
 
 
 def listen(address: Address) -> socket.socket:
     """A bound socket.
 
     Raises:
-        OSError: the name is unknown, or the port is taken.
+        CannotListen: the name is unknown, or the port is taken.
     """
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address.host}: {error.strerror}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
         listener.listen(512)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise CannotListen(
+            f"cannot listen on {address.host} port {address.port}: {error.strerror}; "
+            "--port 0 takes a free one"
+        ) from None
     return listener

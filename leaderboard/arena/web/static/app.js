@@ -86,7 +86,9 @@ async function load() {
 async function prepare() {
   if (upcoming) return;
   try {
-    upcoming = await askSet([set.id]);
+    const fresh = await askSet([set.id]);
+    if (upcoming) return; // the reply to a vote was faster
+    upcoming = fresh;
     preload(upcoming);
   } catch {
     upcoming = null; // it is asked for again when it is needed
@@ -111,10 +113,8 @@ async function send(how) {
     const following = receipt.next;
     if (following) preload(following);
     if (how === "skip") {
-      const next = upcoming ?? following;
-      upcoming = next === following ? null : following;
-      if (next) show(next);
-      else await load();
+      queue(following);
+      await advance();
       say("Skipped. " + $("status").textContent);
     } else {
       done += 1;
@@ -139,6 +139,7 @@ async function send(how) {
 // Two sets are ready at most: the next one, and then the one after it.
 let after = null;
 function queue(following) {
+  if (following?.id === upcoming?.id) return;
   if (!upcoming) upcoming = following;
   else after = following;
 }
@@ -157,12 +158,15 @@ function reveal(receipt, made) {
 }
 
 async function next() {
-  if (busy || !revealing) return;
+  if (!busy && revealing) await advance();
+}
+
+async function advance() {
   if (!upcoming) return load();
   show(upcoming);
   upcoming = after;
   after = null;
-  await prepare();
+  return prepare();
 }
 
 function submit() {
@@ -228,6 +232,7 @@ function back() {
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || $("zoom").open) return;
+  if (event.repeat && event.key === "Enter") return event.preventDefault(); // a key that is held
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const control = event.target.closest("button, a, summary, select, input, textarea");
   if (control && (key === "Enter" || key === " " || control.matches("select, input, textarea"))) return;
@@ -239,7 +244,7 @@ function onKey(event) {
   if (!set || busy || (key.length === 1 && key !== " " && !$("shortcuts").checked)) return;
   const i = current();
   if (/^[1-8]$/.test(key)) rank(i, Number(key));
-  else if (key in ACTIONS && !(event.repeat && "sb".includes(key)) && !(event.repeat && key === "Enter")) ACTIONS[key](i);
+  else if (key in ACTIONS && !(event.repeat && "sb".includes(key))) ACTIONS[key](i);
   else return;
   event.preventDefault();
 }
@@ -261,12 +266,16 @@ let polling = null;
 async function showBoard(key) {
   clearTimeout(polling);
   $("board-select").value = key;
+  let wait = 5000;
   try {
-    drawBoard(await board(key));
+    const found = await board(key);
+    drawBoard(found);
+    if (!found.fresh) wait = 1200;
   } catch {
     $("board-note").textContent = "The board cannot be read just now.";
   }
-  polling = setTimeout(() => (document.hidden ? null : showBoard($("board-select").value)), 5000);
+  clearTimeout(polling);
+  polling = setTimeout(() => (document.hidden ? null : showBoard($("board-select").value)), wait);
 }
 
 function wire() {

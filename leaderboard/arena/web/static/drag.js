@@ -26,12 +26,12 @@ export function draggable(root, { onDrop, mayDrag }) {
     if (!grip || event.button !== 0 || !mayDrag()) return;
     const holder = grip.closest("[data-image]");
     drag = { id: event.pointerId, image: Number(holder.dataset.image), x: event.clientX, y: event.clientY };
-    // A finger on a large image scrolls; it drags from the small ones, which do not scroll.
-    if (event.pointerType === "touch" && !grip.classList.contains("chip")) drag.touch = true;
+    // A finger on a large image scrolls; it drags from the letter and from the small images.
+    drag.scrolls = event.pointerType === "touch" && grip.classList.contains("frame");
   });
 
   root.addEventListener("pointermove", (event) => {
-    if (!drag || event.pointerId !== drag.id || drag.touch) return;
+    if (!drag || event.pointerId !== drag.id || drag.scrolls) return;
     if (!drag.ghost) {
       if (Math.hypot(event.clientX - drag.x, event.clientY - drag.y) < FAR) return;
       drag.ghost = document.createElement("div");

@@ -16,6 +16,9 @@ export function element(tag, attributes = {}, ...children) {
 
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n] || "th"}`;
 
+// A long name breaks before its bits.
+const broken = (name) => name.split(/(?=@)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+
 // Small images are enlarged without blur: blur would hide what is to be judged.
 function sharpened(image) {
   const crisp = () => image.classList.toggle("crisp", image.naturalWidth < image.clientWidth * 0.75);
@@ -79,7 +82,7 @@ function card(src, i, size, reference) {
       "div",
       { class: "card", role: "group", tabindex: i ? "-1" : "0", "data-image": i, "aria-label": `Image ${letter}` },
       element("div", { class: "frame grip" }, image, element("span", { class: "over" }, "full precision")),
-      element("div", { class: "bar" }, element("span", { class: "letter" }, letter), ...tools),
+      element("div", { class: "bar" }, element("span", { class: "letter grip" }, letter), ...tools),
       element("div", { class: "ranks", role: "group", "aria-label": `Rank of image ${letter}` }, ...ranks),
     ),
   );
@@ -148,7 +151,7 @@ export function drawReveal(receipt, set, tiers) {
         element("span", { class: "nth" }, ordinal(rank + 1)),
         element("img", { src: set.images[i], alt: "", draggable: "false" }),
         element("span", { class: "letter" }, LETTERS[i]),
-        element("span", { class: "name" }, receipt.names[i]),
+        element("span", { class: "name" }, ...broken(receipt.names[i])),
       ),
     ),
   );
@@ -158,7 +161,7 @@ export function drawReveal(receipt, set, tiers) {
     "gold-order": "This set was a check with a spoilt image, and is not counted on the board.",
     "gold-tie": "This set was a check with one image shown twice, and is not counted on the board.",
   };
-  $("reveal-note").textContent = notes[receipt.purpose] || `${receipt.number} of your votes count.`;
+  $("reveal-note").textContent = notes[receipt.purpose] || `Votes of yours that count: ${receipt.number}.`;
 }
 
 export function drawBoard(found) {
@@ -173,7 +176,7 @@ export function drawBoard(found) {
       "tr",
       {},
       element("td", {}, line.votes ? `${line.place}${shared(line) ? "=" : ""}` : "–"),
-      element("th", { scope: "row" }, line.contestant),
+      element("th", { scope: "row" }, ...broken(line.contestant)),
       element("td", {}, line.votes ? interval(line, at) : "–"),
       element("td", {}, String(line.votes)),
     ),
