@@ -144,10 +144,7 @@ class KSortMatchmaker:
             for name, seat in zip(contestants, seats, strict=True)
         }
         met = known.met[np.ix_(seats, seats)]
-        place = {name: number for number, name in enumerate(contestants)}
-        for names in past.open:
-            here = [place[name] for name in names if name in place]
-            _count(met, here)
+        met += _meetings(past.open, contestants)
         return next_match(contestants, ratings, met, size=size, rules=self._rules, seed=seed)
 
     def _caught_up(self, past: Past) -> _Known:
@@ -213,6 +210,18 @@ def _count(met: Floats, seats: Sequence[int]) -> None:
     """Add one meeting of each pair of seats."""
     met[np.ix_(seats, seats)] += 1.0
     met[seats, seats] -= 1.0
+
+
+def _meetings(sets: Sequence[tuple[str, ...]], contestants: Sequence[str]) -> Floats:
+    """How often each pair is together in one of the sets, (N, N), with zeros on the diagonal."""
+    place = {name: number for number, name in enumerate(contestants)}
+    pairs = [(n, place[name]) for n, one in enumerate(sets) for name in one if name in place]
+    there = np.zeros((len(sets), len(contestants)))
+    if pairs:
+        there[tuple(np.array(pairs).T)] = 1.0
+    met = there.T @ there
+    np.fill_diagonal(met, 0.0)
+    return met
 
 
 def default_engine() -> Engine:

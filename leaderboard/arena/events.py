@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -267,7 +267,8 @@ def checked(adapter: TypeAdapter[T], text: str | bytes) -> T:
 
 def line(event: Event) -> str:
     """The one text of an event: JSON with sorted keys and no spaces, without a line break."""
-    return json.dumps(asdict(event), sort_keys=True, separators=(",", ":"))
+    plain = _adapter().dump_python(event, mode="json")
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 
 def digest(text: str) -> str:

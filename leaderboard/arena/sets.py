@@ -259,7 +259,7 @@ class Desk:
         holder, expires, answered, body = row
         if holder != judge.id:
             raise Refused(HTTPStatus.FORBIDDEN, "the set was issued to another judge")
-        issued = _SET.validate_json(body)
+        issued = self._out.get(answer.set) or _SET.validate_json(body)
         if answered == answer.id:
             return self._again(db, issued, answer)
         if answered is not None:
