@@ -9,12 +9,13 @@ import os
 import time
 import uuid
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from quantarena.bench.cli.common import (
     RESULTS,
@@ -230,32 +231,18 @@ def replay(
     with _plainly():
         events = _arena("transfer").read_events(_log(log))
         boards = module.replay(events, standings, kinds=kinds, correct=corrected)
-    emit(json.loads(module.document(boards)), _board_tables(boards), as_json=as_json)
+    emit(
+        json.loads(module.document(boards)),
+        _tables(_arena("words").board_words(boards)) or "no votes",
+        as_json=as_json,
+    )
 
 
 def quality(log: LogArgument, as_json: JsonOption = False) -> None:
     """Show each judge's agreement, consistency, failed checks and influence."""
     with _plainly():
         judges = _arena("quality").quality(_arena("transfer").read_events(_log(log)))
-    shown = table(
-        f"{len(judges)} judges",
-        ("judge", "kind", "votes", "agrees (tau-b)", "same again", "checks failed", "quick",
-         "first wins", "board without"),
-        [
-            (
-                one.name or one.judge,
-                one.kind,
-                one.votes,
-                _interval(one.agreement),
-                _interval(one.retest),
-                f"{one.failed} of {one.checks}",
-                f"{one.quick:.0%}",
-                _interval(one.first_wins),
-                _influence(one),
-            )
-            for one in judges
-        ],
-    )  # fmt: skip
+    shown = _tables([_arena("words").quality_words(judges)])
     emit([dataclasses.asdict(one) for one in judges], shown, as_json=as_json)
 
 
@@ -279,7 +266,11 @@ def void(
             for name in dict.fromkeys(votes)
         ]
         target.append(made)
-    emit({"voided": [one.vote for one in made]}, f"{len(made)} votes taken back", as_json=as_json)
+    emit(
+        {"voided": [one.vote for one in made]},
+        f"{_arena('words').many(len(made), 'vote')} taken back",
+        as_json=as_json,
+    )
 
 
 def judge(
@@ -379,52 +370,6 @@ def _catalogue(folder: Path, task: Task, shown: bool, workload: list[str] | None
     )
 
 
-def _board_tables(boards: Any) -> Iterator[Any]:
-    for board in boards:
-        left = ", ".join(f"{count} {reason}" for reason, count in board.left_out.items())
-        title = (
-            f"{board.board}, {board.task}: {board.votes} votes of {board.judges} judges, "
-            f"{board.views} views, by {board.engine}" + (f" (left out: {left})" if left else "")
-        )
-        rows = [
-            (
-                line.place,
-                line.contestant,
-                f"{line.mu:.1f} [{line.low:.1f}, {line.high:.1f}]",
-                f"{line.best_rank} to {line.worst_rank}",
-                line.votes,
-            )
-            for line in board.lines
-        ]
-        yield table(title, ("place", "method", "score [95 % interval]", "ranks", "votes"), rows)
-        if board.corrected:
-            yield table(
-                "corrected by programs",
-                ("method", "people", "with programs"),
-                [
-                    (
-                        one.contestant,
-                        "-" if one.before is None else f"{one.before:.1f}",
-                        f"{one.mu:.1f}",
-                    )
-                    for one in board.corrected
-                ],
-            )
-    if not boards:
-        yield "no votes"
-
-
-def _interval(estimate: Any) -> str:
-    if estimate is None:
-        return "-"
-    if estimate.low is None:
-        return f"{estimate.mean:.2f} ({estimate.n})"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}] ({estimate.n})"
-
-
-def _influence(one: Any) -> str:
-    if not one.influence:
-        return "-"
-    worst = one.influence[0]
-    leader = ", another leader" if worst.leader else ""
-    return f"tau {worst.tau:.2f}, ranks move by {worst.moved}{leader}"
+def _tables(found: Iterable[Any]) -> list[Table]:
+    """Tables of the arena as those of the command line."""
+    return [table(one.title, one.columns, one.rows) for one in found]
