@@ -288,7 +288,10 @@ function wire() {
   $("skip").addEventListener("click", () => send("skip"));
   $("next").addEventListener("click", next);
   $("zoom-close").addEventListener("click", () => $("zoom").close());
-  $("zoom").addEventListener("keydown", (event) => event.key.toLowerCase() === "z" && $("zoom").close());
+  $("zoom").addEventListener("keydown", (event) => {
+    event.stopPropagation(); // the page would open it again
+    if (event.key.toLowerCase() === "z") $("zoom").close();
+  });
   $("board-select").addEventListener("change", (event) => showBoard(event.target.value));
   document.addEventListener("visibilitychange", () => !document.hidden && set && showBoard($("board-select").value));
   draggable($("vote"), {

@@ -30,7 +30,7 @@ export function draggable(root, { onDrop, mayDrag }) {
     drag.scrolls = event.pointerType === "touch" && grip.classList.contains("frame");
   });
 
-  root.addEventListener("pointermove", (event) => {
+  document.addEventListener("pointermove", (event) => {
     if (!drag || event.pointerId !== drag.id || drag.scrolls) return;
     if (!drag.ghost) {
       if (Math.hypot(event.clientX - drag.x, event.clientY - drag.y) < FAR) return;
@@ -48,7 +48,7 @@ export function draggable(root, { onDrop, mayDrag }) {
     if (event.clientY < edge) scrollBy(0, -12);
   });
 
-  root.addEventListener("pointerup", (event) => {
+  document.addEventListener("pointerup", (event) => {
     if (!drag || event.pointerId !== drag.id) return;
     const moved = Boolean(drag.ghost);
     const tier = moved ? tierAt(event.clientX, event.clientY) : null;
@@ -56,6 +56,6 @@ export function draggable(root, { onDrop, mayDrag }) {
     end();
     if (tier) onDrop(image, Number(tier.dataset.rank));
   });
-  root.addEventListener("pointercancel", end);
+  document.addEventListener("pointercancel", end);
   addEventListener("blur", end);
 }
