@@ -322,6 +322,12 @@ def judge(
     emit({"judge": program.name, "votes": done, "log": str(target.path)}, text, as_json=as_json)
 
 
+def schema(as_json: JsonOption = False) -> None:
+    """Show the JSON schema of an event, one line of an export."""
+    found = _arena("events").schema()
+    emit(found, json.dumps(found, indent=2), as_json=as_json)
+
+
 VERBS: dict[str, Verb] = {"vote": vote}
 GROUP_HELP = "Export, import, merge, replay and examine the votes of an arena."
 GROUP: dict[str, Verb] = {
@@ -332,6 +338,7 @@ GROUP: dict[str, Verb] = {
     "quality": quality,
     "void": void,
     "judge": judge,
+    "schema": schema,
 }
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from quantarena.bench.cli import run
@@ -87,6 +88,13 @@ def test_export_import_merge_and_replay_give_equal_bytes(cli, log):
     assert [json.dumps(event, sort_keys=True, separators=(",", ":")) for event in plain] == (
         Path("v.jsonl").read_text().splitlines()
     )
+
+
+def test_an_export_fits_the_schema_that_is_shown(cli, log):
+    shown = json.loads(cli("votes", "schema")[1])
+    assert shown == json.loads(cli("votes", "schema", "--json")[1])
+    for line in cli("votes", "export", log)[1].splitlines():
+        jsonschema.validate(json.loads(line), shown)
 
 
 def test_the_log_of_a_results_folder_is_found_by_the_folder(cli, folder):

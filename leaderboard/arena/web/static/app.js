@@ -80,6 +80,8 @@ async function load() {
     await prepare();
   } catch (error) {
     complain(error);
+    // Too fast, or away for a moment: it is asked for again by itself.
+    if (!(error instanceof Refusal) || [429, 503].includes(error.status)) setTimeout(load, 3000);
   }
 }
 
@@ -148,6 +150,7 @@ function reveal(receipt, made) {
   revealing = true;
   drawReveal(receipt, set, made);
   $("vote").classList.add("revealing");
+  for (const button of document.querySelectorAll(".rank")) button.disabled = true;
   $("actions").hidden = true;
   $("reveal").hidden = false;
   $("next").focus({ preventScroll: true });
@@ -251,7 +254,7 @@ function onKey(event) {
 
 function onClick(event) {
   const one = event.target.closest(".card");
-  if (!one || revealing) return;
+  if (!one) return;
   const i = Number(one.dataset.image);
   cards().forEach((other, n) => other.setAttribute("tabindex", n === i ? "0" : "-1"));
   const button = event.target.closest("button");

@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import os
+import shutil
 import threading
+import time
 import uuid
 
 import pytest
@@ -113,3 +116,94 @@ def client(serving):
 @pytest.fixture
 def new_client():
     return Client
+
+
+# ---- a browser ---------------------------------------------------------------------------------
+
+FLAGS = [
+    f"--{flag}"
+    for flag in (
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-sync",
+        "disable-background-networking",
+        "disable-component-update",
+    )
+]
+
+
+LOADED = "performance.getEntriesByType('resource').filter(e => e.name.includes('/image/')).length"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not path:
+        pytest.skip("no Chromium found: install one or set CHROMIUM to its path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A page of Playwright's, with what these tests ask of it. Everything else is the page's."""
+
+    def __init__(self, page):
+        self.page, self.complaints, self.requests = page, [], []
+        page.on("console", lambda line: self.complaints.append(line.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def __getattr__(self, name):
+        return getattr(self.page, name)
+
+    def keys(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def eventually(self, expression, argument=None):
+        """Wait until a script says true; Playwright's own wait needs what the policy forbids."""
+        end = time.monotonic() + 15
+        while not self.page.evaluate(expression, argument):
+            assert time.monotonic() < end, f"never true: {expression}"
+            self.page.wait_for_timeout(50)
+
+    def has_loaded(self, images):
+        self.eventually(f"{LOADED} >= {images}")
+
+    def says(self, text):
+        script = "text => document.getElementById('status').textContent.includes(text)"
+        self.eventually(script, text)
+
+    def order(self):
+        return [tier.inner_text().split() for tier in self.page.locator("#tiers .tier").all()]
+
+    def focused(self):
+        return self.page.evaluate("document.activeElement.getAttribute('aria-label')")
+
+
+@pytest.fixture
+def visit(browser, serving):
+    """Opens the page with a set on it. Nothing may complain, and nothing leaves the server."""
+    contexts = []
+
+    def opened(width=1280, height=900, server=serving, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        page = Page(context.new_page())
+        page.goto(server.place.url)
+        page.locator("#images .card").nth(1).wait_for()
+        page.eventually("document.getElementById('board').tBodies[0].rows.length > 0")
+        contexts.append((context, page, server))
+        return page
+
+    yield opened
+    for context, page, server in contexts:
+        assert page.complaints == []
+        assert [url for url in page.requests if not url.startswith(server.place.url)] == []
+        context.close()
