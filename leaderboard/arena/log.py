@@ -155,6 +155,9 @@ class Log:
                 db.execute("SAVEPOINT job")
                 try:
                     answers.append((future, job(db), None))
+                except sqlite3.OperationalError:
+                    # A full disk, say: no job of this batch can count on what it wrote.
+                    raise
                 except Exception as error:  # it belongs to whoever asked for the job
                     db.execute("ROLLBACK TO job")
                     answers.append((future, None, error))

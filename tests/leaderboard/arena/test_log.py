@@ -100,6 +100,23 @@ def test_a_commit_that_fails_fails_every_job_in_it(log, make_event):
     assert log.events() == []
 
 
+def test_a_full_disk_is_said_and_a_later_vote_is_kept(log, make_event):
+    def room(pages):
+        return log.transact(
+            lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0]
+        ).result()
+
+    most = room(1_000_000)
+    room(1)  # SQLite makes it the present size
+    events = [make_event(page="x" * 400) for _ in range(60)]
+    with pytest.raises(LogError, match="full"):
+        log.append(events)
+    assert log.events() == []
+    assert log.lost == 1
+    room(most)
+    assert log.append(events) == 60
+
+
 def test_newer_events_only(log, make_event):
     events = [make_event() for _ in range(4)]
     log.append(events)

@@ -151,3 +151,31 @@ def test_the_receipt_of_a_vote_has_no_hash_and_no_path(serving, ann, make_answer
     text = json.dumps(receipt_view(receipt))
     assert "/" not in text.replace("image/", "")
     assert issued.shown[0].sha256 not in text
+
+
+def test_a_full_disk_refuses_the_vote_and_takes_it_when_there_is_room(client, serving):
+    def room(pages):
+        sql = f"PRAGMA max_page_count = {pages}"
+        serving.log.transact(lambda db: db.execute(sql)).result()
+
+    body = client.ballot(client.set())
+    room(1)
+    issued, held = None, body
+    for _ in range(200):  # until the last free page is used
+        status, value, _ = client.vote(held)
+        if status != 200:
+            break
+        issued = value["next"]
+        if issued is None:
+            status, issued, _ = client(
+                "POST", "/api/set", {"session": client.session, "holding": []}
+            )
+            if status != 200:
+                break
+        held = client.ballot(issued)
+    assert status == 503
+    before = len(serving.log.events())
+    room(1_000_000)
+    assert client.vote(held)[0] == 200
+    assert len(serving.log.events()) == before + 1
+    assert serving.desk.memory.revision == before + 1

@@ -198,6 +198,29 @@ def test_a_vote_on_a_phone(visit, serving):
     page.locator("#reveal").wait_for(state="hidden")
 
 
+def test_a_finger_drags_the_letter_into_a_tier(visit):
+    page = visit(390, 1500, has_touch=True, is_mobile=True)
+    start = page.locator(".card").nth(3).locator(".letter").bounding_box()
+    end = page.locator("#tiers .tier").nth(1).bounding_box()
+    wire = page.context.new_cdp_session(page.page)
+
+    def touch(kind, *points):
+        found = [{"x": x, "y": y} for x, y in points]
+        wire.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": found})
+
+    x, y = start["x"] + 10, start["y"] + 10
+    touch("touchStart", (x, y))
+    for step in range(1, 9):
+        along = step / 8
+        touch(
+            "touchMove",
+            (x + along * (end["x"] + 60 - x), y + along * (end["y"] + 20 - y)),
+        )
+    touch("touchEnd")
+    page.eventually("document.querySelector('#tiers .tier:nth-child(2) .chip') !== null")
+    assert page.order()[1] == ["2nd", "D"]
+
+
 # ---- blindness, loading, faults ----------------------------------------------------------------
 
 
