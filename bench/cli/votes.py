@@ -258,8 +258,8 @@ def void(
         known = {event.id for event in target.events() if event.kind == "vote"}
         if strange := sorted(set(votes) - known):
             raise UserError(f"no vote {strange[0]} in {target.path}")
-        if len(reason) > 500:
-            raise UserError("the reason is longer than 500 characters")
+        if len(reason) > 500 or not reason.isprintable():
+            raise UserError("the reason is no line of at most 500 characters")
         now = events.stamp(time.time())
         made = [
             events.VoidEvent(str(uuid.uuid4()), now, target.arena, name, reason)

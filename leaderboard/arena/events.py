@@ -32,8 +32,10 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Short = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Name = Annotated[str, Field(min_length=1, max_length=300)]
-Text = Annotated[str, Field(max_length=500)]
+# No control characters: they would move the cursor of a terminal, or turn the direction of text.
+_PLAIN = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+Name = Annotated[str, Field(pattern=f"^{_PLAIN}+$", max_length=300)]
+Text = Annotated[str, Field(pattern=f"^{_PLAIN}*$", max_length=500)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Time = Annotated[str, Field(pattern=r"^20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$")]
 Position = Annotated[int, Field(ge=0, lt=MOST_SHOWN)]

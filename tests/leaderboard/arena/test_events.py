@@ -62,6 +62,11 @@ def test_the_schema_takes_what_the_reader_takes(make_event, make_void):
         {"judge": "somebody@example.org"},
         {"extra": 1},
         {"page": "x" * 501},
+        {"board": ""},
+        {"board": "\x1b[2J"},
+        {"judge_name": "a\nb"},
+        {"unit": "\u202egnp"},
+        {"board": "ends\n"},
     ],
 )
 def test_what_is_no_vote_is_refused_in_one_line(make_event, changes):

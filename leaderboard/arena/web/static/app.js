@@ -6,7 +6,7 @@ import { LETTERS, mode, place, shift, spoken, start, tieLeft, tiers, undo, unpla
 import { $, cards, drawBoard, drawReveal, drawSet, drawState, element, flip, focusCard } from "./view.js";
 
 const KEYS = [
-  ["1 to 8", "Give the image this rank"],
+  ["1 2 3 …", "Give the image this rank"],
   ["← →", "Go to the next image"],
   ["↑ ↓", "Move the image to a better or worse rank"],
   ["T", "Tie with the image on its left"],
@@ -174,7 +174,7 @@ async function advance() {
 
 function submit() {
   const left = unplaced(state);
-  if (left.length === state.ranks.length) return say("Place at least one image first, by the keys 1 to 4.");
+  if (left.length === state.ranks.length) return say(`Place at least one image first, by the keys 1 to ${left.length}.`);
   if (left.length && !warned) {
     warned = true;
     const names = left.map((i) => LETTERS[i]).join(", ");
