@@ -158,8 +158,7 @@ class Dealer:
         if before is None:
             purpose = "rank" if purpose == "repeat" else purpose
             scene, names, matched = self._fresh(memory, judge, others, rng, seed, purpose)
-            if purpose == "gold-order" and scene.reference is None:
-                purpose = "rank"
+            purpose = _possible(purpose, scene)
             shown = self._shown(scene, names, purpose)
         else:
             scene = self._scenes[scene_key(before)]
@@ -290,7 +289,7 @@ class Dealer:
                 if one.board == scene.board
             ],
         )
-        room = {"gold-order": 2, "gold-tie": 1}.get(purpose, 0)
+        room = {"gold-order": 2, "gold-tie": 1}.get(_possible(purpose, scene), 0)
         size = max(self._settings.size - room, 1)
         names = tuple(sorted(scene.files))
         chosen = self._matchmaker.next_set(past, names, size=size, seed=seed)
@@ -316,3 +315,8 @@ class Dealer:
         except OSError as error:
             raise MissingImage(f"{path.name} of {name}: {error.strerror or error}") from None
         return Placed(name, sha256, path, treatment, secrets.token_hex(16))
+
+
+def _possible(purpose: Purpose, scene: Scene) -> Purpose:
+    """The purpose of a set on a scene: nothing can be spoilt where there is no reference."""
+    return "rank" if purpose == "gold-order" and scene.reference is None else purpose

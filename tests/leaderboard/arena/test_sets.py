@@ -348,6 +348,26 @@ def test_every_size(open_desk, ann, make_answer, size):
         desk.answer(ann, make_answer(issued)).result()
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_without_full_precision_there_is_nothing_to_spoil(
+    open_desk, ann, make_answer, make_results, make_grid, tmp_path, size
+):
+    folder = tmp_path / "r"
+    make_results(folder, plan=make_grid(images=4, workloads=("synthetic-shapes",)))
+    for path in (folder / "rows").glob("*.json"):
+        if json.loads(path.read_text())["cell"]["method"] == "fp":
+            path.unlink()
+    desk = open_desk(folder, task="preference", reference=False, size=size, gold=0.5)
+    purposes = set()
+    for _ in range(25):
+        issued = desk.issue(ann).result()
+        purposes.add(issued.purpose)
+        assert len(issued.shown) == size
+        assert issued.reference is None
+        desk.answer(ann, make_answer(issued)).result()
+    assert purposes == {"rank", "gold-tie"}
+
+
 def test_a_voter_learns_nothing_from_a_set(open_desk, ann):
     from quantarena.leaderboard.arena.web.app import set_view
 
