@@ -18,9 +18,9 @@ Ints = NDArray[np.int64]
 LEVEL = 0.95
 """Confidence of each interval, and of the statement that all claims of a family hold at once."""
 
-EXACT = 13
+EXACT = 12
 """Up to this many units all sign patterns are tried; with more, ``DRAWS`` of them."""
-DRAWS = 4096
+DRAWS = 2048
 FEWEST = 6
 """Fewest units that can separate a pair: five unanimous ones have p = 2 / 2^5 > 0.05."""
 _NEAR = 1e-9

@@ -33,12 +33,14 @@ from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.judge import FAMILIES
-from quantarena.leaderboard.ranking.ranking import Ranking, rank_results
+from quantarena.leaderboard.ranking.ranking import Ranking, rank_rows
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_COLUMNS = 3
 """Largest number of fidelity metrics in the table; with more, speed and size have no room."""
+MOST_RECORDS = 400
+"""Largest number of lines whose cells are shown in full; beyond, the page would be too large."""
 IN_RECORDS = ("latent-mse", "ssim")
 """Metrics that move to the record of a cell when there are more."""
 
@@ -115,7 +117,7 @@ def render(
     page = page_html(
         folder,
         loaded.rows,
-        ranking or rank_results(folder),
+        ranking or rank_rows(loaded.rows, folder),
         grid_title=grid_title,
         planned=planned,
         command=command,
@@ -158,6 +160,7 @@ def page_html(
         "script": inline("page.js"),
         "plot": plot,
         "short_name": short_name,
+        "in_full": len(lines) <= MOST_RECORDS,
     }
     return environment().get_template("page.html.j2").render(context)
 

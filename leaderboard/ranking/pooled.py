@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from quantarena.bench.schema import Row
 from quantarena.bench.scores import REPLICATES, UNITS, is_metric
-from quantarena.leaderboard.inference.sign_flips import LEVEL, mean_bounds
+from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL
 from quantarena.leaderboard.ranking.read_results import load_scores
 from quantarena.leaderboard.ranking.votes import Floats
 
@@ -49,18 +50,24 @@ def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
 
 
 def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> Ends | None:
-    means: dict[tuple[int, int], list[float]] = {}
-    for seed, (column, units) in enumerate(zip(values, prompts, strict=True)):
-        for image, value in enumerate(column):
-            alone = units is None or image >= len(units)
-            unit = (seed + 1, image) if alone or units is None else (0, int(units[image]))
-            means.setdefault(unit, []).append(float(value))
-    # units count by their images, so that the middle is the mean over all images
-    total = np.array([np.sum(part) for part in means.values()])
-    count = np.array([len(part) for part in means.values()])
-    weighed = total / count.mean()
-    low, high = mean_bounds(weighed[None])
-    return (float(low[0]), float(high[0])) if np.isfinite(low[0]) else None
+    """Student's interval over units, each of which counts by its images."""
+    pairs = list(zip(values, prompts, strict=True))
+    if any(units is None or len(units) < len(column) for column, units in pairs):
+        sums = np.concatenate(values)
+        count = np.ones(len(sums))
+    else:
+        names = np.concatenate([u[: len(v)] for v, u in pairs if u is not None])
+        _, place = np.unique(names, return_inverse=True)
+        sums = np.bincount(place, np.concatenate(values))
+        count = np.bincount(place, np.ones(len(place)))
+    n = len(sums)
+    if n < FEWEST or not np.isfinite(sums).all():
+        return None
+    middle = sums.sum() / count.sum()
+    # the error of a ratio of sums: what units add beyond the mean times their images
+    error = np.sqrt(np.square(sums - middle * count).sum() * n / (n - 1)) / count.sum()
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * error)
+    return float(middle) - half, float(middle) + half
 
 
 def _of_sets(rows: Sequence[Row], name: str, replicates: Sequence[Floats]) -> Ends | None:

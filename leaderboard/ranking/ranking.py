@@ -49,8 +49,13 @@ class Ranking:
 
 def rank_results(folder: Path) -> Ranking:
     """Rank every board of a results folder, such as ``results/quick``. Nothing is written."""
-    boards = by_board(load_rows(folder).rows)
-    ranked = tuple(rank_board(board, rows, folder) for board, rows in boards.items())
+    return rank_rows(load_rows(folder).rows, folder)
+
+
+def rank_rows(rows: Sequence[Row], folder: Path) -> Ranking:
+    """Rank rows that were read already; their scores are in ``folder``."""
+    boards = by_board(rows)
+    ranked = tuple(rank_board(board, own, folder) for board, own in boards.items())
     return Ranking(ranked, combine(ranked))
 
 

@@ -1,6 +1,7 @@
 """Reads a results folder. Nothing is written, and a file that cannot be read is reported."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def by_board(rows: Iterable[Row]) -> dict[BoardId, tuple[Row, ...]]:
     return {board: tuple(boards[board]) for board in sorted(boards)}
 
 
-def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
+def load_scores(folder: Path, row: Row) -> Mapping[str, Floats]:
     """Arrays of a row's scores file; empty where it has none.
 
     Raises:
@@ -113,4 +114,19 @@ def load_scores(folder: Path, row: Row) -> dict[str, Floats]:
     name = row.artefacts.get("scores")
     if not name or row.status is not Status.OK:
         return {}
-    return {key: values.ravel() for key, values in read_scores(folder / name).items()}
+    path = folder / name
+    try:
+        facts = path.stat()
+    except OSError:
+        return _flat(path)
+    return _kept(path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=20_000)
+def _kept(path: Path, changed: int, size: int) -> Mapping[str, Floats]:
+    """The arrays of an unchanged file: a page asks for them three times."""
+    return _flat(path)
+
+
+def _flat(path: Path) -> Mapping[str, Floats]:
+    return {key: values.ravel() for key, values in read_scores(path).items()}

@@ -15,6 +15,8 @@ from quantarena.leaderboard.ranking.read_results import (
 )
 from quantarena.leaderboard.ranking.votes import Floats
 
+NOTHING: Mapping[str, Floats] = {}
+
 
 def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, dict[str, str]]:
     """Per-image scores of a board's quantized cells.
@@ -24,14 +26,17 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
         reason why it is left out.
     """
     unranked: dict[str, str] = {}
-    by_name: dict[str, dict[int, dict[str, Floats]]] = {}
-    floors: dict[int, dict[str, Floats]] = {}
+    by_name: dict[str, dict[int, Mapping[str, Floats]]] = {}
+    floors: dict[int, Mapping[str, Floats]] = {}
     for row in rows:
         name = contestant(row.cell)
         try:
             scores, damage = load_scores(folder, row), ""
         except ValueError as error:
-            scores, damage = {}, f"its scores file cannot be read ({error}): run the cell again"
+            scores, damage = (
+                NOTHING,
+                f"its scores file cannot be read ({error}): run the cell again",
+            )
         if row.cell.method == FP_METHOD:
             unranked[name] = f"the reference; {damage}" if damage else "the reference"
             floors[row.cell.seed] = scores
