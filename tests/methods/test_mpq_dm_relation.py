@@ -127,7 +127,7 @@ def errors(**options):
 def gain(without, ours):
     """How many times larger ``without`` is: geometric mean, and Student's t of its logarithm."""
     logs = [math.log(a / b) for a, b in zip(without, ours, strict=True)]
-    mean, spread = statistics.mean(logs), statistics.stdev(logs)
+    mean, spread = statistics.mean(logs), max(1e-9, statistics.stdev(logs))
     return math.exp(mean), mean / (spread / math.sqrt(len(logs)))
 
 
