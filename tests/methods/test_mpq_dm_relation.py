@@ -135,6 +135,7 @@ def test_the_papers_weight_and_window_are_the_defaults():
     assert (MpqDm.Options().relation, MpqDm.Options().window) == (100.0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("off", "least"), [({"relation": 0.0}, 1.5), ({"window": 1}, 1.3)], ids=["relation", "window"]
 )
