@@ -52,6 +52,8 @@ def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
 def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> Ends | None:
     """Student's interval over units, each of which counts by its images."""
     pairs = list(zip(values, prompts, strict=True))
+    sums: Floats
+    count: Floats
     if any(units is None or len(units) < len(column) for column, units in pairs):
         sums = np.concatenate(values)
         count = np.ones(len(sums))
