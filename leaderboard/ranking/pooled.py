@@ -55,13 +55,13 @@ def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> En
     sums: Floats
     count: Floats
     if any(units is None or len(units) < len(column) for column, units in pairs):
-        sums = np.concatenate(values)
-        count = np.ones(len(sums))
+        sums = np.asarray(np.concatenate(values))
+        count = np.ones_like(sums)
     else:
         names = np.concatenate([u[: len(v)] for v, u in pairs if u is not None])
         _, place = np.unique(names, return_inverse=True)
-        sums = np.bincount(place, np.concatenate(values))
-        count = np.bincount(place, np.ones(len(place)))
+        sums = np.asarray(np.bincount(place, np.concatenate(values)), dtype=np.float64)
+        count = np.asarray(np.bincount(place), dtype=np.float64)
     n = len(sums)
     if n < FEWEST or not np.isfinite(sums).all():
         return None
