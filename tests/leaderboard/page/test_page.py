@@ -9,7 +9,7 @@ from quantarena.bench.schema import SUSPECT, Measurement, Row, Status
 from quantarena.leaderboard.page.gallery import make_galleries
 from quantarena.leaderboard.page.hardware import machines
 from quantarena.leaderboard.page.lines import board_lines
-from quantarena.leaderboard.page.page import _columns, render
+from quantarena.leaderboard.page.page import MOST_RECORDS, _columns, render
 from quantarena.leaderboard.ranking.read_results import by_board, load_rows
 
 VOID = {"meta", "link", "input", "br", "wbr", "img", "hr"}
@@ -56,14 +56,16 @@ def rendered(results):
     return page(*results)
 
 
-def test_page_is_whole_offline_and_small(rendered):
+def test_page_is_whole_offline_and_small(rendered, results):
     text, reader = rendered
     assert len(text) < 5_000_000
     assert len(set(reader.ids)) == len(reader.ids)
     for link in reader.links:
-        assert link.startswith(("#", "data:")), link
+        assert link.startswith(("#", "data:", "rows/")), link
         if link.startswith("#"):
             assert link[1:] in reader.ids
+        if link.startswith("rows/"):
+            assert (results[0] / link).is_file()
     assert not re.search(r"url\((?!data:)", text)
     assert "Content-Security-Policy" in text
 
@@ -170,6 +172,19 @@ def test_hundreds_of_rows(tmp_path, make_results, make_grid):
     assert len(cells) == 121
     assert "121 of 121" not in text  # the script counts; without it nothing is claimed
     assert len(text) < 5_000_000
+
+
+def test_a_large_page_links_to_documents_instead_of_showing_all(tmp_path, make_results, make_grid):
+    methods = tuple(f"method_{n:03d}" for n in range(MOST_RECORDS // 3 + 1))
+    plan = make_grid(images=6, workloads=("synthetic-blobs",), methods=methods)
+    make_results(tmp_path, plan=plan, broken=False, pictures=False)
+    text, reader = page(tmp_path, plan.cells())
+    assert "too many to show every cell in full" in text
+    assert 'id="cell-' not in text
+    assert sum(link.startswith("rows/") for link in reader.links) >= MOST_RECORDS
+    for link in reader.links:
+        if link.startswith("#"):
+            assert link[1:] in reader.ids
 
 
 def test_pictures_stay_inside_their_budget(results):
