@@ -6,7 +6,7 @@ that setting itself is the answer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantarena.leaderboard.page.boards import short_name
 from quantarena.leaderboard.page.format import interval, number, percent, times
@@ -50,13 +50,20 @@ class Advice:
     doubt: str = ""
 
 
-def advise(lines: Sequence[Line], metric: str | None) -> Advice:
+def advise(lines: Sequence[Line], metric: str | None, another_draw: float | None = None) -> Advice:
     """Choose what to ship among the lines that have a speed and a fidelity.
 
     Args:
         lines: of one board.
         metric: the judge's, None where the board has no per-image scores.
+        another_draw: mean of the metric between images of other noise, which says how much the
+            tolerance is.
     """
+    advice = _advise(lines, metric)
+    return replace(advice, rule=rule_text(metric, another_draw))
+
+
+def _advise(lines: Sequence[Line], metric: str | None) -> Advice:
     timed = [line for line in lines if line.timed and line.ok and not line.is_fp]
     packed = [line for line in timed if not line.is_unquantized]
     if metric is None or not any(
@@ -90,14 +97,18 @@ def advise(lines: Sequence[Line], metric: str | None) -> Advice:
     return _not_faster(usable, near, spans, metric)
 
 
-def rule_text(metric: str | None) -> str:
+def rule_text(metric: str | None, another_draw: float | None = None) -> str:
     """How ``advise`` chooses, in words."""
     if metric is None:
         return "Only finished cells with per-image scores can be recommended."
     name, width = short_name(metric), TOLERANCE[metric.split("/")[0]]
+    share = ""
+    if another_draw and metric.startswith("lpips"):
+        share = f" ({percent(width / another_draw)} of what other noise changes)"
     return (
         f"Of the quantized cells on packed kernels or a rival's own, keep those whose {name} "
-        f"interval ends within {width:g} of that of the cell nearest to full precision. Of these, "
+        f"interval ends within {width:g} of that of the cell nearest to full precision{share}. Of "
+        "these, "
         "take the fastest whose speed-up over the fastest unquantized setting is above 1 with its "
         "whole interval, and all whose interval overlaps with its own. The nearest of these leads; "
         "what cannot be told from it at its width ties with it, and the smallest of the tied is "

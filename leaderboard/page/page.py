@@ -221,7 +221,7 @@ def _view(
         quality=quality,
         uncomputed=tuple(m for m in asked if m not in quality),
         ranked=quality_lines(lines, quality[0].name) if quality else (),
-        advice=advise(lines, metric),
+        advice=advise(lines, metric, ranking.another_draw if ranking else None),
         speed=plot.make_plot(speed, key, include_x=1.0),
         size=plot.make_plot(size, key, x_zero=True),
         gallery=gallery,

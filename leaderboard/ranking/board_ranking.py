@@ -19,6 +19,7 @@ class BoardRanking:
         margin: difference up to which two images tie.
         margin_source: how the margin was found, in words.
         floor: mean of the metric for full precision with bfloat16 weights, if it was measured.
+        another_draw: mean of the metric between images of other noise, if it was measured.
         units: number of prompts, or of images without prompts.
         runs: number of seeds.
         standings: the ranked contestants.
@@ -31,6 +32,7 @@ class BoardRanking:
     margin: float
     margin_source: str
     floor: float | None
+    another_draw: float | None
     units: int
     runs: int
     standings: tuple[Standing, ...]

@@ -17,7 +17,7 @@ from quantarena.leaderboard.ranking.combined import CombinedBoard, combine
 from quantarena.leaderboard.ranking.judge import tie_margin
 from quantarena.leaderboard.ranking.quality import quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
-from quantarena.leaderboard.ranking.score_table import score_table
+from quantarena.leaderboard.ranking.score_table import another_draw, score_table
 from quantarena.leaderboard.ranking.standings import standings
 
 SCHEMA_VERSION = 2
@@ -76,7 +76,7 @@ def rank_board(board: BoardId, rows: Sequence[Row], folder: Path) -> BoardRankin
     table, unranked = score_table(rows, folder)
     quality = quality_standings(rows, folder)
     if table is None:
-        return BoardRanking(board, None, 0.0, "", None, 0, 0, (), unranked, quality)
+        return BoardRanking(board, None, 0.0, "", None, None, 0, 0, (), unranked, quality)
     margin = tie_margin(table)
     floor = table.floor[np.isfinite(table.floor)]
     return BoardRanking(
@@ -85,6 +85,7 @@ def rank_board(board: BoardId, rows: Sequence[Row], folder: Path) -> BoardRankin
         margin=margin.value,
         margin_source=margin.source,
         floor=float(floor.mean()) if len(floor) else None,
+        another_draw=another_draw(rows, folder, table.metric),
         units=len(set(table.units)),
         runs=len(set(table.runs)),
         standings=standings(table, margin),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from quantarena.bench.schema import Row, Status
-from quantarena.bench.scores import FLOOR, UNITS
+from quantarena.bench.scores import FLOOR, FLOOR_SEED, UNITS
 from quantarena.leaderboard.ranking.judge import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.ranking.read_results import (
     FP_METHOD,
@@ -71,6 +71,23 @@ def score_table(rows: Sequence[Row], folder: Path) -> tuple[ScoreTable | None, d
     floor = _joined(floors, FLOOR + metric, length)
     higher = FAMILIES[metric.split("/")[0]]
     return ScoreTable(metric, higher, names, units, runs, values, floor), unranked
+
+
+def another_draw(rows: Sequence[Row], folder: Path, metric: str) -> float | None:
+    """Mean distance of full precision's images from those of other noise; None if not measured.
+
+    It is the largest difference that makes sense: an image of the same prompt and model that has
+    nothing else in common with the other one.
+    """
+    found: list[float] = []
+    for row in rows:
+        if row.cell.method == FP_METHOD:
+            try:
+                values = load_scores(folder, row).get(FLOOR_SEED + metric, np.empty(0))
+            except ValueError:  # score_table says so
+                continue
+            found += values[np.isfinite(values)].tolist()
+    return float(np.mean(found)) if found else None
 
 
 def _unit(seed: int, image: int, prompts: Floats) -> str:

@@ -193,6 +193,14 @@ def test_a_collapse_of_the_choice_is_said(boards):
     assert "71" in advise(lines, LPIPS).doubt
 
 
+def test_the_tolerance_is_told_in_what_other_noise_changes(boards):
+    lines = boards["synthetic-shapes"]
+    assert "other noise" not in advise(lines, LPIPS).rule
+    rule = advise(lines, LPIPS, another_draw=0.5).rule
+    assert "within 0.05" in rule
+    assert "10\N{NARROW NO-BREAK SPACE}% of what other noise changes" in rule
+
+
 def test_nothing_faster_is_said_plainly(boards):
     advice = advise(slower(boards["synthetic-shapes"], 0.5), LPIPS)
     assert advice.kind == MEMORY

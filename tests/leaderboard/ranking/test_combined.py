@@ -27,6 +27,7 @@ def boards(table, bits="w4a4", policy="uniform"):
             1e-4,
             "",
             None,
+            None,
             64,
             1,
             tuple(standing(f"m{n}", x, bits) for n, x in enumerate(column)),
