@@ -20,13 +20,16 @@ class Vote:
             bootstrap resamples.
         contestants: names of the compared contestants, in the order shown.
         tiers: the same names in tiers, the best tier first; names in one tier are tied.
-        judge: name of the judge, such as ``lpips/alex-v0.1``.
+        judge: name of the judge, such as ``lpips/alex-v0.1``, or a person's id.
+        partial: whether names in one tier were left unordered instead of being called equal, as
+            where only the best of K is picked.
     """
 
     unit: str
     contestants: tuple[str, ...]
     tiers: tuple[tuple[str, ...], ...]
     judge: str = ""
+    partial: bool = False
 
     def __post_init__(self) -> None:
         ranked = [name for tier in self.tiers for name in tier]
