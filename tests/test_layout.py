@@ -71,6 +71,8 @@ ROOMS = (
     "leaderboard",
     "leaderboard/inference",
     "leaderboard/ranking",
+    "leaderboard/ranking/engines",
+    "leaderboard/ranking/simulation",
     "leaderboard/page",
     "leaderboard/arena",
     "leaderboard/arena/web",

@@ -1,20 +1,28 @@
-"""The verbs that read results: ``rank``, ``render``, ``compare``, ``show`` and ``export``."""
+"""The verbs of results and rankings.
+
+``rank``, ``render``, ``compare``, ``show`` and ``export`` read a run; ``simulate-ranking`` needs
+none.
+"""
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from quantarena.bench import files
 from quantarena.bench.cli.common import (
     RESULTS,
     JsonOption,
     ResultsOption,
     RunArgument,
+    StageLines,
     Verb,
     emit,
+    listed,
     opened,
     run_names,
     table,
@@ -23,7 +31,9 @@ from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.report import publish
 from quantarena.bench.report.compare import Difference, compare_rows
+from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.schema import Row
+from quantarena.bench.spec import MOST_SEED
 from quantarena.bench.store import Planned, Store
 from quantarena.methods.builtin import SETTING
 
@@ -107,7 +117,76 @@ def export(
     emit({"file": str(path)}, str(path), as_json=as_json)
 
 
+def simulate_ranking(
+    models: Annotated[int, typer.Option("--models", min=2, max=500, help="Contestants.")] = 50,
+    k: Annotated[int, typer.Option("--k", min=2, max=8, help="Contestants of a vote.")] = 4,
+    votes: Annotated[
+        int, typer.Option("--votes", min=1, max=1_000_000, help="Votes of a run.")
+    ] = 300,
+    runs: Annotated[int, typer.Option("--runs", min=1, max=10_000, help="Runs of an engine.")] = 10,
+    noise: Annotated[
+        float,
+        typer.Option(
+            "--noise", min=0, max=1000, help="Noise of a look, in deviations of the skills."
+        ),
+    ] = 0.5,
+    random: Annotated[
+        float, typer.Option("--random", min=0, max=1, help="Share of votes cast at random.")
+    ] = 0.0,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="Engine; repeatable, commas allowed. [default: joint]"),
+    ] = None,
+    matches: Annotated[
+        str | None,
+        typer.Option("--matches", help="How matches are chosen; by default the engine's way."),
+    ] = None,
+    truth: Annotated[
+        str, typer.Option("--truth", help="Skills: even, or normal for draws from N(0, 1).")
+    ] = "even",
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="First seed.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="SVG file to draw the curves in.", metavar="FILE")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate voters, and count the votes and image views that ranking engines need."""
+    registry = publish.leaderboard("ranking.engines.registry")
+    names = listed("--engine", engine) or (registry.DEFAULT,)
+    _known("engine", names, registry.ENGINES)
+    _known("way to choose matches", [matches] if matches else [], registry.MATCHERS)
+    voters = publish.leaderboard("ranking.simulation.voters")
+    _known("truth", [truth], voters.TRUTHS)
+    if plot and plot.suffix.lower() != ".svg":
+        raise UserError(f"--plot {plot}: the plot is an SVG file, so name it *.svg")
+    every = max(1, votes // 1000)
+    setup = publish.leaderboard("ranking.simulation.runs").Setup(
+        models, k, votes, voters.Regime(noise, random, truth), every, every * 25
+    )
+    simulation = publish.leaderboard("ranking.simulation.study")
+    lines, seeds = StageLines(Reporter(quiet=quiet)), range(seed, seed + runs)
+    outcomes = []
+    for name in names:
+        try:
+            tell = functools.partial(lines, name)
+            found = simulation.study(name, setup, seeds, matcher=matches, done=tell)
+        except (ImportError, ValueError) as error:
+            raise UserError(str(error)) from None
+        outcomes.append(found)
+    title = f"{models} models, noise {noise:g}, {100 * random:g} % random votes, {runs} runs"
+    if plot:
+        drawn = publish.leaderboard("page.convergence").convergence_svg(outcomes, title)
+        files.write_atomic(plot, drawn)
+    value = {
+        "plot": str(plot) if plot else None,
+        "outcomes": list(map(dataclasses.asdict, outcomes)),
+    }
+    emit(value, _simulation_table(title, outcomes, simulation.LEVELS), as_json=as_json)
+
+
 VERBS: dict[str, Verb] = {
+    "simulate-ranking": simulate_ranking,
     "rank": rank,
     "render": render,
     "compare": compare,
@@ -164,6 +243,43 @@ def _pm(d: Difference) -> str:
     value = f"{d.mean:+.4g}"
     interval = "" if d.low is None or d.high is None else f" [{d.low:+.4g}, {d.high:+.4g}]"
     return value + interval + (f" {d.unit}" if d.unit else "")
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown {what} {name!r}: {did_you_mean(name, tuple(known))}")
+
+
+def _simulation_table(title: str, outcomes: Sequence[Any], levels: Iterable[float]) -> Table:
+    columns = ["engine", "matches"]
+    for level in levels:
+        columns += [f"votes to tau {level:g}", "image views"]
+    columns += ["exact for good", "intervals cover", "true claims", "runs with a false claim"]
+    return table(
+        title,
+        columns,
+        [
+            (
+                found.engine,
+                found.matcher,
+                *(text for one in found.tau for text in _needed(one, found.views)),
+                _needed(found.exact, found.views)[0],
+                "-" if found.coverage is None else f"{100 * found.coverage:.0f} %",
+                f"{found.claims:g}",
+                f"{found.false_runs} of {len(found.seeds)}",
+            )
+            for found in outcomes
+        ],
+    )
+
+
+def _needed(spread: Any, views: int) -> tuple[str, str]:
+    """Median votes with their range, and the median of image views."""
+    if spread.median is None:
+        return f"{spread.reached} of {spread.runs} runs", "-"
+    high = "" if spread.high is None else spread.high
+    return f"{spread.median:g} [{spread.low}-{high}]", f"{spread.median * views:g}"
 
 
 def _ranking_tables(value: dict[str, Any]) -> Iterable[Table | str]:

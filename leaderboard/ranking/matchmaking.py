@@ -21,6 +21,7 @@ def next_match(
     alpha: float = 1.0,
     rules: Rules = DEFAULT_RULES,
     seed: int = 0,
+    printed: bool = False,
 ) -> tuple[str, ...]:
     """The least-compared contestant q and the opponents that it should meet, at most ``size``.
 
@@ -37,6 +38,7 @@ def next_match(
         alpha: weight of exploration.
         rules: constants of the rating.
         seed: decides between equals.
+        printed: whether the distance is added, as the paper's formula is printed.
     """
     count = len(names)
     if count <= 1:
@@ -49,8 +51,9 @@ def next_match(
     bonus = np.full(count, np.inf)
     known = pairs > 0
     bonus[known] = alpha * np.sqrt(np.log(total) / pairs[known])
-    benefit = -np.abs(score - score[pivot]) + bonus
+    distance = np.abs(score - score[pivot]) * (-1.0 if printed else 1.0)
+    benefit = bonus - distance
     # Among opponents never met, all at infinity, the near ones come first.
-    order = np.lexsort((jitter, np.abs(score - score[pivot]), -benefit))
+    order = np.lexsort((jitter, distance, -benefit))
     chosen = [int(number) for number in order if number != pivot][: size - 1]
     return tuple(names[number] for number in [pivot, *chosen])

@@ -1,5 +1,6 @@
 """What one vote says: conditions on differences of looks, and its chance with a random voter."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,35 @@ class Conditions:
         return float(self.log_orders + self.ties * np.log(tie_rate) + strict * np.log1p(-tie_rate))
 
 
+def outcome(vote: Vote, index: Mapping[str, int]) -> tuple[Ints, Floats]:
+    """A vote as pairs, for engines that know nothing else.
+
+    Args:
+        vote: the vote.
+        index: position of each contestant.
+
+    Returns:
+        (K,) positions in rising order, and (K, K) 1 where the row's contestant beat the column's,
+        0.5 both ways for a tie, 0 for pairs that the vote left unordered.
+
+    Raises:
+        ValueError: the vote has a contestant without a position.
+    """
+    _require_known(vote, index)
+    seats = sorted((index[name], place) for place, tier in enumerate(vote.tiers) for name in tier)
+    place = np.array([tier for _, tier in seats])
+    equal = 0.0 if vote.partial else 0.5
+    beat = (place[:, None] < place[None, :]) + equal * (place[:, None] == place[None, :])
+    np.fill_diagonal(beat, 0.0)
+    return np.array([number for number, _ in seats], dtype=np.int64), beat
+
+
+def _require_known(vote: Vote, index: Mapping[str, int]) -> None:
+    unknown = sorted(set(vote.contestants) - set(index))
+    if unknown:
+        raise ValueError(f"a vote has {', '.join(unknown)}, which is not among the contestants")
+
+
 def conditions(vote: Vote, index: Mapping[str, int]) -> Conditions | None:
     """The conditions of a vote; None where it says nothing, as a vote on one contestant.
 
@@ -56,13 +86,11 @@ def conditions(vote: Vote, index: Mapping[str, int]) -> Conditions | None:
     Raises:
         ValueError: the vote has a contestant without a position.
     """
-    unknown = sorted(set(vote.contestants) - set(index))
-    if unknown:
-        raise ValueError(f"a vote has {', '.join(unknown)}, which is not among the contestants")
+    _require_known(vote, index)
     tiers = [sorted(index[name] for name in tier) for tier in vote.tiers]
     members = [number for tier in tiers for number in tier]
     seat = {number: place for place, number in enumerate(members)}
-    strict = [(a, b) for up, down in zip(tiers, tiers[1:], strict=False) for a in up for b in down]
+    strict = [(a, b) for up, down in itertools.pairwise(tiers) for a in up for b in down]
     equal = (
         []
         if vote.partial

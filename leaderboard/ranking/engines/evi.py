@@ -46,9 +46,9 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
     """The contestants whose comparison is expected to lower the misordered pairs the most.
 
     The set grows greedily from the pair with the largest gain; the gain of a set is the sum over
-    its pairs. Such sets hold near neighbours, whose order is a close call for honest and random
-    voters alike. So every tenth match is a check instead: contestants from all over the ranking,
-    which tell noise from random votes.
+    its pairs. Such sets hold near neighbours, whose order is a close call for honest and
+    random voters alike. So every tenth match is a check instead: contestants from all over the
+    ranking, which tell noise from random votes.
 
     Args:
         posterior: what is believed now.
@@ -72,9 +72,8 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
     # Equal pairs, as all are before the first vote, are taken at random and not in order of name.
     jitter = rng.random(gain.shape)
     gain = gain * (1.0 + 1e-6 * (jitter + jitter.T)) + 1e-15 * (jitter + jitter.T)
-    np.fill_diagonal(gain, -1.0)
-    first, second = np.unravel_index(int(gain.argmax()), gain.shape)
-    chosen = [int(first), int(second)]
+    np.fill_diagonal(gain, -np.inf)
+    chosen = [int(number) for number in np.unravel_index(gain.argmax(), gain.shape)]
     while len(chosen) < size:
         total = gain[chosen].sum(axis=0)
         total[chosen] = -np.inf

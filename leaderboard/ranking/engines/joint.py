@@ -1,10 +1,11 @@
 """The default engine: one Gaussian over all skills, with its full covariance.
 
-Skills are N(0, 1) before any vote. A look adds noise N(0, beta^2), and a vote orders its looks; with
-a chance s, the judge's share of random votes, it is a uniformly random order instead. Expectation
-propagation takes in a whole vote at once, with ties and unordered tiers. Noise and share are not
-known: each pair on a grid is a hypothesis with its own Gaussian, and evidence weighs them. Two more
-hypotheses bound the grid: that votes follow one order without error, and that all are random.
+Skills are N(0, 1) before any vote. A look adds noise N(0, beta^2), and a vote orders its looks;
+with a chance s, the judge's share of random votes, it is a uniformly random order instead.
+Expectation propagation takes in a whole vote at once, with ties and unordered tiers. Noise and
+share are not known: each pair on a grid is a hypothesis with its own Gaussian, and evidence weighs
+them. Two more hypotheses bound the grid: that votes follow one order without error, and that all
+are random.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,12 +136,14 @@ class Filter:
         log_random = said.log_random(rate)
         honest = self._honest(judge)
         belief = honest * (1.0 - self.shares)
+        blind = honest * self.shares
         log_honest = np.log(belief.sum(axis=1)) + found.log_mass
-        log_any = np.logaddexp(log_honest, np.log((honest * self.shares).sum(axis=1)) + log_random)
+        log_blind = np.log(np.maximum(blind.sum(axis=1), 1e-300)) + log_random
+        log_any = np.logaddexp(log_honest, log_blind)
         trust = np.exp(log_honest - log_any)
         # Bayes' rule over the judge's grid: each share's chance of this vote, relative to the mean.
         fresh = belief * np.exp(found.log_mass - log_any)[:, None]
-        fresh = fresh + honest * self.shares * np.exp(log_random - log_any)[:, None]
+        fresh = fresh + blind * np.exp(log_random - log_any)[:, None]
         # Moments of the mixture of an honest vote, which cuts, and a random one, which does not.
         pull = (reach @ found.push[:, :, None])[:, :, 0]
         outer = found.push[:, :, None] * found.push[:, None, :]

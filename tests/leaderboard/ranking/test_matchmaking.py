@@ -21,6 +21,13 @@ def test_near_opponents_are_chosen_not_distant_ones():
     assert next_match(NAMES, ratings, met, size=3) == ("a", "b", "c")
 
 
+def test_the_printed_sign_seeks_the_most_different():
+    ratings = {name: Rating(10.0 + 8 * n, 1.0) for n, name in enumerate(NAMES)}
+    met = everyone_met(6)
+    met[0, 1:] = met[1:, 0] = 9
+    assert next_match(NAMES, ratings, met, size=3, printed=True) == ("a", "f", "e")
+
+
 def test_pivot_is_the_least_compared():
     ratings = dict.fromkeys(NAMES, Rating(25.0, 5.0))
     met = everyone_met(6)

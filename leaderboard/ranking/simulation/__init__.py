@@ -1,0 +1,1 @@
+"""Simulated voters, and how fast each engine finds their contestants' order."""
