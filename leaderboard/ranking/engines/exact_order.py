@@ -115,8 +115,8 @@ def _joined(
     whole[one, other] -= precision
     whole[other, one] -= precision
     force = np.bincount(one, natural, count) - np.bincount(other, natural, count)
-    chol = np.linalg.cholesky(whole)
-    cov = np.linalg.inv(whole)
+    chol = np.asarray(np.linalg.cholesky(whole))
+    cov = np.asarray(np.linalg.inv(whole))
     return cov @ force, 0.5 * (cov + cov.T), chol
 
 

@@ -65,7 +65,7 @@ class Posterior:
     @property
     def spread(self) -> Floats:
         """Standard deviations of the differences, (N, N), 0 on the diagonal."""
-        return _spread(self.cov[None])[0]
+        return np.asarray(_spread(self.cov[None])[0])
 
     def better(self) -> Floats:
         """Probability that the row's contestant is above the column's, (N, N), 1/2 on the diagonal.
@@ -120,8 +120,14 @@ class Posterior:
         if count < 2 or not len(self.weights):
             return np.zeros((count, count), dtype=bool)
         share = (1.0 - level) / (count * (count - 1) / 2)
+        # A Gaussian with one mean for all gives each order of a pair half of its weight.
+        level_weight = self.weights[np.ptp(self.means, axis=1) == 0.0].sum()
+        if 0.5 * level_weight > share:
+            return np.zeros((count, count), dtype=bool)
         sure = self.better() >= 1.0 - share
-        return sure & (self.evidence() >= 1.0 / share) if self.prior_var else sure
+        if self.prior_var:
+            sure &= self.evidence() >= 1.0 / share
+        return np.asarray(sure)
 
     def _leads(self) -> Floats:
         return np.asarray(self.means[:, :, None] - self.means[:, None, :])
@@ -133,7 +139,7 @@ class Posterior:
 
 def _spread(covs: Floats) -> Floats:
     own = np.einsum("gnn->gn", covs)
-    return np.sqrt(np.maximum(own[:, :, None] + own[:, None, :] - 2.0 * covs, 0.0))
+    return np.asarray(np.sqrt(np.maximum(own[:, :, None] + own[:, None, :] - 2.0 * covs, 0.0)))
 
 
 class Running(Protocol):
