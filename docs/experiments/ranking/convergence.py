@@ -112,8 +112,9 @@ def row(part: Part, outcome: Outcome) -> str:
     """A line of the table in docs/ranking.md."""
     first = outcome.tau[0].median
     views = "-" if first is None else f"{first * outcome.views:g}"
-    covered = "-" if outcome.coverage is None else f"{100 * outcome.coverage:.0f} %"
-    ended = "" if outcome.coverage_end is None else f" ({100 * outcome.coverage_end:.0f} %)"
+    blind = outcome.coverage is None or part.regime == "random"
+    covered = "-" if blind else f"{100 * outcome.coverage:.0f} %"
+    ended = "" if blind else f" ({100 * outcome.coverage_end:.0f} %)"
     name = part.engine + (f" ({part.matcher})" if part.matcher else "")
     cells = (part.truth, part.regime, part.size, name, part.votes, *map(shown, outcome.tau), views)
     claims = f"{outcome.claims:g}, {outcome.false_runs}"
