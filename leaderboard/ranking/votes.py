@@ -50,7 +50,7 @@ class Ballots:
         units: names of the units.
         members: (V, K) contestants of each vote; the number N is padding.
         outcome: (V, K, K) 1 where the row's contestant beat the column's, 0.5 both ways for a
-            tie, 0 for padding and on the diagonal.
+            tie, 0 for padding, for pairs that a vote left unordered, and on the diagonal.
         unit: (V,) unit of each vote, as a position in ``units``.
     """
 
@@ -85,7 +85,8 @@ def tabulate(votes: Sequence[Vote], contestants: Sequence[str]) -> Ballots:
         tiers = np.array([tier for _, tier in seats])
         size = len(seats)
         members[row, :size] = [number for number, _ in seats]
-        beat = (tiers[:, None] < tiers[None, :]) + 0.5 * (tiers[:, None] == tiers[None, :])
+        equal = 0.0 if vote.partial else 0.5
+        beat = (tiers[:, None] < tiers[None, :]) + equal * (tiers[:, None] == tiers[None, :])
         np.fill_diagonal(beat, 0.0)
         outcome[row, :size, :size] = beat
     unit = np.array([position[vote.unit] for vote in ordered], dtype=np.int64)

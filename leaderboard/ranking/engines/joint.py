@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
 
 from quantarena.leaderboard.ranking.engines.conditions import Conditions, conditions
 from quantarena.leaderboard.ranking.engines.ep import cut
@@ -31,8 +30,12 @@ ALIKE = 0.8
 rest is spread over all shares."""
 LEAST = 1e-9
 """A hypothesis whose weight falls below this is dropped for good."""
+MARGINS = (0.07, 0.15, 0.3, 0.55, 1.0)
+"""Differences of looks up to which they are called equal: each is a hypothesis from the first tie
+on. They are fixed numbers, since a margin fitted to the skills would leave the scale of both
+free."""
 MOST_TIES = 0.95
-"""Largest share of ties that the margin is fitted to; with ties alone it would be infinite."""
+"""Largest share of ties that a random voter is supposed to call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Joint:
             shares=np.array(self.shares),
             noise=noise,
             share=share,
+            margin=np.zeros(len(noise)),
             log_weight=np.full(len(noise), level),
             mean=np.zeros((len(noise), count)),
             cov=np.repeat(np.eye(count)[None], len(noise), axis=0),
@@ -68,7 +72,6 @@ class Joint:
             log_null=level if self.bounds else -np.inf,
             order=no_order(count) if self.bounds else None,
             log_order=level if self.bounds else -np.inf,
-            spread=np.zeros(len(noise)),
             slots=0,
             ties=0,
         )
@@ -84,6 +87,7 @@ class Filter:
         shares: (S,) the grid of shares.
         noise: (G,) beta of each hypothesis.
         share: (G,) share of random votes that it expects of a new judge.
+        margin: (G,) its largest difference of looks that are called equal; 0 before any tie.
         log_weight: (G,) log of its prior times the probability of all votes.
         mean: (G, N) means of the skills.
         cov: (G, N, N) their covariances.
@@ -91,7 +95,6 @@ class Filter:
         log_null: the same as ``log_weight`` for the hypothesis that all votes are random.
         order: the hypothesis of votes without error; None once two contradict.
         log_order: log of its prior.
-        spread: (G,) sum over all neighbours in votes of their expected squared difference.
         slots: number of neighbours in all votes.
         ties: number of neighbours that were called equal.
     """
@@ -101,6 +104,7 @@ class Filter:
     shares: Floats
     noise: Floats
     share: Floats
+    margin: Floats
     log_weight: Floats
     mean: Floats
     cov: Floats
@@ -108,7 +112,6 @@ class Filter:
     log_null: float
     order: ExactOrder | None
     log_order: float
-    spread: Floats
     slots: int
     ties: int
 
@@ -119,7 +122,24 @@ class Filter:
             ValueError: the vote has an unknown contestant.
         """
         said = conditions(vote, self.index)
-        return self if said is None else self._pruned(self._absorbed(said, vote.judge))
+        if said is None:
+            return self
+        ready = self._with_margins() if said.ties and not self.ties else self
+        return ready._absorbed(said, vote.judge)._pruned()
+
+    def _with_margins(self) -> "Filter":
+        """Each hypothesis once for each margin of ties."""
+        times = len(MARGINS)
+        return replace(
+            self,
+            noise=np.tile(self.noise, times),
+            share=np.tile(self.share, times),
+            margin=np.repeat(MARGINS, len(self.noise)),
+            log_weight=np.tile(self.log_weight - np.log(times), times),
+            mean=np.tile(self.mean, (times, 1)),
+            cov=np.tile(self.cov, (times, 1, 1)),
+            judges={name: np.tile(table, (times, 1)) for name, table in self.judges.items()},
+        )
 
     def _absorbed(self, said: Conditions, judge: str) -> "Filter":
         matrix = said.differences
@@ -128,12 +148,8 @@ class Filter:
         looks = (self.noise**2)[:, None, None] * (matrix @ matrix.T)
         cov = matrix @ reach[:, said.members] + looks
         slots, ties = self.slots + said.slots, self.ties + said.ties
-        typical = (mean**2 + np.einsum("gmm->gm", cov)).mean(axis=1)
-        spread = self.spread + said.slots * typical
-        rate = min(ties / slots, MOST_TIES)
-        margin = ndtri(0.5 + 0.5 * rate) * np.sqrt(spread / slots)
-        found = cut(mean, cov, margin, said.tied)
-        log_random = said.log_random(rate)
+        found = cut(mean, cov, self.margin, said.tied)
+        log_random = said.log_random(min(ties / slots, MOST_TIES))
         honest = self._honest(judge)
         belief = honest * (1.0 - self.shares)
         blind = honest * self.shares
@@ -157,7 +173,6 @@ class Filter:
             judges={**self.judges, judge: fresh / fresh.sum(axis=1, keepdims=True)},
             log_null=self.log_null + log_random,
             order=self._ordered(said),
-            spread=spread,
             slots=slots,
             ties=ties,
         )
@@ -177,19 +192,19 @@ class Filter:
         worse = said.members[np.argmin(said.differences, axis=1)]
         return add_relations(self.order, np.stack([better, worse], axis=1))
 
-    def _pruned(self, after: "Filter") -> "Filter":
-        keep = after.log_weight >= after.log_all() + np.log(LEAST)
+    def _pruned(self) -> "Filter":
+        keep = self.log_weight >= self.log_all() + np.log(LEAST)
         if keep.all() or not keep.any():
-            return after
+            return self
         return replace(
-            after,
-            noise=after.noise[keep],
-            share=after.share[keep],
-            log_weight=after.log_weight[keep],
-            mean=after.mean[keep],
-            cov=after.cov[keep],
-            spread=after.spread[keep],
-            judges={name: table[keep] for name, table in after.judges.items()},
+            self,
+            noise=self.noise[keep],
+            share=self.share[keep],
+            margin=self.margin[keep],
+            log_weight=self.log_weight[keep],
+            mean=self.mean[keep],
+            cov=self.cov[keep],
+            judges={name: table[keep] for name, table in self.judges.items()},
         )
 
     def log_all(self) -> float:

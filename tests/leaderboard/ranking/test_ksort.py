@@ -162,6 +162,16 @@ def test_an_impossible_vote_is_refused(contestants, tiers):
         Vote("u", contestants, tiers)
 
 
+def test_a_partial_vote_says_nothing_inside_a_tier():
+    names = ("a", "b", "c")
+    tied, picked = (
+        tabulate([Vote("u", names, (("a",), ("b", "c")), partial=partial)], names).wins
+        for partial in (False, True)
+    )
+    assert tied.tolist() == [[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]]
+    assert picked.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
 def test_tabulation_ignores_display_order_and_vote_order():
     names = ("a", "b", "c")
     one = [

@@ -125,6 +125,29 @@ def test_best_of_four_leaves_the_others_equal_but_not_tied():
     assert closed.spread[1, 2] < 0.6 * open_.spread[1, 2]
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.25, 0.5])
+def test_ties_change_neither_the_scale_nor_the_noise(margin):
+    rng, names = np.random.default_rng(1), NAMES
+    skill = np.linspace(1.5, -1.5, 8)
+    votes = []
+    for number in range(300):
+        seats = rng.permutation(8)[:4]
+        looks = skill[seats] + 0.5 * rng.normal(size=4)
+        tiers = []
+        for place in np.argsort(-looks):
+            if tiers and looks[tiers[-1][0]] - looks[place] < margin:
+                tiers[-1].append(place)
+            else:
+                tiers.append([place])
+        named = tuple(tuple(names[seats[place]] for place in tier) for tier in tiers)
+        votes.append(Vote(f"u{number}", tuple(names[n] for n in seats), named, "j"))
+    found = posterior(Joint(), votes, names)
+    slope = np.polyfit(skill, found.mean, 1)[0]
+    assert 0.7 < slope < 1.4
+    assert found.noise / slope == pytest.approx(0.5, abs=0.1)
+    assert found.random_share["j"] < 0.1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_voters_are_believed_by_nobody(seed):
     setup = Setup(10, 4, 120, Regime(0.5, random=1.0), every=10, looks=1)
