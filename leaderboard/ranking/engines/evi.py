@@ -9,7 +9,7 @@ from quantarena.leaderboard.ranking.votes import Floats
 SMALLEST, LARGEST = 2, 8
 """Sizes of a match that are offered. Of twelve images people lose track, and intervals of the
 joint Gaussian cover less than they say."""
-CHECK_EVERY = 10
+CHECK_EVERY = 20
 """Every so many matches one is a check, spread over the whole ranking."""
 
 
@@ -47,8 +47,8 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
 
     The set grows greedily from the pair with the largest gain; the gain of a set is the sum over
     its pairs. Such sets hold near neighbours, whose order is a close call for honest and
-    random voters alike. So every tenth match is a check instead: contestants from all over the
-    ranking, which tell noise from random votes.
+    random voters alike. So every twentieth match is a check instead: the most uncertain contestant
+    of each part of the ranking, which tells noise from random votes.
 
     Args:
         posterior: what is believed now.
@@ -66,8 +66,9 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
     rng = np.random.default_rng(turn)
     if turn % CHECK_EVERY == CHECK_EVERY - 1:
         order = np.argsort(-posterior.score, kind="stable")
-        spread = sorted(int(rng.choice(part)) for part in np.array_split(order, size))
-        return tuple(names[number] for number in spread)
+        var = np.diag(posterior.cov)
+        parts = np.array_split(order, size)
+        return tuple(names[n] for n in sorted(int(part[var[part].argmax()]) for part in parts))
     gain = pair_gains(posterior)
     # Equal pairs, as all are before the first vote, are taken at random and not in order of name.
     jitter = rng.random(gain.shape)
