@@ -55,6 +55,13 @@ class Task(StrEnum):
     PREFERENCE = "preference"
 
 
+class EngineName(StrEnum):
+    """A ranking engine, see docs/ranking.md."""
+
+    JOINT = "joint"
+    KSORT = "ksort"
+
+
 class Kind(StrEnum):
     """Who judged."""
 
@@ -65,6 +72,9 @@ class Kind(StrEnum):
 
 TaskOption = Annotated[
     Task, typer.Option("--task", help="Ask for the nearest to full precision, or the best liked.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option(help="What turns votes into a board and chooses the next set.")
 ]
 SizeOption = Annotated[int, typer.Option("--k", min=2, max=8, help="Images of a set.")]
 ReferenceOption = Annotated[
@@ -110,6 +120,7 @@ def vote(
         list[str] | None,
         typer.Option("--origin", help="Address of a proxy in front, https://NAME; repeatable."),
     ] = None,
+    engine: EngineOption = EngineName.JOINT,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     results: ResultsOption = RESULTS,
     as_json: JsonOption = False,
@@ -140,7 +151,7 @@ def vote(
             catalogue,
             log or folder / LOG_NAME,
             settings,
-            _arena("engines").default_engine(),
+            _arena("named").engine(engine.value),
             server.Address(host, port, tuple(origin or ())),
             per_minute=per_minute,
         ) as serving:
@@ -222,12 +233,13 @@ def replay(
         bool,
         typer.Option("--corrected", help="Show what programs' votes make of people's as well."),
     ] = False,
+    engine: EngineOption = EngineName.JOINT,
     as_json: JsonOption = False,
 ) -> None:
     """Rank again from a log: equal events give equal bytes."""
     module = _arena("replay")
     kinds = frozenset(kind.value for kind in judged_by or (Kind.HUMAN,))
-    standings = _arena("engines").default_engine().standings
+    standings = _arena("named").engine(engine.value).standings
     with _plainly():
         events = _arena("transfer").read_events(_log(log))
         boards = module.replay(events, standings, kinds=kinds, correct=corrected)
@@ -290,6 +302,7 @@ def judge(
     log: LogOption = None,
     workload: WorkloadOption = None,
     results: ResultsOption = RESULTS,
+    engine: EngineOption = EngineName.JOINT,
     as_json: JsonOption = False,
 ) -> None:
     """Let a program judge blind sets; the same command goes on where it stopped."""
@@ -309,7 +322,7 @@ def judge(
             kinds=frozenset({Kind.HUMAN.value, program.kind}),
         )
         with _arena("log").Log(log or folder / LOG_NAME) as target:
-            desk = sets.Desk(target, catalogue, settings, _arena("engines").default_engine())
+            desk = sets.Desk(target, catalogue, settings, _arena("named").engine(engine.value))
             done = judges.ask(
                 program,
                 desk,

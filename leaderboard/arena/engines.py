@@ -1,7 +1,7 @@
-"""What the arena asks of a ranking engine, and today's answer: K-Sort.
+"""What the arena asks of a ranking engine, and one answer: K-Sort.
 
 Two protocols. A ``Matchmaker`` turns what is known so far into the next set for a prompt, and
-``Standings`` turn votes into the lines of a board. ``default_engine`` makes the one in use.
+``Standings`` turn votes into the lines of a board. ``named`` lists the engines.
 """
 
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ class KSortMatchmaker:
             for name, seat in zip(contestants, seats, strict=True)
         }
         met = known.met[np.ix_(seats, seats)]
-        met += _meetings(past.open, contestants)
+        met += meetings(past.open, contestants)
         return next_match(contestants, ratings, met, size=size, rules=self._rules, seed=seed)
 
     def _caught_up(self, past: Past) -> _Known:
@@ -212,7 +212,7 @@ def _count(met: Floats, seats: Sequence[int]) -> None:
     met[seats, seats] -= 1.0
 
 
-def _meetings(sets: Sequence[tuple[str, ...]], contestants: Sequence[str]) -> Floats:
+def meetings(sets: Sequence[tuple[str, ...]], contestants: Sequence[str]) -> Floats:
     """How often each pair is together in one of the sets, (N, N), with zeros on the diagonal."""
     place = {name: number for number, name in enumerate(contestants)}
     pairs = [(n, place[name]) for n, one in enumerate(sets) for name in one if name in place]
@@ -224,6 +224,6 @@ def _meetings(sets: Sequence[tuple[str, ...]], contestants: Sequence[str]) -> Fl
     return met
 
 
-def default_engine() -> Engine:
-    """The engine that the arena uses."""
+def ksort_engine() -> Engine:
+    """K-Sort's rating and matchmaking, the baseline."""
     return Engine(KSortMatchmaker(), KSortStandings())

@@ -170,7 +170,8 @@ class VoteEvent:
         """
         names = tuple(shown.contestant for shown in self.shown)
         tiers = tuple(tuple(names[position] for position in tier) for tier in self.tiers)
-        return Vote(self.unit, names, tiers, self.judge)
+        # who picks the best says nothing of the others' order
+        return Vote(self.unit, names, tiers, self.judge, partial=self.mode == "best")
 
 
 @dataclass(frozen=True, slots=True)

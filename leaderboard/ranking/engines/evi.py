@@ -42,7 +42,14 @@ def pair_gains(posterior: Posterior) -> Floats:
     return table
 
 
-def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[str, ...]:
+def next_match(
+    posterior: Posterior,
+    size: int = 4,
+    *,
+    turn: int = 0,
+    seed: int | None = None,
+    busy: Floats | None = None,
+) -> tuple[str, ...]:
     """The contestants whose comparison is expected to lower the misordered pairs the most.
 
     The set grows greedily from the pair with the largest gain; the gain of a set is the sum over
@@ -53,7 +60,10 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
     Args:
         posterior: what is believed now.
         size: K; all contestants where there are fewer.
-        turn: number of the match, from 0. It decides between equals, and when a check is due.
+        turn: number of the match, from 0. It decides when a check is due.
+        seed: decides between equals; by default the turn does.
+        busy: (N, N) number of judges who compare a pair right now; its gain is divided by one
+            more, so that judges at the same time get different sets.
 
     Raises:
         ValueError: a size that is not offered, or an engine that gives no uncertainty.
@@ -63,13 +73,15 @@ def next_match(posterior: Posterior, size: int = 4, *, turn: int = 0) -> tuple[s
     names = posterior.contestants
     if len(names) <= size:
         return names
-    rng = np.random.default_rng(turn)
+    rng = np.random.default_rng(turn if seed is None else seed)
     if turn % CHECK_EVERY == CHECK_EVERY - 1:
         order = np.argsort(-posterior.score, kind="stable")
         var = np.diag(posterior.cov)
         parts = np.array_split(order, size)
         return tuple(names[n] for n in sorted(int(part[var[part].argmax()]) for part in parts))
     gain = pair_gains(posterior)
+    if busy is not None:
+        gain = gain / (1.0 + busy)
     # Equal pairs, as all are before the first vote, are taken at random and not in order of name.
     jitter = rng.random(gain.shape)
     gain = gain * (1.0 + 1e-6 * (jitter + jitter.T)) + 1e-15 * (jitter + jitter.T)

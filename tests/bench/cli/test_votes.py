@@ -106,7 +106,7 @@ def test_the_log_of_a_results_folder_is_found_by_the_folder(cli, folder):
 def test_replay_in_words(cli, log):
     code, out, _ = cli("votes", "replay", log, "--judges", "automatic", "--corrected")
     assert code == 0
-    counts = re.findall(r"fidelity: (\d+) votes of 1 judge, (\d+) views, by ksort-1", out)
+    counts = re.findall(r"fidelity: (\d+) votes of 1 judge, (\d+) views, by joint-1", out)
     assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [12, 48]
     assert "corrected by programs" in out
     code, out, _ = cli("votes", "replay", log)
