@@ -74,6 +74,7 @@ ROOMS = (
     "leaderboard/ranking/engines",
     "leaderboard/ranking/simulation",
     "leaderboard/page",
+    "leaderboard/arena/engines",
     "leaderboard/arena",
     "leaderboard/arena/web",
     "bench/_root",

@@ -151,7 +151,7 @@ def vote(
             catalogue,
             log or folder / LOG_NAME,
             settings,
-            _arena("named").engine(engine.value),
+            _arena("engines.named").engine(engine.value),
             server.Address(host, port, tuple(origin or ())),
             per_minute=per_minute,
         ) as serving:
@@ -239,7 +239,7 @@ def replay(
     """Rank again from a log: equal events give equal bytes."""
     module = _arena("replay")
     kinds = frozenset(kind.value for kind in judged_by or (Kind.HUMAN,))
-    standings = _arena("named").engine(engine.value).standings
+    standings = _arena("engines.named").engine(engine.value).standings
     with _plainly():
         events = _arena("transfer").read_events(_log(log))
         boards = module.replay(events, standings, kinds=kinds, correct=corrected)
@@ -322,7 +322,9 @@ def judge(
             kinds=frozenset({Kind.HUMAN.value, program.kind}),
         )
         with _arena("log").Log(log or folder / LOG_NAME) as target:
-            desk = sets.Desk(target, catalogue, settings, _arena("named").engine(engine.value))
+            desk = sets.Desk(
+                target, catalogue, settings, _arena("engines.named").engine(engine.value)
+            )
             done = judges.ask(
                 program,
                 desk,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantarena.leaderboard.arena.catalogue import Catalogue, Scene
-from quantarena.leaderboard.arena.engines import Matchmaker, Past
+from quantarena.leaderboard.arena.engines.protocols import Matchmaker, Past
 from quantarena.leaderboard.arena.events import (
     DESTROYED,
     INTACT,

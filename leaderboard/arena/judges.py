@@ -25,7 +25,7 @@ from quantarena.leaderboard.arena.events import Task, check_answer
 from quantarena.leaderboard.arena.memory import content
 from quantarena.leaderboard.arena.sets import Answer, Desk, normal
 from quantarena.leaderboard.arena.sets import Judge as Who
-from quantarena.leaderboard.ranking.judge import tiers as tiers_of
+from quantarena.leaderboard.ranking.image_scores import tiers as tiers_of
 
 Tiers = Sequence[Sequence[int]]
 TRIES = 3

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantarena.leaderboard.arena.engines import BoardLine, Standings
+from quantarena.leaderboard.arena.engines.protocols import BoardLine, Standings
 from quantarena.leaderboard.arena.events import (
     Event,
     VoidEvent,

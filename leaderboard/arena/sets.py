@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from quantarena.leaderboard.arena.catalogue import Catalogue
 from quantarena.leaderboard.arena.deal import Dealer, IssuedSet, Placed, Settings
-from quantarena.leaderboard.arena.engines import Engine
+from quantarena.leaderboard.arena.engines.protocols import Engine
 from quantarena.leaderboard.arena.events import (
     JudgeKind,
     Mode,

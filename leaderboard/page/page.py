@@ -32,7 +32,7 @@ from quantarena.leaderboard.page.hardware import machines
 from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
-from quantarena.leaderboard.ranking.judge import FAMILIES
+from quantarena.leaderboard.ranking.image_scores import FAMILIES
 from quantarena.leaderboard.ranking.ranking import Ranking, rank_rows
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
 

@@ -1,1 +1,1 @@
-"""From rows to ranked boards: votes of a judge, K-Sort ratings, intervals and tie groups."""
+"""From rows to ranked boards, and from votes to ratings."""

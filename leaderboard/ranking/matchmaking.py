@@ -1,6 +1,6 @@
 """The choice of the next contestants to compare, for an arena where people vote.
 
-The automatic judge compares everything and has no use for it. Where each look costs something, as
+The automatic board compares everything and has no use for it. Where each look costs something, as
 with people or slow judges, the next comparison should tell as much as possible.
 """
 

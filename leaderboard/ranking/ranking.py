@@ -14,7 +14,7 @@ from quantarena.bench.schema import Row
 from quantarena.leaderboard.inference.sign_flips import LEVEL
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.combined import CombinedBoard, combine
-from quantarena.leaderboard.ranking.judge import tie_margin
+from quantarena.leaderboard.ranking.image_scores import tie_margin
 from quantarena.leaderboard.ranking.quality import quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
 from quantarena.leaderboard.ranking.score_table import another_draw, score_table

@@ -1,4 +1,4 @@
-"""Gathers the per-image scores of one board in the table that the judge reads."""
+"""Gathers the per-image scores of one board in the table that is ranked."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import FLOOR, FLOOR_SEED, UNITS
-from quantarena.leaderboard.ranking.judge import FAMILIES, ScoreTable, pick_metric
+from quantarena.leaderboard.ranking.image_scores import FAMILIES, ScoreTable, pick_metric
 from quantarena.leaderboard.ranking.read_results import (
     FP_METHOD,
     contestant,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quantarena.leaderboard.inference.run_effects import FEWEST_RUNS, equal_means_over_runs
 from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL, equal_means, mean_bounds
-from quantarena.leaderboard.ranking.judge import Margin, ScoreTable
+from quantarena.leaderboard.ranking.image_scores import Margin, ScoreTable
 from quantarena.leaderboard.ranking.votes import Floats, Ints
 
 MOST_IMAGES = 100_000

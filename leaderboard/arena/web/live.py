@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from quantarena.leaderboard.arena.engines import BoardLine, Standings
+from quantarena.leaderboard.arena.engines.protocols import BoardLine, Standings
 from quantarena.leaderboard.arena.memory import START, Memory
 
 PATIENCE = 0.4

@@ -10,7 +10,7 @@ import uvicorn
 
 from quantarena.leaderboard.arena.catalogue import Catalogue
 from quantarena.leaderboard.arena.deal import Settings
-from quantarena.leaderboard.arena.engines import Engine
+from quantarena.leaderboard.arena.engines.protocols import Engine
 from quantarena.leaderboard.arena.log import Log
 from quantarena.leaderboard.arena.sets import Desk
 from quantarena.leaderboard.arena.web.app import Arena, make_app

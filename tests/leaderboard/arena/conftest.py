@@ -9,8 +9,8 @@ import pytest
 from quantarena.leaderboard.arena import events as ev
 from quantarena.leaderboard.arena.catalogue import read_catalogue
 from quantarena.leaderboard.arena.deal import Settings
+from quantarena.leaderboard.arena.engines.named import engine as named_engine
 from quantarena.leaderboard.arena.log import Log
-from quantarena.leaderboard.arena.named import engine as named_engine
 from quantarena.leaderboard.arena.sets import Answer, Desk, Judge
 
 NUMBERS = itertools.count()

@@ -6,7 +6,8 @@ from http import HTTPStatus
 
 import pytest
 
-from quantarena.leaderboard.arena.engines import Engine, KSortStandings
+from quantarena.leaderboard.arena.engines.ksort import KSortStandings
+from quantarena.leaderboard.arena.engines.protocols import Engine
 from quantarena.leaderboard.arena.events import DESTROYED, INTACT, digest
 from quantarena.leaderboard.arena.log import Log, LogError
 from quantarena.leaderboard.arena.sets import Refused

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from quantarena.leaderboard.arena.engines import KSortStandings
+from quantarena.leaderboard.arena.engines.ksort import KSortStandings
 from quantarena.leaderboard.arena.events import line
 from quantarena.leaderboard.arena.log import Conflict, Log, LogError
 from quantarena.leaderboard.arena.replay import document, replay

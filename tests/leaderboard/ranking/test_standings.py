@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantarena.leaderboard.ranking.judge import Margin, ScoreTable
+from quantarena.leaderboard.ranking.image_scores import Margin, ScoreTable
 from quantarena.leaderboard.ranking.standings import fold, log_loss, standings, width_order
 
 MARGIN = Margin(1e-4, "made up")

@@ -14,7 +14,8 @@ pytest.importorskip("starlette", reason="the extra arena is not installed")
 
 from quantarena.leaderboard.arena.catalogue import read_catalogue
 from quantarena.leaderboard.arena.deal import Settings
-from quantarena.leaderboard.arena.engines import Engine, KSortMatchmaker, KSortStandings
+from quantarena.leaderboard.arena.engines.ksort import KSortMatchmaker, KSortStandings
+from quantarena.leaderboard.arena.engines.protocols import Engine
 from quantarena.leaderboard.arena.web.app import page_version
 from quantarena.leaderboard.arena.web.server import Address, opened_arena
 

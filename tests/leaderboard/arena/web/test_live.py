@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from quantarena.leaderboard.arena.engines import BoardLine
+from quantarena.leaderboard.arena.engines.protocols import BoardLine
 from quantarena.leaderboard.arena.memory import Memory
 from quantarena.leaderboard.arena.web import live
 from quantarena.leaderboard.arena.web.live import LiveBoards

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from quantarena.leaderboard.arena.engines import Engine, ksort_engine
-from quantarena.leaderboard.arena.joint import joint_engine
+from quantarena.leaderboard.arena.engines.joint import joint_engine
+from quantarena.leaderboard.arena.engines.ksort import ksort_engine
+from quantarena.leaderboard.arena.engines.protocols import Engine
 
 DEFAULT = "joint"
 ENGINES: Mapping[str, Callable[[], Engine]] = {"joint": joint_engine, "ksort": ksort_engine}

@@ -1,18 +1,14 @@
-"""The automatic fidelity judge: it votes for what is nearest to full precision, image by image.
-
-Full precision is the reference and never competes. The judge is deterministic, so no set of
-contestants is compared twice on one prompt. It looks at fidelity only, never at quality.
-"""
+"""Scores of single images: which metric judges a board, and how near two of them must be to tie."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from quantarena.leaderboard.ranking.votes import Floats, Vote
+from quantarena.leaderboard.ranking.votes import Floats
 
 FAMILIES = {"lpips": False, "ssim": True, "psnr": True}
-"""Metrics that the judge may use, the preferred one first, and whether higher is better."""
+"""Metrics that may judge a board, the preferred one first, and whether higher is better."""
 
 FALLBACK_MARGIN = {"lpips": 1e-3, "ssim": 1e-3, "psnr": 0.1}
 """Tie margins for boards where full precision was not measured against itself."""
@@ -104,61 +100,3 @@ def tiers(
             groups.append([name])
             head = value
     return tuple(tuple(sorted(tier)) for tier in groups)
-
-
-def cast_votes(
-    table: ScoreTable, margin: Margin, *, size: int = 4, rounds: int = 2, seed: int = 0
-) -> tuple[Vote, ...]:
-    """Votes on random sets of contestants, for each image of the table.
-
-    A round deals each contestant that has the image into one set. The last set of a round is
-    filled up from the start of the deal, and a set that the image already had is left out.
-
-    Args:
-        table: the scores.
-        margin: difference up to which two images are tied.
-        size: contestants per set; all of them where there are fewer.
-        rounds: number of deals per image.
-        seed: of the deals.
-    """
-    rng = np.random.default_rng(seed)
-    names = np.array(table.contestants)
-    votes = []
-    for column, unit in enumerate(table.units):
-        present = np.flatnonzero(~np.isnan(table.values[:, column]))
-        asked: set[tuple[int, ...]] = set()
-        for _ in range(rounds):
-            deal = rng.permutation(present)
-            if len(deal) < 2:
-                continue
-            width = min(size, len(deal))
-            filled = np.concatenate([deal, deal[: -len(deal) % width]])
-            for group in filled.reshape(-1, width):
-                members = tuple(sorted(int(number) for number in group))
-                if members in asked:
-                    continue
-                asked.add(members)
-                scores = {str(names[m]): float(table.values[m, column]) for m in members}
-                ranked = tiers(scores, margin.value, higher_is_better=table.higher_is_better)
-                votes.append(Vote(unit, tuple(scores), ranked, table.metric))
-    return tuple(votes)
-
-
-def mean_ranks(table: ScoreTable, margin: Margin) -> Floats:
-    """Mean rank of each contestant over all images, (N,); ties share their mean place."""
-    total = np.zeros(len(table.contestants))
-    images = np.zeros(len(table.contestants))
-    index = {name: number for number, name in enumerate(table.contestants)}
-    for column in range(len(table.units)):
-        scores = {
-            name: float(value)
-            for name, value in zip(table.contestants, table.values[:, column], strict=True)
-            if not np.isnan(value)
-        }
-        place = 1
-        for tier in tiers(scores, margin.value, higher_is_better=table.higher_is_better):
-            for name in tier:
-                total[index[name]] += place + (len(tier) - 1) / 2
-                images[index[name]] += 1
-            place += len(tier)
-    return np.where(images > 0, total / np.maximum(images, 1), np.nan)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from quantarena.leaderboard.arena.engines import KSortMatchmaker, KSortStandings, Past
+from quantarena.leaderboard.arena.engines.ksort import KSortMatchmaker, KSortStandings
+from quantarena.leaderboard.arena.engines.protocols import Past
 from quantarena.leaderboard.ranking.ksort import rate
 from quantarena.leaderboard.ranking.matchmaking import next_match
 from quantarena.leaderboard.ranking.votes import Vote, tabulate

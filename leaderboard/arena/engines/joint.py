@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantarena.leaderboard.arena.engines import BoardLine, Engine, Past, meetings
+from quantarena.leaderboard.arena.engines.protocols import BoardLine, Engine, Past, meetings
 from quantarena.leaderboard.ranking.engines.batch import ORDERS, batch_posterior
 from quantarena.leaderboard.ranking.engines.evi import SMALLEST, next_match
 from quantarena.leaderboard.ranking.engines.joint import Filter, Joint

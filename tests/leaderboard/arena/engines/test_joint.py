@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from quantarena.leaderboard.arena.engines import Past
-from quantarena.leaderboard.arena.joint import JointMatchmaker, JointStandings, among
-from quantarena.leaderboard.arena.named import DEFAULT, ENGINES, engine
+from quantarena.leaderboard.arena.engines.joint import JointMatchmaker, JointStandings, among
+from quantarena.leaderboard.arena.engines.named import DEFAULT, ENGINES, engine
+from quantarena.leaderboard.arena.engines.protocols import Past
 from quantarena.leaderboard.ranking.engines.joint import Joint
 from quantarena.leaderboard.ranking.engines.posterior import posterior
 from quantarena.leaderboard.ranking.votes import Vote

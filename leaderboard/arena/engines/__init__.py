@@ -1,0 +1,1 @@
+"""Ranking engines for people's votes, as the arena uses them."""
