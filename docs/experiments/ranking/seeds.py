@@ -74,7 +74,7 @@ def table(rows: Sequence[Row], folder: Path, bits: str) -> str:
     both = sum(len(found[one] & found[other]) for one, other in combinations(seeds, 2))
     lines.append(
         f"\n{len(claims(whole))} of {len(whole) * (len(whole) - 1) // 2} pairs are separated by "
-        f"all seeds together; {counts}. Of pairs of seeds, {both} agree on a separation and "
+        f"all seeds together;\n{counts}. Of pairs of seeds, {both} agree on a separation and "
         f"{turned} contradict each other."
     )
     return "\n".join(lines)
