@@ -13,7 +13,8 @@ from quantarena.methods.core.bits import Bits, parse_bits
 
 DEFAULT_POLICY = "uniform"
 # core.policy knows what they mean; it needs torch
-POLICY_NAMES = (DEFAULT_POLICY, "budget", "published")
+BUDGET_POLICY = "budget"
+POLICY_NAMES = (DEFAULT_POLICY, BUDGET_POLICY, "published")
 DEFAULT_VARIANT = "paper"
 VARIANT_NAMES = (DEFAULT_VARIANT, "release")
 MOST_SEED = 2**63 - 1

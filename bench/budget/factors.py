@@ -105,7 +105,7 @@ def budgets(budget: Budget, factors: Iterable[Fraction]) -> dict[Fraction, Budge
 
 def run_name(name: str, factor: Fraction) -> str:
     """The results folder of one factor, such as ``mine-x0.25``."""
-    return f"{name}-x{float(factor):g}"
+    return f"{name}-x{float(factor):.12g}"
 
 
 def spent(budget: Budget) -> str:

@@ -110,10 +110,11 @@ def tune(
     order = ship.Order(name, subjects, widths, recipe, steps, seed, output, force, command)
     document: dict[str, Any] = ship.tune_model(order, StageLines(Reporter(quiet=quiet)))
     tuned = document["meta"]["tuning"]
+    most = max(tuned["memory"]["preparing"], tuned["memory"]["peak"])
     line = (
         f"{output}: {tuned['trainable']:,} values learned in {minutes(tuned['seconds'])}, loss "
         f"{tuned['loss_first']:.4f} to {tuned['loss_last']:.4f}, at most "
-        f"{tuned['memory']['peak'] / 2**20:.0f} MiB for the network; draw with: "
+        f"{most / 2**20:.0f} MiB for the network; draw with: "
         f"quantarena sample {shlex.quote(str(output))}"
     )
     emit({"folder": str(output), **document}, line, as_json=as_json)

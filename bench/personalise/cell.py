@@ -23,6 +23,7 @@ from quantarena.bench.personalise.lesson import NoiseLoss, examples
 from quantarena.bench.personalise.personalise import float_widths, packed_for, personalise
 from quantarena.bench.process_state import process_state
 from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Draw, draw_images
@@ -72,7 +73,7 @@ def run_cell(cell: TuningCell) -> tuple[dict[str, Any], dict[str, Tensor]]:
         other prompts, uint8 (N, 3, S, S).
     """
     info = registry.resolve(cell.workload)
-    loaded = pipeline.load(info)
+    loaded = with_outliers(pipeline.load(info), info)
     drawings = case(cell.subject)
     learned, held = zip(*(views(drawing, info.resolution) for drawing in drawings), strict=True)
     recipe = Recipe(Approach(cell.approach), updates=cell.updates, lr=cell.lr)

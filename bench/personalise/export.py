@@ -16,6 +16,7 @@ from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.methods.core.bits import FP_WIDTH
@@ -119,7 +120,7 @@ def _open(order: Order) -> _Opened:
     if not any(info.path.glob(f"*/{DOCUMENT}")):
         if order.bits is None:
             raise UserError(f"{order.workload} has float weights: say --bits, such as --bits w4a16")
-        loaded = pipeline.load(info)
+        loaded = with_outliers(pipeline.load(info), info)
         return _Opened(info, loaded, None, {"base_model": info.noise_name})
     if order.bits is not None:
         raise UserError(f"{order.workload} is packed already: leave --bits out")

@@ -38,7 +38,7 @@ _ALSO = tuple(
     if name not in _METHODS or width not in BOARD_BITS
 )
 # Where a width says least about methods, it is left to the larger presets: quick has its time.
-# At w8a8 no method differs from another; emoji-dit compares them all, emoji-t2i has two.
+# At w8a8 no method differs from another; emoji-dit has all that list it, emoji-t2i has two.
 _WITHOUT = {
     "emoji-t2i": {"w2a4": (), "w8a8": ("rtn", "q_diffusion")},
     "cifar10-uncond": {"w2a4": (), "w8a8": (), "w4a16": ("rtn",)},

@@ -14,6 +14,7 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS, SQNR
 from quantarena.bench.report.compare import Difference, difference, paired_gaps, prompts_of
 from quantarena.bench.schema import SUSPECT, Row, Status
+from quantarena.bench.spec import BUDGET_POLICY, DEFAULT_POLICY
 from quantarena.bench.store import Store
 from quantarena.methods.builtin import builtins
 
@@ -56,7 +57,13 @@ def _counts(row: Row) -> bool:
 
 
 def _place(row: Row) -> tuple[str, str, str]:
-    return row.cell.shared_key, row.cell.bits, row.cell.policy
+    """Rows of one place are compared.
+
+    Policy ``budget`` has the cost of ``uniform`` and no row of rounding to nearest: that of
+    ``uniform`` is its baseline too. Policy ``published`` has other layers and widths, and none.
+    """
+    policy = DEFAULT_POLICY if row.cell.policy == BUDGET_POLICY else row.cell.policy
+    return row.cell.shared_key, row.cell.bits, policy
 
 
 def _line(store: Store, row: Row, baseline: Row) -> str | None:

@@ -133,9 +133,9 @@ def distill(
     with Meter() as meter:
         try:
             with torch.enable_grad(), model.using(weights=True, acts=True):
-                for loss, seen in _updates(model, teacher, walk, schedule, learning, seed):
+                for loss, seen, trained in _updates(model, teacher, walk, schedule, learning, seed):
                     losses.append(loss)
-                    rows += len(seen)
+                    rows += trained
                     images.update([] if seen.image is None else seen.image.tolist())
                     if progress is not None:
                         progress(len(losses), schedule.updates)
@@ -164,8 +164,8 @@ def _updates(
     schedule: Distillation,
     learning: Learning,
     seed: int,
-) -> Iterator[tuple[float, CalibrationSet]]:
-    """Train; yields the prediction loss of each update, and the points that it saw."""
+) -> Iterator[tuple[float, CalibrationSet, int]]:
+    """Train; yields each update's prediction loss, its points, and its rows with a gradient."""
     optimiser = Optimiser(learning.parameters, schedule.groups)
     generator = torch.Generator().manual_seed(seed)
     count = 0
@@ -183,7 +183,7 @@ def _updates(
             for soft in learning.soft_roundings:
                 soft.penalty = schedule.rounding.at((count + 1) / schedule.updates)
             optimiser.zero_grad()
-            loss, prediction = add_gradients(
+            loss, prediction, rows = add_gradients(
                 model, window, call, schedule.terms, schedule.reduction
             )
             if not torch.isfinite(loss):
@@ -194,6 +194,6 @@ def _updates(
             predictions |= {Driver.TEACHER: target, Driver.STUDENT: prediction}
             optimiser.step(done)
             count += 1
-            yield float(loss), points
+            yield float(loss), points, rows
             if count == schedule.updates:
                 return

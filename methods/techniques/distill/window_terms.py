@@ -58,7 +58,7 @@ def add_gradients(
     call: int,
     terms: Sequence[WindowTerm],
     reduction: Literal["sum", "mean"],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int]:
     """Add the gradients of one update: of the last call's prediction and of all terms now due.
 
     Args:
@@ -69,15 +69,18 @@ def add_gradients(
         reduction: how the squared error of the prediction is reduced.
 
     Returns:
-        Loss of the prediction, and the prediction, both detached.
+        Loss of the prediction, and the prediction, both detached; and the number of rows that went
+        forward and backward, those of earlier calls in the window included.
     """
     with held_weights(model):
         due = [t for t in terms if (call + 1) % t.calls == 0 and len(window) >= t.calls]
         gradients = _feature_gradients(model, window, due)
+        rows = len(window[-1].points)
         for place, by_module in enumerate(gradients[:-1]):
             if by_module:
                 with module_outputs(model.module, tuple(by_module)) as features:
                     model.run(window[place].points)
+                rows += len(window[place].points)
                 torch.autograd.backward(  # type: ignore[no-untyped-call]
                     [features[name] for name in by_module], list(by_module.values())
                 )
@@ -89,7 +92,7 @@ def add_gradients(
         torch.autograd.backward(  # type: ignore[no-untyped-call]
             [loss, *(features[name] for name in last)], [torch.ones_like(loss), *last.values()]
         )
-    return loss.detach(), prediction.detach()
+    return loss.detach(), prediction.detach(), rows
 
 
 def _feature_gradients(

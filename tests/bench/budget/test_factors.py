@@ -79,4 +79,6 @@ def test_factors_of_one_budget_are_refused():
 def test_folders_and_words():
     assert run_name("mine", Fraction(1, 4)) == "mine-x0.25"
     assert run_name("mine", Fraction(16)) == "mine-x16"
+    near = (Fraction(100), Fraction("100.0001"))
+    assert len({run_name("mine", factor) for factor in near}) == 2, "two budgets, two folders"
     assert "1,600 iterations" in spent(scaled(QUICK, Fraction(16)))

@@ -20,8 +20,8 @@ def store(tmp_path):
     return Store(tmp_path)
 
 
-def put(store, method, scores, bits="w4a8", warnings=(), sqnr=None, notes=None):
-    cell = Cell("w", method, bits, budget=Budget(images=N))
+def put(store, method, scores, bits="w4a8", warnings=(), sqnr=None, notes=None, policy="uniform"):
+    cell = Cell("w", method, bits, policy=policy, budget=Budget(images=N))
     name = f"{cell.key}.npz"
     arrays = {LPIPS: scores} | ({} if sqnr is None else {SQNR: sqnr})
     np.savez(store.folder / name, **arrays)
@@ -74,6 +74,17 @@ def test_a_warning_goes_when_the_baseline_changes(store):
     put(store, "rtn", base + 0.2)
     warn_of_worse(store)
     assert warned(store) == set()
+
+
+def test_the_guard_holds_policy_budget_too(store):
+    """Its rows have no round-to-nearest of their own, and the cost of uniform's."""
+    base = np.linspace(0.1, 0.3, N)
+    put(store, "rtn", base, "w8a8")
+    put(store, "mixed_rtn", base + 0.1, "w8a8", policy="budget")
+    put(store, "vidit_q", base, "w8a8", policy="budget")
+    put(store, "dgq", base + 0.1, "w8a8", policy="published")
+    warn_of_worse(store)
+    assert set(suspects(store)) == {"mixed_rtn"}
 
 
 def test_few_images_are_no_evidence(store):

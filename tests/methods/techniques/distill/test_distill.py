@@ -120,6 +120,12 @@ def test_window_gradients_are_those_of_one_whole_graph(pixel, student):
     term = WindowTerm(FEATURE, relation, calls=3, weight=2.0)
     found = []
     with student.using(weights=True, acts=True):
+        *_, rows = add_gradients(student, window, 2, (term,), "sum")
+        assert rows == sum(len(entry.points) for entry in window), "all of the window learns"
+        *_, alone = add_gradients(student, window, 1, (term,), "sum")
+        assert alone == len(window[-1].points), "the term is not due at this call"
+        for parameter in parameters:
+            parameter.grad = None
         add_gradients(student, window, 2, (term,), "sum")
         found.append([p.grad.clone() for p in parameters])
         ours = []
