@@ -7,7 +7,7 @@ from torch import nn
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.target import Target
-from quantarena.methods.core.packed.footprint import tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.visits import islands
 
 

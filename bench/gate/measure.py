@@ -32,7 +32,7 @@ from quantarena.bench.stages.sample import sampled
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
 from quantarena.bench.stages.workspace import Workspace, open_workspace, prompt_groups
 from quantarena.bench.workloads import registry
-from quantarena.methods.core.packed.footprint import tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.pack import channels_last
 
 

@@ -21,8 +21,8 @@ from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.files import DOCUMENT
-from quantarena.methods.core.packed.footprint import tensor_bytes
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.tuning import Recipe
 

@@ -13,7 +13,7 @@ from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.methods.contract import seed_all
 from quantarena.methods.core.bits import Bits, parse_bits
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.footprint import tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.announce import schedule_of
 from quantarena.methods.core.trace.network import trace

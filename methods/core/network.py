@@ -43,3 +43,17 @@ def device_of(network: nn.Module) -> torch.device | None:
     if visit is not None:
         return visit.device if visit.held else HOST
     return next((t.device for t in chain(network.parameters(), network.buffers())), None)
+
+
+def tensor_bytes(module: nn.Module, float_bits: int | None = None) -> int:
+    """Bytes of a module's parameters and buffers, each tensor once.
+
+    Args:
+        module: the module.
+        float_bits: width at which floating-point numbers are counted; None for their own.
+    """
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(
+        t.numel() * (float_bits // 8 if float_bits and t.is_floating_point() else t.element_size())
+        for t in tensors.values()
+    )

@@ -17,6 +17,7 @@ from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.width_budget import FLOAT_BITS
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.trace.network import AttentionInfo, Graph, LayerInfo
 
 
@@ -143,20 +144,6 @@ def footprint(
         fp_bops=graph.total_macs * FLOAT_BITS**2,
         branch_macs=round(branch_macs),
         attention=len(attention),
-    )
-
-
-def tensor_bytes(module: nn.Module, float_bits: int | None = None) -> int:
-    """Bytes of a module's parameters and buffers, each tensor once.
-
-    Args:
-        module: the module.
-        float_bits: width at which floating-point numbers are counted; None for their own.
-    """
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return sum(
-        t.numel() * (float_bits // 8 if float_bits and t.is_floating_point() else t.element_size())
-        for t in tensors.values()
     )
 
 

@@ -16,7 +16,8 @@ from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.model.layer import QuantLayer
 from quantarena.methods.core.model.model import QuantizedModel, place
 from quantarena.methods.core.model.width_budget import WidthBudget
-from quantarena.methods.core.packed.footprint import Footprint, footprint, tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
+from quantarena.methods.core.packed.footprint import Footprint, footprint
 from quantarena.methods.core.packed.lowering.lower import pack_layer
 from quantarena.methods.core.packed.native_attention import Native, kernel_products
 from quantarena.methods.core.packed.nodes.dense import DenseLayer

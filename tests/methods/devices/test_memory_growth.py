@@ -18,7 +18,7 @@ from quantarena.bench.memory import peak_growth
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.footprint import tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import parity
 from quantarena.methods.core.quantizers import recent_values

@@ -6,7 +6,8 @@ from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.model.model import wrap
 from quantarena.methods.core.model.policy import UNIFORM
-from quantarena.methods.core.packed.footprint import footprint, tensor_bytes
+from quantarena.methods.core.network import tensor_bytes
+from quantarena.methods.core.packed.footprint import footprint
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.pack import observe, pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
