@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.run_effects import holm
 from quantarena.leaderboard.inference.sign_flips import LEVEL, Floats
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
@@ -121,13 +122,11 @@ def _board(
     reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     # of a difference of two contestants on a new workload: its own noise and that of the means
     half = reach * math.sqrt(2 * variance * (1 + 1 / size))
-    one, other = np.triu_indices(count, 1)
+    one, other = pairs(count)
     gaps = mean[one] - mean[other]
     error = math.sqrt(2 * variance / size)
     seen = np.abs(gaps) / error if error else np.where(gaps == 0, 0.0, np.inf)
-    sure = holm(2 * stats.t.sf(seen, freedom)) <= 1 - LEVEL
-    nearer = np.zeros((count, count), dtype=bool)
-    nearer[one, other], nearer[other, one] = sure & (gaps < 0), sure & (gaps > 0)
+    sure = SureOrder.of(count, gaps, holm(2 * stats.t.sf(seen, freedom)))
     standings = tuple(
         CombinedStanding(
             contestant=names[number],
@@ -136,8 +135,8 @@ def _board(
             low=math.exp(mean[number] - mean[lead] - (half if number != lead else 0.0)),
             high=math.exp(mean[number] - mean[lead] + (half if number != lead else 0.0)),
             by_workload=tuple(math.exp(x) for x in table[number] - table[lead]),
-            best_rank=1 + int(nearer[:, number].sum()),
-            worst_rank=count - int(nearer[number].sum()),
+            best_rank=sure.best(number),
+            worst_rank=sure.worst(number),
         )
         for number in order
     )

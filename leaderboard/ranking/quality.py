@@ -14,6 +14,7 @@ from scipy import stats
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES
+from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL, step_down
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, contestant, load_scores
 from quantarena.leaderboard.ranking.standings import bits_of, width_order
@@ -104,7 +105,7 @@ def _over_seeds(seeds: Sequence[_Resampled]) -> _Resampled:
 def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[QualityStanding]:
     names, members = tuple(cells), list(cells.values())
     count, length = len(names), min(len(one.replicates) for one in members)
-    one, other = np.triu_indices(count, 1)
+    one, other = pairs(count)
     values = np.array([cell.value for cell in members])
     drawn = np.stack([cell.replicates[:length] for cell in members])
     gap, moved = values[one] - values[other], drawn[one] - drawn[other]  # (M,), (M, B)
@@ -116,18 +117,15 @@ def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[Q
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.where(gap == 0, 0.0, np.abs(gap) / spread)
         noise = np.nan_to_num(np.abs(moved.T) / moved.std(axis=1))
-    p = step_down(np.vstack([seen[None], noise]))
-    sure = p <= 1 - LEVEL
-    sign = 1 if members[0].higher_is_better else -1
-    better = np.zeros((count, count), dtype=bool)
-    better[one, other], better[other, one] = sure & (sign * gap > 0), sure & (sign * gap < 0)
+    worse = -1 if members[0].higher_is_better else 1
+    sure = SureOrder.of(count, worse * gap, step_down(np.vstack([seen[None], noise])))
     return [
         QualityStanding(
             contestant=names[number],
             metric=metric,
             bits=bits,
-            best_rank=1 + int(better[:, number].sum()),
-            worst_rank=count - int(better[number].sum()),
+            best_rank=sure.best(number),
+            worst_rank=sure.worst(number),
             rivals=count,
         )
         for number in range(count)

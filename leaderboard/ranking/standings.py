@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.run_effects import FEWEST_RUNS, equal_means_over_runs
-from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL, equal_means, mean_bounds
+from quantarena.leaderboard.inference.sign_flips import FEWEST, equal_means, mean_bounds
 from quantarena.leaderboard.ranking.image_scores import Margin, ScoreTable
 from quantarena.leaderboard.ranking.votes import Floats, Ints
 
@@ -50,7 +51,7 @@ class Standing:
         method: name of the method.
         bits: requested bits.
         factor: its typical (geometric mean) loss as a multiple of that of the width's leader.
-        factor_low: lower end of the 95 % interval of this factor; NaN with fewer than six units.
+        factor_low: lower end of the 95 % interval of this factor; None with fewer than six units.
         factor_high: upper end.
         wins: share of images, over all others of the width, on which it is nearer to full
             precision; ties count half.
@@ -172,41 +173,22 @@ def _means(scores: Floats, keys: NDArray[Any]) -> Floats:
         return np.where(count > 0, np.where(known, scores, 0.0) @ member / count, np.nan)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Verdicts:
-    """What the tests of a width say of its N contestants: entry (i, j) is about i against j."""
-
-    nearer: NDArray[np.bool_]
-
-    def best(self, number: int) -> int:
-        return 1 + int(self.nearer[:, number].sum())
-
-    def worst(self, number: int) -> int:
-        return len(self.nearer) - int(self.nearer[number].sum())
-
-    def tied(self, one: int, other: int) -> bool:
-        return one != other and not self.nearer[one, other] and not self.nearer[other, one]
-
-
-def _judge(gaps: Floats, table: ScoreTable, count: int) -> _Verdicts:
-    """Verdicts on all pairs from their (M, U) differences by image, first minus second."""
-    one, other = np.triu_indices(count, 1)
+def _judge(gaps: Floats, table: ScoreTable, count: int) -> SureOrder:
+    """The order of N contestants by their pairs' (M, U) differences by image."""
     folded = fold(gaps, table.units, table.runs)
     p = equal_means(folded) if folded.ndim == 2 else equal_means_over_runs(folded)
     mean = np.nanmean(folded.reshape(len(folded), -1), axis=1) if len(folded) else np.empty(0)
-    sure = p <= 1 - LEVEL
-    nearer = np.zeros((count, count), dtype=bool)
-    nearer[one, other], nearer[other, one] = sure & (mean < 0), sure & (mean > 0)
-    return _Verdicts(nearer)
+    return SureOrder.of(count, mean, p)
 
 
 def _of_width(
     table: ScoreTable, members: Ints, loss: Floats, margin: Margin, bits: str
 ) -> list[Standing]:
     count, raw = len(members), table.values[members]
-    one, other = np.triu_indices(count, 1)
+    one, other = pairs(count)
     by_mean = _judge(loss[one] - loss[other], table, count)
-    lost = np.sign(raw[one] - raw[other]) * (-1 if table.higher_is_better else 1)
+    toward = -1 if table.higher_is_better else 1  # makes larger worse
+    lost = np.sign(raw[one] - raw[other]) * toward
     lost *= np.abs(raw[one] - raw[other]) > margin.value
     by_wins = _judge(lost, table, count)
     share = np.full((count, count), np.nan)
@@ -221,8 +203,7 @@ def _of_width(
     for number in order:
         known = np.isfinite(loss[number])
         images = int(known.sum())
-        bad = np.sort(raw[number][known] * (-1 if table.higher_is_better else 1))
-        back = -1 if table.higher_is_better else 1
+        bad = np.sort(raw[number][known] * toward)
         tied = [
             Tie(
                 table.contestants[members[other]],
@@ -241,8 +222,8 @@ def _of_width(
                 factor_low=_end(low[number]),
                 factor_high=_end(high[number]),
                 wins=float(np.nanmean(share[number])) if count > 1 else 0.5,
-                tail=back * float(np.quantile(bad, TAIL)),
-                worst=back * float(bad[-1]),
+                tail=toward * float(np.quantile(bad, TAIL)),
+                worst=toward * float(bad[-1]),
                 worst_share=_worst_share(np.exp(loss[number][known])),
                 best_rank=by_mean.best(number),
                 worst_rank=by_mean.worst(number),

@@ -1,0 +1,52 @@
+"""What tests of all pairs say of N contestants: who is surely before whom, and the ranks left."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantarena.leaderboard.inference.sign_flips import LEVEL, Floats, Ints
+
+
+def pairs(count: int) -> tuple[Ints, Ints]:
+    """Numbers of the first and the second contestant of all M = N (N - 1) / 2 pairs, (M,) each."""
+    one, other = np.triu_indices(count, 1)
+    return one.astype(np.int64), other.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SureOrder:
+    """The separated pairs.
+
+    Attributes:
+        before: (N, N) True where the row's contestant is surely before the column's.
+    """
+
+    before: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, count: int, gaps: Floats, p: Floats) -> "SureOrder":
+        """The order that M tests leave.
+
+        Args:
+            count: N.
+            gaps: (M,) first minus second of each pair of ``pairs``; the smaller is before.
+            p: (M,) p-value of "equal", adjusted for all pairs.
+        """
+        one, other = pairs(count)
+        sure = p <= 1 - LEVEL
+        before = np.zeros((count, count), dtype=bool)
+        before[one, other], before[other, one] = sure & (gaps < 0), sure & (gaps > 0)
+        return cls(before)
+
+    def best(self, number: int) -> int:
+        """1 plus the number of contestants that are surely before this one."""
+        return 1 + int(self.before[:, number].sum())
+
+    def worst(self, number: int) -> int:
+        """The number of contestants minus those that are surely behind this one."""
+        return len(self.before) - int(self.before[number].sum())
+
+    def tied(self, one: int, other: int) -> bool:
+        """Whether two different contestants are not separated."""
+        return one != other and not self.before[one, other] and not self.before[other, one]
