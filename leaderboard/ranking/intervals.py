@@ -7,16 +7,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
+from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL
 from quantarena.leaderboard.ranking.ksort import DEFAULT_RULES, Rules, replay
 from quantarena.leaderboard.ranking.votes import Ballots, Floats, Ints
-
-LEVEL = 0.95
-"""Confidence of each interval, and of the claim that all shown separations hold at once."""
-
-FEWEST_UNITS = 6
-"""Fewest prompts that can separate two contestants.
-
-Five unanimous prompts are not enough: the p-value of a two-sided sign test is 2^(1-5) > 0.05."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +96,7 @@ def separations(spread: Spread) -> NDArray[np.bool_]:
     false claim does not become likelier with many contestants.
     """
     count = len(spread.mu)
-    if count < 2 or spread.units < FEWEST_UNITS:
+    if count < 2 or spread.units < FEWEST:
         return np.zeros((count, count), dtype=bool)
     one, other = np.triu_indices(count, 1)
     gaps = spread.samples[:, one] - spread.samples[:, other]

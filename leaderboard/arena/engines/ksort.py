@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantarena.leaderboard.arena.engines.protocols import BoardLine, Engine, Past, meetings
+from quantarena.leaderboard.inference.sign_flips import FEWEST
 from quantarena.leaderboard.ranking.intervals import (
-    FEWEST_UNITS,
     estimate,
     separations,
     tie_groups,
@@ -103,7 +103,7 @@ class KSortStandings:
         cast = np.bincount(ballots.members.ravel(), minlength=len(contestants) + 1)
         half = 1.96 * DEFAULT_RULES.sigma
         # A bootstrap of very few prompts has no width at all: then nothing is known yet.
-        known = [bool(n) and spread.units >= FEWEST_UNITS for n in cast]
+        known = [bool(n) and spread.units >= FEWEST for n in cast]
         order = sorted(
             range(len(contestants)), key=lambda n: (not cast[n], -spread.mu[n], contestants[n])
         )

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from quantarena.leaderboard.inference.sign_flips import LEVEL
 from quantarena.leaderboard.ranking.votes import Floats, Vote
-
-LEVEL = 0.95
-"""Confidence that all claims hold at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

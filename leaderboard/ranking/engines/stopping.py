@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantarena.leaderboard.ranking.engines.posterior import LEVEL, Posterior
+from quantarena.leaderboard.inference.sign_flips import LEVEL
+from quantarena.leaderboard.ranking.engines.posterior import Posterior
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,42 +1,11 @@
 """The page as a reader meets it: Chromium, from a file, with the network cut off."""
 
-import os
-import shutil
-
 import pytest
 
 from quantarena.leaderboard.page.page import render
 
 pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-
-FLAGS = [
-    f"--{flag}"
-    for flag in (
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-sync",
-        "disable-background-networking",
-        "disable-component-update",
-    )
-]
-
-
-def chromium():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    return found or pytest.skip("no Chromium found: install one or set CHROMIUM to its path")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

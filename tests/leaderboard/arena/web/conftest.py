@@ -2,8 +2,6 @@
 
 import http.client
 import json
-import os
-import shutil
 import threading
 import time
 import uuid
@@ -121,35 +119,7 @@ def new_client():
 
 # ---- a browser ---------------------------------------------------------------------------------
 
-FLAGS = [
-    f"--{flag}"
-    for flag in (
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-sync",
-        "disable-background-networking",
-        "disable-component-update",
-    )
-]
-
-
 LOADED = "performance.getEntriesByType('resource').filter(e => e.name.includes('/image/')).length"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if not path:
-        pytest.skip("no Chromium found: install one or set CHROMIUM to its path")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Page:
