@@ -77,8 +77,13 @@ def conditional_unet() -> nn.Module:
     return network
 
 
-def transformer() -> nn.Module:
-    """Class-conditional diffusion transformer with two blocks, 8x8 latents."""
+def transformer(layers: int = 2, patch: int = 2) -> nn.Module:
+    """Class-conditional diffusion transformer, 8x8 latents.
+
+    Args:
+        layers: number of its blocks.
+        patch: side of a token's patch; with 4 the network is mostly its blocks.
+    """
     from diffusers import DiTTransformer2DModel
 
     network: nn.Module = DiTTransformer2DModel(
@@ -86,9 +91,9 @@ def transformer() -> nn.Module:
         attention_head_dim=16,
         in_channels=4,
         out_channels=4,
-        num_layers=2,
+        num_layers=layers,
         sample_size=8,
-        patch_size=2,
+        patch_size=patch,
         num_embeds_ada_norm=10,
         norm_num_groups=4,
     )

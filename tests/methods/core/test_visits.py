@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from quantarena.methods.core.errors import Unsupported
@@ -20,6 +19,7 @@ from quantarena.methods.core.visits import (
     visiting,
     visiting_as,
 )
+from quantarena.methods.testing.networks import transformer
 from quantarena.methods.testing.pretend import Pretended, pretended_cuda
 
 CUDA = torch.device("cuda")
@@ -28,17 +28,7 @@ CUDA = torch.device("cuda")
 def tall(layers):
     """A diffusion transformer that is mostly its blocks."""
     torch.manual_seed(0)
-    network = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        num_layers=layers,
-        sample_size=8,
-        patch_size=4,
-        num_embeds_ada_norm=10,
-        norm_num_groups=4,
-    )
+    network = transformer(layers, patch=4)
     return network.eval().requires_grad_(False)
 
 

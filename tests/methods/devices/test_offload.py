@@ -6,10 +6,10 @@ stays on the device; and the device holds as much for a deep network as for a sh
 
 import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 
 from quantarena.methods.api import Schedule, UniformStride, minmax_range, reconstruct
 from quantarena.methods.builtin import builtins
@@ -24,32 +24,13 @@ from quantarena.methods.core.trace.network import trace
 from quantarena.methods.core.visits import visited_device, visiting
 from quantarena.methods.info import Effort
 from quantarena.methods.registry import entry, method_entry
-from quantarena.methods.testing.networks import probe, sampled
+from quantarena.methods.testing.networks import probe, sampled, transformer
 from quantarena.methods.testing.pretend import Pretended, pretended_cuda
 
 EFFORT = Effort(samples=8, iterations=1, range_samples=8)
 CUDA = torch.device("cuda")
 METHODS = {name: entry(name).method for name in builtins()}
 WHOLE = sorted(name for name, kind in METHODS.items() if kind.supports.whole_network)
-
-
-def tall(layers):
-    """Builds a diffusion transformer that is mostly its blocks."""
-
-    def build():
-        return DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=4,
-            out_channels=4,
-            num_layers=layers,
-            sample_size=8,
-            patch_size=4,
-            num_embeds_ada_norm=10,
-            norm_num_groups=4,
-        )
-
-    return build
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +162,7 @@ def peak_of_ranges(found):
 @pytest.fixture(scope="module")
 def depths():
     """A network of one block, and one of twelve."""
-    return [probe(f"tall-{layers}", tall(layers)) for layers in (1, 12)]
+    return [probe(f"tall-{layers}", partial(transformer, layers, patch=4)) for layers in (1, 12)]
 
 
 def test_a_deep_network_takes_no_more_of_the_device(depths, tmp_path):
