@@ -27,7 +27,7 @@ from triton.runtime.errors import OutOfResources
 
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.cuda import gemm, tuning
-from quantarena.methods.core.cuda.device import status, timing_event
+from quantarena.methods.core.cuda.device import arch, status, timing_event
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
 from quantarena.methods.core.cuda.place import on_cuda
 from quantarena.methods.core.cuda.problem import problem
@@ -179,7 +179,7 @@ def measure(
                 return math.inf
 
         tuning.tune(key, seconds, tuning.candidates(bits[0]))
-    config = tuning.choose(*key)
+    config = tuning.choose(*key, arch(device))
     times = clock(
         {
             "layer": lambda: module(x),

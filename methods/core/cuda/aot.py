@@ -201,7 +201,7 @@ def sweep(arch: int, every: bool) -> Iterator[Compiled]:
     yield compile_quantize(arch, channels_last=False)
     yield compile_quantize(arch, channels_last=True)
     for bits in (8, 4, 3, 2, 1, 5, 6, 7):
-        large = tuning.default(4096, 4096, bits)
+        large = tuning.default(4096, 4096, bits, arch)
         for config in tuning.candidates(bits) if every else [large]:
             yield compile_multiply(arch, bits, config)
         yield compile_multiply(arch, bits, large, windowed=True, asymmetric=True)

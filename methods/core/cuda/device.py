@@ -5,9 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+
+from quantarena.methods.core.cuda.tuning import HOPPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,15 @@ def status() -> CudaStatus:
             f"{name} is older than compute capability 8.0, which Triton needs for int8 products"
         )
     return CudaStatus(name, capability, reason)
+
+
+@cache
+def arch(device: torch.device) -> int:
+    """Compute capability of a GPU times ten; that of Hopper on the CPU, in the interpreter."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def timing_event() -> Any:

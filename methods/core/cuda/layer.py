@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from quantarena.methods.core.cuda import gemm, packing
+from quantarena.methods.core.cuda.device import arch
 from quantarena.methods.core.cuda.problem import Problem, problem
 from quantarena.methods.core.cuda.quantize import quantize, quantize_kernel
 from quantarena.methods.core.cuda.tuning import Config, choose
@@ -148,7 +149,8 @@ class CudaPackedLayer(PackedLayer):
                 weight_bits=bits,
                 act_bits=act_bits,
                 mode=mode,
-                config=self.config or choose(call.rows, call.columns, call.depth, bits),
+                config=self.config
+                or choose(call.rows, call.columns, call.depth, bits, arch(x.device)),
             )
 
     def _check_place(self, x: Tensor) -> None:
