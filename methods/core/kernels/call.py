@@ -22,6 +22,7 @@ class NativeCall:
         pair: form of the panels, see ``Chunks.pair``.
         buffers: buffers of the layer by name; of a layer made of others, only its own ones.
         parts: calls of the layers that it is made of.
+        entries: entries of the activation tables.
         address: address of the C structure.
     """
 
@@ -35,6 +36,7 @@ class NativeCall:
     ) -> None:
         self.library, self.metadata, self.pair = library, metadata, pair
         self.buffers, self.parts = dict(buffers), tuple(parts)
+        self.entries = self.buffers["act_scale"].numel()
         self.address: int
         self._addresses = (ctypes.c_void_p * len(parts))(*[part.address for part in parts])
         self._struct = layer_struct(metadata, pair, self.buffers, parts=self._addresses)
@@ -67,9 +69,8 @@ class NativeCall:
         """
         if x.dtype is not torch.float32 or not x.is_cpu:
             raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
-        steps = self.buffers["act_scale"].numel()
-        if not 0 <= step < steps:
-            raise IndexError(f"step {step} is not in the table of {steps}")
+        if not 0 <= step < self.entries:
+            raise IndexError(f"step {step} is not in the table of {self.entries}")
         key = (x.shape, x.stride(), last)
         geometry = self._geometries.get(key)
         if geometry is None:

@@ -99,6 +99,25 @@ def layer_struct(
     )
 
 
+def output_strides(
+    metadata: dict[str, Any], x: Tensor, *, last: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides of a layer's output, in elements; arguments as for :func:`plan`.
+
+    Sizes of ``x`` may be symbols of a compiler.
+    """
+    oracle.check_shape(metadata, tuple(x.shape))
+    out = int(metadata["weight_shape"][0])
+    if metadata["kind"] == "linear":
+        shape: tuple[int, ...] = (*x.shape[:-1], out)
+        return shape, contiguous_strides(shape)
+    height, width = oracle.output_size(metadata, x.shape[2], x.shape[3])
+    shape = (x.shape[0], out, height, width)
+    if last or (x.stride(1) == 1 and not x.is_contiguous()):
+        return shape, (height * width * out, 1, width * out, out)
+    return shape, contiguous_strides(shape)
+
+
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides of a shape, in elements."""
     strides, step = [], 1
@@ -130,17 +149,11 @@ def _linear(metadata: dict[str, Any], x: Tensor) -> Geometry:
 def _convolution(metadata: dict[str, Any], x: Tensor, last: bool) -> Geometry:
     """Geometry of an image with contiguous pixels or channels."""
     batch, _, height, width = x.shape
-    out = int(metadata["weight_shape"][0])
-    out_height, out_width = oracle.output_size(metadata, height, width)
-    shape = (batch, out, out_height, out_width)
     xb, xc, xr, xp = x.stride()
-    channels_first = xp == 1 or x.is_contiguous()
-    if xc != 1 and not channels_first:
+    if xc != 1 and not (xp == 1 or x.is_contiguous()):
         return _COPY
-    if last or (xc == 1 and not x.is_contiguous()):
-        strides: tuple[int, ...] = (out_height * out_width * out, 1, out_width * out, out)
-    else:
-        strides = contiguous_strides(shape)
+    shape, strides = output_strides(metadata, x, last=last)
+    _, _, out_height, out_width = shape
     yb, yc, yr, yp = strides
     struct = native.GeometryStruct(
         batch, height, width, out_height, out_width, xb, xr, xp, xc, yb, yr, yp, yc

@@ -290,6 +290,8 @@ def _grid(
 
 
 def _suits(products: Products, *operands: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # the float form is operators already
+        return False
     graph = torch.is_grad_enabled()
     for x in operands:
         if x.dtype is not torch.float32 or not x.is_cpu or (graph and x.requires_grad):

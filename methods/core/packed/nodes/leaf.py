@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from quantarena.methods.core.kernels import native, oracle
+from quantarena.methods.core.kernels import custom_op, native, oracle
 from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
@@ -141,14 +141,24 @@ class PackedLayer(Node):
 
     @property
     def in_place(self) -> bool:
-        """See ``Node``."""
-        return True
+        """See ``Node``; a compiler wants sums of operators."""
+        return not torch.compiler.is_compiling()
 
     def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
         """Adds the layer's output to ``y`` in place; ``y`` must have the layout of the output."""
         return self._run(x, self._step if step is None else step, y, native.ACCUMULATE)
 
     def _run(self, x: Tensor, step: int, into: Tensor | None, flags: int) -> Tensor:
+        if into is None and custom_op.traced(x):
+            return custom_op.packed_layer(
+                x,
+                dict(self._buffers),
+                self.metadata,
+                self._pair,
+                step,
+                last=self.writes_last,
+                integer=bool(flags & native.INTEGER),
+            )
         call = self.native_call()
         if call is None:
             return self._run_reference(x, step, into, flags)

@@ -101,7 +101,7 @@ class Node(nn.Module):
         if x.dtype in SHORT and x.dtype not in self.takes:
             return self.forward(x.float(), step).to(x.dtype)
         y = self._at(x) if step is None else self.run(x, step)
-        if self.follower is None or not self.follower.watching:
+        if self.follower is None or torch.compiler.is_compiling() or not self.follower.watching:
             return y
         return Watched.of(y, base=y, follower=self.follower)
 

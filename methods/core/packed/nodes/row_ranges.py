@@ -109,7 +109,7 @@ class RowScaledLayer(Node):
 
     def _native(self, x: Tensor, step: int) -> Tensor | None:
         """The output where kernels make the codes; None where there are none."""
-        if self.leaf.library.run is None:
+        if self.leaf.library.run is None or torch.compiler.is_compiling():
             return None
         mult = self.in_mult
         if isinstance(self.quantizer, ActQuantizer):

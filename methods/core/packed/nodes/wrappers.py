@@ -65,7 +65,12 @@ class MixedWidthLayer(Node):
         self._joined = [(leaf, leaf.native_call()) for leaf in leaves]
 
     def _native(self) -> NativeCall | None:
-        """The call that all parts share; anew where one of them was repacked or replaced."""
+        """The call that all parts share; anew where one of them was repacked or replaced.
+
+        None where a compiler looks on, which sees the operators of the parts.
+        """
+        if torch.compiler.is_compiling():
+            return None
         if self._joined is None:
             self._join()
         parts = self.parts._modules.values()

@@ -5,6 +5,13 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from quantarena.methods.core.model.model import wrap
+from quantarena.methods.core.model.policy import UNIFORM
+from quantarena.methods.core.packed.pack import pack
+from quantarena.methods.core.record.steps import UniformStride
+from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
+from quantarena.methods.techniques.ranges.minmax import minmax_range
+
 
 def _gap(one, other):
     return float((one - other).abs().max() / other.abs().max())
@@ -63,3 +70,17 @@ def _side_by_side(model, packed, points):
 @pytest.fixture
 def side_by_side():
     return _side_by_side
+
+
+def _packed_of(probe, bits, *, splits=True, symmetric=False):
+    model = wrap(probe.model, probe.graph, UNIFORM.assign(probe.graph, bits), splits=splits)
+    model.set_weight_ranges(minmax_range, symmetric=symmetric)
+    calibrate_activations(model, UniformStride(8).draw(probe.trajectory, 0), minmax_range)
+    model.freeze()
+    return pack(model)
+
+
+@pytest.fixture(scope="session")
+def packed_of():
+    """A network of the probes at these widths, by rounding to nearest."""
+    return _packed_of

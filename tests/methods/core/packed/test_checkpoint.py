@@ -9,16 +9,11 @@ from torch import nn
 from quantarena.methods.core.bits import FP, Bits
 from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.model.model import wrap
-from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed import checkpoint, files
 from quantarena.methods.core.packed.checkpoint import load_packed, save_packed
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
-from quantarena.methods.core.packed.pack import PackedModel, pack
-from quantarena.methods.core.record.steps import UniformStride
-from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
-from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.testing import networks as networks
 
 BUILD = {
@@ -26,14 +21,6 @@ BUILD = {
     "conditional-unet": networks.conditional_unet,
     "transformer": networks.transformer,
 }
-
-
-def packed_of(probe, bits, *, splits=True, symmetric=False):
-    model = wrap(probe.model, probe.graph, UNIFORM.assign(probe.graph, bits), splits=splits)
-    model.set_weight_ranges(minmax_range, symmetric=symmetric)
-    calibrate_activations(model, UniformStride(8).draw(probe.trajectory, 0), minmax_range)
-    model.freeze()
-    return pack(model)
 
 
 def skeleton(name):
@@ -50,7 +37,7 @@ def same(one, other, points):
 
 
 @pytest.fixture(scope="module")
-def pixel_packed(pixel):
+def pixel_packed(pixel, packed_of):
     return packed_of(pixel, Bits(4, 8))
 
 
@@ -67,7 +54,7 @@ def folder(written, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [Bits(4, 8), Bits(3, 6), Bits(1, 4)])
-def test_outputs_are_the_same_bit_for_bit(probe, bits, tmp_path):
+def test_outputs_are_the_same_bit_for_bit(probe, bits, tmp_path, packed_of):
     packed = packed_of(probe, bits)
     document = save_packed(packed, tmp_path, meta={"method": "none", "seed": 3})
     loaded = load_packed(tmp_path, skeleton(probe.name))
@@ -92,7 +79,7 @@ def test_split_layers_come_back_split(pixel_packed, folder):
     assert edges(pixel_packed.layers) == edges(loaded.layers)
 
 
-def test_symmetric_weights_store_no_zero_points(pixel, tmp_path):
+def test_symmetric_weights_store_no_zero_points(pixel, tmp_path, packed_of):
     packed = packed_of(pixel, Bits(8, 8), symmetric=True)
     save_packed(packed, tmp_path, meta={})
     _, tensors = files.read(tmp_path)
@@ -137,7 +124,7 @@ def test_the_file_is_what_the_bits_promise(bits, tmp_path):
             assert torch.equal(network(x), loaded.module(x))
 
 
-def test_nothing_quantized_is_refused(pixel, tmp_path):
+def test_nothing_quantized_is_refused(pixel, tmp_path, packed_of):
     packed = packed_of(pixel, FP)
     with pytest.raises(QuantArenaError, match="nothing is quantized"):
         save_packed(packed, tmp_path, meta={})
@@ -268,7 +255,7 @@ def version_1(packed, folder):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_version_1_loads(pixel, tmp_path, symmetric):
+def test_version_1_loads(pixel, tmp_path, symmetric, packed_of):
     packed = packed_of(pixel, Bits(4, 8), symmetric=symmetric)
     folder = version_1(packed, tmp_path / "old")
     loaded = load_packed(folder, skeleton("pixel-unet"))
