@@ -37,8 +37,8 @@ from quantarena.methods.core.lengths import PUBLISHED_ITERATIONS
 from quantarena.methods.techniques.learn.schedule import paced_groups, scaled, small_batch
 from quantarena.methods.techniques.scaling.channel_scaling import dilate
 
-WEIGHT_REACH, SCALE_REACH, ZERO_REACH = 4.0, 0.5, 1.0
-"""How far weights, scales and zero points may travel in a run, in the units of their rates."""
+WEIGHT_LENGTH, SCALE_LENGTH, ZERO_LENGTH = 200, 100, 100
+"""Updates up to which each rate holds; longer runs have less, see ``schedule.paced``."""
 
 
 @register("dilate_quant")
@@ -57,10 +57,12 @@ class DilateQuant(Method):
                 unchanged.
             batch: points an iteration where a block has up to 400 iterations; the paper's 32 where
                 it has more.
-            weight_lr: learning rate of weights in BKD, relative to the layer's mean weight scale.
-            scale_lr: learning rate of weight and activation scales, relative to each parameter's
+            weight_lr: learning rate of weights in BKD in up to 200 iterations a block, relative to
+                the layer's mean weight scale; more have less, and the published length has the
+                paper's.
+            scale_lr: same of weight and activation scales up to 100, relative to each parameter's
                 mean.
-            zero_lr: learning rate of activation zero points, in codes.
+            zero_lr: same of activation zero points up to 100, in codes.
         """
 
         dilation: bool = True
@@ -89,8 +91,12 @@ class DilateQuant(Method):
             "paper leave open are options, listed in docs/methods/dilate_quant.md",
             "the inverse factor is applied in the quantize step of every layer, also where it "
             "could fold into a norm: each layer has a factor of its own",
-            "learning rates are relative to the scales (restated: 1e-4 and 1e-2, absolute), and "
-            "iterations follow the preset: 50 at least, 5,000 at preset paper",
+            "below the published length learning rates are relative to the scales and fit the "
+            "run; iterations follow the preset, 50 at least",
+            "preset paper has the restated 5,000 iterations at 1e-4, weights included: 1e-2 is "
+            "restated for weights, a hundred times as much and half a 4-bit code a step, at which "
+            "they leave their full-precision values; and the step of a weight scale is at most a "
+            "hundredth of it",
             "attention products stay in floating point under the uniform policy, so ranges by "
             "head are under policy published alone",
         ),
@@ -140,13 +146,13 @@ class DilateQuant(Method):
             return hyper_parameters.DILATE_QUANT.schedule()
         count = scaled(iterations, hyper_parameters.DILATE_QUANT.updates)
 
-        scale = (self.options.scale_lr, SCALE_REACH)
+        scale = (self.options.scale_lr, SCALE_LENGTH)
         rates = {
-            "weight": (self.options.weight_lr, WEIGHT_REACH),
+            "weight": (self.options.weight_lr, WEIGHT_LENGTH),
             "weight_scale": scale,
             "act_scale": scale,
         }
-        zeros = {"act_zero": (self.options.zero_lr, ZERO_REACH)}
+        zeros = {"act_zero": (self.options.zero_lr, ZERO_LENGTH)}
         return Schedule(
             count,
             paced_groups(rates, count, Decay.COSINE)

@@ -43,7 +43,14 @@ from quantarena.methods.core.trace.blocks import Block
 from quantarena.methods.techniques.calibrate.averaged import Calibrate, all_at_once, averaged
 from quantarena.methods.techniques.learn.losses import RoundingTerm
 from quantarena.methods.techniques.learn.reconstruct import BlockReport
-from quantarena.methods.techniques.learn.schedule import scaled, small_batch
+from quantarena.methods.techniques.learn.schedule import (
+    ACT_SCALE_LENGTH,
+    ACT_SCALE_RATE,
+    paced,
+    paced_groups,
+    scaled,
+    small_batch,
+)
 from quantarena.methods.techniques.points.tdac import TDAC
 from quantarena.methods.techniques.ranges.threshold import mse_1d_range
 
@@ -64,8 +71,8 @@ def paper_rates(iterations: int, weight_bits: int) -> Mapping[str, Group]:
     if iterations >= hyper_parameters.EDA_DM.updates:
         return release_rates(iterations, weight_bits)
     return {
-        "rounding": Group(min(0.05, 60 / max(1, iterations))),
-        "act_scale": Group(5e-3, Decay.COSINE, relative=True),
+        "rounding": Group(paced(0.05, 1200, iterations)),
+        **paced_groups({"act_scale": (ACT_SCALE_RATE, ACT_SCALE_LENGTH)}, iterations, Decay.COSINE),
     }
 
 
@@ -132,7 +139,7 @@ class EDADM(Method):
         venue="arXiv 2024",
         paper="arXiv:2401.04585",
         summary="calibration by density and diversity of features, fine-grained reconstruction",
-        version=4,
+        version=5,
         bibtex=(
             "@article{liu2024edadm, title={EDA-DM: Enhanced Distribution Alignment for "
             "Post-Training Quantization of Diffusion Models}, author={Liu, Xuewen and Li, Zhikai "

@@ -37,11 +37,15 @@ from quantarena.methods.techniques.distill.fresh_walk import fresh_walk
 from quantarena.methods.techniques.distill.starting_ranges import calibrate_calls
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.walk import Walk
-from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
+from quantarena.methods.techniques.learn.schedule import (
+    ACT_SCALE_LENGTH,
+    paced_groups,
+    scaled,
+)
 
 RANK = 32
-LORA_REACH, WEIGHT_SCALE_REACH, ACT_SCALE_REACH = 1.6, 0.4, 0.8
-"""How far each may travel in a run, in the units of its learning rate."""
+LORA_LENGTH, WEIGHT_SCALE_LENGTH = 32, 200
+"""Updates up to which each rate holds; longer runs have less, see ``schedule.paced``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,12 @@ class EfficientDM(Method):
             data_free: walk from new noise; if false, or where the sampler's step cannot be told
                 from the recording, the recorded walks of full precision are walked again.
             batch: rows of each walk; the paper's 4 at the published length.
-            lora_lr: learning rate of LoRA in a short run, relative to the mean weight scale of the
-                layer; longer runs have less, see ``LORA_REACH``, and the published length has the
-                paper's.
-            weight_scale_lr: same of weight scales, relative to each parameter's mean.
-            act_scale_lr: same of activation scales, relative to each parameter's mean.
+            lora_lr: learning rate of LoRA in a run of up to 32 updates, relative to the mean weight
+                scale of the layer; longer runs have less, and the published length has the paper's.
+            weight_scale_lr: same of weight scales up to 200 updates, relative to each parameter's
+                mean.
+            act_scale_lr: same of activation scales up to 160 updates, relative to each parameter's
+                mean.
         """
 
         lora: bool = True
@@ -105,6 +110,7 @@ class EfficientDM(Method):
         venue="ICLR 2024",
         paper="arXiv:2310.03270",
         summary="LoRA merged before quantization, taught without data, activation scales by step",
+        version=2,
         bibtex=(
             "@inproceedings{he2024efficientdm, title={EfficientDM: Efficient Quantization-Aware "
             "Fine-Tuning of Low-Bit Diffusion Models}, author={He, Yefei and Liu, Jing and Wu, "
@@ -181,9 +187,9 @@ class EfficientDM(Method):
         groups, zero = dict(paper.groups), hyper_parameters.EFFICIENT_DM_ZERO
         if not effort.as_published:
             rates = {
-                "lora": (self.options.lora_lr, LORA_REACH),
-                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
-                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
+                "lora": (self.options.lora_lr, LORA_LENGTH),
+                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_LENGTH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_LENGTH),
             }
             groups = paced_groups(rates, updates, Decay.LINEAR)
             zero = groups["act_scale"]

@@ -48,11 +48,15 @@ from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
 from quantarena.methods.techniques.distill.starting_ranges import INITIAL, calibrate_calls
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
-from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
+from quantarena.methods.techniques.learn.schedule import (
+    ACT_SCALE_LENGTH,
+    paced_groups,
+    scaled,
+)
 
 RANK = 32
-LORA_REACH, WEIGHT_SCALE_REACH, ACT_SCALE_REACH = 1.6, 0.4, 0.8
-"""How far each may travel in a run, in the units of its learning rate."""
+LORA_LENGTH, WEIGHT_SCALE_LENGTH = 160, 200
+"""Updates up to which each rate holds; longer runs have less, see ``schedule.paced``."""
 ALPHA = 0.5
 
 
@@ -99,11 +103,13 @@ class MpqDm(Method):
             relation: weight of TRD; 0 leaves it out, as variant release does.
             window: consecutive sampler calls whose features TRD averages.
             batch: rows of each walk; the paper's 4 at the published length.
-            lora_lr: learning rate of LoRA in a short run, relative to the mean weight scale of the
-                layer; longer runs have less, see ``LORA_REACH``, and the published length has the
+            lora_lr: learning rate of LoRA in a run of up to 160 updates, relative to the mean
+                weight scale of the layer; longer runs have less, and the published length has the
                 paper's.
-            weight_scale_lr: same of weight scales, relative to each parameter's mean.
-            act_scale_lr: same of activation scales, relative to each parameter's mean.
+            weight_scale_lr: same of weight scales up to 200 updates, relative to each parameter's
+                mean.
+            act_scale_lr: same of activation scales up to 160 updates, relative to each parameter's
+                mean.
         """
 
         mixed: bool = True
@@ -212,9 +218,9 @@ class MpqDm(Method):
         groups = hyper_parameters.MPQ_DM.groups
         if not effort.as_published:
             rates = {
-                "lora": (self.options.lora_lr, LORA_REACH),
-                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_REACH),
-                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
+                "lora": (self.options.lora_lr, LORA_LENGTH),
+                "weight_scale": (self.options.weight_scale_lr, WEIGHT_SCALE_LENGTH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_LENGTH),
             }
             groups = paced_groups(rates, updates, Decay.LINEAR)
         return Distillation(updates, groups, reduction="sum", terms=terms, rank=RANK)

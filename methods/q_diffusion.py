@@ -103,7 +103,7 @@ class QDiffusion(Method):
         venue="ICCV 2023",
         paper="arXiv:2302.04304",
         summary="uniform-step calibration, split shortcut quantizers, AdaRound reconstruction",
-        version=5,
+        version=6,
         bibtex=(
             "@inproceedings{li2023qdiffusion, title={Q-Diffusion: Quantizing Diffusion Models}, "
             "author={Li, Xiuyu and Liu, Yijiang and Lian, Long and Yang, Huanrui and Dong, Zhen "

@@ -41,13 +41,17 @@ from quantarena.methods.info import Effort
 from quantarena.methods.techniques.distill.starting_ranges import calibrate_by_group
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
 from quantarena.methods.techniques.distill.window_terms import WindowTerm
-from quantarena.methods.techniques.learn.schedule import paced_groups, scaled
+from quantarena.methods.techniques.learn.schedule import (
+    ACT_SCALE_LENGTH,
+    paced_groups,
+    scaled,
+)
 
 TIME_ROLES = (Role.EMB_PROJ, Role.ADALN)
 """What the release finds under the name ``emb_layer``; the embedding itself is not tuned."""
 GROUPS = 20
-WEIGHT_REACH, ACT_SCALE_REACH = 1.6, 0.8
-"""How far each may travel in a stage, in the units of its learning rate."""
+WEIGHT_LENGTH = 320
+"""Updates up to which the rate of weights holds; longer runs have less, see ``paced``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +112,11 @@ class QuEST(Method):
             step_groups: groups of sampler calls that start with one activation range; 1 is one
                 range for all calls.
             batch: rows of each walk; the paper's 2 and 4 at the published length.
-            weight_lr: learning rate of weights in a short run, relative to the mean weight scale
-                of the layer; longer runs have less, see ``WEIGHT_REACH``, and the published length
-                has the paper's.
-            act_scale_lr: same of activation scales, relative to each parameter's mean.
+            weight_lr: learning rate of weights in a stage of up to 320 updates, relative to the
+                mean weight scale of the layer; longer stages have less, and the published length has
+                the paper's.
+            act_scale_lr: same of activation scales up to 160 updates, relative to each parameter's
+                mean.
         """
 
         time_layers: bool = True
@@ -233,8 +238,8 @@ class QuEST(Method):
             rows = scaled(effort.iterations, paper.updates * paper.batch, least=0)
             updates = whole_walks(-(-rows // self.options.batch), calls)
             rates = {
-                "weight": (self.options.weight_lr, WEIGHT_REACH),
-                "act_scale": (self.options.act_scale_lr, ACT_SCALE_REACH),
+                "weight": (self.options.weight_lr, WEIGHT_LENGTH),
+                "act_scale": (self.options.act_scale_lr, ACT_SCALE_LENGTH),
             }
             groups = paced_groups(rates, updates, Decay.LINEAR)
         where = {

@@ -41,6 +41,7 @@ from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.calibrate.log_softmax import calibrate_log_scales
 from quantarena.methods.techniques.calibrate.plan import FLOAT_WEIGHTS
 from quantarena.methods.techniques.learn.column_rounding import reconstruct_columns
+from quantarena.methods.techniques.learn.schedule import paced
 from quantarena.methods.techniques.scaling.channel_clips import (
     channel_rows,
     clip_error,
@@ -55,6 +56,8 @@ SAMPLED_VALUES = 1 << 20
 """Largest number of values of each layer's input that weights are reconstructed on."""
 CLIP_STEPS = 500
 """Maximum optimizer steps for dual clipping (capped by the preset's iterations per block)."""
+CLIP_LENGTH = 100
+"""Steps up to which the rate of dual clipping holds; more have less, see ``schedule.paced``."""
 
 
 @register("repquant")
@@ -74,7 +77,7 @@ class RepQuant(Method):
             log_softmax: log-sqrt2 codes for the softmax; acts where the policy quantizes it.
             zero_code: let the softmax's last code stand for 0.
             search: range search of weights, and of activations in its form for them.
-            clip_lr: learning rate of dual clipping.
+            clip_lr: learning rate of dual clipping in up to 100 steps; more have less.
         """
 
         fold: bool = True
@@ -91,7 +94,7 @@ class RepQuant(Method):
         venue="arXiv 2024",
         paper="arXiv:2402.05628",
         summary="channel-wise ranges folded into norms, learned clipping, log-sqrt2 softmax",
-        version=2,
+        version=3,
         bibtex=(
             "@article{li2024repquant, title={RepQuant: Towards Accurate Post-Training "
             "Quantization of Large Transformer Models via Scale Reparameterization}, "
@@ -189,6 +192,7 @@ class RepQuant(Method):
     ) -> dict[str, QuantParams]:
         """Find, learn and fold channel-wise ranges; return the readers' input ranges by norm."""
         rows = channel_rows(model, points, {site.readers[0] for site in sites})
+        steps = min(CLIP_STEPS, ctx.effort.iterations)
         folded: dict[str, QuantParams] = {}
         notes: dict[str, dict[str, Any]] = {}
         for site in sites:
@@ -202,8 +206,8 @@ class RepQuant(Method):
                     gram,
                     clips,
                     bits,
-                    steps=min(CLIP_STEPS, ctx.effort.iterations),
-                    lr=self.options.clip_lr,
+                    steps=steps,
+                    lr=paced(self.options.clip_lr, CLIP_LENGTH, steps),
                     seed=ctx.seed,
                 )
             params = clips.params(bits)

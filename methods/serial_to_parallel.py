@@ -53,8 +53,8 @@ from quantarena.methods.techniques.widths.allocate import Allocation, allocate
 from quantarena.methods.techniques.widths.layer_losses import candidates, layer_losses
 
 TIME_ROLES = (Role.TIME_EMBED, Role.EMB_PROJ, Role.ADALN)
-WEIGHT_REACH, SCALE_REACH = 2.0, 3.0
-"""How far weights and scales may travel in a run, in codes and relative to where they start."""
+WEIGHT_LENGTH, SCALE_LENGTH = 400, 3000
+"""Updates up to which each rate holds; longer runs have less, see ``schedule.paced``."""
 LEAST_FITTED = 8
 """Images that the sampler's step is fitted to, at least; every image that learns is among them."""
 QUICK = 100
@@ -87,10 +87,12 @@ class SerialToParallel(Method):
             steps: candidates of mixed precision, as differences to the requested weight bits.
             points: calibration points that the sensitivity of layers is measured on.
             mixed_channels: move bits to sensitive output channels, within each layer.
-            weight_lr: learning rate of weights in a short run, relative to the layer's mean weight
-                scale; longer runs have less, see ``WEIGHT_REACH``. 0 learns scales alone.
-            weight_scale_lr: learning rate of weight scales, relative to the mean of the layer's.
-            act_scale_lr: learning rate of activation scales, relative to the mean of the bank.
+            weight_lr: learning rate of weights in a run of up to 400 updates, relative to the
+                layer's mean weight scale; longer runs have less. 0 learns scales alone.
+            weight_scale_lr: same of weight scales up to 3,000 updates, relative to the mean of the
+                layer's.
+            act_scale_lr: same of activation scales up to 3,000 updates, relative to the mean of the
+                bank.
             feature_weight: weight of the inter-layer distillation (v2); 0 is none.
             freezing: stop weights that keep turning (v2).
         """
@@ -253,11 +255,11 @@ class SerialToParallel(Method):
     def groups(self, updates: int) -> dict[str, Group]:
         """What learns, and how fast, in a run of this length."""
         rates = {
-            "weight_scale": (self.options.weight_scale_lr, SCALE_REACH),
-            "act_scale": (self.options.act_scale_lr, SCALE_REACH),
+            "weight_scale": (self.options.weight_scale_lr, SCALE_LENGTH),
+            "act_scale": (self.options.act_scale_lr, SCALE_LENGTH),
         }
         if self.options.weight_lr:
-            rates["weight"] = (self.options.weight_lr, WEIGHT_REACH)
+            rates["weight"] = (self.options.weight_lr, WEIGHT_LENGTH)
         return paced_groups(rates, updates, Decay.COSINE)
 
 

@@ -19,7 +19,6 @@ from quantarena.methods.api import (
     Capabilities,
     Decay,
     Distillation,
-    Group,
     Method,
     MethodContext,
     MethodInfo,
@@ -35,8 +34,11 @@ from quantarena.methods.core.model.options.call_gains import CallGains, pair_of
 from quantarena.methods.info import Effort
 from quantarena.methods.techniques.calibrate.by_call import shared_inputs
 from quantarena.methods.techniques.distill.teacher_walk import whole_walks
+from quantarena.methods.techniques.learn.schedule import paced_groups
 
 EXPERTS = 4
+LENGTH = 200
+"""Updates up to which the rate holds; longer runs have less, see ``schedule.paced``."""
 
 
 @register("tuneqdm")
@@ -54,9 +56,9 @@ class TuneQdm(Method):
             inputs: tune ``d_in`` too; if false, this is PEQA (Kim et al., NeurIPS 2023).
             tune: tune at all; if false, this is round-to-nearest, exactly.
             batch: rows of each walk; the paper's 1 at the published length.
-            lr: learning rate of both vectors at 4 bits, relative to where they start; at other
-                widths it is in proportion to the step of their codes. The published length has the
-                paper's.
+            lr: learning rate of both vectors at 4 bits in up to 200 updates, relative to where they
+                start; more have less, and at other widths it is in proportion to the step of their
+                codes. The published length has the paper's.
         """
 
         experts: Annotated[int, AtLeast(1)] = EXPERTS
@@ -71,7 +73,7 @@ class TuneQdm(Method):
         venue="ECCV 2024",
         paper="arXiv:2401.04339",
         summary="weight-only integers, frozen; gains of inputs and outputs tuned, by timestep",
-        version=2,
+        version=3,
         bibtex=(
             "@inproceedings{ryu2024tuneqdm, title={Memory-Efficient Personalization Using "
             "Quantized Diffusion Model}, author={Ryu, Hyogon and Lim, Seohyun and Shim, Hyunjung}, "
@@ -137,11 +139,12 @@ class TuneQdm(Method):
         widths 8 bits would be worse than rounding to nearest, see docs/methods/tuneqdm.md.
         """
         paper, rate = hyper_parameters.TUNE_QDM, self.options.lr * 15 / ((1 << weight_bits) - 1)
-        short = dict.fromkeys(paper.groups, Group(rate, Decay.LINEAR, relative=True))
+        updates = whole_walks(min(effort.iterations, paper.updates), calls)
+        short = paced_groups(dict.fromkeys(paper.groups, (rate, LENGTH)), updates, Decay.LINEAR)
         groups = dict(paper.groups) if effort.as_published else short
         if not self.options.inputs:
             del groups["gain_in"]
-        return Distillation(whole_walks(min(effort.iterations, paper.updates), calls), groups)
+        return Distillation(updates, groups)
 
 
 def trainable(model: QuantizedModel, *, inputs: bool = True) -> int:

@@ -13,7 +13,6 @@ from quantarena.methods.info import Effort
 from quantarena.methods.mpq_dm import MpqDm
 from quantarena.methods.ptqd import Ptqd
 from quantarena.methods.q_diffusion import QDiffusion
-from quantarena.methods.techniques.learn.schedule import paced
 from quantarena.methods.tfmq_dm import TfmqDm
 from quantarena.methods.tuneqdm import TuneQdm
 
@@ -82,10 +81,3 @@ def test_a_run_just_below_has_rates_of_its_own():
     below = Effort(128, EFFORT.iterations - 1)
     assert not below.as_published
     assert MpqDm().schedule(below, 20).groups != hyper_parameters.MPQ_DM.groups
-
-
-def test_rates_travel_as_far_in_runs_of_all_lengths():
-    assert paced(0.01, 1.6, 20) == 0.01, "a short run has the largest rate"
-    for updates in (160, 1_000, 100_000):
-        assert paced(0.01, 1.6, updates) * updates == pytest.approx(1.6)
-    assert paced(0.01, 1.6, 0) == 0.01

@@ -10,6 +10,8 @@ from quantarena.methods.techniques.learn.param_groups import Decay, Group
 
 FEW_ITERATIONS = 400
 LEAST_ITERATIONS = 50
+ACT_SCALE_RATE, ACT_SCALE_LENGTH = 5e-3, 160
+"""Relative rate of activation scales, and the updates up to which it holds, see ``paced``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ class Schedule:
         At 20,000 iterations this is the published schedule with rate 1e-3; fewer iterations get a
         larger rate.
         """
-        lr = min(0.1, 1e-3 * max(1.0, 20_000 / max(1, iterations)))
-        return cls(iterations, {"rounding": Group(lr)})
+        return cls(iterations, {"rounding": Group(max(1e-3, paced(0.1, 200, iterations)))})
 
     @classmethod
     def fast(cls, iterations: int) -> "Schedule":
@@ -60,7 +61,7 @@ class Schedule:
 
         At 2,000 iterations its loss is below that of the published 20,000, see docs/protocol.md.
         """
-        group = Group(min(0.1, 60 / max(1, iterations)))
+        group = Group(paced(0.1, 600, iterations))
         return cls(
             iterations,
             {"rounding": group},
@@ -72,8 +73,9 @@ class Schedule:
     @classmethod
     def act_scales(cls, iterations: int) -> "Schedule":
         """Activation scales learn by their LSQ gradient, at a relative rate that falls to zero."""
-        group = Group(5e-3, Decay.COSINE, relative=True)
-        return cls(iterations, {"act_scale": group}, batch=small_batch(iterations), norm=2.4)
+        rates = {"act_scale": (ACT_SCALE_RATE, ACT_SCALE_LENGTH)}
+        groups = paced_groups(rates, iterations, Decay.COSINE)
+        return cls(iterations, groups, batch=small_batch(iterations), norm=2.4)
 
 
 def small_batch(iterations: int, few: int = 4) -> int:
@@ -97,33 +99,34 @@ def scaled(iterations: int, paper: int, *, least: int = LEAST_ITERATIONS) -> int
     return max(share, min(iterations, least))
 
 
-def paced(rate: float, reach: float, updates: int) -> float:
-    """The learning rate of a run of this length, so that parameters travel equally far in all.
+def paced(rate: float, length: int, updates: int) -> float:
+    """The learning rate of a run of so many updates: one rule for all methods.
 
     Adam moves a parameter by about its rate in each update, whatever the size of the gradient. At
-    a fixed rate a short run cannot leave the neighbourhood of its start, and a long one drifts
-    away on the noise of its small batches.
+    a fixed rate a long run drifts away on the noise of its small batches. So a rate belongs to a
+    length. Up to it a run has the rate; a longer one has less, and parameters travel no farther
+    than in a run of that length. Twice the rate is twice as far in runs of all lengths.
 
     Args:
-        rate: largest rate, used where runs are short; in the group's unit.
-        reach: largest distance of a run, rate times updates, in the same unit.
-        updates: optimiser steps.
+        rate: rate of a run of ``length`` updates or fewer; in the group's unit.
+        length: updates that the rate belongs to.
+        updates: optimiser steps of this run.
     """
-    return min(rate, reach / max(1, updates))
+    return rate if updates <= length else rate * length / updates
 
 
 def paced_groups(
-    rates: Mapping[str, tuple[float, float]], updates: int, decay: Decay, *, relative: bool = True
+    rates: Mapping[str, tuple[float, int]], updates: int, decay: Decay, *, relative: bool = True
 ) -> dict[str, Group]:
     """Groups of parameters at rates that fit a run of this length.
 
     Args:
-        rates: by group, the largest rate and the reach, see ``paced``.
+        rates: by group, a rate and the updates that it belongs to, see ``paced``.
         updates: optimiser steps.
         decay: how the rates fall.
         relative: as in ``Group``.
     """
     return {
-        name: Group(paced(rate, reach, updates), decay, relative=relative)
-        for name, (rate, reach) in rates.items()
+        name: Group(paced(rate, length, updates), decay, relative=relative)
+        for name, (rate, length) in rates.items()
     }
