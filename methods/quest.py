@@ -113,8 +113,8 @@ class QuEST(Method):
                 range for all calls.
             batch: rows of each walk; the paper's 2 and 4 at the published length.
             weight_lr: learning rate of weights in a stage of up to 320 updates, relative to the
-                mean weight scale of the layer; longer stages have less, and the published length has
-                the paper's.
+                mean weight scale of the layer; longer stages have less, and the published length
+                has the paper's.
             act_scale_lr: same of activation scales up to 160 updates, relative to each parameter's
                 mean.
         """

@@ -42,7 +42,7 @@ from quantarena.methods.core.record.points import evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
-from quantarena.methods.techniques.distill.held_out import Judge
+from quantarena.methods.techniques.distill.held_out import NOTHING_HELD, Judge
 from quantarena.methods.techniques.distill.serial_parallel import distill_on_student_walks
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
@@ -214,7 +214,9 @@ class SerialToParallel(Method):
                 "full_precision_rows": len(walks.recorded.targets) + report.teacher_rows,
                 "step_fit": round(float(walks.step.error.max()), 6),
             }
-            if judge is not None:
+            if judge is None:
+                model.notes["learning"] |= {"held_out": NOTHING_HELD}
+            else:
                 held = {"held_before": before, "held_after": float(judge.errors(model).mean())}
                 model.notes["learning"] |= held
 

@@ -17,7 +17,7 @@ from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup
 from quantarena.bench.plan.plan import Plan, make_plan, plan_lines
 from quantarena.bench.report import publish
-from quantarena.bench.report.worse import warn_of_worse
+from quantarena.bench.report.worse import unguarded, warn_of_worse
 from quantarena.bench.run import executors
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts
@@ -140,6 +140,8 @@ def _execute(
         )
         raise
     warn_of_worse(store)
+    if line := unguarded(store.rows()):
+        reporter.say(f"  note: {line}")
     page = publish.refresh(store, planned, force=request.force)
     return made, _by_key(store), page
 

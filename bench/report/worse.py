@@ -6,6 +6,7 @@ learns at rates that do not fit the length of its run. So the warning names our 
 suspect.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,10 @@ PREFIX = "worse than round-to-nearest: "
 GUARDED = "w8a8"
 """The width at which a method that is worse than rounding puts our own side under suspicion."""
 GUARD = f"{SUSPECT}worse than round-to-nearest at {GUARDED}: "
+UNGUARDED = f"no guard at {GUARDED}: "
+NO_BASELINE = "round-to-nearest has no widths of its own under policy published"
+NOT_RUN = "no round-to-nearest row of this workload, seed and budget is in the run"
+_OURS = (PREFIX, GUARD, UNGUARDED)
 
 
 def warn_of_worse(store: Store) -> None:
@@ -30,7 +35,8 @@ def warn_of_worse(store: Store) -> None:
 
     Rows are compared within one workload, policy, width, seed and budget, image by image in the
     first of LPIPS, PSNR and SSIM that both have. A difference inside its interval is none. At w8a8
-    the error of one call is compared as well, which shows a difference long before images do.
+    the error of one call is compared as well, which shows a difference long before images do; a row
+    there that has nothing to be compared with says so.
 
     Raises:
         UserError: a row cannot be written.
@@ -41,13 +47,33 @@ def warn_of_worse(store: Store) -> None:
         if not _counts(row) or row.cell.method == BASELINE:
             continue
         baseline = baselines.get(_place(row))
-        line = _line(store, row, baseline) if baseline else None
-        others = tuple(
-            warning for warning in row.warnings if not warning.startswith((PREFIX, GUARD))
-        )
+        line = _line(store, row, baseline) if baseline else _unguarded(row)
+        others = tuple(warning for warning in row.warnings if not warning.startswith(_OURS))
         warnings = (*others, line) if line else others
         if warnings != row.warnings:
             store.amend(replace(row, warnings=warnings))
+
+
+def unguarded(rows: Iterable[Row]) -> str:
+    """One line on the cells at w8a8 that no guard holds, and why; empty where it holds all."""
+    found = Counter(reason for row in rows if _counts(row) and (reason := _no_guard(row)))
+    if not found:
+        return ""
+    parts = [f"{count}, as {reason}" for reason, count in sorted(found.items())]
+    advice = " (add --method rtn)" if found[NOT_RUN] else ""
+    return f"cells at {GUARDED} without a guard: {'; '.join(parts)}{advice}"
+
+
+def _unguarded(row: Row) -> str | None:
+    if row.cell.bits != GUARDED:
+        return None
+    published = row.cell.policy not in (DEFAULT_POLICY, BUDGET_POLICY)
+    return UNGUARDED + (NO_BASELINE if published else NOT_RUN)
+
+
+def _no_guard(row: Row) -> str:
+    lines = (warning for warning in row.warnings if warning.startswith(UNGUARDED))
+    return next(lines, "").removeprefix(UNGUARDED)
 
 
 def _counts(row: Row) -> bool:

@@ -1,7 +1,8 @@
 """A guard on ourselves: at 8 bits no built-in method may be worse than rounding to nearest.
 
 It is rounding to nearest at the same widths: of weights alone where a method has no others, and
-of all layers alike where it chooses widths itself within the cost of that.
+of all layers alike where it chooses widths itself within the cost of that. Such a method is held
+at 4 bits: at 8, the most there is, it has nothing to choose and is round-to-nearest itself.
 
 Rounding loses next to nothing there, and a method can leave it as it is. One that is worse was
 given too little data or budget, or learns at rates that do not fit the length of its run: look for
@@ -19,10 +20,13 @@ pytestmark = pytest.mark.slow
 
 WORKLOAD, BASELINE = "emoji-dit", "rtn"
 USUAL = ("w8a8", UNIFORM.name)
-ELSEWHERE = {"mixed_rtn": ("w8a8", BUDGET.name), "tuneqdm": ("w8a16", UNIFORM.name)}
+ELSEWHERE = {"mixed_rtn": ("w4a8", BUDGET.name), "tuneqdm": ("w8a16", UNIFORM.name)}
 """Bits and policy of methods that say nothing of their own at the usual ones, or cannot run."""
 MOST = 1.15
 """Times the error of rounding to nearest: what this few images leave to chance."""
+MOST_OF = {"mixed_rtn": 0.85}
+"""The same where a method has more to show than no harm: chosen widths had 0.67 times the error of
+equal ones, and widths that are worth nothing would have about 1."""
 
 
 def quiet(*_):
@@ -76,7 +80,8 @@ def cases():
 @pytest.mark.parametrize(("name", "bits", "policy"), cases())
 def test_no_method_is_worse_than_rounding_at_8_bits(error, name, bits, policy):
     ratio = error(name, bits, policy) / error(BASELINE, bits, UNIFORM.name)
-    assert ratio <= MOST, f"{ratio:.2f} times: check data, budget and rates"
+    most = MOST_OF.get(name, MOST)
+    assert ratio <= most, f"{ratio:.2f} times, at most {most}: check data, budget and rates"
 
 
 def test_every_method_can_be_guarded():
@@ -85,5 +90,5 @@ def test_every_method_can_be_guarded():
 
     for name, bits, policy in cases():
         method, widths = entry(name).method.configured(), parse_bits(bits)
-        assert widths.weight == 8
+        assert widths.weight == (4 if policy == BUDGET.name else 8)
         method.check(widths, "paper", policy)

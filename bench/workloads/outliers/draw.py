@@ -25,7 +25,8 @@ RARITY = 32
 """Channels of a site for each outlier."""
 LEAST = 8
 """Fewer classes than this have no outlier among them."""
-MOST_STRENGTH = 8.0
+LEAST_STRENGTH, MOST_STRENGTH = 0.5, 8.0
+"""From the first on every outlier of the activations is at least 2; below it, some are 1."""
 
 
 def octaves(site: Site, strength: float) -> dict[int, int]:

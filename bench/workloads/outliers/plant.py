@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.bench.errors import BrokenModel, UserError
-from quantarena.bench.workloads.outliers.draw import octaves
+from quantarena.bench.workloads.outliers.draw import LEAST_STRENGTH, MOST_STRENGTH, octaves
 from quantarena.bench.workloads.outliers.follow import Channels, follow, tensors
 from quantarena.bench.workloads.outliers.sites import Site, SiteKind, sites_of
 from quantarena.bench.workloads.pipeline import LoadedPipeline
@@ -31,12 +31,14 @@ class Planted:
         channels: classes of channels that were rescaled.
         changed: how far the output of one call moved, relative to its largest value.
         digest: hash of the factors.
+        possible: whether a larger strength rescales channels of this network.
     """
 
     sites: Mapping[SiteKind, int]
     channels: int
     changed: float
     digest: str
+    possible: bool
 
 
 def with_outliers(loaded: LoadedPipeline, info: WorkloadInfo) -> LoadedPipeline:
@@ -45,13 +47,19 @@ def with_outliers(loaded: LoadedPipeline, info: WorkloadInfo) -> LoadedPipeline:
     The network is changed in place, and so is the hash, as another network has other keys.
 
     Raises:
-        UserError: the network has no channel that can be rescaled.
+        UserError: the network has no channel that can be rescaled, or the strength is so small
+            that every factor is rounded to 1.
         BrokenModel: rescaling changed the function of the network.
     """
     if not info.outliers:
         return loaded
     call = first_call(loaded, info)
     planted = plant(loaded.denoiser, lambda: call(loaded.denoiser), info.outliers)
+    if not planted.channels and planted.possible:
+        raise UserError(
+            f"{info.name}: outliers={info.outliers:g} plants nothing, as factors are powers of two "
+            f"and all of them round to 1: take {LEAST_STRENGTH:g} or more, or leave outliers out"
+        )
     if not planted.channels:
         raise UserError(
             f"{info.name}: {type(loaded.denoiser).__name__} has no channel that can be rescaled "
@@ -87,7 +95,8 @@ def plant(network: nn.Module, run: Callable[[], Any], strength: float) -> Plante
             "it uses its weights in a way that was not seen, leave outliers out"
         )
     kinds = Counter(site.kind for site in sites if _planted(site, drawn))
-    return Planted(kinds, len(drawn), changed, _sha256(str(sorted(drawn.items()))))
+    possible = any(octaves(site, MOST_STRENGTH) for site in sites)
+    return Planted(kinds, len(drawn), changed, _sha256(str(sorted(drawn.items()))), possible)
 
 
 def first_call(loaded: LoadedPipeline, info: WorkloadInfo) -> Callable[[nn.Module], Any]:

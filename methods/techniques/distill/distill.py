@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
-from quantarena.methods.techniques.distill.held_out import Judge
+from quantarena.methods.techniques.distill.held_out import NOTHING_HELD, Judge
 from quantarena.methods.techniques.distill.walk import Driver, Walk, walk_calls
 from quantarena.methods.techniques.distill.window_terms import (
     TaughtCall,
@@ -67,6 +67,7 @@ class DistillReport:
         held_before: relative error of the prediction before the distillation, on judged points of
             images that did not walk; None without such points.
         held_after: the same after it, codes frozen.
+        all_walked: whether there is no such error because every judged image walked.
     """
 
     updates: int
@@ -78,6 +79,7 @@ class DistillReport:
     device_bytes: int
     held_before: float | None = None
     held_after: float | None = None
+    all_walked: bool = False
 
     def note(self) -> dict[str, Any]:
         """Updates, mean loss of the first and the last (at most 20) of them, and memory.
@@ -88,6 +90,7 @@ class DistillReport:
         held = {"held_before": self.held_before, "held_after": self.held_after}
         return {
             **(held if self.held_before is not None else {}),
+            **({"held_out": NOTHING_HELD} if self.all_walked else {}),
             "updates": self.updates,
             "loss_first": sum(self.losses[:edge]) / edge,
             "loss_last": sum(self.losses[-edge:]) / edge,
@@ -154,6 +157,7 @@ def distill(
         meter.rss_growth,
         meter.device_bytes,
         *held,
+        all_walked=judge is not None and held[0] is None,
     )
 
 

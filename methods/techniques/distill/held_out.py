@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from quantarena.methods.core.model.model import QuantizedModel
 from quantarena.methods.core.record.points import CalibrationSet
 
+NOTHING_HELD = "no error on unseen images: every recorded image walked"
+"""What the notes of a row say instead of such errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judge:

@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantarena.bench.report.worse import GUARD, PREFIX, warn_of_worse
+from quantarena.bench.report.worse import (
+    GUARD,
+    NO_BASELINE,
+    NOT_RUN,
+    PREFIX,
+    UNGUARDED,
+    unguarded,
+    warn_of_worse,
+)
 from quantarena.bench.schema import SUSPECT, Measurement, Row, Status
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.store import Store
@@ -151,3 +159,27 @@ def test_a_suspicion_goes_when_it_is_not_true_any_more(store):
     put(store, "rtn", base + 0.2, "w8a8")
     warn_of_worse(store)
     assert suspects(store) == {}
+
+
+def notes_of(store, method):
+    (row,) = (row for row in store.rows() if row.cell.method == method)
+    return row.warnings
+
+
+def test_a_cell_that_no_guard_holds_says_why(store):
+    """Without a baseline there is no comparison, and silence would look like a pass."""
+    base = np.linspace(0.1, 0.3, N)
+    put(store, "eda_dm", base, bits="w8a8")
+    put(store, "quest", base, bits="w8a8", policy="published")
+    put(store, "dgq", base, bits="w4a8")  # below the guarded width nothing is said
+    warn_of_worse(store)
+    assert notes_of(store, "eda_dm") == (UNGUARDED + NOT_RUN,)
+    assert notes_of(store, "quest") == (UNGUARDED + NO_BASELINE,)
+    assert notes_of(store, "dgq") == ()
+    assert unguarded(store.rows()) == (
+        f"cells at w8a8 without a guard: 1, as {NOT_RUN}; 1, as {NO_BASELINE} (add --method rtn)"
+    )
+    put(store, "rtn", base, bits="w8a8")
+    warn_of_worse(store)
+    assert notes_of(store, "eda_dm") == (), "the guard holds it now"
+    assert unguarded(store.rows()) == f"cells at w8a8 without a guard: 1, as {NO_BASELINE}"

@@ -134,6 +134,13 @@ def test_a_network_without_a_site_is_refused_in_one_line(monkeypatch):
         plant.with_outliers(loaded, info)
 
 
+def test_a_strength_that_rounds_away_is_refused_for_that_reason():
+    """Factors are powers of two: a small strength leaves all of them at 1."""
+    with pytest.raises(UserError, match=r"outliers=0\.2 plants nothing.*take 0\.5 or more"):
+        opened("emoji-dit?outliers=0.2")
+    assert opened(f"emoji-dit?outliers={draw.LEAST_STRENGTH}").info.outliers == 0.5
+
+
 def test_limits_agree():
     assert settings.MOST_OUTLIERS == draw.MOST_STRENGTH
 

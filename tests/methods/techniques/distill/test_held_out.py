@@ -14,10 +14,11 @@ from quantarena.methods.info import Effort
 from quantarena.methods.registry import method_entry
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
 from quantarena.methods.techniques.distill.distill import Distillation, distill
-from quantarena.methods.techniques.distill.held_out import Judge
+from quantarena.methods.techniques.distill.held_out import NOTHING_HELD, Judge
 from quantarena.methods.techniques.distill.teacher_walk import teacher_walk
 from quantarena.methods.techniques.learn.param_groups import Group
 from quantarena.methods.techniques.ranges.minmax import minmax_range
+from quantarena.methods.testing.networks import ROWS
 
 FEW = {  # options with which some of the few images do not walk
     "mpq_dm": {"batch": 2},
@@ -142,6 +143,19 @@ def test_methods_that_learn_on_walks_say_on_how_many_images_and_what_it_gave(
     assert all(before > 0 and after > 0 for before, after in found)
     if name != "serial_to_parallel":  # its draw says so
         assert 0 < notes["training"]["images"] <= pixel.trajectory.images
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_where_every_image_walked_the_notes_say_that_nothing_was_held_out(name, pixel, monkeypatch):
+    monkeypatch.setattr(serial_to_parallel, "LEAST_FITTED", 1)
+    method = method_entry(name)
+    everything = {"images": 0} if name == "serial_to_parallel" else {"batch": ROWS}
+    more = {"data_free": False} if name == "efficient_dm" else {}
+    bits = Bits(4, 16) if name == "tuneqdm" else Bits(4, 8)
+    ctx = pixel.context(bits, method.supports.variants[0], Effort(8, 1, range_samples=8))
+    notes = method(method.Options(**FEW[name] | everything | more)).run(ctx).notes
+    assert NOTHING_HELD in str(notes)
+    assert not list(held({k: v for k, v in notes.items() if k != "reconstruction"}))
 
 
 def held(notes):
