@@ -320,7 +320,13 @@ class Method(Contestant):
         declared = wanted.changed(model.notes.get(DECLARED, {}))
         verify(model, declared, self.name)
         if budget is not None:  # again when they are observed, see ``observe``
-            budget.without(ctx.graph.inside(model.tables)).require(declared.layers)
+            budget.without(ctx.graph.inside(model.tables)).require(
+                declared.layers,
+                branches={
+                    name: sum(option.branch_values() for option in layer.options)
+                    for name, layer in model.layers.items()
+                },
+            )
         model.freeze()
         if model.replaced:
             verify_tables(model, ctx._table_points())

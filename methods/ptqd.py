@@ -29,7 +29,6 @@ from quantarena.methods.api import (
     Schedule,
     UniformStride,
     Unsupported,
-    WholeWalks,
     calibrate_activations,
     minmax_range,
     mse_act_range,
@@ -76,6 +75,7 @@ class Ptqd(Method):
         venue="NeurIPS 2023",
         paper="arXiv:2305.10657",
         summary="Q-Diffusion's quantizer; correlated noise and bias of predictions undone by call",
+        version=2,
         bibtex=(
             "@inproceedings{he2023ptqd, title={PTQD: Accurate Post-Training Quantization for "
             "Diffusion Models}, author={He, Yefei and Liu, Luping and Liu, Jing and Wu, Weijia and "
@@ -90,8 +90,8 @@ class Ptqd(Method):
             "at the published length and as Q-Diffusion here below it",
             "variant paper: slope and bias are fitted together, the slope within channels; "
             "negative slopes count as 0, as in the released code",
-            "noise is measured on all recorded points along full precision's walks (paper: 1,024 "
-            "samples)",
+            "noise is measured along whole walks of full precision, of as many images as the "
+            "points for ranges allow (paper: 1,024 samples)",
             "variant release: how it measures, not its base (BRECQ, one weight scale a layer)",
         ),
     )
@@ -103,25 +103,26 @@ class Ptqd(Method):
 
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Quantize with the base, measure its noise, put the correction on the last layer."""
-        recorded = ctx.range_points(WholeWalks(whole_rows(ctx)))
-        model = self.quantize_base(ctx, recorded)
+        rows = whole_rows(ctx)
+        model = self.quantize_base(ctx, ctx.range_points())
         if model.layers and (self.options.correlated or self.options.bias):
+            recorded = ctx.walk_points(rows)
             noise = self.noise(ctx, model, recorded)
             model.notes["prediction_noise"] = noted(noise)
             correct(model, noise, recorded)
         return model
 
-    def quantize_base(self, ctx: MethodContext, recorded: CalibrationSet) -> QuantizedModel:
+    def quantize_base(self, ctx: MethodContext, ranges: CalibrationSet) -> QuantizedModel:
         """The model before its correction.
 
         Args:
             ctx: the context.
-            recorded: points to find ranges on.
+            ranges: points to find ranges on.
         """
         if self.options.base == "rtn":
             model = ctx.wrap()
             model.set_weight_ranges(minmax_range)
-            calibrate_activations(model, recorded, minmax_range, FLOAT_WEIGHTS)
+            calibrate_activations(model, ranges, minmax_range, FLOAT_WEIGHTS)
             return model
         model = ctx.wrap(splits=True)
         points = ctx.draw(UniformStride(ctx.effort.samples, CALIBRATION_STEPS))
@@ -132,7 +133,7 @@ class Ptqd(Method):
             blocks,
             points,
             self.schedules(ctx.effort.iterations),
-            lambda: calibrate_activations(model, recorded, mse_act_range),
+            lambda: calibrate_activations(model, ranges, mse_act_range),
             seed=ctx.seed,
             progress=ctx.progress,
             held_out=ctx.held_out(points),

@@ -125,3 +125,50 @@ def test_conformance():
     results = check("mixed_rtn", effort=Effort(samples=8, iterations=2))
     assert {(r.name, r.model): r.detail for r in results if not r.passed} == {}
     assert len([r for r in results if r.name == "budget kept"]) == 3
+
+
+class Beside(MixedRoundToNearest):
+    """Narrow codes, and a branch in floating point of this rank beside one layer."""
+
+    rank, widths, where = 32, Bits(4, 8), "middle.1"
+
+    def quantize(self, ctx):
+        model = self.rounded(ctx, dict.fromkeys(ctx.budget.layers, self.widths))
+        layer = model.layers[self.where]
+        u, s, v = torch.linalg.svd(layer.weight.detach())
+        layer.set_low_rank(v[: self.rank], u[:, : self.rank] * s[: self.rank])
+        return model
+
+
+def test_a_branch_in_floating_point_is_paid_for(judged, uneven):
+    """One of full rank is the whole layer again: with it any width would be without loss."""
+    with pytest.raises(QuantArenaError, match=r"2,048 values of branches in floating point among"):
+        judged(Beside, uneven, Bits(4, 8), BUDGET)
+
+    class Narrow(Beside):
+        """Its products are 32 by 32 bits: two bits less everywhere pay for rank 1, not for 2."""
+
+        rank, widths = 1, Bits(2, 8)
+
+    made, _ = judged(Narrow, uneven, Bits(4, 8), BUDGET)
+    packed, budget = pack(made), WidthBudget.of(BUDGET, made.graph, Bits(4, 8))
+    assert packed.branches() == {"middle.1": 32 + 32}
+    observe(made, packed, uneven, budget)
+    spent = budget.spending(packed.widths(), branches=packed.branches())
+    weights = 6 * 32 * 32
+    assert spent.weight_bits == 2 * weights + 32 * 64
+    macs = made.graph.layers["middle.1"].macs * 64 / (32 * 32)
+    assert spent.bops == budget.spending(packed.widths()).bops + 32 * 32 * macs
+    narrower = WidthBudget.of(BUDGET, made.graph, Bits(2, 8))
+    with pytest.raises(QuantArenaError, match=r"64 values of branches"):  # as it was packed
+        observe(made, packed, uneven, narrower)
+
+
+def test_a_kept_layer_has_no_branch(judged, uneven):
+    class AtTheEnd(Beside):
+        """Beside the layer that makes the output."""
+
+        where, rank = "last", 1
+
+    with pytest.raises(QuantArenaError, match="last has a branch in floating point"):
+        judged(AtTheEnd, uneven, Bits(4, 8), BUDGET)

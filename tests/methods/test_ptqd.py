@@ -114,7 +114,7 @@ def test_the_correction_is_packed_and_comes_back(probe, tmp_path):
 
 
 def test_with_nothing_to_undo_it_is_q_diffusion(pixel):
-    effort = Effort(16, 4)
+    effort = Effort(16, 4, range_samples=16)  # half of the recording: which half counts
     off = Ptqd(Ptqd.Options(correlated=False, bias=False))
     ours, theirs = (m.run(pixel.context(W4A8, "paper", effort)) for m in (off, QDiffusion()))
     assert ours.layers.keys() == theirs.layers.keys()
@@ -122,6 +122,17 @@ def test_with_nothing_to_undo_it_is_q_diffusion(pixel):
         assert layer.option(CallAffine) is None
         for part, twin in zip(layer.parts, theirs.layers[name].parts, strict=True):
             assert torch.equal(part.weight_quantizer.codes, twin.weight_quantizer.codes)
+            assert torch.equal(part.static.scale, twin.static.scale)
+            assert torch.equal(part.static.zero_point, twin.static.zero_point)
+
+
+def test_ranges_see_all_images_and_noise_whole_walks(pixel):
+    """Ranges of few images are exceeded by others; noise is measured where a walk has been."""
+    context = pixel.context(W4A8, "paper", Effort(16, 0, range_samples=16))
+    Ptqd(Ptqd.Options(base="rtn")).run(context)
+    draws = context.draws.as_dict()
+    assert draws["ranges"]["images"] == networks.ROWS
+    assert draws["walks"]["images"] == networks.ROWS // 2
 
 
 class Protected(Ptqd):

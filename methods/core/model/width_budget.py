@@ -4,8 +4,10 @@ The widths of layers that have a floor in the policy (input, output and time emb
 policy's. All others are free, under two bounds, both of which ``uniform`` meets with equality: the
 mean bits of a weight code over the weights of the free layers, and the sum over the free layers of
 MACs times weight bits times activation bits. So the codes of a budget cell take the bytes of a
-uniform cell of the same bits, with no more bit operations. What options add to a layer, such as
-low-rank branches, is outside of the bounds, as it is under ``uniform``.
+uniform cell of the same bits, with no more bit operations. A branch in floating point beside a
+layer counts on both sides, with 32 bits a value: else one of full rank would be a second copy of
+the layer that costs nothing. Rotations, and vectors such as multipliers and gains, are outside of
+the bounds, as they are under ``uniform``.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,8 +29,8 @@ class Spending:
     """What an assignment of widths costs.
 
     Attributes:
-        weight_bits: bits of all weight codes.
-        weights: number of weights.
+        weight_bits: bits of all weight codes, and of branches in floating point.
+        weights: number of weights, without branches.
         bops: bit operations for one image.
     """
 
@@ -76,13 +78,18 @@ class WidthBudget:
         return self.spending(dict.fromkeys(self.layers, self.bits))
 
     def spending(
-        self, widths: Mapping[str, Bits], means: Mapping[str, float] | None = None
+        self,
+        widths: Mapping[str, Bits],
+        means: Mapping[str, float] | None = None,
+        branches: Mapping[str, int] | None = None,
     ) -> Spending:
         """What widths cost in the free layers.
 
         Args:
             widths: bits by layer; a missing layer counts as floating point.
             means: mean weight bits of layers whose channels differ.
+            branches: values of the branches in floating point beside layers. Each is multiplied as
+                often as a weight of its layer.
         """
         weight_bits, bops = 0.0, 0.0
         for name, info in self.layers.items():
@@ -90,6 +97,9 @@ class WidthBudget:
             weight = _weight_bits(bits, (means or {}).get(name))
             weight_bits += weight * info.weights
             bops += info.macs * weight * (FLOAT_BITS if bits.act == FP_WIDTH else bits.act)
+            beside = (branches or {}).get(name, 0)
+            weight_bits += FLOAT_BITS * beside
+            bops += FLOAT_BITS**2 * beside * info.macs / max(1, info.weights)
         return Spending(weight_bits, sum(info.weights for info in self.layers.values()), bops)
 
     def only(self, names: Collection[str]) -> "WidthBudget":
@@ -105,31 +115,42 @@ class WidthBudget:
         )
 
     def require(
-        self, widths: Mapping[str, Bits], means: Mapping[str, float] | None = None
+        self,
+        widths: Mapping[str, Bits],
+        means: Mapping[str, float] | None = None,
+        branches: Mapping[str, int] | None = None,
     ) -> Spending:
         """Hold widths against the bounds.
 
         Args:
             widths: bits by layer; a missing layer counts as floating point.
             means: mean weight bits of layers whose channels differ.
+            branches: values of the branches in floating point beside layers.
 
         Returns:
             What they cost.
 
         Raises:
-            QuantArenaError: a bound is exceeded, or a layer outside of it has other widths.
+            QuantArenaError: a bound is exceeded, or a layer outside of it has other widths or a
+                branch.
         """
         for name, bits in self.fixed.items():
             found = widths.get(name, FP)
             weight = _weight_bits(found, (means or {}).get(name))
             if found.act != bits.act or abs(weight - _weight_bits(bits, None)) > 1e-6:
                 raise QuantArenaError(f"{name} is {found}, policy budget keeps it at {bits}")
-        spent, most = self.spending(widths, means), self.most
+            if (branches or {}).get(name):
+                raise QuantArenaError(
+                    f"{name} has a branch in floating point, policy budget keeps it at {bits}"
+                )
+        spent, most = self.spending(widths, means, branches), self.most
         if not spent.within(most):
+            beside = sum((branches or {}).get(name, 0) for name in self.layers)
+            of = f", {beside:,} values of branches in floating point among them" if beside else ""
             raise QuantArenaError(
                 f"policy budget allows {most.mean_bits:g} bits a weight and {most.bops:.4g} bit "
                 f"operations in the layers that it leaves free: {spent.mean_bits:.4f} and "
-                f"{spent.bops:.4g} were spent"
+                f"{spent.bops:.4g} were spent{of}"
             )
         return spent
 

@@ -23,6 +23,7 @@ from quantarena.methods.core.packed.native_attention import Native, kernel_produ
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
+from quantarena.methods.core.packed.nodes.wrappers import LowRankLayer
 from quantarena.methods.core.packed.refusals import refuse_float_tools
 from quantarena.methods.core.visits import visiting_as
 
@@ -74,6 +75,20 @@ class PackedModel:
             ]
             means[name] = sum(n * b for n, b in sizes) / sum(n for n, _ in sizes)
         return means
+
+    def branches(self) -> dict[str, int]:
+        """Values of the branch in floating point beside every layer that has one."""
+        return {
+            name: count
+            for name, layer in self.layers.items()
+            if (
+                count := sum(
+                    node.down.numel() + node.up.numel()
+                    for node in layer.modules()
+                    if isinstance(node, LowRankLayer)
+                )
+            )
+        }
 
     def bytes(self) -> int:
         """Bytes of all tensors of the network: codes, scales, padding, float branches."""
@@ -196,10 +211,12 @@ def observe(
         model: what a method made.
         packed: packed from ``model``.
         original: the full-precision network.
-        budget: what widths may cost under policy ``budget``; the observed ones count.
+        budget: what widths and branches may cost under policy ``budget``; the observed ones
+            count.
 
     Raises:
-        QuantArenaError: declared widths are not those observed, or these exceed the budget.
+        QuantArenaError: declared widths are not those observed, or these exceed the budget
+            together with branches in floating point.
     """
     widths, means = packed.widths(), packed.mean_widths()
     found = footprint(
@@ -213,5 +230,5 @@ def observe(
         tabulated=model.tables,
     )
     if budget is not None:
-        budget.without(model.graph.inside(model.tables)).require(widths, means)
+        budget.without(model.graph.inside(model.tables)).require(widths, means, packed.branches())
     return found

@@ -67,6 +67,10 @@ class LowRankBranch(LayerOption):
         tensors = {"down": as_image_weight(down), "up": self.up}
         return PackedForm("low_rank", {"geometry": host.geometry.as_image()}, tensors)
 
+    def branch_values(self) -> int:
+        """See ``LayerOption``."""
+        return self.down.numel() + self.up.numel()
+
     def float_macs(self, macs: float, positions: float) -> float:
         """See ``LayerOption``: into the branch as the layer itself, out of it 1x1."""
         outputs, rank = self.up.shape

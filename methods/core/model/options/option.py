@@ -135,6 +135,10 @@ class LayerOption(nn.Module):
         """Parameters that can learn, by group."""
         return {}
 
+    def branch_values(self) -> int:
+        """Values in floating point that are multiplied with the input beside the weight."""
+        return 0
+
     def float_macs(self, macs: float, positions: float) -> float:
         """Multiply-accumulates in floating point that the option adds.
 
