@@ -62,7 +62,7 @@ _TITLES = {
 }
 RATES: Mapping[Approach, float] = {
     Approach.FULL: 3e-4,
-    Approach.LORA: 2e-3,
+    Approach.LORA: 6e-3,
     Approach.PEQA: 2e-2,
     Approach.TUNEQDM: 2e-2,
 }
