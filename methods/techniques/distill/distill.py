@@ -145,9 +145,11 @@ def distill(
         finally:
             drift = learning.finish()
     note_training(model, len(losses), rows, images)
-    held: list[float | None] = [None, None]
+    held_before = held_after = None
     if judge is not None and before is not None:
-        held = [judge.unseen(errors, images) for errors in (before, judge.errors(model))]
+        held_before, held_after = (
+            judge.unseen(errors, images) for errors in (before, judge.errors(model))
+        )
     return DistillReport(
         len(losses),
         tuple(losses),
@@ -156,8 +158,9 @@ def distill(
         meter.cpu_seconds,
         meter.rss_growth,
         meter.device_bytes,
-        *held,
-        all_walked=judge is not None and held[0] is None,
+        held_before,
+        held_after,
+        all_walked=judge is not None and held_before is None,
     )
 
 
