@@ -7,6 +7,7 @@ import torch. So these facts are read from the syntax tree, where they are liter
 """
 
 import ast
+import os
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -29,6 +30,8 @@ _PACKAGE = "quantarena.methods"
 _RIVALS = "rivals"
 INSTALL = "pip install 'quantarena[rivals]'"
 """What brings the libraries of rivals and of other runtimes."""
+GGUF = ".gguf"
+"""Ending of a single file of quantized weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +126,8 @@ def _literal(node: ast.expr) -> list[Any]:
         return [ast.literal_eval(node)]
     except ValueError:
         return []
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a single file of weights in the format GGUF, by its name."""
+    return path.suffix.lower() == GGUF and os.path.isfile(path)

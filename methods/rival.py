@@ -91,7 +91,7 @@ class Rival(Contestant):
     def check(self, bits: Bits, variant: str, policy: str = UNIFORM.name) -> None:
         """Raise ``Unsupported`` when the request is outside ``supports`` or a library is absent."""
         super().check(bits, variant, policy)
-        absent = [name for name, found in self.versions().items() if found is None]
+        absent = [name for name, found in self.libraries().items() if found is None]
         if absent:
             is_are = "is" if len(absent) == 1 else "are"
             raise Unsupported(f"{' and '.join(absent)} {is_are} not installed: {INSTALL}")
@@ -118,7 +118,11 @@ class Rival(Contestant):
     @classmethod
     def versions(cls) -> dict[str, str | None]:
         """The version of each library in ``needs``, None where it is not installed."""
-        return {name: _version(name) for name in cls.needs}
+        return {name: installed(name) for name in cls.needs}
+
+    def libraries(self) -> dict[str, str | None]:
+        """The version of each library that it needs with its options, None where it is absent."""
+        return self.versions()
 
     def run(self, ctx: MethodContext, folder: Path, *, build: bool) -> Prepared:
         """Check, seed, build where asked, prepare, and see that full precision is unchanged.
@@ -146,7 +150,8 @@ class Rival(Contestant):
         return prepared
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -18,12 +18,13 @@ from quantarena.bench.metrics.names import LPIPS, PSNR, SSIM
 from quantarena.bench.plan import lookup
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.spec import MOST_SEED, Budget, Cell
-from quantarena.methods.builtin import FP
+from quantarena.methods.builtin import FP, is_gguf
 
 
 def gate(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of the quantized pipeline.", metavar="FOLDER")
+        Path,
+        typer.Argument(help="Folder of the quantized pipeline, or a .gguf file.", metavar="FOLDER"),
     ],
     against: Annotated[
         str,
@@ -74,8 +75,10 @@ def gate(
     for option, _, bound in given:
         if not math.isfinite(bound):
             raise UserError(f"{option} must be a number, not {bound}")
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    if not os.path.isdir(folder) and not is_gguf(folder):
+        raise UserError(
+            f"{folder} is no folder and no .gguf file: write one with quantarena quantize"
+        )
     lookup.check_kernels()
     told = importlib.import_module("quantarena.bench.gate.told")
     measure = importlib.import_module("quantarena.bench.gate.measure")

@@ -18,7 +18,15 @@ from quantarena.bench.cli.common import (
     Verb,
     emit,
 )
-from quantarena.bench.cli.options import MethodOptionsOption, PreferOption, SettingsOption
+from quantarena.bench.cli.options import (
+    DeviceOption,
+    MethodOptionsOption,
+    OffloadOption,
+    PreferOption,
+    SettingsOption,
+    place,
+    place_words,
+)
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.run.reporter import Reporter
@@ -63,6 +71,8 @@ def quantize(
     ] = DEFAULT_POLICY,
     option: MethodOptionsOption = None,
     settings: SettingsOption = None,
+    device: DeviceOption = None,
+    offload: OffloadOption = None,
     plugin: PluginOption = None,
     prefer_plugin: PreferOption = False,
     cache: Annotated[
@@ -74,6 +84,7 @@ def quantize(
 ) -> int:
     """Quantize a model and write it as a diffusers pipeline with a packed denoiser."""
     plugins = lookup.plugin_paths(plugin or ())
+    target = place(device, offload)
     lookup.check_kernels()
     lookup.check_methods((method,), plugins, prefer_plugin=prefer_plugin)
     presets.known_variant(variant)
@@ -87,7 +98,7 @@ def quantize(
     name = lookup.canonical_workload(workload, tuple(settings or ()))
     options = lookup.method_options(option or (), (method,), plugins, prefer_plugin=prefer_plugin)
     chosen = dict(options).get(method, ())
-    cell = Cell(name, method, _packable(bits), seed, variant, policy, budget, chosen)
+    cell = Cell(name, method, _packable(bits), seed, variant, policy, budget, chosen, target)
     files.ensure_folder(cache)
     shown = StageLines(Reporter(quiet=quiet))
     ship = importlib.import_module("quantarena.bench.ship.quantize_model")
@@ -206,6 +217,7 @@ def _command(cell: Cell, plugins: tuple[str, ...], prefer_plugin: bool) -> str:
         words += ["--policy", cell.policy]
     for option, value in cell.options:
         words += ["--option", f"{cell.method}.{option}={value}"]
+    words += place_words(cell.target)
     for path in plugins:
         words += ["--plugin", Path(path).name]
     if prefer_plugin:

@@ -1,19 +1,22 @@
 """The options of ``plan`` and ``run``, written once, and the request that they come to."""
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from quantarena.bench.cli.common import RESULTS, PluginOption, ResultsOption, listed
-from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.errors import Unsupported, UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
-from quantarena.bench.target import Target, checked_target
+from quantarena.bench.target import DEFAULT_TARGET, Target, checked_target
 
 MOST_WORKERS = 4096
 EXECUTORS = ("auto", "local", "ray")
+FOLDER = "folder"
+"""The rival whose network is what ``--against`` compares."""
 
 SettingsOption = Annotated[
     list[str] | None,
@@ -35,6 +38,14 @@ MethodOptionsOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Where everything runs: cpu, cuda, cuda:1 or mps.")
+]
+OffloadOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--offload",
+        help="Keep networks on the host and move one block at a time to --device, for networks "
+        "that do not fit it. Methods that learn the whole network at once are left out.",
+    ),
 ]
 PreferOption = Annotated[
     bool, typer.Option("--prefer-plugin", help="Let a plug-in win over a built-in of its name.")
@@ -58,6 +69,14 @@ class RequestOptions:
             "--model",
             help="Workload, diffusers pipeline folder, or id of a downloaded hub model; "
             "repeatable.",
+        ),
+    ] = None
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="Workload of full precision that a quantized --workload is compared with: a "
+            "folder of quantize or of diffusers, or a .gguf file.",
         ),
     ] = None
     settings: SettingsOption = None
@@ -135,14 +154,7 @@ class RequestOptions:
             help="What runs packed networks: torch (our own kernels), openvino or onnx.",
         ),
     ] = None
-    offload: Annotated[
-        bool | None,
-        typer.Option(
-            "--offload",
-            help="Keep networks on the host and move one block at a time to --device, for networks "
-            "that do not fit it. Methods that learn the whole network at once are left out.",
-        ),
-    ] = None
+    offload: OffloadOption = None
     plugin: PluginOption = None
     prefer_plugin: PreferOption = False
     results: ResultsOption = RESULTS
@@ -183,6 +195,23 @@ class RequestOptions:
         """The target that is asked for; None leaves the preset's."""
         asked = (self.device, self.dtype, self.threads, self.runtime, self.offload)
         return None if asked == (None,) * len(asked) else checked_target(*asked)
+
+
+def place(device: str | None, offload: bool | None) -> Target:
+    """The target of a verb that makes a model: where networks run, and whether they stay there.
+
+    Raises:
+        UserError: this machine has no such device, or the two do not go together.
+    """
+    target = checked_target(device, offload=offload)
+    lookup.check_target(target)
+    return target
+
+
+def place_words(target: Target) -> list[str]:
+    """The options that ask for a place again, with the device's kind alone: numbers are local."""
+    words = [] if target.kind == DEFAULT_TARGET.kind else ["--device", target.kind]
+    return words + (["--offload"] if target.offload else [])
 
 
 def _batches(given: str | None) -> tuple[int, ...]:
@@ -230,12 +259,45 @@ class Request:
         return self.results / self.grid.name
 
 
+def _judged(given: RequestOptions) -> RequestOptions:
+    """The request that scores a quantized folder as a row of the rival ``folder``.
+
+    Raises:
+        UserError: there is not exactly one, it is none, or its library is absent.
+    """
+    if given.against is None:
+        return given
+    names = given.workload or ()
+    path = Path(names[0]).expanduser().resolve() if len(names) == 1 else None
+    if path is None or not path.exists():
+        raise UserError(
+            "--against BASE compares one quantized folder or .gguf file with BASE: name it by "
+            "--workload, once"
+        )
+    bits = given.bits
+    if not bits:
+        saved = importlib.import_module("quantarena.methods.rivals.saved")
+        try:
+            bits = [saved.most_held(path)]
+        except Unsupported as error:
+            raise UserError(str(error)) from None
+    return replace(
+        given,
+        workload=[given.against],
+        against=None,
+        method=[*(given.method or ()), FOLDER],
+        bits=bits,
+        option=[*(given.option or ()), f"{FOLDER}.path={path}"],
+    )
+
+
 def made_request(given: RequestOptions) -> Request:
     """Check every name before anything is written or started.
 
     Raises:
         UserError: a name that does not exist, or a value out of range.
     """
+    given = _judged(given)
     base, choice = presets.preset(given.preset), given.choice
     if given.executor not in EXECUTORS:
         hint = did_you_mean(given.executor, EXECUTORS)

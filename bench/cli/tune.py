@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from quantarena.bench.cli.common import JsonOption, StageLines, Verb, emit
+from quantarena.bench.cli.options import DeviceOption, OffloadOption, place, place_words
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan import lookup
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.spec import MOST_SEED
+from quantarena.bench.target import Target
 from quantarena.methods.core.bits import FP_WIDTH, parse_bits
 
 APPROACHES = ("tuneqdm", "peqa", "lora")
@@ -72,6 +74,8 @@ def tune(
         bool,
         typer.Option("--recompute", help="Compute activations twice: less memory, more time."),
     ] = False,
+    device: DeviceOption = None,
+    offload: OffloadOption = None,
     steps: Annotated[int, typer.Option(min=0, help="Sampler steps; 0 is the model's own.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write over an earlier export.")] = False,
@@ -89,6 +93,7 @@ def tune(
         )
     if len(set(token)) < len(token):
         raise UserError("two subjects have the same token: give each its own")
+    target = place(device, offload)
     lookup.check_kernels()
     widths = None if bits is None else _weights_only(bits)
     tuning = importlib.import_module("quantarena.methods.tuning")
@@ -106,8 +111,8 @@ def tune(
     name = lookup.canonical_workload(workload)
     subjects = tuple(zip(images, token, prompts, strict=True))
     ship = importlib.import_module("quantarena.bench.personalise.export")
-    command = _command(name, subjects, widths, recipe, steps, seed)
-    order = ship.Order(name, subjects, widths, recipe, steps, seed, output, force, command)
+    command = _command(name, subjects, widths, recipe, steps, seed, target)
+    order = ship.Order(name, subjects, widths, recipe, steps, seed, output, force, command, target)
     document: dict[str, Any] = ship.tune_model(order, StageLines(Reporter(quiet=quiet)))
     tuned = document["meta"]["tuning"]
     most = max(tuned["memory"]["preparing"], tuned["memory"]["peak"])
@@ -131,6 +136,7 @@ def _command(
     recipe: Any,
     steps: int,
     seed: int,
+    target: Target,
 ) -> str:
     """The command line that makes the model again; paths by their last name."""
     words = ["quantarena", "tune", lookup.shown_workload(workload)]
@@ -144,6 +150,7 @@ def _command(
     words += ["--experts", str(recipe.experts)] if recipe.approach == "tuneqdm" else []
     words += ["--rank", str(recipe.rank)] if recipe.approach == "lora" else []
     words += ["--recompute"] if recipe.recompute else []
+    words += place_words(target)
     words += ["--steps", str(steps)] if steps else []
     return shlex.join([*words, "--seed", str(seed), "-o", "DIR"])
 

@@ -20,7 +20,7 @@ from quantarena.bench.gate.limits import (
     median_check,
     passes,
 )
-from quantarena.bench.gate.tested import Tested, open_tested
+from quantarena.bench.gate.tested import Tested, open_gguf, open_tested
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import fidelity
 from quantarena.bench.process_state import process_state
@@ -32,6 +32,7 @@ from quantarena.bench.stages.sample import sampled
 from quantarena.bench.stages.sequence import TIMING_THREADS, sampler_batch
 from quantarena.bench.stages.workspace import Workspace, open_workspace, prompt_groups
 from quantarena.bench.workloads import registry
+from quantarena.methods.builtin import is_gguf
 from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.pack import channels_last
 
@@ -41,7 +42,7 @@ class Order:
     """What the gate is asked.
 
     Attributes:
-        folder: the folder under test.
+        folder: the folder under test, or a GGUF file.
         cell: full precision: workload, seed, and a budget of images, batch and steps.
         limits: at least one.
         rounds: timed rounds, where a limit is on speed.
@@ -82,29 +83,21 @@ class Outcome:
 def gate(order: Order, progress: Progress) -> Outcome:
     """Measure what the limits need, on one thread, and judge.
 
-    Steps are the folder's own where the cell's budget names none. Only the denoiser is the
-    folder's: text encoder, autoencoder and noise are full precision's.
+    Steps are the folder's own where the cell's budget names none; a file has none. Only the
+    denoiser is what is tested: text encoder, autoencoder and noise are full precision's.
 
     Raises:
         UserError: the folder does not fit the model, or an image was not finite.
         BrokenModel: a folder is damaged.
     """
-    tested = open_tested(order.folder)
-    budget = order.cell.budget
-    steps = budget.steps or registry.resolve(str(order.folder.resolve())).steps
-    workspace = open_workspace(replace(order.cell, budget=replace(budget, steps=steps)))
-    if workspace.loaded.slot != tested.slot:
-        raise UserError(
-            f"{order.folder} quantizes its {tested.slot}, and {order.cell.workload} has a "
-            f"{workspace.loaded.slot} to compare it with: give the model that it was made from"
-        )
+    tested, workspace = _opened(order)
     cache = StageCache(order.cache)
     values: dict[str, np.ndarray] = {}
     if any(limit.name != SPEEDUP for limit in order.limits):
         values |= _image_scores(workspace, tested, cache, progress)
     checks, shares = [], len(order.limits)
     warnings = _warnings(order, workspace, tested)
-    groups = prompt_groups(workspace.info, budget.images)
+    groups = prompt_groups(workspace.info, order.cell.budget.images)
     for limit in order.limits:
         if limit.name == SPEEDUP:
             ratios, warning = _ratios(workspace, tested, cache, order.rounds, progress)
@@ -124,6 +117,27 @@ def gate(order: Order, progress: Progress) -> Outcome:
         warnings,
         dict(fingerprint()),
     )
+
+
+def _opened(order: Order) -> tuple[Tested, Workspace]:
+    """What is under test, and full precision beside it.
+
+    Raises:
+        UserError: one does not fit the other.
+    """
+    if is_gguf(order.folder):
+        workspace = open_workspace(order.cell)
+        return open_gguf(order.folder, workspace.loaded), workspace
+    tested = open_tested(order.folder)
+    budget = order.cell.budget
+    steps = budget.steps or registry.resolve(str(order.folder.resolve())).steps
+    workspace = open_workspace(replace(order.cell, budget=replace(budget, steps=steps)))
+    if workspace.loaded.slot != tested.slot:
+        raise UserError(
+            f"{order.folder} quantizes its {tested.slot}, and {order.cell.workload} has a "
+            f"{workspace.loaded.slot} to compare it with: give the model that it was made from"
+        )
+    return tested, workspace
 
 
 def _image_scores(

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quantarena.bench.errors import UserError
 from quantarena.bench.personalise.lesson import NoiseLoss, examples
 from quantarena.bench.personalise.personalise import float_widths, packed_for, personalise
@@ -15,6 +17,7 @@ from quantarena.bench.ship.pipeline_folder import open_exported
 from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
@@ -46,6 +49,7 @@ class Order:
         folder: where the export goes.
         replace: whether an earlier export may be overwritten.
         command: the command that makes the same model again.
+        target: the device that the network learns on.
     """
 
     workload: str
@@ -57,6 +61,7 @@ class Order:
     folder: Path
     replace: bool
     command: str
+    target: Target = DEFAULT_TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ def tune_model(order: Order, progress: Progress) -> dict[str, Any]:
         UserError: the request cannot be met; the message says why.
     """
     check_target(order.folder, replace=order.replace)
+    _require_place(order.target)
     progress("load", 0, 1)
     opened = _open(order)
     info, loaded, recipe = opened.info, opened.loaded, order.recipe
@@ -93,7 +99,13 @@ def tune_model(order: Order, progress: Progress) -> dict[str, Any]:
     began = time.perf_counter()
     progress("tune", 0, recipe.updates)
     tuning = personalise(
-        loaded, source, loss, recipe, order.seed, lambda done, total: progress("tune", done, total)
+        loaded,
+        source,
+        loss,
+        recipe,
+        order.seed,
+        lambda done, total: progress("tune", done, total),
+        torch.device(order.target.device),
     )
     seconds, trainable = time.perf_counter() - began, tuning.network.trainable
     steps = order.steps or info.steps
@@ -113,6 +125,21 @@ def tune_model(order: Order, progress: Progress) -> dict[str, Any]:
     document = save_pipeline(workspace, packed, order.folder, meta, replace=order.replace)
     progress("pack", 1, 1)
     return {name: value for name, value in document.items() if name != "layers"}
+
+
+def _require_place(target: Target) -> None:
+    """Refuse places where a network cannot learn as a whole.
+
+    Raises:
+        UserError: the line says what can be done.
+    """
+    if target.offload:
+        raise UserError(
+            "tune learns the whole network at once, and --offload has one block of it on the "
+            "device: leave --offload out, or leave out --device too, to learn on the CPU"
+        )
+    if target.kind == "mps":
+        raise UserError("tune learns on cpu and cuda, not on mps: leave --device out")
 
 
 def _open(order: Order) -> _Opened:

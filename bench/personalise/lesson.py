@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -163,7 +164,9 @@ class NoiseLoss:
             self.target, signal * noise - spread * clean
         )
         network.tell(step)
-        found = _call(network.module, replace(lesson.inputs, sample=noisy, timestep=step))
+        there = next(chain(network.module.parameters(), network.module.buffers())).device
+        given = replace(lesson.inputs, sample=noisy, timestep=step).on(there)
+        found, wanted = _call(network.module, given), wanted.to(there)
         # some networks predict a variance beside the noise, which this loss leaves alone
         return F.mse_loss(found[:, : clean.shape[1]], wanted)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 class Memory:
     """Bytes of a tuning, above the same process without the network that is tuned.
 
+    On a GPU ``prepared`` and ``peak`` are of its memory.
+
     Attributes:
         network: the network that was loaded, counted from its tensors.
         preparing: peak while weights were rounded and packed.

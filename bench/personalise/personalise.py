@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from quantarena.bench.devices.device import peak_of
 from quantarena.bench.memory import peak_growth
 from quantarena.bench.personalise.lesson import NoiseLoss
 from quantarena.bench.personalise.memory import Memory, give_back, resident_bytes
@@ -17,6 +18,7 @@ from quantarena.methods.core.network import tensor_bytes
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.record.announce import schedule_of
 from quantarena.methods.core.trace.network import trace
+from quantarena.methods.core.visits import HOST
 from quantarena.methods.tuning import Recipe, TunedNetwork, from_float, from_packed
 
 Progress = Callable[[int, int], None]
@@ -59,6 +61,7 @@ def personalise(
     recipe: Recipe,
     seed: int,
     progress: Progress | None = None,
+    device: torch.device = HOST,
 ) -> Tuning:
     """Tune the denoiser; the pipeline has none afterwards, until a packed one is put into it.
 
@@ -69,6 +72,7 @@ def personalise(
         recipe: how it learns.
         seed: seed of what learns, where that starts at random.
         progress: called after each update.
+        device: where the network learns; it is made, and comes back, on the host.
     """
     seed_all(seed)
     module = loaded.denoiser
@@ -89,6 +93,8 @@ def personalise(
     tuned = made.pop()
     give_back()
     prepared = resident_bytes() - before
+    if device.type != HOST.type:
+        prepared = tensor_bytes(tuned.module.to(device))
     losses: list[float] = []
 
     def run() -> None:
@@ -97,7 +103,8 @@ def personalise(
 
         losses.extend(recipe.run(tuned, batch, progress=progress))
 
-    peak = prepared + peak_growth(run)
+    peak = prepared + peak_of(run, device)
+    tuned.module.to(HOST)
     return Tuning(tuned, tuple(losses), Memory(network, preparing, prepared, peak))
 
 

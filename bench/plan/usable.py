@@ -53,6 +53,13 @@ def require_usable(info: WorkloadInfo) -> None:
     signature = call_signature(kind)
     if signature is None:
         return
+    for name in _DENOISERS:
+        if configs.get(name, {}).get("quantization_config") is not None:
+            raise UserError(
+                f"{info.path}: its {name} is quantized already, and a workload is full precision: "
+                f"score it with quantarena run --workload {info.path} --against BASE, where BASE "
+                "is the workload that it was made from"
+            )
     denoiser, decoder = (
         next(filter(None, map(configs.get, names)), {}) for names in (_DENOISERS, _DECODERS)
     )

@@ -20,6 +20,7 @@ from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.packed.pack import PackedModel, observe, pack
 from quantarena.methods.core.packed.parity import parity
+from quantarena.methods.core.visits import on_host
 from quantarena.methods.registry import method_entry
 
 PARITY_ROWS = 4
@@ -65,6 +66,8 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     method = found.configured(cell.options)
     try:
         method.check(cell.widths, cell.variant, cell.policy)
+        if cell.target.offload:
+            method.check_offload()
     except Unsupported as error:
         raise UserError(str(error)) from None
     sweep(order.cache)
@@ -121,7 +124,8 @@ def _quantize_and_pack(
     packed = pack(quantization.model)
     rows = torch.arange(PARITY_ROWS)
     calls = torch.linspace(0, recorded.calls - 1, PARITY_ROWS).round().long()
-    report = parity(quantization.model, packed, recorded.pick(calls, rows % recorded.rows))
+    with on_host():  # the folder's layers are the CPU's; weights that visit a device stay home
+        report = parity(quantization.model, packed, recorded.pick(calls, rows % recorded.rows))
     progress("pack", 1, 1)
     return quantization, packed, report.max_rel
 

@@ -163,7 +163,7 @@ def prepared(
     effort, _ = effort_of(cell, recorded)
     given = context(workspace, recorded, cell, UNIFORM, effort, progress)
     request = model_key(workspace, cell, UNIFORM, effort, rival)
-    key = content_key([request, rival.versions(), rival.content(), closure(__name__).key])
+    key = content_key([request, rival.libraries(), rival.content(), closure(__name__).key])
     fresh: list[Prepared] = []
 
     def make(folder: Path) -> None:
@@ -184,7 +184,7 @@ def prepared(
         calibration = said["calibration"] | {
             "core_seconds": said["core_seconds"],
             "peak_bytes": said["peak_bytes"],
-            "libraries": rival.versions(),
+            "libraries": rival.libraries(),
             "parity": NO_GATE,
             "notes": said["notes"],
         }

@@ -1,4 +1,4 @@
-"""A folder that is quantized already: an export of ours, or one that diffusers saved."""
+"""What is quantized already: an export of ours, a folder that diffusers saved, or a GGUF file."""
 
 import copy
 import hashlib
@@ -7,9 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from quantarena.methods.builtin import is_gguf
 from quantarena.methods.contract import MethodContext
 from quantarena.methods.core.bits import FP_WIDTH, Bits
 from quantarena.methods.core.errors import BrokenModel, Unsupported, UserError
@@ -22,9 +22,14 @@ from quantarena.methods.options import MethodOptions
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
 from quantarena.methods.rivals.held import act_bits, network_bytes, observed_widths, untouched
+from quantarena.methods.rivals.saved import (
+    CONFIG,
+    libraries,
+    quant_method,
+    read_folder,
+    read_gguf,
+)
 from quantarena.methods.rivals.stand_in import StandIn
-
-CONFIG = "config.json"
 
 
 @register("folder")
@@ -36,7 +41,7 @@ class Folder(Rival):
         """Options of a folder.
 
         Attributes:
-            path: the pipeline folder, as an absolute path.
+            path: the pipeline folder or the ``.gguf`` file, as an absolute path.
         """
 
         path: str = ""
@@ -45,7 +50,7 @@ class Folder(Rival):
         title="A folder",
         venue="yours",
         paper="-",
-        summary="a pipeline folder that is quantized already, scored as it is",
+        summary="a pipeline folder or GGUF file that is quantized already, scored as it is",
     )
     supports = Capabilities(
         weight_bits=(1, 2, 3, 4, 5, 6, 7, 8, FP_WIDTH),
@@ -64,14 +69,22 @@ class Folder(Rival):
         """
         super().check(bits, variant, policy)
         path = Path(self.options.path)
-        if not self.options.path or not path.is_absolute() or not path.is_dir():
-            said = f" {self.options.path} is none" if self.options.path else ""
-            raise UserError(f"--option folder.path must be the absolute path of a folder:{said}")
+        if not path.is_absolute() or not (path.is_dir() or is_gguf(path)):
+            said = f": {self.options.path} is none" if self.options.path else ""
+            raise UserError(
+                f"--option folder.path must be the absolute path of a folder or .gguf file{said}"
+            )
+
+    def libraries(self) -> dict[str, str | None]:
+        """Those that the folder or file names."""
+        return libraries(Path(self.options.path)) if self.options.path else {}
 
     def content(self) -> str:
-        """Hash of all files of the folder."""
+        """Hash of the file, or of all files of the folder."""
         digest = hashlib.sha256()
         root = Path(self.options.path)
+        if root.is_file():
+            return file_sha256(root)
         for file in sorted(f for f in root.rglob("*") if f.is_file()):
             digest.update(f"{file.relative_to(root)}:{file_sha256(file)}\n".encode())
         return digest.hexdigest()
@@ -94,11 +107,11 @@ class Folder(Rival):
 
 
 def held_network(original: nn.Module, root: Path, layers: Collection[str]) -> Prepared:
-    """The network of a pipeline folder that stands in for ``original``.
+    """The network of a pipeline folder or GGUF file that stands in for ``original``.
 
     Args:
         original: full precision's denoiser.
-        root: a pipeline folder; one of its sub-folders holds a network of the same class.
+        root: a GGUF file, or a pipeline folder with a network of the same class in a sub-folder.
         layers: paths of full precision's layers.
 
     Raises:
@@ -116,25 +129,19 @@ def held_network(original: nn.Module, root: Path, layers: Collection[str]) -> Pr
             lines=found.remarks(),
             clock=found.clock,
         )
+    if is_gguf(root):
+        return _stood_in(original, read_gguf(original, root), "gguf", layers)
     kind = type(original).__name__
     slots = [f.parent for f in sorted(root.glob(f"*/{CONFIG}")) if _class_of(f) == kind]
     if not slots:
         raise BrokenModel(f"{root} holds no {kind}, which full precision's denoiser is")
-    return _saved(original, slots[0], layers)
+    network = read_folder(type(original), slots[0])
+    return _stood_in(original, network, quant_method(slots[0] / CONFIG), layers)
 
 
-def _saved(original: nn.Module, slot: Path, layers: Collection[str]) -> Prepared:
-    """What diffusers saved, read with the library that its ``quantization_config`` names."""
-    config = read_object(slot / CONFIG, constants=True).get("quantization_config")
-    name = str(config.get("quant_method", "")) if isinstance(config, dict) else ""
-    try:
-        network = type(original).from_pretrained(  # type: ignore[attr-defined]
-            str(slot), torch_dtype=torch.float32, local_files_only=True
-        )
-    except Exception as error:  # each quantizer's library has errors of its own
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise BrokenModel(f"{slot} does not load in diffusers: {first[0]}") from None
-    network.eval().requires_grad_(False)
+def _stood_in(
+    original: nn.Module, network: nn.Module, name: str, layers: Collection[str]
+) -> Prepared:
     widths = observed_widths(network, layers, act_bits)
     return Prepared(
         StandIn(original, network),

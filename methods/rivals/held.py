@@ -2,14 +2,18 @@
 
 Libraries keep codes in subclasses of ``Tensor`` whose ``element_size`` is that of the number they
 stand for. ``__tensor_flatten__``, by which torch.compile takes such a tensor apart, names the plain
-tensors inside.
+tensors inside. A weight of a GGUF file is one tensor of bytes, whose blocks hold codes and scales.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor, nn
 
 from quantarena.methods.core.bits import FP_WIDTH, Bits
+
+GGUF_CODES = r"I?Q(\d)_"
+"""Names of GGUF's quantized types begin so, with the bits of a code: ``Q4_K``, ``IQ2_XS``."""
 
 
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
@@ -34,11 +38,20 @@ def network_bytes(network: nn.Module) -> int:
 
 def code_bits(weight: Tensor) -> float | None:
     """Bits of a weight's codes, ``8 * bytes / numbers``; None for a weight in floating point."""
+    if (kind := getattr(weight, "quant_type", None)) is not None:  # of GGUF, from diffusers
+        return _gguf_bits(kind)
     codes = [part for part in plain_tensors(weight) if not part.is_floating_point()]
     if not codes:
         return None
     largest = max(codes, key=lambda part: part.numel() * part.element_size())
     return 8 * largest.numel() * largest.element_size() / weight.numel()
+
+
+def _gguf_bits(kind: int) -> float | None:
+    from gguf import GGMLQuantizationType
+
+    found = re.match(GGUF_CODES, GGMLQuantizationType(kind).name)
+    return float(found[1]) if found else None
 
 
 def observed_widths(

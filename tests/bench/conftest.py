@@ -112,6 +112,30 @@ def bench(tmp_path, capsys, monkeypatch, request):
     sys.modules.pop("fake_stages", None)
 
 
+@pytest.fixture
+def card(monkeypatch):
+    """A machine with one GPU, as far as the harness asks; what it holds is counted."""
+    pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")
+    import torch
+
+    from quantarena.bench.devices import device
+    from quantarena.bench.schema import Device
+    from quantarena.bench.stages import sequence
+    from quantarena.methods.core.cuda.device import interpreted_without_gpu
+    from quantarena.methods.testing.pretend import pretended_cuda
+
+    found = Device("cuda", "Pretended Card", "0", 2**30)
+    monkeypatch.setattr(device, "require", lambda target: torch.device(target.device))
+    monkeypatch.setattr(device.fit, "free_bytes", lambda place: found.memory_bytes)
+    monkeypatch.setattr(sequence, "describe_device", lambda target: found)
+    with interpreted_without_gpu():
+        from quantarena.methods.testing import oracle_launch as leaves
+
+        monkeypatch.setattr(leaves.CudaPackedLayer, "_launch", leaves.oracle_launch)
+        with pretended_cuda() as memory:
+            yield memory
+
+
 SCRIPT = """
 import subprocess
 import sys

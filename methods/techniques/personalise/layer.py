@@ -53,7 +53,7 @@ class TuningLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """An empty tensor of the type that the layer computes in, which networks ask it for."""
-        return torch.empty(0, dtype=torch.float32)
+        return torch.empty(0, dtype=torch.float32, device=self.weight_codes.codes.device)
 
     @property
     def in_channels(self) -> int:

@@ -82,13 +82,13 @@ class _Scratch(threading.local):
     """
 
     def __init__(self) -> None:
-        self._held: dict[torch.dtype, Tensor] = {}
+        self._held: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """A buffer of so many values; one for each type."""
-        held = self._held.get(dtype)
+    def take(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A buffer of so many values; one for each type and device."""
+        held = self._held.get((dtype, device))
         if held is None or held.numel() < count:
-            held = self._held[dtype] = torch.empty(count, dtype=dtype)
+            held = self._held[dtype, device] = torch.empty(count, dtype=dtype, device=device)
         return held[:count]
 
 
@@ -102,22 +102,22 @@ _WORDS = {1: torch.float32, 2: torch.int64, 4: torch.complex128}
 def _decoded(stream: Tensor, bits: int, count: int) -> Tensor:
     """Codes of the offset domain as float32, (count,), in scratch memory."""
     if 8 % bits:
-        flat = _scratch.take(count, torch.float32)
+        flat = _scratch.take(count, torch.float32, stream.device)
         return flat.copy_(unpack_codes(stream, bits, (count,)))
     # a byte holds whole codes, so a table of all bytes gives them without wide integers
-    each = 8 // bits
-    places = _scratch.take(len(stream), torch.int32).copy_(stream)
-    values = _scratch.take(len(stream) * each, torch.float32)
+    each, table = 8 // bits, _table(bits, stream.device)
+    places = _scratch.take(len(stream), torch.int32, stream.device).copy_(stream)
+    values = _scratch.take(len(stream) * each, torch.float32, stream.device)
     word = _WORDS.get(each)
     if word is None:
-        torch.index_select(_table(bits), 0, places, out=values.view(-1, each))
+        torch.index_select(table, 0, places, out=values.view(-1, each))
     else:  # what a byte holds moves as one number, four times as fast as a row of floats
-        torch.index_select(_table(bits).view(word)[:, 0], 0, places, out=values.view(word))
+        torch.index_select(table.view(word)[:, 0], 0, places, out=values.view(word))
     return values[:count]
 
 
-@lru_cache(maxsize=4)
-def _table(bits: int) -> Tensor:
+@lru_cache(maxsize=8)
+def _table(bits: int, device: torch.device) -> Tensor:
     """The codes in each byte, (256, 8 / bits) float32."""
     stream = torch.arange(256, dtype=torch.uint8)
-    return unpack_codes(stream, bits, (256, 8 // bits)).float()
+    return unpack_codes(stream, bits, (256, 8 // bits)).float().to(device)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from quantarena.bench.cli.main import run
+from quantarena.bench.personalise import personalise
 from quantarena.bench.ship.pipeline_folder import open_exported
 from quantarena.methods import hyper_parameters
 
@@ -221,3 +223,26 @@ def test_flow_matching_is_refused(pictures, tmp_path, capsys):
     code, _, err = told(capsys, "tune", made("sd3", tmp_path / "sd3"), *given, *FAST)
     assert (code, err.count("\n")) == (2, 1)
     assert "models of flow matching cannot be tuned" in err
+
+
+def test_a_network_learns_the_same_on_the_device(workload, pictures, tmp_path, card, monkeypatch):
+    monkeypatch.setattr(personalise, "peak_of", lambda call, place: (call(), card.peak)[1])
+    subject = ("--images", pictures, "--token", "blue", "--bits", "w4", *FAST)
+    for name, place in (("cpu", ()), ("cuda", ("--device", "cuda"))):
+        assert card.peak == 0
+        assert run([*map(str, ("tune", workload, *subject, *place, "-o", tmp_path / name))]) == 0
+    assert card.peak > 0, "nothing ran on the card"
+    ours, theirs = (
+        load_file(next((tmp_path / n).glob("*/packed.safetensors"))) for n in ("cpu", "cuda")
+    )
+    assert ours.keys() == theirs.keys()
+    assert [name for name, value in ours.items() if not value.equal(theirs[name])] == []
+    assert "--device cuda" in open_exported(tmp_path / "cuda").meta["command"]
+
+
+def test_tune_cannot_be_offloaded(workload, pictures, tmp_path, card, capsys):
+    given = ("--images", pictures, "--token", "blue", "--bits", "w4", "-o", tmp_path / "out")
+    code, _, err = told(capsys, "tune", workload, *given, "--device", "cuda", "--offload")
+    assert code == 2
+    assert "tune learns the whole network at once, and --offload has one block" in err
+    assert card.peak == 0, "nothing ran before"
