@@ -51,6 +51,7 @@ bench-kernels: install  ## packed layers against fp32 and other int8, with roofl
 
 gpu: install  ## on a CUDA device: its tests, preset smoke, kernels; docs/results/gpu-<card>.md
 	$(PY) -m pytest -m gpu
+	$(PY) -m pytest tests/methods/core/cuda  # without a GPU Triton's interpreter runs these
 	.venv/bin/quantarena run smoke --device cuda
 	$(PY) -m quantarena.methods.timing.cuda --json results/cuda.json
 	$(PY) docs/experiments/gpu_page.py results/smoke-cuda results/cuda.json

@@ -2,10 +2,12 @@
 
     quantarena quantize emoji-t2i --method q_diffusion --bits w8a8 -o packed
     python docs/experiments/openvino_parts.py packed
+    python docs/experiments/openvino_parts.py packed --only "the export" --images 2 --rounds 8
 
 docs/runtimes.md has the numbers. A network without a part computes something else: what it shows is
 the time that the part takes. Each network is timed in turns with the others, on one thread; then
-OpenVINO's own counters give the number of operations that run and their time by kind.
+OpenVINO's own counters give the number of operations that run and their time by kind. The second
+table has these of the export and of NNCF's graph, by kind, number format and primitive.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from quantarena.methods.rivals.stand_in import StandIn
 from quantarena.methods.runtimes import openvino_graph
 from quantarena.methods.runtimes.plain_layers import plain_network
 
-IMAGES, COUNTED = 16, 6
+COUNTED = 6
 EXACT = openvino_graph._codes_of
 ZERO_PART = openvino_graph._zero_part
 
@@ -105,18 +107,38 @@ def quantized_by_nncf(network: torch.nn.Module, points: Any) -> Any:
         )
 
 
-def counted(network: ov_network.OpenVinoNetwork, points: Any) -> tuple[Counter[str], Counter[str]]:
-    """Operations that ran in a step, and their milliseconds, by kind."""
+Kind = tuple[str, str]
+"""What an operation is, and what computes it."""
+Counts = tuple[Counter[Kind], Counter[Kind]]
+"""Operations, and their milliseconds."""
+
+
+def counted(network: ov_network.OpenVinoNetwork, points: Any) -> Counts:
+    """Operations that ran in a step, and their milliseconds, by kind and primitive."""
     request = network.compiled_for(points).create_infer_request()
     given = [t.numpy() for t in arguments(points.sample, points.timestep, points.conditions)]
-    counts, spent = Counter[str](), Counter[str]()
+    counts, spent = Counter[Kind](), Counter[Kind]()
     for _ in range(COUNTED):
         request.infer(given)
         for node in request.get_profiling_info():
             if node.real_time.total_seconds():
-                counts[node.node_type] += 1
-                spent[node.node_type] += 1e3 * node.real_time.total_seconds() / COUNTED
+                kind = (node.node_type, node.exec_type)
+                counts[kind] += 1
+                spent[kind] += 1e3 * node.real_time.total_seconds() / COUNTED
     return Counter({kind: count // COUNTED for kind, count in counts.items()}), spent
+
+
+def kinds_table(found: dict[str, Counts]) -> str:
+    """Operations and milliseconds of several graphs, by kind; the largest difference first."""
+    names = list(found)
+    kinds = {kind for counts, _ in found.values() for kind in counts}
+    first, last = (found[name][1] for name in (names[0], names[-1]))
+    head = " | ".join(f"{name}: operations | ms" for name in names)
+    lines = [f"| kind | primitive | {head} |", "|---" * (2 + 2 * len(names)) + "|"]
+    for kind in sorted(kinds, key=lambda k: -abs(first[k] - last[k])):
+        cells = (f"{counts[kind]} | {spent[kind]:.2f}" for counts, spent in found.values())
+        lines.append(f"| {kind[0]} | {kind[1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -124,15 +146,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="folder that quantize wrote")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--images", type=int, default=16, help="of a step, less guidance")
+    parser.add_argument("--only", nargs="+", choices=FORMS, default=list(FORMS))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    order = export_model.Order(given.folder, "openvino", Path("unused"), IMAGES, given.rounds, 0)
+    images = given.images
+    order = export_model.Order(given.folder, "openvino", Path("unused"), images, given.rounds, 0)
     exported = open_exported(given.folder)
     packed = exported.packed
     points = export_model._recorded(export_model._workspace(order, exported), lambda *_: None)
     few = points.rows(slice(0, 2))
     networks = {}
-    for name, (codes, zero_part) in FORMS.items():
+    for name in given.only:
+        codes, zero_part = FORMS[name]
         openvino_graph._codes_of, openvino_graph._zero_part = codes(), zero_part
         plain = plain_network(packed)
         model = ov_network.convert(plain.module, few)
@@ -141,20 +167,23 @@ def main() -> None:
     networks["NNCF int8"] = network_of(quantized_by_nncf(packed.module, points))
     modules = {name: StandIn(packed.module, network) for name, network in networks.items()}
     with packed.clock.at(int(points.step[0])), torch.no_grad():
+        if "the export" in modules:
+            wanted, found = points.call(packed.module), points.call(modules["the export"])
+            print(
+                f"one call of the export is {(found - wanted).norm() / wanted.norm():.1e} from ours"
+            )
         turns = take_turns({"our kernels": packed.module, **modules}, points, given.rounds)
-    ours = np.asarray(turns.seconds("the export"))
-    print("| network | ms a step | of the export's time | operations | ms of element-wise ones |")
+    base = np.asarray(turns.seconds(given.only[0]))
+    counts = {name: counted(network, points) for name, network in networks.items()}
+    print(f"{len(points)} rows a step, {turns.disturbed} of {given.rounds} rounds disturbed")
+    print(f"| network | ms a step | least | of the time of {given.only[0]} | operations |")
     print("|---|---|---|---|---|")
     for name in turns.calls:
         times = np.asarray(turns.seconds(name))
-        line = f"| {name} | {1e3 * np.median(times):.1f} | {np.median(times / ours):.2f} |"
-        if name in networks:
-            counts, spent = counted(networks[name], points)
-            line += f" {sum(counts.values())} | {spent['Subgraph']:.1f} |"
-        else:
-            line += " - | - |"
-        print(line)
-    print(f"{turns.disturbed} disturbed rounds")
+        line = f"| {name} | {1e3 * np.median(times):.1f} | {1e3 * times.min():.1f} |"
+        line += f" {np.median(times / base):.2f} |"
+        print(line + (f" {sum(counts[name][0].values())} |" if name in networks else " - |"))
+    print(kinds_table({name: counts[name] for name in (given.only[0], "NNCF int8")}))
 
 
 if __name__ == "__main__":

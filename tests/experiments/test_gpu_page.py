@@ -67,5 +67,11 @@ def test_rows_of_a_cpu_or_of_two_cards_are_refused(gpu_page):
 
 def test_the_verb_runs_tests_preset_kernels_and_page():
     recipe = (ROOT / "Makefile").read_text().split("\ngpu: ")[1].split("\n\n")[0]
-    for part in ("pytest -m gpu", "run smoke --device cuda", "timing.cuda", "gpu_page.py"):
+    for part in (
+        "pytest -m gpu",
+        "pytest tests/methods/core/cuda",
+        "run smoke --device cuda",
+        "timing.cuda",
+        "gpu_page.py",
+    ):
         assert part in recipe
