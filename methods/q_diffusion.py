@@ -94,9 +94,12 @@ class QDiffusion(Method):
         Attributes:
             split_shortcuts: a pair of quantizers for each half of a skip concatenation; if false,
                 one pair for both.
+            symmetric_weights: weights without zero points. At 8 bits other runtimes then skip the
+                sum that takes zero points off (docs/runtimes.md).
         """
 
         split_shortcuts: bool = True
+        symmetric_weights: bool = False
 
     info = MethodInfo(
         title="Q-Diffusion",
@@ -131,7 +134,9 @@ class QDiffusion(Method):
         model = ctx.wrap(splits=self.options.split_shortcuts)
         points = ctx.draw(UniformStride(ctx.effort.samples, CALIBRATION_STEPS))
         blocks = ctx.blocks(model, points)
-        model.set_weight_ranges(RECIPES[ctx.variant].weight_search)
+        model.set_weight_ranges(
+            RECIPES[ctx.variant].weight_search, symmetric=self.options.symmetric_weights
+        )
         model.notes["reconstruction"] = reconstruct_in_stages(
             model,
             blocks,

@@ -1,5 +1,7 @@
 """Round to nearest: min-max ranges, no optimisation. The baseline that any method must beat."""
 
+from dataclasses import dataclass
+
 from quantarena.methods.api import (
     FLOAT_WEIGHTS,
     FP_WIDTH,
@@ -7,6 +9,7 @@ from quantarena.methods.api import (
     Method,
     MethodContext,
     MethodInfo,
+    MethodOptions,
     QuantizedModel,
     calibrate_activations,
     minmax_range,
@@ -17,6 +20,19 @@ from quantarena.methods.api import (
 @register("rtn")
 class RoundToNearest(Method):
     """Min-max per output channel for weights, min-max per tensor for activations."""
+
+    @dataclass(frozen=True)
+    class Options(MethodOptions):
+        """Options of round to nearest.
+
+        Attributes:
+            symmetric_weights: weights without zero points. At 8 bits other runtimes then skip the
+                sum that takes zero points off (docs/runtimes.md).
+        """
+
+        symmetric_weights: bool = False
+
+    options: Options
 
     info = MethodInfo(
         title="RTN",
@@ -33,7 +49,7 @@ class RoundToNearest(Method):
     def quantize(self, ctx: MethodContext) -> QuantizedModel:
         """Find ranges from the weights and from uniformly spaced calibration points."""
         model = ctx.wrap()
-        model.set_weight_ranges(minmax_range)
+        model.set_weight_ranges(minmax_range, symmetric=self.options.symmetric_weights)
         points = ctx.range_points()
         ctx.progress(0, 1)
         calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)

@@ -35,6 +35,7 @@ LIGHT = [  # network, method, bits; what the pixel U-Net at w4a8 does not reach
     ("transformer", "vidit_q", W4A8),  # rotations
     ("conditional", "dgq", W4A8),  # a start token
     ("conditional", "tuneqdm", Bits(8, 16)),
+    ("conditional", "mpq_dm", W4A8),  # conditions in a network that learns as a whole
     ("pixel", "q_diffusion", Bits(2, 4)),
 ]
 

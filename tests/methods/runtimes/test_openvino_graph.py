@@ -37,6 +37,28 @@ def test_the_graph_computes_what_the_kernels_compute_in_int8(
     assert set(integer) == set(plain.layers)
 
 
+@pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
+def test_symmetric_weights_need_no_sum_over_the_input(networks, agrees, method, tmp_path):
+    probe, kind = networks["transformer"], entry(method).method
+    points = probe.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    added = {}
+    for symmetric in (False, True):
+        context = probe.context(parse_bits("w8a8"), "paper", Effort(16, 2))
+        packed = pack(kind(kind.Options(symmetric_weights=symmetric)).run(context))
+        plain = plain_network(packed)
+        model = ov_network.convert(plain.module, points)
+        before = len(model.get_ops())
+        openvino_graph.fill(model, plain.layers)
+        kinds = [node.get_type_name() for node in model.get_ops()]
+        added[symmetric] = kinds.count("ReduceSum"), len(kinds) - before
+        (folder := tmp_path / str(symmetric)).mkdir()
+        ov_network.save(model, folder)
+        network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
+        agrees(probe, packed, network)
+    assert added[False][0] > added[True][0] == 0
+    assert added[False][1] > added[True][1]
+
+
 def test_a_layer_without_a_product_is_named(networks):
     probe = networks["transformer"]
     packed = pack(

@@ -88,3 +88,15 @@ def test_what_has_no_plain_layer_is_refused_by_name(networks, method, bits, said
     with pytest.raises(Unsupported, match=said) as error:
         plain_network(packed)
     assert any(path in str(error.value) for path in packed.layers)
+
+
+@pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
+def test_symmetric_weights_fit_a_byte_less_their_zero_points(networks, method):
+    """So that a graph needs no sum over the input to take zero points off."""
+    reach = {}
+    for symmetric in (False, True):
+        packed = packed_by(networks["transformer"], method, "w8a8", symmetric_weights=symmetric)
+        layers = plain_network(packed).layers.values()
+        parts = [(layer.weight_codes.int().flatten(1), layer.weight_zero.int()) for layer in layers]
+        reach[symmetric] = max(int((codes - zero.view(-1, 1)).max()) for codes, zero in parts)
+    assert reach[False] > 127 >= reach[True] > 100
