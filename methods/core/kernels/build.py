@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-__sources__ = ("csrc/*", "csrc/units/*", "csrc/attention/*")
+__sources__ = ("csrc/*", "csrc/units/*", "csrc/wide/*", "csrc/attention/*")
 """Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"
@@ -60,6 +60,7 @@ def _isa_units(machine: str) -> tuple[Unit, ...]:
             Unit("units/isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
             Unit("units/isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
             Unit("units/isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
+            Unit("units/isa_avx512wide.cpp", (*avx2, *wide, "-mavx512dq"), "QA_WITH_AVX512WIDE"),
         )
     if machine in ("aarch64", "arm64"):
         return (scalar, Unit("units/isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))

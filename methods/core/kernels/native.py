@@ -20,7 +20,7 @@ ABI = 10
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
-WIDE = frozenset({"scalar", "avxvnni", "avx512vnni", "neon"})
+WIDE = frozenset({"scalar", "avxvnni", "avx512vnni", "avx512wide", "amx", "neon"})
 """Instruction sets whose byte kernels accumulate in int32 without intermediate rounding."""
 
 PAIRS = frozenset({"scalar", "avx2", "torch"})

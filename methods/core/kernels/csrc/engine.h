@@ -16,6 +16,7 @@
 #include "mixed.h"
 #include "panels.h"
 #include "plan.h"
+#include "wide/pairs.h"
 
 namespace {
 
@@ -27,6 +28,7 @@ class Engine {
     using Mixed = MixedPanels<Isa, PAIR>;
     static constexpr int kStepsPerUnit = Cut::kStepsPerUnit;
     static constexpr int64_t kPanelBytes = PAIR ? 512 : 256;  // per unit, unpacked
+    static constexpr int kUnpacked = Isa::kPairs ? 2 : 1;     // panels at a time
 
   public:
     static int run(const QaLayer* layer, const QaGeometry* geometry, const float* x, void* y,
@@ -62,7 +64,11 @@ class Engine {
     }
 
     static int peak(int32_t units, int64_t repeats) {
-        const size_t depth = static_cast<size_t>(units) * kPanelBytes;
+        if (units == 0) {
+            if constexpr (!Isa::kResident) return QA_BAD_ARGUMENT;
+            else return Isa::template resident<PAIR>(repeats), QA_OK;
+        }
+        const size_t depth = static_cast<size_t>(units) * kPanelBytes * kUnpacked;
         uint8_t* rows = static_cast<uint8_t*>(qa_scratch(QA_SLOT_ACTIVATIONS, depth));
         void* panel = qa_scratch(QA_SLOT_PANEL, depth);
         const int steps = units * kStepsPerUnit;
@@ -70,8 +76,12 @@ class Engine {
             static_cast<int32_t*>(qa_scratch(QA_SLOT_CALL, sizeof(int32_t) * steps));
         if (rows == nullptr || panel == nullptr || offset == nullptr) return QA_NO_MEMORY;
         for (int s = 0; s < steps; ++s) offset[s] = 4 * s;
-        const uint8_t* row[6];
-        for (int r = 0; r < 6; ++r) row[r] = rows + r * 4 * static_cast<int64_t>(steps);
+        const uint8_t* row[8];
+        for (int r = 0; r < 8; ++r) row[r] = rows + r * 4 * static_cast<int64_t>(steps);
+        if constexpr (Isa::kPairs) {
+            PairRun<Isa>::peak(row, offset, static_cast<const uint8_t*>(panel), steps, repeats);
+            return QA_OK;
+        }
         const uint16_t chunk = static_cast<uint16_t>(units);
         alignas(64) int32_t tile[6 * 16];
         for (int64_t i = 0; i < repeats; ++i)
@@ -107,8 +117,9 @@ class Engine {
             static_cast<size_t>(call.image_pitch) * b.images + 512 + 4 * static_cast<size_t>(call.image_cols);
         uint8_t* image = static_cast<uint8_t*>(qa_scratch(QA_SLOT_ACTIVATIONS, image_bytes));
         const int pixels = b.images * b.rows * b.cols;
-        void* panel = qa_scratch(QA_SLOT_PANEL, l.parts ? Mixed::bytes(call, pixels)
-                                                        : static_cast<size_t>(l.units) * kPanelBytes);
+        const size_t panel_bytes = static_cast<size_t>(l.units) * kPanelBytes;
+        const size_t more = l.parts ? Mixed::bytes(call, pixels) : panel_bytes;
+        void* panel = qa_scratch(QA_SLOT_PANEL, panel_bytes * (kUnpacked - 1) + more);
         const int halves = b.images * b.rows * static_cast<int>(ceil_div(b.cols, 4));
         const size_t list_bytes = call.planar ? sizeof(PixelVector) * (halves + 2)
                                               : (sizeof(int64_t) + sizeof(int32_t)) * pixels;
@@ -133,7 +144,7 @@ class Engine {
         const int last = static_cast<int>(static_cast<int64_t>(all) * (part + 1) / call.splits);
         int group = -1;
         const bool few = Mixed::few(call, pixels);
-        Mixed mixed(call, static_cast<uint8_t*>(panel));
+        Mixed mixed(call, static_cast<uint8_t*>(panel) + panel_bytes * (kUnpacked - 1));
         const int count_each = last - first;
         for (int i = 0; i < count_each * (l.sum_groups ? l.groups : 1); ++i) {
             const int p = i / larger(count_each, 1) * l.panels + first + i % larger(count_each, 1);
@@ -165,15 +176,30 @@ class Engine {
                     continue;
                 }
             }
-            if (l.parts) {
-                mixed.fill(group, p % l.panels);
+            if constexpr (Isa::kPairs) {
+                // the next panel too, where this pass has one of the same group
+                const bool two = !call.planar && (i + 1) % count_each != 0 && (p + 1) % l.panels != 0;
+                uint8_t* to = static_cast<uint8_t*>(panel);
+                for (int k = 0; k <= two; ++k, to += panel_bytes) {
+                    if (l.parts) {
+                        mixed.fill(group, p % l.panels + k, to);
+                    } else {
+                        Panel::unpack(call, l, group, p % l.panels + k, to);
+                    }
+                }
+                PairRun<Isa>::run(call, p, two, image, static_cast<uint8_t*>(panel), list, b.col0, count, sums);
+                i += two;
             } else {
-                Panel::unpack(call, l, group, p % l.panels, panel);
-            }
-            if (call.planar) {
-                Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
-            } else {
-                Panel::template dense_panel<false>(call, p, image, panel, nullptr, static_cast<int64_t*>(list), b.col0, count, sums);
+                if (l.parts) {
+                    mixed.fill(group, p % l.panels, static_cast<uint8_t*>(panel));
+                } else {
+                    Panel::unpack(call, l, group, p % l.panels, panel);
+                }
+                if (call.planar) {
+                    Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
+                } else {
+                    Panel::template dense_panel<false>(call, p, image, panel, nullptr, static_cast<int64_t*>(list), b.col0, count, sums);
+                }
             }
         }
         return true;
@@ -189,8 +215,7 @@ struct BothForms {
                            : Engine<Isa, false>::run(layer, geometry, x, y, step, threads, flags, rows);
     }
     static int peak(int32_t pair, int32_t units, int64_t repeats) {
-        return pair ? Engine<Isa, true>::peak(units, repeats)
-                    : Engine<Isa, false>::peak(units, repeats);
+        return pair ? Engine<Isa, true>::peak(units, repeats) : Engine<Isa, false>::peak(units, repeats);
     }
 };
 

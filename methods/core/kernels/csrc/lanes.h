@@ -10,6 +10,11 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
+
+// Plain additions, hidden from the optimizer: gcc would re-associate them across unrolled steps,
+// run out of registers and spill the accumulators.
+#define QA_ADD16(acc, value) __asm__("vpaddw %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
+#define QA_ADD32(acc, value) __asm__("vpaddd %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
 #endif
 
 #define QA_ALWAYS __attribute__((always_inline))

@@ -34,7 +34,7 @@ struct Isa {
 
 #if defined(__x86_64__)
 struct X86 {
-    bool avx2 = false, avxvnni = false, avx512vnni = false;
+    bool avx2 = false, avxvnni = false, avx512vnni = false, avx512wide = false;
     X86() {
         unsigned a, b, c, d;
         if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -49,6 +49,7 @@ struct X86 {
         const bool avx512f = b & (1u << 16), avx512vl = b & (1u << 31);
         const bool avx512bw = b & (1u << 30);
         avx512vnni = avx2 && zmm && avx512f && avx512vl && avx512bw && (c & (1u << 11));
+        avx512wide = avx512vnni && (b & (1u << 17));
         const unsigned leaves = a;
 #if defined(QA_EMULATE_VNNI)
         avxvnni = avx2;
@@ -61,11 +62,14 @@ struct X86 {
 
 // Best first.
 const Isa* isa_table(int* count) {
-    static Isa table[5];
+    static Isa table[7];
     static int used = [] {
         int n = 0;
 #if defined(__x86_64__)
         const X86 cpu;
+#if defined(QA_WITH_AVX512WIDE)
+        table[n++] = {"avx512wide", &qa_unit_avx512wide, cpu.avx512wide};
+#endif
 #if defined(QA_WITH_AVXVNNI)
         table[n++] = {"avxvnni", &qa_unit_avxvnni, cpu.avxvnni};
 #endif

@@ -42,22 +42,22 @@ class MixedPanels {
     MixedPanels(const Call& of, uint8_t* scratch)
         : call(of), l(*of.layer), pitch(l.units * kUnitBytes), panel(scratch) {}
 
-    // Channels 16 p to 16 p + 15 of a group, unpacked.
-    void fill(int group, int p) {
-        std::memset(panel, 0, pitch);
+    // Channels 16 p to 16 p + 15 of a group, unpacked to `target`.
+    void fill(int group, int p, uint8_t* target) {
+        std::memset(target, 0, pitch);
         for (int n = 0; n < smaller(16, l.out_channels - 16 * p); ++n) {
             const Channel at = channel_of(l, 16 * p + n);
             const uint8_t* codes = stored(at, group);
             const int slot = at.index % kWidths * 2 + at.row / 16 % 2;
             uint8_t* from = panel + (1 + slot) * pitch;
             if (held[slot] != codes) {
-                if (used(from)) move();
+                if (used(from)) move(target);
                 Rows::unpack(call, *at.part, group, at.row / 16, from);
                 held[slot] = codes;
             }
             add(from, at.row % 16, n);
         }
-        move();
+        move(target);
     }
 
     // Sums of those panels of a group's parts that hold channels of panels `first` to `last` - 1.
@@ -148,11 +148,11 @@ class MixedPanels {
         for (int b = 0; b < 4; ++b) all[i].order[n % 4 * 4 + b] = static_cast<int8_t>(shift + b);
     }
 
-    void move() {
+    void move(uint8_t* target) {
         const int64_t steps = pitch / 64;
         for (int64_t s = 0; s < steps; s += kNear)
             for (int q = 0; q < 4; ++q) {
-                Isa::move_lanes(moves[q], count[q], smaller<int64_t>(kNear, steps - s), panel + 64 * s + 16 * q);
+                Isa::move_lanes(moves[q], count[q], smaller<int64_t>(kNear, steps - s), target + 64 * s + 16 * q);
                 for (int i = 0; i < count[q]; ++i) moves[q][i].from += 64 * kNear;
             }
         for (int& c : count) c = 0;

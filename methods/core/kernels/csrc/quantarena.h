@@ -127,7 +127,9 @@ void* qa_scratch(QaSlot slot, size_t bytes);
 struct QaAttention;  // attention.h
 
 // Entry points of one instruction-set unit.  `peak` runs the micro-kernel alone on data that stay in
-// the first-level cache, `repeats` times over 6 x 16 outputs and `units` units of K.
+// the first-level cache, for as many products as `repeats` times 6 x 16 outputs and `units` units of K
+// have (repeats a multiple of 32).  With no units it runs the products of one unit without memory:
+// the instruction alone, on operands in registers.
 struct QaUnit {
     QaRun run;
     int (*peak)(int32_t pair, int32_t units, int64_t repeats);
@@ -138,6 +140,7 @@ struct QaUnit {
     int (*attention)(const QaAttention*, int32_t threads);
     int (*rotate)(const QaRotation*, const float* x, float* y, int32_t threads);
 };
-extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni, qa_unit_neon;
+extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni;
+extern const QaUnit qa_unit_avx512wide, qa_unit_amx, qa_unit_neon;
 
 #endif

@@ -7,7 +7,7 @@ namespace {
 struct Scalar {
     static constexpr int64_t kBlockBytes = 128 * 1024;
     static constexpr int64_t kThreadWork = 500 * 1000;
-    static constexpr bool kDirect = false;
+    static constexpr bool kDirect = false, kPairs = false, kTiles = false, kResident = false;
 
     template <bool PAIR>
     static void quantize_planar(const float* const* plane, const float* mult, int n,

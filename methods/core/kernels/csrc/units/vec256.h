@@ -9,17 +9,13 @@
 #include "units/vec256_store.h"
 #include "units/vec256_unpack.h"
 
-// Plain additions, hidden from the optimizer: gcc would re-associate them across unrolled steps,
-// run out of registers and spill the accumulators.
-#define QA_ADD16(acc, value) __asm__("vpaddw %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
-#define QA_ADD32(acc, value) __asm__("vpaddd %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
-
 namespace {
 
 struct QA_UNIT : Quantize256, Unpack256, Store256 {
     static constexpr int64_t kBlockBytes = 128 * 1024;
     static constexpr int64_t kThreadWork = 16 * 1000 * 1000;
     static constexpr bool kDirect = true;  // dense_direct exists
+    static constexpr bool kPairs = false, kTiles = false, kResident = true;
 
     // ---- micro-kernels: VECTORS x 2 accumulators, one dword step at a time ---------------------
 
@@ -132,6 +128,26 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
             }
         }
         flush<true, ROWS>(acc, tile, true);
+    }
+
+    // The instructions of a product alone, on operands in registers: as many products as 6 x 16 outputs
+    // of a unit.
+    template <bool PAIR>
+    static void resident(int64_t repeats) {
+        __m256i acc[12], a = _mm256_set1_epi8(1);
+#pragma GCC unroll 12
+        for (int k = 0; k < 12; ++k) acc[k] = _mm256_setzero_si256();
+        for (int64_t i = 0; i < repeats; ++i) {
+            __asm__ volatile("" : "+x"(a));  // the product is not the same one every time
+#pragma GCC unroll 96
+            for (int k = 0; k < (PAIR ? 96 : 48); ++k) {
+                __m256i w = a;
+                __asm__("" : "+x"(w));
+                multiply_add<PAIR>(acc[k % 12], a, w);
+            }
+        }
+#pragma GCC unroll 12
+        for (int k = 0; k < 12; ++k) __asm__ volatile("" ::"x"(acc[k]));
     }
 
     template <bool PAIR, int CHANNELS, bool SPLIT>
