@@ -64,19 +64,74 @@ def test_no_regression(benchmark):
     assert not slow, f"slower than the floor: {slow}"
 
 
-def test_micro_kernels_keep_their_accumulators_in_registers(benchmark):
-    """Spilled accumulators show as many 256-bit stack accesses in a micro-kernel."""
-    if "avx2" not in native.load().status.available or shutil.which("objdump") is None:
-        pytest.skip("needs the AVX2 unit and objdump")
+@pytest.fixture(scope="module")
+def functions():
+    """Disassembly of every function of the library by its demangled name; units share names."""
+    if shutil.which("objdump") is None:
+        pytest.skip("needs objdump")
     library = Path(native.__file__).with_name(native.LIBRARY_NAME)
+    if not library.exists():
+        pytest.skip("needs the native library")
     command = ["objdump", "-dC", "--no-show-raw-insn", str(library)]
-    text = benchmark.pedantic(
-        lambda: subprocess.run(command, capture_output=True, text=True, check=True).stdout, rounds=1
-    )
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = [re.match(r"\w+ <(.*)>:\n(.*)", body, re.DOTALL) for body in text.split("\n\n")]
+    return [(match[1], match[2]) for match in found if match]
+
+
+def test_micro_kernels_keep_their_accumulators_in_registers(functions):
+    """Spilled accumulators show as many 256-bit stack accesses in a micro-kernel."""
     stack = {}
-    for body in text.split("\n\n"):
-        found = re.search(r"Avx2::((?:dense|planar)<\w+, [46](?:, \w+)?>)\(unsigned char", body)
+    for name, body in functions:
+        found = re.search(r"Avx2::((?:dense|planar)<\w+, [46](?:, \w+)?>)\(unsigned char", name)
         if found and re.search(r"vpmadd", body):
             stack[found[1]] = len(re.findall(r"%ymm.*\(%r[sb]p|\(%r[sb]p.*%ymm", body))
+    if not stack and "avx2" not in native.load().status.available:
+        pytest.skip("needs the AVX2 unit")
     assert len(stack) >= 8
     assert max(stack.values()) <= 8, stack
+
+
+def loops(body):
+    """Instructions of each innermost loop of a function: from the target of a jump back to it."""
+    lines = re.findall(r"^ *([0-9a-f]+):\s+(\S.*)$", body, re.MULTILINE)
+    at = [int(address, 16) for address, _ in lines]
+    found = []
+    for end, (address, text) in enumerate(lines):
+        jump = re.match(r"j\w+ +([0-9a-f]+) ", text)
+        if jump and at[0] <= int(jump[1], 16) < int(address, 16):
+            found.append([text for _, text in lines[at.index(int(jump[1], 16)) : end + 1]])
+    inner = [loop for loop in found if sum(set(other) < set(loop) for other in found) == 0]
+    return inner or found
+
+
+WIDE_KERNELS = {
+    r"pair_tile<8, 2>": (2 * 16, 2 * 8),
+    r"pair_tile<8, 1>": (8, 8),
+    r"pair_tile<4, 2>": (2 * 8, 2 * 4),
+    r"plane_tile<16, 0>": (2 * 16, 0),
+    r"plane_tile<16, 1>": (2 * 16, 0),
+    r"plane_tile<16, 2>": (2 * 16, 0),
+}
+"""Dot products and broadcasts in one round of the loop: two steps of K, one where a panel is alone."""
+
+
+@pytest.mark.parametrize("kernel", WIDE_KERNELS)
+def test_wide_micro_kernels_do_nothing_but_multiply(functions, kernel):
+    """No spill, no copy of a register, no broadcast from a general register in the loop over K."""
+    bodies = [body for name, body in functions if f"512::{kernel}(" in name]
+    if not bodies:
+        pytest.skip("the compiler left the 512-bit units out")
+    for body in bodies:
+        hot = [loop for loop in loops(body) if any("vpdpbusd" in line for line in loop)]
+        assert len(hot) == 1
+        products, broadcasts = WIDE_KERNELS[kernel]
+        assert sum("vpdpbusd" in line for line in hot[0]) == products
+        assert sum("vpbroadcastd" in line for line in hot[0]) == broadcasts
+        waste = [
+            line
+            for line in hot[0]
+            if re.search(r"\(%r[sb]p", line)
+            or re.match(r"vmov\w+ +%[xyz]mm\d+,%[xyz]mm\d+$", line)
+            or re.match(r"vpbroadcastd +%[er]", line)
+        ]
+        assert not waste

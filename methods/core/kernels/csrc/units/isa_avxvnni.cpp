@@ -11,9 +11,10 @@ inline __m256i emulated_dot(__m256i acc, __m256i a, __m256i w) {
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 }
 }  // namespace
-#define QA_DOT emulated_dot
+#define QA_DOT(acc, a, w) acc = emulated_dot(acc, a, w)
 #else
-#define QA_DOT _mm256_dpbusd_avx_epi32
+#define QA_PIN "x"
+#define QA_DOT(acc, a, w) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(w))
 #endif
 #include "units/vec256.h"
 #include "attention/attention.h"

@@ -19,10 +19,17 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
 
     // ---- micro-kernels: VECTORS x 2 accumulators, one dword step at a time ---------------------
 
+    typedef int32_t Dword __attribute__((may_alias, aligned(1)));
+
     static __m256i load(const uint8_t* at) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     }
     static __m256i spread(const uint8_t* at) {
+#if defined(QA_PIN)
+        __m256i all;
+        __asm__("vpbroadcastd %1, %0" : "=" QA_PIN(all) : "m"(*reinterpret_cast<const Dword*>(at)));
+        return all;
+#endif
         int32_t dword;
         std::memcpy(&dword, at, 4);
         return _mm256_set1_epi32(dword);
@@ -32,7 +39,7 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
     template <bool PAIR>
     static void multiply_add(__m256i& acc, __m256i activation, __m256i weight) {
 #if defined(QA_DOT)
-        acc = QA_DOT(acc, activation, weight);
+        QA_DOT(acc, activation, weight);
 #else
         if (PAIR) {
             const __m256i product = _mm256_madd_epi16(activation, weight);

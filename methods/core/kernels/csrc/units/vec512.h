@@ -41,6 +41,8 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
     template <int ROWS, int PANELS>
     static QA_NOINLINE void pair_tile(const uint8_t* const* rows, const int32_t* offset, const uint8_t* w,
                                       int64_t pitch, int steps, int32_t* tile) {
+        // one step at a time where a panel is alone: gcc 12 copies eight accumulators between two steps
+        constexpr int kSteps = PANELS == 1 ? 1 : 2;
         const uint8_t* row[ROWS];
         __m512i acc[ROWS][PANELS];
 #pragma GCC unroll 8
@@ -49,9 +51,9 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
 #pragma GCC unroll 2
             for (int p = 0; p < PANELS; ++p) acc[r][p] = _mm512_setzero_si512();
         }
-        for (int s = 0; s < steps; s += 2, offset += 2, w += 128) {
+        do {
 #pragma GCC unroll 2
-            for (int u = 0; u < 2; ++u) {
+            for (int u = 0; u < kSteps; ++u) {
                 __m512i weight[PANELS];
 #pragma GCC unroll 2
                 for (int p = 0; p < PANELS; ++p) weight[p] = _mm512_load_si512(w + 64 * u + p * pitch);
@@ -63,7 +65,9 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
                     for (int p = 0; p < PANELS; ++p) multiply_add(acc[r][p], a, weight[p]);
                 }
             }
-        }
+            offset += kSteps;
+            w += 64 * kSteps;
+        } while ((steps -= kSteps) > 0);
 #pragma GCC unroll 2
         for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 8
@@ -85,15 +89,17 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
     template <int RUNS>
     static QA_INLINE __m512i load_runs(const uint8_t* const* p, int64_t at) {
         if (RUNS == kOneRun) return _mm512_loadu_si512(p[0] + at);
-        __m256i low, high;
-        if (RUNS == kTwoRuns) {
-            low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[0] + at));
-            high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[2] + at));
-        } else {
-            low = load_pixels(p[0] + at, p[1] + at);
-            high = load_pixels(p[2] + at, p[3] + at);
-        }
-        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        const auto four = [at](const uint8_t* from) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at));
+        };
+        const auto eight = [at](const uint8_t* from) {
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + at));
+        };
+        if (RUNS == kTwoRuns)
+            return _mm512_inserti64x4(_mm512_castsi256_si512(eight(p[0])), eight(p[2]), 1);
+        __m512i all = _mm512_inserti32x4(_mm512_castsi128_si512(four(p[0])), four(p[1]), 1);
+        all = _mm512_inserti32x4(all, four(p[2]), 2);
+        return _mm512_inserti32x4(all, four(p[3]), 3);
     }
 
     // CHANNELS channels of a panel by 16 pixels; tile [channel][16].
@@ -104,14 +110,16 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
         __m512i acc[CHANNELS];
 #pragma GCC unroll 16
         for (int r = 0; r < CHANNELS; ++r) acc[r] = _mm512_setzero_si512();
-        for (int s = 0; s < steps; s += 2, offset += 2, w += 128) {
+        do {
 #pragma GCC unroll 2
             for (int u = 0; u < 2; ++u) {
                 const __m512i a = load_runs<RUNS>(p, offset[u]);
 #pragma GCC unroll 16
                 for (int r = 0; r < CHANNELS; ++r) multiply_add(acc[r], a, w + 64 * u + 4 * r);
             }
-        }
+            offset += 2;
+            w += 128;
+        } while ((steps -= 2) > 0);
 #pragma GCC unroll 16
         for (int r = 0; r < CHANNELS; ++r) _mm512_store_si512(tile + 16 * r, acc[r]);
     }
