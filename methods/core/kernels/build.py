@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,14 @@ def _isa_units(machine: str) -> tuple[Unit, ...]:
     scalar = Unit("units/isa_scalar.cpp", (), None)
     if machine in ("x86_64", "AMD64"):
         avx2 = ("-mavx2", "-mfma")
-        wide = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni")
+        wide = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni")
         return (
             scalar,
             Unit("units/isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
             Unit("units/isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
             Unit("units/isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
-            Unit("units/isa_avx512wide.cpp", (*avx2, *wide, "-mavx512dq"), "QA_WITH_AVX512WIDE"),
+            Unit("units/isa_avx512wide.cpp", (*avx2, *wide), "QA_WITH_AVX512WIDE"),
+            Unit("units/isa_amx.cpp", (*avx2, *wide, "-mamx-tile", "-mamx-int8"), "QA_WITH_AMX"),
         )
     if machine in ("aarch64", "arm64"):
         return (scalar, Unit("units/isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))
@@ -90,7 +92,13 @@ def _run(command: list[str]) -> str | None:
     return next((line for line in lines if "error" in line), lines[0])
 
 
-def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
+def _is_wanted(unit: Unit, wanted: Collection[str] | None) -> bool:
+    return unit.macro is None or wanted is None or unit.macro in wanted
+
+
+def compile_library(
+    sources: Path, target: Path, wanted: Collection[str] | None = None
+) -> tuple[str, ...]:
     """Compiles and links every unit that the compiler can handle.
 
     An instruction-set unit that an old compiler rejects is left out; the portable unit must build.
@@ -98,6 +106,7 @@ def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
     Args:
         sources: the ``csrc`` folder.
         target: path of the shared library to write.
+        wanted: macros of the instruction-set units to build besides the portable one; by default all.
 
     Returns:
         Macros of the instruction-set units that were left out.
@@ -120,7 +129,8 @@ def compile_library(sources: Path, target: Path) -> tuple[str, ...]:
             return unit, output, _run(command)
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            results = list(pool.map(compile_one, units(platform.machine())))
+            chosen = [u for u in units(platform.machine()) if _is_wanted(u, wanted)]
+            results = list(pool.map(compile_one, chosen))
         objects, macros, missing = [], [], []
         for unit, output, error in results:
             if error is None:

@@ -1,12 +1,13 @@
 """Loads the compiled library with ctypes and describes what this machine can run.
 
 The environment variable ``QUANTARENA_KERNELS`` picks an instruction set by name (``scalar``,
-``avx2``, ...) or ``reference`` for the torch oracle; it is read once, at the first use.
+``avx2``, ...) or ``reference`` for the torch oracle; it is read once, at the first use. Without it a
+measurement decides (see ``choice``).
 """
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -109,9 +110,13 @@ class NativeStatus:
     reason: str
     """Why the reference runs; empty where the native kernels run."""
     available: tuple[str, ...]
-    """Instruction sets compiled in and usable on this machine, best first."""
+    """Instruction sets compiled in and usable on this machine, the expected best first."""
     threads: str
     """OpenMP runtime whose threads the kernels share, or why there is only one."""
+    chosen: str = ""
+    """How the instruction set was chosen; empty where a caller named it."""
+    absent: tuple[str, ...] = ()
+    """Instruction sets compiled in but not usable here, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +174,10 @@ def _share_threads(library: ctypes.CDLL) -> str:
 
 
 def load(choice: str | None = None) -> Library:
-    """Loads the library for one instruction set.
+    """Loads the library for one instruction set, without a measurement.
 
     Args:
-        choice: ``reference`` or the name of an instruction set; None for the best one.
+        choice: ``reference`` or the name of an instruction set; None for the first of the list.
 
     Returns:
         The library, or the reference with the reason when there is nothing to load.
@@ -191,7 +196,7 @@ def load(choice: str | None = None) -> Library:
         return Library(NativeStatus("reference", "torch", reason, (), "torch"), None)
     try:
         library = ctypes.CDLL(str(path))
-        library.qa_isa_name.restype = ctypes.c_char_p
+        library.qa_isa_name.restype = library.qa_isa_absent.restype = ctypes.c_char_p
         library.qa_entry.restype = _ptr
         library.qa_set_parallel.argtypes = [_ptr]
         if library.qa_abi() != ABI:
@@ -219,7 +224,13 @@ def load(choice: str | None = None) -> Library:
         RotationFunction,
     )
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
-    return Library(NativeStatus("packed", isa, "", tuple(names), _share_threads(library)), *entries)
+    absent: list[str] = []
+    while (reason := library.qa_isa_absent(len(absent))) is not None:
+        absent.append(reason.decode())
+    status = NativeStatus(
+        "packed", isa, "", tuple(names), _share_threads(library), absent=tuple(absent)
+    )
+    return Library(status, *entries)
 
 
 @cache
@@ -230,10 +241,20 @@ def library() -> Library:
         UserError: the environment names an instruction set that is not usable here.
     """
     choice = os.environ.get("QUANTARENA_KERNELS") or None
+    chosen = "named by QUANTARENA_KERNELS"
     try:
-        return load(choice)
+        found = load(choice)
     except ValueError as error:
         raise UserError(f"QUANTARENA_KERNELS={choice}: {error}") from None
+    if choice is None and found.run is not None:
+        from quantarena.methods.core.kernels.choice import choose  # which loads units by this module
+
+        path = Path(__file__).resolve().parent / LIBRARY_NAME
+        isa, chosen = choose(path, found.status.available)
+        found = load(isa)
+    if found.run is None:
+        return found
+    return replace(found, status=replace(found.status, chosen=chosen))
 
 
 def status() -> NativeStatus:

@@ -40,7 +40,7 @@ def build(folder: Path, sanitizers: str) -> Path:
     flags += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     parts = units(platform.machine())
     macros = tuple(f"-D{unit.macro}" for unit in parts if unit.macro)
-    flags += [*macros, "-DQA_EMULATE_VNNI", "-DQA_SHARE_ALL", f"-I{sources}"]
+    flags += [*macros, "-DQA_EMULATE_VNNI", "-DQA_EMULATE_AMX", "-DQA_SHARE_ALL", f"-I{sources}"]
     named = [(unit.source, unit.flags) for unit in parts]
     named += [("library.cpp", ()), ("fuzz/fuzz.cpp", ()), ("fuzz/attention_fuzz.cpp", ())]
 

@@ -115,6 +115,7 @@ struct Call {
     Quantizer quant;
     const QaRowScales* rows;
     bool planar;
+    bool tiles;  // the call is large enough for tiles, where the unit has them
     int tap_steps;    // 32-bit steps per kernel tap
     int real_steps;   // of all taps
     int total_steps;  // padded to whole units

@@ -17,6 +17,7 @@
 #include "panels.h"
 #include "plan.h"
 #include "wide/pairs.h"
+#include "wide/tile_run.h"
 
 namespace {
 
@@ -64,6 +65,7 @@ class Engine {
     }
 
     static int peak(int32_t units, int64_t repeats) {
+        if constexpr (Isa::kTiles) return TileRun<Isa>::peak(units, repeats);
         if (units == 0) {
             if constexpr (!Isa::kResident) return QA_BAD_ARGUMENT;
             else return Isa::template resident<PAIR>(repeats), QA_OK;
@@ -119,7 +121,14 @@ class Engine {
         const int pixels = b.images * b.rows * b.cols;
         const size_t panel_bytes = static_cast<size_t>(l.units) * kPanelBytes;
         const size_t more = l.parts ? Mixed::bytes(call, pixels) : panel_bytes;
-        void* panel = qa_scratch(QA_SLOT_PANEL, panel_bytes * (kUnpacked - 1) + more);
+        const bool few = Mixed::few(call, pixels);
+        bool tiles = false;
+        if constexpr (Isa::kTiles) tiles = call.tiles && !few && pixels >= Isa::kRows;
+        size_t ahead = panel_bytes * (kUnpacked - 1);
+        if constexpr (Isa::kTiles) {
+            if (tiles) ahead = TileRun<Isa>::bytes(call, pixels);
+        }
+        void* panel = qa_scratch(QA_SLOT_PANEL, ahead + more);
         const int halves = b.images * b.rows * static_cast<int>(ceil_div(b.cols, 4));
         const size_t list_bytes = call.planar ? sizeof(PixelVector) * (halves + 2)
                                               : (sizeof(int64_t) + sizeof(int32_t)) * pixels;
@@ -143,8 +152,14 @@ class Engine {
         const int first = static_cast<int>(static_cast<int64_t>(all) * part / call.splits);
         const int last = static_cast<int>(static_cast<int64_t>(all) * (part + 1) / call.splits);
         int group = -1;
-        const bool few = Mixed::few(call, pixels);
-        Mixed mixed(call, static_cast<uint8_t*>(panel) + panel_bytes * (kUnpacked - 1));
+        Mixed mixed(call, static_cast<uint8_t*>(panel) + ahead);
+        const auto fill = [&](int p, uint8_t* to) {
+            if (l.parts) {
+                mixed.fill(p / l.panels, p % l.panels, to);
+            } else {
+                Panel::unpack(call, l, p / l.panels, p % l.panels, to);
+            }
+        };
         const int count_each = last - first;
         for (int i = 0; i < count_each * (l.sum_groups ? l.groups : 1); ++i) {
             const int p = i / larger(count_each, 1) * l.panels + first + i % larger(count_each, 1);
@@ -176,25 +191,23 @@ class Engine {
                     continue;
                 }
             }
+            if constexpr (Isa::kTiles) {
+                if (tiles) {  // all panels of this pass and group
+                    const int n = smaller(l.panels - p % l.panels, count_each - i % count_each);
+                    TileRun<Isa>::run(call, p, n, image, panel, static_cast<int64_t*>(list), b.col0, count, sums, fill);
+                    i += n - 1;
+                    continue;
+                }
+            }
             if constexpr (Isa::kPairs) {
                 // the next panel too, where this pass has one of the same group
                 const bool two = !call.planar && (i + 1) % count_each != 0 && (p + 1) % l.panels != 0;
                 uint8_t* to = static_cast<uint8_t*>(panel);
-                for (int k = 0; k <= two; ++k, to += panel_bytes) {
-                    if (l.parts) {
-                        mixed.fill(group, p % l.panels + k, to);
-                    } else {
-                        Panel::unpack(call, l, group, p % l.panels + k, to);
-                    }
-                }
+                for (int k = 0; k <= two; ++k) fill(p + k, to + k * panel_bytes);
                 PairRun<Isa>::run(call, p, two, image, static_cast<uint8_t*>(panel), list, b.col0, count, sums);
                 i += two;
             } else {
-                if (l.parts) {
-                    mixed.fill(group, p % l.panels, static_cast<uint8_t*>(panel));
-                } else {
-                    Panel::unpack(call, l, group, p % l.panels, panel);
-                }
+                fill(p, static_cast<uint8_t*>(panel));
                 if (call.planar) {
                     Panel::planar_panel(call, p, image, panel, static_cast<PixelVector*>(list), count, sums);
                 } else {

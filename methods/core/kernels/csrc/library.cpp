@@ -1,6 +1,7 @@
 // Exported functions: choice of the instruction set, threads, scratch memory.
 #include <pthread.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -11,6 +12,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -29,12 +34,29 @@ GompParallel gomp_parallel = nullptr;
 struct Isa {
     const char* name;
     const QaUnit* unit;
-    bool usable;
+    const char* absent;  // why this machine cannot run it: a phrase, or null
+    bool usable() const { return absent == nullptr; }
 };
 
+[[maybe_unused]] constexpr const char* kNoSuch = "this processor has no such instructions";
+
 #if defined(__x86_64__)
+// Tiles are large, so a process asks the system for them before it uses one; that it has asked, its
+// threads and forks inherit.  The system refuses where a signal stack is too small, or a filter is set.
+[[maybe_unused]] bool tiles_permitted() {
+#if defined(QA_EMULATE_AMX)
+    return std::getenv("QA_REFUSE_AMX") == nullptr;
+#elif defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 struct X86 {
     bool avx2 = false, avxvnni = false, avx512vnni = false, avx512wide = false;
+    const char* no_amx = kNoSuch;
     X86() {
         unsigned a, b, c, d;
         if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -51,11 +73,25 @@ struct X86 {
         avx512vnni = avx2 && zmm && avx512f && avx512vl && avx512bw && (c & (1u << 11));
         avx512wide = avx512vnni && (b & (1u << 17));
         const unsigned leaves = a;
+        if (avx512wide) no_amx = amx(d, lo);
 #if defined(QA_EMULATE_VNNI)
         avxvnni = avx2;
         return;
 #endif
         if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) avxvnni = avx2 && (a & (1u << 4));
+    }
+
+    // Why there are no byte tiles, or null; `features` is edx of leaf 7, `saved` the low half of XCR0.
+    static const char* amx([[maybe_unused]] unsigned features, [[maybe_unused]] unsigned saved) {
+#if !defined(QA_EMULATE_AMX)
+        constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25, kState = 3u << 17;
+        if ((features & (kTile | kInt8)) != (kTile | kInt8)) return kNoSuch;
+        if ((saved & kState) != kState) return "the system does not save tile registers";
+        unsigned a, b, c, d;
+        if (!__get_cpuid_count(0x1d, 1, &a, &b, &c, &d) || (b >> 16) < 8 || (b & 0xffff) < 64 || (c & 0xffff) < 16)
+            return "the tile registers are smaller than 8 times 16 rows of 64 bytes";
+#endif
+        return tiles_permitted() ? nullptr : "the system does not permit tile registers to this process";
     }
 };
 #endif
@@ -67,17 +103,21 @@ const Isa* isa_table(int* count) {
         int n = 0;
 #if defined(__x86_64__)
         const X86 cpu;
+        const auto absent = [](bool usable) { return usable ? nullptr : kNoSuch; };
+#if defined(QA_WITH_AMX)
+        table[n++] = {"amx", &qa_unit_amx, cpu.no_amx};
+#endif
 #if defined(QA_WITH_AVX512WIDE)
-        table[n++] = {"avx512wide", &qa_unit_avx512wide, cpu.avx512wide};
+        table[n++] = {"avx512wide", &qa_unit_avx512wide, absent(cpu.avx512wide)};
 #endif
 #if defined(QA_WITH_AVXVNNI)
-        table[n++] = {"avxvnni", &qa_unit_avxvnni, cpu.avxvnni};
+        table[n++] = {"avxvnni", &qa_unit_avxvnni, absent(cpu.avxvnni)};
 #endif
 #if defined(QA_WITH_AVX512VNNI)
-        table[n++] = {"avx512vnni", &qa_unit_avx512vnni, cpu.avx512vnni};
+        table[n++] = {"avx512vnni", &qa_unit_avx512vnni, absent(cpu.avx512vnni)};
 #endif
 #if defined(QA_WITH_AVX2)
-        table[n++] = {"avx2", &qa_unit_avx2, cpu.avx2};
+        table[n++] = {"avx2", &qa_unit_avx2, absent(cpu.avx2)};
 #endif
 #endif
 #if defined(QA_WITH_NEON)
@@ -86,9 +126,9 @@ const Isa* isa_table(int* count) {
 #else
         const bool dotprod = true;
 #endif
-        table[n++] = {"neon", &qa_unit_neon, dotprod};
+        table[n++] = {"neon", &qa_unit_neon, dotprod ? nullptr : kNoSuch};
 #endif
-        table[n++] = {"scalar", &qa_unit_scalar, true};
+        table[n++] = {"scalar", &qa_unit_scalar, nullptr};
         return n;
     }();
     *count = used;
@@ -148,7 +188,21 @@ QA_EXPORT const char* qa_isa_name(int32_t index) {
     int count;
     const Isa* table = isa_table(&count);
     for (int i = 0; i < count; ++i) {
-        if (table[i].usable && index-- == 0) return table[i].name;
+        if (table[i].usable() && index-- == 0) return table[i].name;
+    }
+    return nullptr;
+}
+
+// The index-th compiled instruction set that this machine cannot run, and the reason: "name: phrase";
+// null past the last.
+QA_EXPORT const char* qa_isa_absent(int32_t index) {
+    static thread_local char text[160];
+    int count;
+    const Isa* table = isa_table(&count);
+    for (int i = 0; i < count; ++i) {
+        if (table[i].usable() || index-- != 0) continue;
+        std::snprintf(text, sizeof text, "%s: %s", table[i].name, table[i].absent);
+        return text;
     }
     return nullptr;
 }
@@ -159,7 +213,7 @@ QA_EXPORT void* qa_entry(const char* name, int32_t which) {
     int count;
     const Isa* table = isa_table(&count);
     for (int i = 0; i < count; ++i) {
-        if (!table[i].usable || std::strcmp(table[i].name, name) != 0) continue;
+        if (!table[i].usable() || std::strcmp(table[i].name, name) != 0) continue;
         const QaUnit& unit = *table[i].unit;
         switch (which) {
             case 0: return reinterpret_cast<void*>(unit.run);

@@ -32,6 +32,9 @@ struct Plan {
             }
         }
         if (g.out_width < 4) call.planar = false;
+        call.tiles = false;
+        if constexpr (Isa::kTiles) call.tiles = Isa::takes(l, g);
+        if (call.tiles) call.planar = false;  // the codes of a pixel have to lie side by side
     }
 
     static void shape_image(Call& call) {
