@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.timing import units
 from quantarena.methods.timing.cases import (
     BITS,
     MIXED,
@@ -176,6 +177,12 @@ def rooflines(timings: list[Timing]) -> str:
     return "\n".join(lines)
 
 
+def _widths(text: str) -> list[tuple[int, int]]:
+    """Pairs of weight and activation bits of a text such as ``8a8,4a8``."""
+    pairs = (pair.split("a") for pair in text.split(","))
+    return [(int(weight), int(activation)) for weight, activation in pairs]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line: prints the table and writes JSON where asked."""
     parser = argparse.ArgumentParser(prog="quantarena.methods.timing.kernels")
@@ -183,9 +190,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--bits", default=",".join(f"{w}a{a}" for w, a in BITS))
+    parser.add_argument("--units", help="instruction sets to compare; by default all but scalar")
+    parser.add_argument("--unit-bits", default="8a8,4a8", help="widths at which they are compared")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args(arguments)
-    bits = [(int(b.split("a")[0]), int(b.split("a")[1])) for b in options.bits.split(",")]
+    bits = _widths(options.bits)
     status = native.status()
     sys.stdout.write(f"{status.backend} kernels, {status.isa}, {options.threads} thread(s)\n")
     timings = []
@@ -196,6 +205,18 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write(f"{table(timings, bits)}\n\n{rooflines(timings)}\n\n")
     for pair, name in ((False, "4 k per step"), (True, "2 k per step")):
         sys.stdout.write(f"ceiling of the micro-kernel, {name}: {ceiling(pair) / 1e9:.0f} GMAC/s\n")
+    names = [name for name in status.available if name != "scalar"]
+    if options.units is not None:
+        names = [name for name in options.units.split(",") if name]
+    chosen = [t.case for t in timings] if len(names) > 1 else []
+    compared = [
+        units.compare(case, widths, names, options.rounds)
+        for case in chosen
+        for widths in _widths(options.unit_bits)
+    ]
+    peaks = {pair: units.peaks(names, pair=pair) for pair in (False, True)} if compared else {}
+    if compared:
+        sys.stdout.write(f"\n{units.table(compared, peaks)}\n")
     if options.json:
         rows = [
             {
@@ -203,6 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
                 "name": t.case.name,
                 "share": {name: roof.seconds / t.best(name) for name, roof in t.roofline.items()},
                 "status": asdict(status),
+                "units": {u.bits: u.seconds for u in compared if u.case == t.case},
+                "peaks": [
+                    {"unit": name, "pair": pair, **asdict(peak)}
+                    for pair, found in peaks.items()
+                    for name, peak in found.items()
+                ],
             }
             for t in timings
         ]

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from quantarena.methods.timing.kernels import _repeats
+from quantarena.methods.timing.interleave import _repeats
 
 
 @pytest.mark.parametrize("tick", [1e-9, 4e-3])

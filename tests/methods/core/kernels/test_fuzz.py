@@ -169,6 +169,12 @@ def test_thousands_of_random_layers_are_exact(library):
     print(f"\n{library.status.isa}: {MANY} random layers exact, {seconds:.0f} s")
 
 
+@pytest.mark.slow
+def test_random_layers_are_exact_on_emulated_tiles(emulated):
+    for seed in range(4 * FEW):
+        one_layer(seed, emulated)
+
+
 def test_random_layers_reach_the_corners():
     """What the fuzzing promises to contain is in its first layers."""
     layers, inputs = [], []

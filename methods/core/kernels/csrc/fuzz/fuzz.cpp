@@ -233,6 +233,13 @@ bool trial(uint64_t seed, uint64_t wanted) {
     g.batch = by_row || p.deep ? 1 : pick(0, 19) ? pick(1, 3) : 0;
     g.height = by_row || (p.deep && l.kernel_h == 1) ? 1 : pick(1, p.deep ? 2 : 14);
     g.width = linear && pick(0, 29) == 0 ? 0 : pick(1, p.deep ? 9 / l.kernel_w : 36);
+    if (p.edges && linear) {
+        g.batch = g.height = 1;
+        g.width = pick_of({1, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49});
+    } else if (p.edges) {
+        g.height = pick_of({1, 4, 8, 15});
+        g.width = g.height == 15 ? 17 : g.height;
+    }
     // at least one output in each direction
     g.height = std::max<int64_t>(g.height, l.dilation_h * (l.kernel_h - 1) + 1 - 2 * l.pad_h);
     if (!linear) g.width = std::max<int64_t>({g.width, 1, l.dilation_w * (l.kernel_w - 1) + 1 - 2 * l.pad_w});

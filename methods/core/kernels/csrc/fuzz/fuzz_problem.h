@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <vector>
@@ -14,6 +15,9 @@ namespace {
 
 thread_local std::mt19937_64 generator;
 int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+int pick_of(std::initializer_list<int> values) {
+    return values.begin()[pick(0, static_cast<int>(values.size()) - 1)];
+}
 
 struct Problem {
     QaLayer layer{};
@@ -26,6 +30,7 @@ struct Problem {
     bool far = false;   // zero points outside of the codes, up to +-2^bits
     bool deep = false;  // as many products as int32 sums survive with the worst zero points
     bool wide = false;  // byte products that only int32 accumulators survive
+    bool edges = false;  // sizes around those of tiles and panels
     // of a layer made of others; weight, scale, bias and zero are then those of all parts, in order
     std::vector<std::unique_ptr<Problem>> parts;
     std::vector<const QaLayer*> part;
@@ -216,6 +221,16 @@ Problem any_problem() {
     l.dilation_w = pick(1, 3);
     l.pair = pick(0, 1);
     p.wide = !l.pair && (l.weight_bits > 5 || pick(0, 3) == 0);
+    p.edges = !p.deep && pick(0, 3) == 0;
+    if (p.edges) {
+        l.out_channels = pick_of({1, 15, 16, 17, 31, 32, 33, 48});
+        l.in_channels = pick_of({1, 3, 4, 60, 63, 64, 65, 68, 128, 288, 320});
+        l.groups = pick(0, 3) ? 1 : 2;
+        l.kernel_h = l.kernel_w = pick(0, 2) && l.in_channels < 320 ? 1 : 3;
+        l.pad_h = l.pad_w = l.kernel_h / 2;
+        l.stride_h = l.stride_w = l.kernel_h == 3 && pick(0, 2) == 0 ? 2 : 1;
+        l.dilation_h = l.dilation_w = l.kernel_h == 3 && pick(0, 2) == 0 ? 2 : 1;
+    }
     if (p.deep) {
         const int taps = pick(0, 2) ? 1 : 9, most = kDeepest[pick(0, 2)];
         l.in_channels = (most - (pick(0, 1) ? 0 : pick(0, 40))) / taps, l.out_channels = pick(1, 3);

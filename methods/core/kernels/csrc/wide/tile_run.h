@@ -83,22 +83,23 @@ struct TileRun {
         return {packed, packed_offset, kTileBytes, count};
     }
 
-    // Lines of the outputs that a block of tiles will write.
+    // Cache lines of the outputs that a block of tiles will write, in B panels.
+    template <int B>
     struct Lines {
         const char* y;
         const int64_t* to;
-        int64_t shift[4];
+        int64_t shift[B];
         int64_t pitch;  // of channels
-        int pixels, panels;
+        unsigned pixels;
 
-        int count() const { return pitch == 1 ? pixels * panels : (pixels + 15) / 16 * 16 * panels; }
-        void prefetch(int i) const {
-            int64_t at;
+        unsigned count() const { return (pitch == 1 ? pixels : (pixels + 15) / 16 * 16) * B; }
+        QA_INLINE void prefetch(unsigned i) const {
+            const unsigned line = i / B;
+            int64_t at = shift[i % B];
             if (pitch == 1) {
-                at = to[i / panels] + shift[i % panels];
+                at += to[line];
             } else {  // sixteen pixels of each channel are a line
-                const int line = i / panels;
-                at = to[smaller(line / 16 * 16, pixels - 1)] + shift[i % panels] + line % 16 * pitch;
+                at += to[line / 16 * 16] + line % 16 * pitch;
             }
             __asm__ volatile("prefetchw %0" ::"m"(y[4 * at]));
         }
@@ -108,15 +109,15 @@ struct TileRun {
     // the others weights; of four panels, weights take turns in 5 to 7.
     template <int A, int B>
     static QA_NOINLINE void multiply(const Rows* rows, const uint8_t* panel, int64_t pitch, int tiles,
-                                     const Lines& lines, int32_t* out) {
-        const int each = static_cast<int>(ceil_div(lines.count(), tiles));
-        int line = 0;
+                                     const Lines<B>& lines, int32_t* out) {
+        const unsigned count = lines.count(), each = static_cast<unsigned>(ceil_div(count, tiles));
+        unsigned line = 0;
         tile_zero<0>();
         if constexpr (B > 1) tile_zero<1>();
         if constexpr (A > 1 || B > 2) tile_zero<2>();
         if constexpr ((A > 1 && B > 1) || B > 2) tile_zero<3>();
         for (int t = 0; t < tiles; ++t, panel += kTileSize) {
-            for (int i = 0; i < each && line < lines.count(); ++i) lines.prefetch(line++);
+            for (const unsigned end = smaller(line + each, count); line < end; ++line) lines.prefetch(line);
             const uint8_t* first = rows[0].base + rows[0].offset[t];
             if constexpr (B > 2) {
                 tile_load<4>(first, rows[0].stride);
@@ -167,12 +168,12 @@ struct TileRun {
     static void outputs(const Work& w, const Rows* rows, int m, int p, int at) {
         alignas(64) int32_t out[A * B * 256];
         typename Panel::Outlet outlet[B];
-        Lines lines = {static_cast<const char*>(w.call.y), w.to + m, {}, w.call.geo.y_channel, 0, B};
+        Lines<B> lines = {static_cast<const char*>(w.call.y), w.to + m, {}, w.call.geo.y_channel, 0};
         for (int b = 0; b < B; ++b) {
             outlet[b] = Panel::outlet(w.call, p + b);
             lines.shift[b] = outlet[b].shift;
         }
-        for (int a = 0; a < A; ++a) lines.pixels += rows[a].count;
+        for (int a = 0; a < A; ++a) lines.pixels += static_cast<unsigned>(rows[a].count);
         const int64_t pitch = w.depth.panel_bytes();
         multiply<A, B>(rows, w.panels + at * pitch, pitch, w.depth.all(), lines, out);
         for (int a = 0; a < A; ++a)
@@ -235,7 +236,7 @@ struct TileRun {
         for (int t = 0; t < tiles; ++t) offset[t] = t * kTileBytes;
         const Rows rows[2] = {{data, offset, kTileBytes * tiles, kTileRows},
                               {data + size, offset, kTileBytes * tiles, kTileRows}};
-        const Lines none = {nullptr, nullptr, {}, 1, 0, 1};
+        const Lines<2> none = {nullptr, nullptr, {}, 1, 0};
         alignas(64) int32_t out[4 * 256];
         const Tiles configured;
         if (units == 0) {
