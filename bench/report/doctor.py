@@ -84,7 +84,8 @@ def _kernels() -> Iterator[Check]:
     yield Check("compiler", "ok" if compiler else "note", compiler or "none: no native kernels")
     status = importlib.import_module("quantarena.methods.core.kernels").status()
     if status.backend == "packed":
-        yield Check("kernels", "ok", f"{status.isa} (of {', '.join(status.available)})")
+        told = f"{status.isa} (of {', '.join(status.available)}), {status.chosen}"
+        yield Check("kernels", "ok", "; ".join((told, *status.absent)))
     else:
         less = "rows are labelled reference, their latency is not ranked"
         yield Check("kernels", "note", f"torch reference, {status.reason}: {less}")

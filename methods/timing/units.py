@@ -1,8 +1,9 @@
 """Times the instruction sets of this machine against each other, one layer at a time.
 
-All units run interleaved in one process, so that a busy machine slows all of them alike. The speed of
-a layer is compared with two peaks of its unit, measured in the same minutes: the instructions of a
-product on operands in registers (``resident``), and the micro-kernel on data in the first-level cache.
+All units run interleaved in one process, so that a busy machine slows all of them alike. The speed
+of a layer is compared with two peaks of its unit, measured in the same minutes: the instructions of
+a product on operands in registers (``resident``), and the micro-kernel on data in the first-level
+cache.
 """
 
 import math
@@ -29,7 +30,8 @@ class Peak:
     """Multiply-accumulates per second of one unit on one thread, without a layer around them.
 
     Attributes:
-        resident: the instructions alone, on operands in registers; NaN where the unit has no such loop.
+        resident: the instructions alone, on operands in registers; NaN where the unit has no such
+            loop.
         cached: the micro-kernel on data in the first-level cache.
     """
 
@@ -147,9 +149,8 @@ def table(timings: Sequence[UnitTiming], found: dict[bool, dict[str, Peak]]) -> 
             top = peak.cached if math.isnan(peak.resident) else max(peak.resident, peak.cached)
             cells += f"{t.fp32 / t.seconds[name]:11.2f}{t.rate(name) / top:7.0%}"
         lines.append(f"{t.case.name + ' ' + t.bits:38}{cells}")
-    means = [
-        math.exp(sum(math.log(t.fp32 / t.seconds[n]) for t in timings) / len(timings)) for n in names
-    ]
+    logs = {n: sum(math.log(t.fp32 / t.seconds[n]) for t in timings) for n in names}
+    means = [math.exp(total / len(timings)) for total in logs.values()]
     lines.append(f"{'geometric mean':38}" + "".join(f"{mean:11.2f}{'':7}" for mean in means))
     for pair, form in ((False, "4 k per step"), (True, "2 k per step")):
         for name, peak in found[pair].items():

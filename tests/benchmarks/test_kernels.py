@@ -112,7 +112,7 @@ WIDE_KERNELS = {
     r"plane_tile<16, 1>": (2 * 16, 0),
     r"plane_tile<16, 2>": (2 * 16, 0),
 }
-"""Dot products and broadcasts in one round of the loop: two steps of K, one where a panel is alone."""
+"""Dot products and broadcasts in a round of the loop: two steps of K, or one of a single panel."""
 
 
 @pytest.mark.parametrize("kernel", WIDE_KERNELS)

@@ -106,7 +106,7 @@ def compile_library(
     Args:
         sources: the ``csrc`` folder.
         target: path of the shared library to write.
-        wanted: macros of the instruction-set units to build besides the portable one; by default all.
+        wanted: macros of the units to build besides the portable one; by default all.
 
     Returns:
         Macros of the instruction-set units that were left out.

@@ -2,9 +2,9 @@
 
 Which unit is fastest depends on more than what a processor has: some lower their clock for wide
 registers, some split wide registers in halves. So the first process on a machine times all usable
-units on a few small layers (some ten milliseconds) and writes the answer to the user's cache, under a
-key of the processor, the library and its units. Later processes read it. Of processes that measure at
-the same time, all take the answer of the first that has written.
+units on a few small layers (some ten milliseconds) and writes the answer to the user's cache, under
+a key of the processor, the library and its units. Later processes read it. Of processes that
+measure at the same time, all take the answer of the first that has written.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class _Job:
         self._x = torch.randn(pixels * shape.channels, generator=make)
         self._y = torch.empty(pixels * shape.outputs)
         self._shape = shape
-        values = dict.fromkeys((name for name, _ in native.LayerStruct._fields_), 0)
+        values = dict.fromkeys((field[0] for field in native.LayerStruct._fields_), 0)
         values |= {"weight_bits": shape.bits, "act_max": 255, "groups": 1}
         values |= {"out_channels": shape.outputs, "units": units, "panels": panels}
         values |= {"in_channels": shape.channels, "in_padded": shape.channels, "table_size": 1}

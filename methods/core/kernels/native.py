@@ -1,8 +1,8 @@
 """Loads the compiled library with ctypes and describes what this machine can run.
 
 The environment variable ``QUANTARENA_KERNELS`` picks an instruction set by name (``scalar``,
-``avx2``, ...) or ``reference`` for the torch oracle; it is read once, at the first use. Without it a
-measurement decides (see ``choice``).
+``avx2``, ...) or ``reference`` for the torch oracle; it is read once, at the first use. Without it
+a measurement decides (see ``choice``).
 """
 
 import ctypes
@@ -247,7 +247,8 @@ def library() -> Library:
     except ValueError as error:
         raise UserError(f"QUANTARENA_KERNELS={choice}: {error}") from None
     if choice is None and found.run is not None:
-        from quantarena.methods.core.kernels.choice import choose  # which loads units by this module
+        # which loads units by this module
+        from quantarena.methods.core.kernels.choice import choose
 
         path = Path(__file__).resolve().parent / LIBRARY_NAME
         isa, chosen = choose(path, found.status.available)

@@ -11,7 +11,7 @@ EMULATED = "-DQA_EMULATE_AMX"
 
 @pytest.fixture(scope="session")
 def emulated_folder(tmp_path_factory):
-    """A folder with a library of the portable unit and the AMX unit on tiles made of plain loops."""
+    """A library of the portable unit and of the AMX unit on tiles made of plain loops."""
     if build.find_compiler() is None or not any(
         unit.macro == "QA_WITH_AMX" for unit in build.units("x86_64")
     ):

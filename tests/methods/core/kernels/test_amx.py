@@ -1,4 +1,4 @@
-"""The AMX unit: on emulated tiles everywhere, on its own instructions where the processor has them."""
+"""The AMX unit: on emulated tiles, and on real ones where the processor has them."""
 
 import random
 import threading
