@@ -202,9 +202,13 @@ class Engine {
             if constexpr (Isa::kPairs) {
                 // the next panel too, where this pass has one of the same group
                 const bool two = !call.planar && (i + 1) % count_each != 0 && (p + 1) % l.panels != 0;
-                uint8_t* to = static_cast<uint8_t*>(panel);
-                for (int k = 0; k <= two; ++k) fill(p + k, to + k * panel_bytes);
-                PairRun<Isa>::run(call, p, two, image, static_cast<uint8_t*>(panel), list, b.col0, count, sums);
+                const uint8_t* weights = PairRun<Isa>::stored(l, p);
+                if (weights == nullptr) {
+                    uint8_t* to = static_cast<uint8_t*>(panel);
+                    for (int k = 0; k <= two; ++k) fill(p + k, to + k * panel_bytes);
+                    weights = to;
+                }
+                PairRun<Isa>::run(call, p, two, image, weights, list, b.col0, count, sums);
                 i += two;
             } else {
                 fill(p, static_cast<uint8_t*>(panel));

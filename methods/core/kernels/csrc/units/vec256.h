@@ -144,15 +144,12 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
         __m256i acc[12], a = _mm256_set1_epi8(1);
 #pragma GCC unroll 12
         for (int k = 0; k < 12; ++k) acc[k] = _mm256_setzero_si256();
-        for (int64_t i = 0; i < repeats; ++i) {
-            __asm__ volatile("" : "+x"(a));  // the product is not the same one every time
+        for (int64_t i = 0; i < repeats; ++i)
 #pragma GCC unroll 96
             for (int k = 0; k < (PAIR ? 96 : 48); ++k) {
-                __m256i w = a;
-                __asm__("" : "+x"(w));
-                multiply_add<PAIR>(acc[k % 12], a, w);
+                __asm__ volatile("" : "+x"(a));  // the product is not the same one every time
+                multiply_add<PAIR>(acc[k % 12], a, a);
             }
-        }
 #pragma GCC unroll 12
         for (int k = 0; k < 12; ++k) __asm__ volatile("" ::"x"(acc[k]));
     }

@@ -37,32 +37,36 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
                 : "v"(activation), "m"(*reinterpret_cast<const Dword*>(weight)));
     }
 
-    // ROWS pixels by PANELS panels that lie `pitch` bytes apart; tile [panel][row][16].
+    // ROWS pixels by PANELS panels that lie `pitch` bytes apart; tile [panel][row][16].  Products of a few
+    // rows would wait for each other, so steps of K take turns in several sums.
     template <int ROWS, int PANELS>
     static QA_NOINLINE void pair_tile(const uint8_t* const* rows, const int32_t* offset, const uint8_t* w,
                                       int64_t pitch, int steps, int32_t* tile) {
+        constexpr int kSums = ROWS * PANELS <= 2 ? 4 : ROWS * PANELS <= 4 ? 2 : 1;
         // one step at a time where a panel is alone: gcc 12 copies eight accumulators between two steps
-        constexpr int kSteps = PANELS == 1 ? 1 : 2;
+        constexpr int kSteps = kSums > 1 ? kSums : PANELS == 1 ? 1 : 2;
         const uint8_t* row[ROWS];
-        __m512i acc[ROWS][PANELS];
+        __m512i acc[kSums][ROWS][PANELS];
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            row[r] = rows[r];
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+#pragma GCC unroll 4
+        for (int u = 0; u < kSums; ++u)
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int p = 0; p < PANELS; ++p) acc[r][p] = _mm512_setzero_si512();
-        }
-        do {
-#pragma GCC unroll 2
+                for (int p = 0; p < PANELS; ++p) acc[u][r][p] = _mm512_setzero_si512();
+        do {  // a unit of K has four steps
+#pragma GCC unroll 4
             for (int u = 0; u < kSteps; ++u) {
                 __m512i weight[PANELS];
 #pragma GCC unroll 2
-                for (int p = 0; p < PANELS; ++p) weight[p] = _mm512_load_si512(w + 64 * u + p * pitch);
+                for (int p = 0; p < PANELS; ++p) weight[p] = _mm512_loadu_si512(w + 64 * u + p * pitch);
                 const int64_t at = offset[u];
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; ++r) {
                     const __m512i a = spread(row[r] + at);
 #pragma GCC unroll 2
-                    for (int p = 0; p < PANELS; ++p) multiply_add(acc[r][p], a, weight[p]);
+                    for (int p = 0; p < PANELS; ++p) multiply_add(acc[u % kSums][r][p], a, weight[p]);
                 }
             }
             offset += kSteps;
@@ -71,7 +75,12 @@ struct Wide512 : Quantize512, Unpack512, Store512 {
 #pragma GCC unroll 2
         for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) _mm512_store_si512(tile + 16 * (p * ROWS + r), acc[r][p]);
+            for (int r = 0; r < ROWS; ++r) {
+                __m512i sum = acc[0][r][p];
+#pragma GCC unroll 4
+                for (int u = 1; u < kSums; ++u) sum = _mm512_add_epi32(sum, acc[u][r][p]);
+                _mm512_store_si512(tile + 16 * (p * ROWS + r), sum);
+            }
     }
 
     // One panel, for the parts of a layer of several widths that has few pixels.

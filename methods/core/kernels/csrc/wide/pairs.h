@@ -12,6 +12,12 @@ struct PairRun {
     using Panel = PanelRun<Isa, false>;
     static constexpr int kRows = 8;
 
+    // Codes of eight bits, which keep their zero points, are stored as the micro-kernels read them.
+    static const uint8_t* stored(const QaLayer& l, int p) {
+        if (l.weight_bits != 8 || l.parts) return nullptr;
+        return l.codes + static_cast<int64_t>(p) * l.units * 256;
+    }
+
     template <int ROWS, int PANELS>
     static void rows_of(const Call& call, const uint8_t* image, const uint8_t* panel, const int32_t* from,
                         int32_t* tile) {
