@@ -12,6 +12,7 @@ core-minutes. The second one tries learning rates on a subject that is on no boa
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +31,14 @@ from quantarena.methods.tuning import RATES, Approach
 TRIED = "tractor"
 
 
-def rates(folder: Path, updates: int, seed: int, bits: str) -> None:
-    """Prints the noise error on held-out views for rates around the present ones."""
+FACTORS = (0.25, 0.5, 1, 2)
+
+
+def rates(folder: Path, updates: int, seed: int, bits: str, factors: Sequence[float]) -> None:
+    """Prints the noise error on held-out views for multiples of the present rates."""
     settings = {"workload": "emoji-t2i", "bits": bits, "updates": updates, "seed": seed}
     for who in CONTESTANTS:
-        for factor in (0.25, 0.5, 1, 2) if who.tuned else (1,):
+        for factor in factors if who.tuned else (1,):
             cell = request(TRIED, who, images=0, others=0, **settings)
             cell = replace(cell, lr=RATES[Approach(who.approach)] * factor)
             result, _ = measured(cell, folder)
@@ -46,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where finished cells are kept")
     parser.add_argument("--rates", action="store_true", help="try learning rates")
+    parser.add_argument("--factor", type=float, action="append", help="of a rate; repeatable")
     parser.add_argument("--subject", action="append", help=f"of {', '.join(BOARD)}; repeatable")
     parser.add_argument("--bits", default="w4a16")
     parser.add_argument("--updates", type=int, default=60)
@@ -54,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.rates:
-        rates(given.folder, given.updates, given.seed, given.bits)
+        rates(given.folder, given.updates, given.seed, given.bits, given.factor or FACTORS)
         return
     rows = board(
         given.folder,
