@@ -2,12 +2,13 @@
 
     quantarena quantize emoji-t2i --method q_diffusion --bits w8a8 -o packed
     python docs/experiments/openvino_parts.py packed
-    python docs/experiments/openvino_parts.py packed --only "the export" --images 2 --rounds 8
+    python docs/experiments/openvino_parts.py packed symmetric --only "the export" --rounds 8
 
 docs/runtimes.md has the numbers. A network without a part computes something else: what it shows is
 the time that the part takes. Each network is timed in turns with the others, on one thread; then
 OpenVINO's own counters give the number of operations that run and their time by kind. The second
-table has these of the export and of NNCF's graph, by kind, number format and primitive.
+table has these of the first graph and of the last, NNCF's, by kind and primitive. More folders of
+the same network are exported as they are, and take their turns too.
 """
 
 import argparse
@@ -141,30 +142,42 @@ def kinds_table(found: dict[str, Counts]) -> str:
     return "\n".join(lines)
 
 
+def exported_as(form: str, packed: Any, few: Any) -> ov_network.OpenVinoNetwork:
+    """A packed network in one of the forms."""
+    codes, zero_part = FORMS[form]
+    openvino_graph._codes_of, openvino_graph._zero_part = codes(), zero_part
+    plain = plain_network(packed)
+    model = ov_network.convert(plain.module, few)
+    openvino_graph.fill(model, plain.layers)
+    return network_of(model)
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="folder that quantize wrote")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders that quantize wrote")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--images", type=int, default=16, help="of a step, less guidance")
     parser.add_argument("--only", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--without-nncf", action="store_true", help="which takes a while")
     given = parser.parse_args()
     torch.set_num_threads(1)
     images = given.images
-    order = export_model.Order(given.folder, "openvino", Path("unused"), images, given.rounds, 0)
-    exported = open_exported(given.folder)
+    order = export_model.Order(
+        given.folders[0], "openvino", Path("unused"), images, given.rounds, 0
+    )
+    exported = open_exported(given.folders[0])
     packed = exported.packed
     points = export_model._recorded(export_model._workspace(order, exported), lambda *_: None)
     few = points.rows(slice(0, 2))
     networks = {}
     for name in given.only:
-        codes, zero_part = FORMS[name]
-        openvino_graph._codes_of, openvino_graph._zero_part = codes(), zero_part
-        plain = plain_network(packed)
-        model = ov_network.convert(plain.module, few)
-        openvino_graph.fill(model, plain.layers)
-        networks[name] = network_of(model)
-    networks["NNCF int8"] = network_of(quantized_by_nncf(packed.module, points))
+        networks[name] = exported_as(name, packed, few)
+    for folder in given.folders[1:]:
+        other = open_exported(folder).packed
+        networks[f"the export of {folder.name}"] = exported_as("the export", other, few)
+    if not given.without_nncf:
+        networks["NNCF int8"] = network_of(quantized_by_nncf(packed.module, points))
     modules = {name: StandIn(packed.module, network) for name, network in networks.items()}
     with packed.clock.at(int(points.step[0])), torch.no_grad():
         if "the export" in modules:
@@ -183,7 +196,7 @@ def main() -> None:
         line = f"| {name} | {1e3 * np.median(times):.1f} | {1e3 * times.min():.1f} |"
         line += f" {np.median(times / base):.2f} |"
         print(line + (f" {sum(counts[name][0].values())} |" if name in networks else " - |"))
-    print(kinds_table({name: counts[name] for name in (given.only[0], "NNCF int8")}))
+    print(kinds_table({name: counts[name] for name in (given.only[0], list(counts)[-1])}))
 
 
 if __name__ == "__main__":
