@@ -88,8 +88,8 @@ CLOSED = {
 }
 """Rooms, by the start of the folders that must not import them though they come later."""
 
-LEADERBOARD_NEEDS = ("spec", "schema", "scores", "store", "files", "budget/curves")
-"""Modules of ``bench`` that the leaderboard may import: plain data, no torch."""
+LEADERBOARD_NEEDS = ("spec", "schema", "scores", "store", "files", "budget/curves", "report/power")
+"""Modules of ``bench`` that the leaderboard may import: plain data and formulas, no torch."""
 
 
 @cache

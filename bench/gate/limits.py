@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from quantarena.bench.metrics.bootstrap import Array, Groups
-from quantarena.bench.report.compare import BEYOND_REASON
+from quantarena.bench.report.power import BEYOND_REASON
 
 SPEEDUP = "speedup"
 """The metric of timed rounds; all others are of images."""

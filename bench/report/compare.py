@@ -9,16 +9,11 @@ import numpy as np
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import Array, Groups, mean_interval, recentred_interval
+from quantarena.bench.report.power import BEYOND_REASON, images_to_separate
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.scores import FLOOR, REPLICATES, UNITS, is_metric, read_scores
 
 _FP = "fp"
-_POWER = 1.959964 + 0.841621
-"""Sum of the normal quantiles of a two-sided 95 % interval and of 80 % power."""
-BEYOND_REASON = 100_000
-"""Largest number of images that is recommended to separate two methods.
-
-It is twice as many as the papers score."""
 LEAST_IMAGES = 8
 """Least number of images, or of prompts where these repeat, on which a verdict rests.
 
@@ -140,25 +135,6 @@ def difference(name: str, gap: Array, row: Row, groups: Groups | None = None) ->
     deviation = _deviation(gap, groups)
     measured, units = row.measurement(name), _units(int(gap.size), groups)
     return _judged(name, mean, (low, high), int(gap.size), units, deviation, measured)
-
-
-def images_to_separate(mean: float, deviation: float) -> int | None:
-    """Number of images at which four of five runs would show a difference.
-
-    ``n = ((1.96 + 0.84) deviation / mean)^2``: the 95 % interval of the mean of n paired
-    differences then excludes zero with a probability of 80 %.
-
-    Args:
-        mean: estimated mean of the paired differences.
-        deviation: standard deviation of one paired difference.
-
-    Returns:
-        At least 2; None where it is more than 100,000 or where the mean is 0.
-    """
-    if mean == 0 or not math.isfinite(mean) or not math.isfinite(deviation):
-        return None
-    wanted = (_POWER * deviation / mean) ** 2
-    return max(2, math.ceil(wanted)) if wanted <= BEYOND_REASON else None
 
 
 def _by_set(

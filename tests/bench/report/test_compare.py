@@ -7,7 +7,8 @@ import pytest
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.bootstrap import mean_interval
-from quantarena.bench.report.compare import BEYOND_REASON, compare_rows, images_to_separate
+from quantarena.bench.report.compare import compare_rows
+from quantarena.bench.report.power import BEYOND_REASON, images_to_separate
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Budget, Cell
 
