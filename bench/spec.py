@@ -1,6 +1,7 @@
 """What one measurement is: a cell, its budget, its key. Plain data, no torch."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -112,15 +113,7 @@ class Cell:
         A field that joined later, and is at its default, is left out: such a cell has the key that
         it had before.
         """
-        plain = _plain(self) | {
-            "budget": budget_content(self.budget),
-            "target": target_content(self.target),
-        }
-        if not self.options:
-            del plain["options"]
-        if self.target == DEFAULT_TARGET:
-            del plain["target"]
-        return content_key(plain)
+        return _key(self)
 
     @property
     def shared_key(self) -> str:
@@ -145,6 +138,20 @@ class Cell:
         """The method with its options, such as ``dgq[groups=4]``."""
         pairs = ",".join(f"{name}={value}" for name, value in self.options)
         return f"{self.method}[{pairs}]" if pairs else self.method
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _key(cell: Cell) -> str:
+    """The key of a cell, which is asked for many times."""
+    plain = _plain(cell) | {
+        "budget": budget_content(cell.budget),
+        "target": target_content(cell.target),
+    }
+    if not cell.options:
+        del plain["options"]
+    if cell.target == DEFAULT_TARGET:
+        del plain["target"]
+    return content_key(plain)
 
 
 @dataclass(frozen=True, slots=True)

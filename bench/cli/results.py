@@ -229,8 +229,10 @@ def _stores(results: Path, in_run: str | None) -> tuple[Store, ...]:
 
 def _planned(store: Store) -> Planned:
     """The plan of a results folder; if the plan is lost, one made from its rows."""
+    if planned := store.read_planned():
+        return planned
     cells = tuple(row.cell for row in store.rows())
-    return store.read_planned() or Planned(store.folder.name, "quantarena run", cells)
+    return Planned(store.folder.name, "quantarena run", cells)
 
 
 def _short(row: Row) -> str:

@@ -7,6 +7,7 @@ largest statistic over pairs, under the flips, then judges every pair (Westfall 
 stepwise, Romano and Wolf, 2005): the chance that any claim of a board is false is held together.
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,8 @@ EXACT = 12
 DRAWS = 2048
 FEWEST = 6
 """Fewest units that can separate a pair: five unanimous ones have p = 2 / 2^5 > 0.05."""
+BLOCK, GROUP = 128, 64
+"""Sign patterns computed at a time, and sorted statistics whose bars are looked at together."""
 _NEAR = 1e-9
 """Relative gap below which two statistics are equal: sums in other orders differ by rounding."""
 
@@ -49,7 +52,9 @@ def equal_means(gaps: Floats, seed: int = 0) -> Floats:
     """
     known = np.isfinite(gaps)
     signs = sign_patterns(gaps.shape[1], seed)
-    return step_down(_statistics(np.where(known, gaps, 0.0), known.sum(axis=1), signs))
+    gaps, sizes = np.where(known, gaps, 0.0), known.sum(axis=1)
+    order = least_first(next(_statistics(gaps, sizes, signs[:1]))[0])
+    return adjusted(order, _statistics(gaps[order], sizes[order], signs), len(signs))
 
 
 def step_down(statistics: Floats) -> Floats:
@@ -59,28 +64,76 @@ def step_down(statistics: Floats) -> Floats:
         statistics: (B, M) statistics under each sign pattern, larger against the hypothesis; the
             first row is what was seen.
     """
-    if not statistics.size:
-        return np.ones(statistics.shape[1])
-    seen = statistics[0]
-    order = np.argsort(-seen, kind="stable")
-    # The least statistic is judged against itself alone, the largest against all.
-    largest = np.maximum.accumulate(statistics[:, order[::-1]], axis=1)[:, ::-1]
-    reached = largest >= seen[order] * (1 - _NEAR)
-    p = np.empty(len(seen))
-    p[order] = np.maximum.accumulate(reached.mean(axis=0))
+    order = least_first(statistics[0])
+    return adjusted(order, (some[:, order] for some in in_blocks(statistics)), len(statistics))
+
+
+def in_blocks(rows: Floats) -> Iterator[Floats]:
+    """Some rows at a time: what is computed of so few stays in a processor's cache."""
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+
+
+def least_first(seen: Floats) -> Ints:
+    """(M,) numbers of the statistics, the least one first."""
+    return np.argsort(-seen, kind="stable")[::-1]
+
+
+def adjusted(order: Ints, blocks: Iterable[Floats], total: int) -> Floats:
+    """Adjusted p-values, (M,), of statistics that are computed block by block.
+
+    The least statistic is judged against itself alone, each other one against all below it too. The
+    largest statistic so far is needed only where it may pass a bar: columns are looked at in
+    groups, and a sign pattern whose maximum before a group passes the group's highest bar, or whose
+    maximum with it fails the lowest, is counted for the whole group at once.
+
+    Args:
+        order: (M,) as ``least_first`` gives it.
+        blocks: (b, M) statistics of some sign patterns, their columns in that order; the first row
+            of the first one is what was seen.
+        total: number of patterns in all blocks.
+    """
+    count = len(order)
+    starts = np.arange(0, count, GROUP)
+    reached = np.zeros(count, dtype=np.int64)
+    bars = np.empty(0)
+    for block in blocks if count else ():
+        if not bars.size:
+            bars = block[0] * (1 - _NEAR)
+        tops = np.maximum.accumulate(np.maximum.reduceat(block, starts, axis=1), axis=1)
+        for number, start in enumerate(starts):
+            here = slice(start, start + GROUP)
+            passed = tops[:, number - 1] >= bars[here][-1] if number else np.zeros(len(block), bool)
+            open_ones = np.flatnonzero(~passed & (tops[:, number] >= bars[start]))
+            reached[here] += np.count_nonzero(passed)
+            if len(open_ones):
+                largest = np.maximum.accumulate(block[open_ones, here], axis=1)
+                if number:
+                    np.maximum(largest, tops[open_ones, number - 1, None], out=largest)
+                reached[here] += np.count_nonzero(largest >= bars[here], axis=0)
+    p = np.empty(count)
+    p[order] = np.maximum.accumulate(reached[::-1])[::-1] / total
     return p
 
 
-def _statistics(gaps: Floats, sizes: Ints, signs: Floats) -> Floats:
-    """(B, M) size of the studentised mean under each pattern.
+def _statistics(gaps: Floats, sizes: Ints, signs: Floats) -> Iterator[Floats]:
+    """(b, M) size of the studentised mean under each pattern, some patterns at a time.
 
     With q the sum of squares, which no flip changes, the square of Student's t is
-    (n - 1) r / (1 - r) for r = sum^2 / (n q).
+    (n - 1) r / (1 - r) for r = sum^2 / (n q). All blocks share their memory: new memory for each
+    would take longer than what is computed in it.
     """
     squares = np.maximum(sizes * np.square(gaps).sum(axis=1), np.finfo(float).tiny)
-    r = np.square(signs @ gaps.T) / squares
-    r = np.minimum(r, 1 - 1e-12)
-    return np.asarray(np.maximum(sizes - 1, 0) * r / (1 - r))
+    columns, freedom = np.ascontiguousarray(gaps.T), np.maximum(sizes - 1.0, 0.0)
+    made, rest = np.empty((2, min(BLOCK, len(signs)), len(gaps)))
+    for some in in_blocks(signs):
+        r, left = made[: len(some)], rest[: len(some)]
+        np.matmul(some, columns, out=r)
+        np.square(r, out=r)
+        np.divide(r, squares, out=r)
+        np.minimum(r, 1 - 1e-12, out=r)
+        np.divide(r, np.subtract(1, r, out=left), out=r)
+        np.multiply(r, freedom, out=r)
+        yield r
 
 
 def mean_bounds(gaps: Floats, seed: int = 0) -> tuple[Floats, Floats]:

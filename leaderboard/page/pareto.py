@@ -71,13 +71,13 @@ def front(
     """The same points, each marked with whether another point dominates it."""
     marked = []
     for point in points:
-        rivals = [
-            rival
+        rivals = (
+            rival.line.name
             for rival in points
             if rival is not point and dominates(rival, point, x_higher=x_higher, y_higher=y_higher)
-        ]
-        by = rivals[0].line.name if rivals else ""
-        marked.append(Point(point.line, point.x, point.y, bool(rivals), by))
+        )
+        by = next(rivals, "")
+        marked.append(Point(point.line, point.x, point.y, bool(by), by))
     return tuple(marked)
 
 

@@ -5,6 +5,7 @@ Their errors are not independent then, and adding half widths in quadrature give
 are too narrow.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,8 +69,14 @@ def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> En
     middle = sums.sum() / count.sum()
     # the error of a ratio of sums: what units add beyond the mean times their images
     error = np.sqrt(np.square(sums - middle * count).sum() * n / (n - 1)) / count.sum()
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * error)
+    half = _reach(n - 1) * float(error)
     return float(middle) - half, float(middle) + half
+
+
+@functools.cache
+def _reach(freedom: int) -> float:
+    """Student's quantile of a two-sided interval."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _of_sets(rows: Sequence[Row], name: str, replicates: Sequence[Floats]) -> Ends | None:

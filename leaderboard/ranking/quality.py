@@ -5,8 +5,9 @@ with the same images, so their bootstrap values form pairs: what a resample does
 alike cancels in a difference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,17 @@ from scipy import stats
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES
 from quantarena.leaderboard.inference.order import SureOrder, pairs
-from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL, step_down
+from quantarena.leaderboard.inference.sign_flips import (
+    BLOCK,
+    FEWEST,
+    LEVEL,
+    adjusted,
+    in_blocks,
+    least_first,
+)
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, contestant, load_scores
 from quantarena.leaderboard.ranking.standings import bits_of, width_order
-from quantarena.leaderboard.ranking.votes import Floats
+from quantarena.leaderboard.ranking.votes import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +115,20 @@ def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[Q
     count, length = len(names), min(len(one.replicates) for one in members)
     one, other = pairs(count)
     values = np.array([cell.value for cell in members])
-    drawn = np.stack([cell.replicates[:length] for cell in members])
-    gap, moved = values[one] - values[other], drawn[one] - drawn[other]  # (M,), (M, B)
-    moved = moved - moved.mean(axis=1, keepdims=True)
+    drawn = np.stack([cell.replicates[:length] for cell in members], axis=1)
+    drawn -= drawn.mean(axis=0)
+    gap, moved = values[one] - values[other], _spread_of_pairs(drawn)
     images = min(cell.images for cell in members)
     # a bootstrap of n images divides by n, not n - 1, and has normal tails, not Student's
     tails = stats.t.ppf((1 + LEVEL) / 2, images - 1) / stats.norm.ppf((1 + LEVEL) / 2)
-    spread = moved.std(axis=1) * tails * np.sqrt(images / (images - 1))
+    spread = moved * tails * np.sqrt(images / (images - 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.where(gap == 0, 0.0, np.abs(gap) / spread)
-        noise = np.nan_to_num(np.abs(moved.T) / moved.std(axis=1))
+        order = least_first(seen)
+        noise = _noise(drawn, one[order], other[order], moved[order])
+        p = adjusted(order, chain([seen[None, order]], noise), length + 1)
     worse = -1 if members[0].higher_is_better else 1
-    sure = SureOrder.of(count, worse * gap, step_down(np.vstack([seen[None], noise])))
+    sure = SureOrder.of(count, worse * gap, p)
     return [
         QualityStanding(
             contestant=names[number],
@@ -130,3 +140,24 @@ def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[Q
         )
         for number in range(count)
     ]
+
+
+def _spread_of_pairs(drawn: Floats) -> Floats:
+    """(M,) standard deviation of the difference of each pair, from (B, N) centred resamples."""
+    columns = np.ascontiguousarray(drawn.T)
+    parts = [(columns[n] - columns[n + 1 :]).std(axis=1) for n in range(len(columns) - 1)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _noise(drawn: Floats, one: Ints, other: Ints, spread: Floats) -> Iterator[Floats]:
+    """(b, M) size of each pair's difference over its deviation, some (B, N) resamples at a time.
+
+    All blocks share their memory, as those of the sign flips do.
+    """
+    made, taken = np.empty((2, min(BLOCK, len(drawn)), len(one)))
+    for some in in_blocks(drawn):
+        block, rest = made[: len(some)], taken[: len(some)]
+        np.take(some, one, axis=1, out=block, mode="clip")
+        np.subtract(block, np.take(some, other, axis=1, out=rest, mode="clip"), out=block)
+        np.divide(np.abs(block, out=block), spread, out=block)
+        yield np.nan_to_num(block, copy=False)

@@ -11,6 +11,7 @@ from quantarena.bench.scores import read_scores
 from quantarena.bench.spec import (
     DEFAULT_POLICY,
     DEFAULT_VARIANT,
+    Budget,
     Cell,
     budget_content,
     content_key,
@@ -55,7 +56,7 @@ class BoardId:
     @classmethod
     def of(cls, cell: Cell) -> "BoardId":
         """The board that a cell belongs to."""
-        budget = content_key(budget_content(cell.budget), 6)
+        budget = _budget_key(cell.budget)
         return cls(cell.workload, cell.policy, cell.variant, budget, cell.target.label)
 
     @property
@@ -72,16 +73,29 @@ class BoardId:
         return " · ".join([self.workload, *extra, *filter(None, [self.target])])
 
 
+@functools.cache
+def _budget_key(budget: Budget) -> str:
+    """A short hash of a budget, which thousands of cells share."""
+    return content_key(budget_content(budget), 6)
+
+
 def contestant(cell: Cell) -> str:
     """Name of a contestant of a board, ``method@bits`` with any options; the same for all seeds."""
     return f"{cell.configured}@{cell.bits}"
 
 
-def load_rows(folder: Path) -> Loaded:
-    """The rows in ``folder/rows/*.json``, in a fixed order."""
-    rows: dict[str, Row] = {}
+def load_rows(folder: Path, known: Iterable[Row] = ()) -> Loaded:
+    """The rows in ``folder/rows/*.json``, in a fixed order.
+
+    Args:
+        folder: the results folder.
+        known: rows of it that were read already; their files are not read again.
+    """
+    rows = {row.key: row for row in known}
     problems = []
     for path in sorted((folder / "rows").glob("*.json")):
+        if path.stem in rows:
+            continue
         try:
             # Rows of another program may come without a digest.
             row = parse_row(read_text(path), signed=False)

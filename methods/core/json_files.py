@@ -119,11 +119,18 @@ def require_regular(target: int | Path, path: Path) -> None:
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether plain data is nested in more levels. Nothing here recurses further than that."""
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(child, levels - 1) for child in children)
+    """Whether plain data is nested in more levels. Level by level, since nothing may recurse."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [child for child in level if isinstance(child, dict | list)]
+        if not level:
+            return False
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -62,53 +62,14 @@ def bootstrapped(values, name, rng, **extra):
     return Measurement(name, float(values.mean()), float(low), float(high), n=len(values), **extra)
 
 
-def measured(folder, cell, rng, shared, pictures):
-    """An ok row with its files."""
+def sample_row(cell, ratio, share):
+    """An ok row without measurements and files."""
     fp = cell.method == "fp"
-    level, ratio, share = (0.004, 1.0, 1.0) if fp else BITS.get(cell.bits, (0.1, 1.2, 0.2))
-    level *= 1.0 if fp else METHODS.get(cell.method, 0.8)
-    ratio *= 1.0 if fp else rng.uniform(0.97, 1.03)
-    count = cell.budget.images
-    scores = {}
-    measurements = []
-    if fp:
-        scores[f"floor:{LPIPS}"] = level * np.exp(rng.normal(0, 0.4, count))
-    else:
-        lpips = np.clip(level * shared * np.exp(rng.normal(0, 0.25, count)), 0, 1)
-        scores = {LPIPS: lpips, "psnr": 10 - 12 * np.log10(lpips), "ssim": 1 - 0.8 * lpips}
-        for name, unit, up in ((LPIPS, "", False), ("psnr", "dB", True), ("ssim", "", True)):
-            measurements.append(
-                bootstrapped(
-                    scores[name], name, rng, unit=unit, higher_is_better=up, reference="fp"
-                )
-            )
-    kid = 0.021 + (0 if fp else 0.09 * level)
-    measurements.append(
-        Measurement(
-            "kid/effnet-lite0",
-            kid,
-            kid - 0.006,
-            kid + 0.006,
-            n=count,
-            board="quality",
-            impl="synthetic",
-            reference="synthetic set",
-        )
-    )
-    (folder / "scores").mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "scores" / f"{cell.key}.npz", **scores)
-    if pictures:
-        place = folder / "images" / cell.key
-        place.mkdir(parents=True, exist_ok=True)
-        for index in range(min(count, 8)):
-            noise = 0 if fp else min(level * 1.6, 0.9)
-            picture(WORKLOADS[cell.workload], index, noise, rng).save(place / f"{index:04d}.png")
     step = 41.5 / ratio
     return Row(
         cell,
         Status.OK,
         backend="fp32" if fp else "packed",
-        measurements=tuple(measurements),
         observed=Observed(
             32.0 if fp else cell.widths.weight + 0.31,
             32.0 if fp else cell.widths.act + 0.12,
@@ -172,10 +133,57 @@ def measured(folder, cell, rng, shared, pictures):
             "time": 4.0,
         },
         peak_bytes=912_000_000,
-        artefacts={"scores": f"scores/{cell.key}.npz"}
-        | ({"images": f"images/{cell.key}"} if pictures else {}),
         started="2026-01-01T00:00:00+00:00",
         finished="2026-01-01T00:01:00+00:00",
+    )
+
+
+def measured(folder, cell, rng, shared, pictures):
+    """An ok row with its files."""
+    fp = cell.method == "fp"
+    level, ratio, share = (0.004, 1.0, 1.0) if fp else BITS.get(cell.bits, (0.1, 1.2, 0.2))
+    level *= 1.0 if fp else METHODS.get(cell.method, 0.8)
+    ratio *= 1.0 if fp else rng.uniform(0.97, 1.03)
+    count = cell.budget.images
+    scores = {}
+    measurements = []
+    if fp:
+        scores[f"floor:{LPIPS}"] = level * np.exp(rng.normal(0, 0.4, count))
+    else:
+        lpips = np.clip(level * shared * np.exp(rng.normal(0, 0.25, count)), 0, 1)
+        scores = {LPIPS: lpips, "psnr": 10 - 12 * np.log10(lpips), "ssim": 1 - 0.8 * lpips}
+        for name, unit, up in ((LPIPS, "", False), ("psnr", "dB", True), ("ssim", "", True)):
+            measurements.append(
+                bootstrapped(
+                    scores[name], name, rng, unit=unit, higher_is_better=up, reference="fp"
+                )
+            )
+    kid = 0.021 + (0 if fp else 0.09 * level)
+    measurements.append(
+        Measurement(
+            "kid/effnet-lite0",
+            kid,
+            kid - 0.006,
+            kid + 0.006,
+            n=count,
+            board="quality",
+            impl="synthetic",
+            reference="synthetic set",
+        )
+    )
+    (folder / "scores").mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "scores" / f"{cell.key}.npz", **scores)
+    if pictures:
+        place = folder / "images" / cell.key
+        place.mkdir(parents=True, exist_ok=True)
+        for index in range(min(count, 8)):
+            noise = 0 if fp else min(level * 1.6, 0.9)
+            picture(WORKLOADS[cell.workload], index, noise, rng).save(place / f"{index:04d}.png")
+    return dataclasses.replace(
+        sample_row(cell, ratio, share),
+        measurements=tuple(measurements),
+        artefacts={"scores": f"scores/{cell.key}.npz"}
+        | ({"images": f"images/{cell.key}"} if pictures else {}),
     )
 
 

@@ -157,3 +157,27 @@ def test_runs_find_a_difference_that_all_of_them_show():
         one, other = np.triu_indices(4, 1)
         found += bool((equal_means_over_runs(table[one] - table[other]) <= 0.05)[other == 3].all())
     assert found >= 16
+
+
+def plain_p_values(gaps, signs):
+    """The step-down by its definition: all statistics at once, the largest of all below each."""
+    n = gaps.shape[1]
+    r = (signs @ gaps.T) ** 2 / np.maximum(n * np.square(gaps).sum(axis=1), 1e-300)
+    r = np.minimum(r, 1 - 1e-12)
+    t = (n - 1) * r / (1 - r)
+    found = np.empty(len(gaps))
+    worst = 0.0
+    for number in np.argsort(-t[0], kind="stable"):
+        below = t[:, t[0] <= t[0][number]]
+        worst = max(worst, float(np.mean(below.max(axis=1) >= t[0][number] * (1 - 1e-9))))
+        found[number] = worst
+    return found
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0])
+def test_blocks_and_groups_give_what_the_definition_gives(spread):
+    """More pairs than a group holds and more patterns than a block, with ties among the pairs."""
+    rng = np.random.default_rng(11)
+    table = scores(rng, 14, 16) + spread * rng.normal(size=(14, 1))
+    for kind in (gaps(table), np.sign(gaps(table))):
+        assert np.array_equal(equal_means(kind), plain_p_values(kind, sign_patterns(16)))
