@@ -45,6 +45,7 @@ class Builtin:
         most_iterations: of its ``Capabilities``.
         board_bits: of its ``Capabilities``.
         rival: whether it brings a network of its own instead of a model to be packed.
+        own_widths: whether it has its paper's own layers and widths, for policy ``published``.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Builtin:
     most_iterations: int | None
     board_bits: tuple[str, ...]
     rival: bool = False
+    own_widths: bool = False
 
 
 @cache
@@ -98,6 +100,7 @@ def _read(file: Path) -> list[Builtin]:
                     supports.get("most_iterations", defaults["most_iterations"]),
                     supports.get("board_bits", defaults["board_bits"]),
                     rival,
+                    _sets(node, "published"),
                 )
             )
     return methods
@@ -109,6 +112,12 @@ def _registered_as(node: ast.stmt) -> str:
             case ast.Call(func=ast.Name(id="register"), args=[ast.Constant(value=str(name))]):
                 return name
     return ""
+
+
+def _sets(node: ast.ClassDef, attribute: str) -> bool:
+    """Whether the class sets an attribute."""
+    targets = [s.targets for s in node.body if isinstance(s, ast.Assign)]
+    return any(isinstance(t, ast.Name) and t.id == attribute for some in targets for t in some)
 
 
 def _literals(node: ast.ClassDef, attribute: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The headline claims of the papers, checked against the rows that were measured here."""
 
-import importlib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from quantarena.bench.report.compare import difference, paired_gaps, prompts_of
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import POLICY_NAMES
 from quantarena.bench.target import DEFAULT_TARGET
+from quantarena.methods.builtin import builtins
 
 PUBLISHED = POLICY_NAMES[-1]
 
@@ -154,7 +154,8 @@ def judge_claims(claims: Iterable[Claim], rows: Iterable[tuple[Path, Row]]) -> t
     for folder, row in rows:
         cell = row.cell
         if row.status is Status.OK and (cell.variant, cell.options, cell.target) == _PLAIN:
-            finished[(cell.method, cell.policy, cell.bits, cell.shared_key)] = (folder, row)
+            same = finished.setdefault((cell.method, cell.policy, cell.bits, cell.workload), {})
+            same[cell.shared_key] = (folder, row)
     return tuple(
         _finding(claim, policy, workload, bits, finished)
         for claim in claims
@@ -171,25 +172,25 @@ def policy_of(method: str, policy: str) -> str:
 
 
 def _has_own_widths(method: str) -> bool:
-    registry = importlib.import_module("quantarena.methods.registry")  # late: it imports torch
-    return getattr(registry.entry(method).method, "published", None) is not None
+    return builtins()[method].own_widths
 
 
 _PLAIN = ("paper", (), DEFAULT_TARGET)
-_Finished = dict[tuple[str, str, str, str], tuple[Path, Row]]
-"""By method, policy, bits and what cells share: the folder of a run and its ok row."""
+_Finished = dict[tuple[str, str, str, str], dict[str, tuple[Path, Row]]]
+"""By method, policy, bits and workload, then by what cells share: a run's folder and its ok row."""
 
 
 def _finding(claim: Claim, policy: str, workload: str, bits: str, finished: _Finished) -> Finding:
-    wanted = (claim.method, policy_of(claim.method, policy), bits, workload)
-    than = (claim.offline.than, policy_of(claim.offline.than, policy), bits)
+    own = finished.get((claim.method, policy_of(claim.method, policy), bits, workload), {})
+    other = claim.offline.than
+    rivals = finished.get((other, policy_of(other, policy), bits, workload), {})
     gaps: list[Array] = []
     others: list[float] = []
     prompts: list[int] = []
     sample: Row | None = None
-    for (*cell, shared), (folder, row) in finished.items():
-        rival = finished.get((*than, shared))
-        if (*cell, row.cell.workload) != wanted or rival is None:
+    for shared, (folder, row) in own.items():
+        rival = rivals.get(shared)
+        if rival is None:
             continue
         try:
             gap = paired_gaps(folder, row, *rival).get(claim.offline.metric)
@@ -210,7 +211,6 @@ def _finding(claim: Claim, policy: str, workload: str, bits: str, finished: _Fin
     verdict = {"A is better": Verdict.HOLDS, "B is better": Verdict.OPPOSITE}.get(
         shown.verdict, Verdict.UNDECIDED
     )
-    other = float(np.mean(others))
     return Finding(
         claim,
         policy,
@@ -222,5 +222,5 @@ def _finding(claim: Claim, policy: str, workload: str, bits: str, finished: _Fin
         shown.high,
         shown.n,
         len(gaps),
-        other,
+        float(np.mean(others)),
     )

@@ -1,5 +1,6 @@
 """The page and the tables of a results folder, written again only when something changed."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -9,10 +10,11 @@ from typing import Any
 
 from quantarena.bench import files
 from quantarena.bench.documents import parse_json
+from quantarena.bench.report.claims import judge_claims, load_claims
 from quantarena.bench.report.texttables import latex, markdown
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import content_key
-from quantarena.bench.store import Planned, Store, digest
+from quantarena.bench.store import Planned, Store
 
 PAGE = "leaderboard.html"
 FORMATS = ("csv", "parquet", "latex", "md")
@@ -29,21 +31,30 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
     Returns:
         The path of the page.
     """
-    rows = store.rows()
-    stamp = _stamp(rows, planned)
     mark, page = store.folder / ".page.json", store.folder / PAGE
-    if not force and page.is_file() and _read(mark) == stamp:
+    if not force and page.is_file() and _read(mark) == _stamp(store, planned):
         return page
-    ranking = leaderboard("ranking.ranking").write_ranking(store.folder)
+    rows = store.rows()  # damaged files are moved aside first
+    stamp = _stamp(store, planned)
+    loaded = leaderboard("ranking.read_results").load_rows(store.folder, known=rows)
+    ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
     page = leaderboard("page.page").render(
         store.folder,
         grid_title=planned.title,
         planned=planned.cells,
         command=planned.command,
         ranking=ranking,
+        loaded=loaded,
+        claims=_claims(store.folder, rows),
     )
     files.write_atomic(mark, json.dumps(stamp))
     return Path(page)
+
+
+def _claims(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The outcomes of the papers' claims on these rows, as plain data."""
+    found = judge_claims(load_claims(), [(folder, row) for row in rows])
+    return [dataclasses.asdict(finding) for finding in found]
 
 
 def export(store: Store, form: str, folder: Path) -> Path:
@@ -72,8 +83,9 @@ def leaderboard(module: str) -> Any:
     return importlib.import_module(f"quantarena.leaderboard.{module}")
 
 
-def _stamp(rows: Sequence[Row], planned: Planned) -> str:
+def _stamp(store: Store, planned: Planned) -> str:
     """Hash of everything that the page depends on: rows, plan, and the leaderboard's code."""
+    paths = sorted(store.rows_folder.glob("*.json"))
     folder = Path(importlib.import_module("quantarena.leaderboard").__file__ or "").parent
     code = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -81,7 +93,7 @@ def _stamp(rows: Sequence[Row], planned: Planned) -> str:
             code.update(path.read_bytes())
     return content_key(
         [
-            [digest(row.to_dict()) for row in rows],
+            [(path.name, _hash(path)) for path in paths],
             planned.title,
             planned.command,
             [cell.key for cell in planned.cells],
@@ -89,6 +101,11 @@ def _stamp(rows: Sequence[Row], planned: Planned) -> str:
         ],
         32,
     )
+
+
+def _hash(path: Path) -> str:
+    """Hash of a file's bytes; empty for what is no file, whose reading might block."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _read(path: Path) -> Any:

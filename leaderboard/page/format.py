@@ -38,6 +38,16 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     return f"{value:.{digits(low, high, value)}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def signed(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A difference: as ``number``, with a plus in front of what is above zero."""
+    return ("+" if value is not None and value > 0 else "") + number(value, low, high)
+
+
+def signed_percent(share: float) -> str:
+    """A relative difference in whole percent, with its sign."""
+    return f"{100 * share:+.0f}\N{NARROW NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+
+
 def interval(low: float | None, high: float | None, joint: str = " to ") -> str:
     """``low to high`` with the digits of the value; empty where there is none."""
     if low is None or high is None:
@@ -91,15 +101,6 @@ def seconds(value: float | None) -> str:
     if value > MOST_SECONDS:  # only a damaged row holds it
         return f"{value:.3g}\N{NARROW NO-BREAK SPACE}s"
     return str(timedelta(seconds=round(value)))
-
-
-def chance(share: float | None) -> str:
-    """A bootstrap probability; above 99.5 % its resamples cannot tell it from certainty."""
-    if share is None:
-        return DASH
-    if share > 0.995:
-        return ">\N{NARROW NO-BREAK SPACE}99\N{NARROW NO-BREAK SPACE}%"
-    return percent(share)
 
 
 def unit(text: str) -> str:
@@ -179,7 +180,8 @@ FILTERS = {
     "percent": percent,
     "size": size,
     "seconds": seconds,
-    "chance": chance,
+    "signed": signed,
+    "signed_percent": signed_percent,
     "facts": facts,
     "breakable": breakable,
     "times_factor": times_factor,

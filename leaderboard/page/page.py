@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Measurement, Row
 from quantarena.bench.spec import Cell
-from quantarena.leaderboard.page import plot
+from quantarena.leaderboard.page import plot, rank_plot
 from quantarena.leaderboard.page.advice import Advice, advise
 from quantarena.leaderboard.page.boards import (
     FIDELITY,
@@ -25,6 +25,7 @@ from quantarena.leaderboard.page.boards import (
     quality_lines,
     short_name,
 )
+from quantarena.leaderboard.page.claims import claim_views
 from quantarena.leaderboard.page.export import export_tables
 from quantarena.leaderboard.page.format import FILTERS
 from quantarena.leaderboard.page.gallery import Gallery, make_galleries
@@ -34,7 +35,7 @@ from quantarena.leaderboard.page.pareto import size_points, speed_points
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.image_scores import FAMILIES
 from quantarena.leaderboard.ranking.ranking import Ranking, rank_rows
-from quantarena.leaderboard.ranking.read_results import BoardId, by_board, load_rows
+from quantarena.leaderboard.ranking.read_results import BoardId, Loaded, by_board, load_rows
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_COLUMNS = 3
@@ -62,6 +63,7 @@ class BoardView:
         advice: the recommendation.
         speed: plot of fidelity against speed-up.
         size: plot of fidelity against bytes.
+        flow: plots of how ranks change, one for each width.
         gallery: images, if there are any.
         scale: axis of the small intervals in the table, of the logarithm of a factor.
         higher: whether a larger value of the judge's metric is better.
@@ -79,6 +81,7 @@ class BoardView:
     advice: Advice
     speed: plot.Plot | None
     size: plot.Plot | None
+    flow: tuple[rank_plot.RankPlot, ...]
     gallery: Gallery | None
     scale: plot.Axis | None
     higher: bool
@@ -86,6 +89,17 @@ class BoardView:
     def at(self, factor: float) -> float:
         """Place of a factor on the axis of the small intervals."""
         return self.scale.at(math.log(factor)) if self.scale else 0.0
+
+    @property
+    def by_method(self) -> tuple[Line, ...]:
+        """The first line of each method but full precision, in the order of the colours."""
+        first = {line.method: line for line in reversed(self.lines) if not line.is_fp}
+        return tuple(sorted(first.values(), key=lambda line: (line.is_rival, line.method)))
+
+    @property
+    def widths(self) -> frozenset[str]:
+        """The requested bits of its lines."""
+        return frozenset(line.bits for line in self.lines)
 
     @property
     def reference(self) -> Row | None:
@@ -101,6 +115,8 @@ def render(
     planned: Sequence[Cell],
     command: str,
     ranking: Ranking | None = None,
+    loaded: Loaded | None = None,
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write ``leaderboard.html``, ``rows.csv`` and ``rows.parquet`` into a results folder.
 
@@ -110,9 +126,11 @@ def render(
         planned: every planned cell; those without a row are shown as missing.
         command: command line that reproduces the folder.
         ranking: of the folder's rows, where the caller has it already.
+        loaded: the folder's rows, where the caller has read them.
+        claims: outcomes of the papers' claims, as ``claim_views`` takes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_rows(folder)
+    loaded = loaded or load_rows(folder)
     export_tables(loaded.rows, folder)
     page = page_html(
         folder,
@@ -122,6 +140,7 @@ def render(
         planned=planned,
         command=command,
         problems=loaded.problems,
+        claims=claims,
     )
     path = folder / "leaderboard.html"
     write_atomic(path, page)
@@ -137,6 +156,7 @@ def page_html(
     planned: Sequence[Cell],
     command: str,
     problems: Sequence[str] = (),
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page as HTML."""
     views = board_views(folder, rows, ranking, planned)
@@ -151,6 +171,7 @@ def page_html(
         "ranking": ranking,
         "titles": {line.method: line.title for line in lines if "[" not in line.title},
         "problems": problems,
+        "claims": claim_views(claims),
         "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
         "machines": machines(rows),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -159,6 +180,7 @@ def page_html(
         "style": inline("style.css"),
         "script": inline("page.js"),
         "plot": plot,
+        "ranks": rank_plot,
         "short_name": short_name,
         "in_full": len(lines) <= MOST_RECORDS,
     }
@@ -224,6 +246,7 @@ def _view(
         advice=advise(lines, metric, ranking.another_draw if ranking else None),
         speed=plot.make_plot(speed, key, include_x=1.0),
         size=plot.make_plot(size, key, x_zero=True),
+        flow=rank_plot.rank_plots(lines),
         gallery=gallery,
         scale=plot.Axis(min(ends) - 0.1, max(ends) + 0.1, 0, 76) if ends else None,
         higher=higher,

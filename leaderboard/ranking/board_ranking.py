@@ -22,6 +22,7 @@ class BoardRanking:
         another_draw: mean of the metric between images of other noise, if it was measured.
         units: number of prompts, or of images without prompts.
         runs: number of seeds.
+        seeds: these seeds, in order.
         standings: the ranked contestants.
         unranked: for each other contestant the reason why it has no rank.
         quality: ranks in metrics of whole sets of images.
@@ -38,6 +39,7 @@ class BoardRanking:
     standings: tuple[Standing, ...]
     unranked: Mapping[str, str]
     quality: tuple[QualityStanding, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     @property
     def beyond_runs(self) -> bool:

@@ -6,7 +6,6 @@ method which halves the loss of easy images counts as much as one which halves t
 The share of images won is tested beside it: it does not see by how much, the mean does.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantarena.bench.report.power import images_to_separate
 from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.run_effects import FEWEST_RUNS, equal_means_over_runs
 from quantarena.leaderboard.inference.sign_flips import FEWEST, equal_means, mean_bounds
+from quantarena.leaderboard.ranking.flow import Flow, flows
 from quantarena.leaderboard.ranking.image_scores import Margin, ScoreTable
 from quantarena.leaderboard.ranking.votes import Floats, Ints
 
-MOST_IMAGES = 100_000
-"""Largest number of images that is recommended to separate two methods."""
 COLLAPSE, COLLAPSE_IMAGES = 0.5, 20
 """A method collapses where a twentieth of its images, of 20 at least, make half of its loss."""
 TAIL = 0.9
@@ -35,7 +34,7 @@ class Tie:
     Attributes:
         contestant: ``method@bits``.
         images: number of images at which four of five runs would tell the two apart; None where
-            it is above ``MOST_IMAGES`` or unknown.
+            nobody would take so many, or the number is unknown.
     """
 
     contestant: str
@@ -66,6 +65,7 @@ class Standing:
         ties: the contestants of the width that it cannot be told from by mean log loss.
         units: number of prompts (or of images, without prompts) that it has scores for.
         images: number of images that it has scores for.
+        flow: its rank by the mean with each run alone, and with each prompt left out.
     """
 
     contestant: str
@@ -86,6 +86,7 @@ class Standing:
     ties: tuple[Tie, ...]
     units: int
     images: int
+    flow: Flow
 
     @property
     def span(self) -> tuple[float, float]:
@@ -200,18 +201,16 @@ def _of_width(
     behind = loss - loss[order[0]]
     low, high = mean_bounds(_means(behind, np.array(table.units)))
     found = []
+    units = np.array(table.units)
+    flow = flows(loss, table.units, table.runs)
     for number in order:
         known = np.isfinite(loss[number])
         images = int(known.sum())
         bad = np.sort(raw[number][known] * toward)
-        tied = [
-            Tie(
-                table.contestants[members[other]],
-                _images_to_separate(by_unit[other] - by_unit[number], images),
-            )
-            for other in order
-            if by_mean.tied(number, other)
-        ]
+        others = [other for other in order if by_mean.tied(number, other)]
+        wanted = _images_to_separate(by_unit[others] - by_unit[number], images)
+        names = (table.contestants[members[other]] for other in others)
+        tied = [Tie(name, images) for name, images in zip(names, wanted, strict=True)]
         name = table.contestants[members[number]]
         found.append(
             Standing(
@@ -231,25 +230,32 @@ def _of_width(
                 wins_worst=by_wins.worst(number),
                 rivals=count,
                 ties=tuple(tied),
-                units=len(set(np.array(table.units)[known])),
+                units=len(np.unique(units[known])),
                 images=images,
+                flow=flow[number],
             )
         )
     return found
 
 
-def _images_to_separate(gaps: Floats, images: int) -> int | None:
-    """Images at which a test of one pair has a power of 80 %, from (n,) differences by unit.
+def _images_to_separate(gaps: Floats, images: int) -> list[int | None]:
+    """Images at which a test of each of K pairs has a power of 80 %, more than there are.
 
-    The mean over its standard error grows with the root of the number of images; there it is 1.96
-    for the level and 0.84 for the power.
+    Args:
+        gaps: (K, n) differences by unit, NaN where one of the two has no score.
+        images: number of images behind them.
     """
-    gaps = gaps[np.isfinite(gaps)]
-    if len(gaps) < FEWEST or gaps.mean() == 0:
-        return None
-    error = gaps.std(ddof=1) / math.sqrt(len(gaps))
-    wanted = images * ((1.96 + 0.84) * error / gaps.mean()) ** 2
-    return max(math.ceil(wanted), images + 1) if wanted <= MOST_IMAGES else None
+    known = np.isfinite(gaps)
+    count = known.sum(axis=1)
+    enough = np.maximum(count, 2)
+    mean = np.where(known, gaps, 0.0).sum(axis=1) / enough
+    square = np.square(np.where(known, gaps - mean[:, None], 0.0)).sum(axis=1) / (enough - 1)
+    # the deviation of one image whose mean over all has the error that the units have
+    deviation = np.sqrt(square / enough * images)
+    return [
+        images_to_separate(m, d, images + 1) if n >= FEWEST else None
+        for m, d, n in zip(mean.tolist(), deviation.tolist(), count.tolist(), strict=True)
+    ]
 
 
 def _end(log_factor: float) -> float | None:

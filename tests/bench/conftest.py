@@ -85,11 +85,15 @@ def fake_workload(name_or_path):
 def plain_page(module):
     """A leaderboard of one line: the real one takes seconds and has tests of its own."""
 
-    def render(folder, *, grid_title, planned, command, ranking):
+    def render(folder, *, grid_title, planned, command, ranking, loaded, claims):
         (folder / "leaderboard.html").write_text(f"{grid_title}: {len(planned)} cells, {command}")
         return folder / "leaderboard.html"
 
-    return SimpleNamespace(render=render, write_ranking=lambda folder: folder / "ranking.json")
+    return SimpleNamespace(
+        render=render,
+        load_rows=lambda folder, known: known,
+        write_ranking=lambda folder, loaded: folder / "ranking.json",
+    )
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def test_the_source_and_the_class_agree(name):
     assert known.paper == method.info.paper
     assert known.most_iterations == method.supports.most_iterations
     assert known.board_bits == method.supports.board_bits
+    assert known.own_widths == (getattr(method, "published", None) is not None)
     for bits in map(parse_bits, known.board_bits):
         assert bits.weight in method.supports.weight_bits
         assert bits.act in method.supports.act_bits

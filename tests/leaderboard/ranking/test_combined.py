@@ -6,6 +6,7 @@ import pytest
 
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.combined import combine
+from quantarena.leaderboard.ranking.flow import Flow
 from quantarena.leaderboard.ranking.read_results import BoardId
 from quantarena.leaderboard.ranking.standings import Standing
 
@@ -14,7 +15,7 @@ def standing(method, log_loss, bits="w4a4"):
     factor = math.exp(log_loss)
     return Standing(
         f"{method}@{bits}", method, bits, factor, None, None, 0.5, 0.1, 0.2, 0.1, 1, 1, 1, 1, 1,
-        (), 64, 64,
+        (), 64, 64, Flow(1, (), 1, 1),
     )  # fmt: skip
 
 
