@@ -48,13 +48,13 @@ class Trace:
 
     Attributes:
         title: its name.
-        colour: number of its colour.
+        look: classes of its look.
         dots: one for each budget with numbers, from left to right in the order of budgets.
         label_y: vertical position of its name in the column at the right.
     """
 
     title: str
-    colour: int
+    look: str
     dots: tuple[Dot, ...]
     label_y: float = 0.0
 
@@ -91,8 +91,8 @@ def budget_html(curves: Curves) -> str:
         for number, level in enumerate(curves.levels)
     }
     methods = sorted({curve.method for panel in curves.panels for curve in panel.curves})
-    colours = {name: place % plot.COLOURS for place, name in enumerate(methods)}
-    views = [PanelView(panel, charts_of(panel, shapes, colours)) for panel in curves.panels]
+    looks = {name: plot.look(place) for place, name in enumerate(methods)}
+    views = [PanelView(panel, charts_of(panel, shapes, looks)) for panel in curves.panels]
     try:
         version = importlib.metadata.version("quantarena")
     except importlib.metadata.PackageNotFoundError:
@@ -104,7 +104,7 @@ def budget_html(curves: Curves) -> str:
             curves=curves,
             views=views,
             shapes=shapes,
-            colours=colours,
+            looks=looks,
             plot=plot,
             names=NAMES,
             style=inline("style.css"),
@@ -114,13 +114,13 @@ def budget_html(curves: Curves) -> str:
     )
 
 
-def charts_of(panel: Panel, shapes: dict[str, str], colours: dict[str, int]) -> tuple[Chart, ...]:
+def charts_of(panel: Panel, shapes: dict[str, str], looks: dict[str, str]) -> tuple[Chart, ...]:
     """One chart for each measure that any method has numbers for.
 
     Args:
         panel: the curves.
         shapes: shape of each budget.
-        colours: number of the colour of each method.
+        looks: classes of each method's look.
     """
     charts = []
     for measure in panel.measures:
@@ -136,7 +136,7 @@ def charts_of(panel: Panel, shapes: dict[str, str], colours: dict[str, int]) -> 
         traces = [
             Trace(
                 curve.title,
-                colours[curve.method],
+                looks[curve.method],
                 tuple(_dot(curve, measure, point, x, y, shapes) for point in found),
             )
             for curve, found in drawn

@@ -13,7 +13,16 @@ GLYPH = 6.7
 """Approximate width of one character of a label in pixels, to keep labels apart."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "hexagon")
-COLOURS = 16
+COLOURS, STYLES = 6, 4
+"""Looks of a method: a colour, and a mark that is filled, hollow, or either with a dot in it.
+
+More than six colours cannot be told apart by everybody who sees colours differently, so further
+methods have the same colours in another style."""
+
+
+def look(place: int) -> str:
+    """Classes of the look of the method at that place, such as ``c2 s1``."""
+    return f"c{place % COLOURS} s{place // COLOURS % STYLES}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ class Mark:
         x_high: right end of the horizontal whisker.
         y_low: position of the lower end of the vertical interval.
         y_high: position of the upper end of the vertical interval.
-        colour: number of the method's colour.
+        look: classes of the method's look.
         shape: name of the shape that stands for the bits.
         label: text beside the point, empty where there is no room for it or no need.
         label_x: horizontal position of the text.
@@ -85,7 +94,7 @@ class Mark:
     x_high: float
     y_low: float
     y_high: float
-    colour: int
+    look: str
     shape: str
     label: str = ""
     label_x: float = 0.0
@@ -112,14 +121,14 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One colour per method and one shape per bit width, the same in every plot of a page."""
+    """One look per method and one shape per bit width, the same in every plot of a page."""
 
     methods: tuple[str, ...]
     bits: tuple[str, ...]
 
-    def colour(self, line: Line) -> int:
-        """Number of the colour of a line's method."""
-        return self.methods.index(line.method) % COLOURS
+    def look(self, line: Line) -> str:
+        """Classes of the look of a line's method."""
+        return look(self.methods.index(line.method))
 
     def shape(self, bits: str) -> str:
         """Name of the shape that stands for these bits."""
@@ -166,7 +175,7 @@ def _mark(point: Point, x: Axis, y: Axis, key: Key) -> Mark:
         x.at(point.x.high),
         y.at(point.y.low),
         y.at(point.y.high),
-        key.colour(point.line),
+        key.look(point.line),
         key.shape(point.line.bits),
     )
 
@@ -256,7 +265,7 @@ def _with_label(mark: Mark, text: str, x: float, y: float, anchor: str) -> Mark:
         mark.x_high,
         mark.y_low,
         mark.y_high,
-        mark.colour,
+        mark.look,
         mark.shape,
         text,
         round(x, 1),

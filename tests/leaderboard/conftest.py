@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,24 @@ def make_results():
 @pytest.fixture
 def make_grid():
     return grid
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """What axe-core finds on a page, as ``(rule, impact, elements)``."""
+    package = "axe_playwright_python"
+    pytest.importorskip(package, reason="axe-core is not installed: pip install " + package)
+    code = (resources.files(package) / "axe.min.js").read_text(encoding="utf-8")
+
+    def faults(page):
+        page.evaluate(code)
+        found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]
+        return [
+            (fault["id"], fault["impact"], [node["html"] for node in fault["nodes"]])
+            for fault in found
+        ]
+
+    return faults
 
 
 FLAGS = [

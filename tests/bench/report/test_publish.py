@@ -6,13 +6,13 @@ from quantarena.bench.report import publish
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store
-from quantarena.leaderboard.page.plot import COLOURS
+from quantarena.leaderboard.page.plot import COLOURS, STYLES
 from quantarena.methods.builtin import builtins
 
 
-def test_every_method_of_a_preset_has_a_colour_of_its_own():
-    methods = [m for m in builtins().values() if m.board_bits and not m.rival]
-    assert len(methods) <= COLOURS
+def test_every_method_of_a_preset_has_a_look_of_its_own():
+    methods = [m for m in builtins().values() if m.board_bits]
+    assert len(methods) <= COLOURS * STYLES
 
 
 def test_the_page_is_written_again_only_when_a_row_changed(tmp_path):

@@ -1,5 +1,10 @@
 """The page as a reader meets it: Chromium, from a file, with the network cut off."""
 
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
 import pytest
 
 from quantarena.leaderboard.page.page import render
@@ -8,10 +13,32 @@ pytestmark = pytest.mark.browser
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 
+CLAIM = {
+    "method": "q_diffusion",
+    "paper": "arXiv:0000.00000",
+    "setting": "their model",
+    "effect": "a tenth of the loss",
+    "source": "table 1",
+    "offline": {"than": "rtn", "metric": "lpips/alex-v0.1"},
+}
+OUTCOME = {"mean": -0.05, "low": -0.06, "high": -0.04, "n": 24, "seeds": 1, "other": 0.2}
+
+
 @pytest.fixture(scope="module")
 def address(results):
     folder, planned = results
-    path = render(folder, grid_title="Synthetic grid", planned=planned, command="./run_all.sh")
+    where = {"claim": CLAIM, "workload": "synthetic-shapes", "bits": "w4a8"}
+    claims = [
+        {**where, **OUTCOME, "policy": "uniform", "verdict": "holds"},
+        {**where, **OUTCOME, "policy": "published", "verdict": "opposite"},
+    ]
+    path = render(
+        folder,
+        grid_title="Synthetic grid",
+        planned=planned,
+        command="./run_all.sh",
+        claims=claims,
+    )
     return path.as_uri()
 
 
@@ -171,3 +198,22 @@ def test_readable_without_scripts(open_page):
     assert gallery.locator(".caption").inner_text() == "“blue moon”"
     page.locator("#w1 a.open").nth(1).click()
     assert page.locator(".record .body:target").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_axe_finds_nothing_serious(browser, axe, address, scripts, width, scheme, tmp_path):
+    """Without scripts the page is its own HTML with the scripts cut out: axe is one itself."""
+    path = Path(url2pathname(urlsplit(address).path))
+    if not scripts:
+        bare = re.sub("<script>.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        path = tmp_path / "bare.html"
+        path.write_text(bare, encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.classList.contains('js')") == scripts
+    for details in page.locator("details.rule, .records, .record").all()[:12]:
+        details.evaluate("e => { e.open = true }")
+    assert [fault for fault in axe(page) if fault[1] in ("serious", "critical")] == []
+    page.close()

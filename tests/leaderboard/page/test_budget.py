@@ -48,8 +48,8 @@ def curves(*found):
 
 def charts(*found):
     (panel,) = curves(*found).panels
-    colours = {each.method: n for n, each in enumerate(found)}
-    return charts_of(panel, SHAPES, colours)
+    looks = {each.method: plot.look(n) for n, each in enumerate(found)}
+    return charts_of(panel, SHAPES, looks)
 
 
 def test_a_curve_goes_right_with_cost_and_down_with_error():

@@ -1,9 +1,5 @@
-import re
-from pathlib import Path
-
 import pytest
 
-from quantarena.leaderboard.page import plot
 from quantarena.leaderboard.page.pareto import Point, Span
 from quantarena.leaderboard.page.plot import (
     BOTTOM,
@@ -93,12 +89,3 @@ def test_an_axis_of_many_decades_has_no_more_labels_than_fit():
 
 def test_nothing_to_draw():
     assert make_plot([], KEY) is None
-
-
-def test_every_colour_is_one_of_its_own_in_both_themes():
-    style = Path(plot.__file__).with_name("templates").joinpath("style.css").read_text()
-    for number in range(plot.COLOURS):
-        found = re.findall(rf"--c{number}: (#[0-9a-f]{{6}});", style)
-        assert len(found) == 2, number
-        assert f".c{number} {{ color: var(--c{number}) }}" in style
-    assert len(set(re.findall(r"--c\d+: (#[0-9a-f]{6});", style))) == 2 * plot.COLOURS
