@@ -116,6 +116,9 @@ def vote(
     per_minute: Annotated[
         float, typer.Option("--per-minute", min=1, help="Answers a minute of one voter at most.")
     ] = 60.0,
+    most_votes: Annotated[
+        int, typer.Option("--most-votes", min=0, help="Votes of one voter at most; 0 is no limit.")
+    ] = 0,
     origin: Annotated[
         list[str] | None,
         typer.Option("--origin", help="Address of a proxy in front, https://NAME; repeatable."),
@@ -130,21 +133,21 @@ def vote(
     if missing:
         raise UserError(f"vote needs {' and '.join(missing)}: pip install 'quantarena[arena]'")
     folder = _folder(run, results)
-    shown = task is Task.FIDELITY if reference is None else reference
     server, app = _arena("web.server"), _arena("web.app")
-    settings = _arena("deal").Settings(
-        task=task.value,
-        size=k,
-        reference=shown,
+    settings = _settings(
+        task,
+        k,
+        reference,
         gold=gold,
         repeats=repeats,
         expires=hours * 3600,
+        most_votes=most_votes,
         page=app.page_version(),
     )
     reporter = Reporter()
 
     with _plainly(), contextlib.suppress(Interrupted, KeyboardInterrupt):
-        catalogue = _catalogue(folder, task, shown, workload)
+        catalogue = _catalogue(folder, settings, workload)
         for problem in catalogue.problems:
             reporter.warn(problem)
         with server.opened_arena(
@@ -307,20 +310,13 @@ def judge(
 ) -> None:
     """Let a program judge blind sets; the same command goes on where it stopped."""
     folder = _folder(run, results)
-    shown = task is Task.FIDELITY if reference is None else reference
     judges, sets = _arena("judges"), _arena("sets")
     lines = StageLines(Reporter())
     with _plainly():
         program = judges.load(name)
-        catalogue = _catalogue(folder, task, shown, workload)
-        settings = _arena("deal").Settings(
-            task=task.value,
-            size=k,
-            reference=shown,
-            gold=0.0,
-            repeats=0.0,
-            kinds=frozenset({Kind.HUMAN.value, program.kind}),
-        )
+        kinds = frozenset({Kind.HUMAN.value, program.kind})
+        settings = _settings(task, k, reference, gold=0.0, repeats=0.0, kinds=kinds)
+        catalogue = _catalogue(folder, settings, workload)
         with _arena("log").Log(log or folder / LOG_NAME) as target:
             desk = sets.Desk(
                 target, catalogue, settings, _arena("engines.named").engine(engine.value)
@@ -386,9 +382,18 @@ def _log(path: Path, *, fresh: bool = False) -> Path:
     return found
 
 
-def _catalogue(folder: Path, task: Task, shown: bool, workload: list[str] | None) -> Any:
+def _settings(task: Task, size: int, reference: bool | None, **others: Any) -> Any:
+    """How sets are asked: what people and programs have in common, and what is given beside it."""
+    shown = task is Task.FIDELITY if reference is None else reference
+    return _arena("deal").Settings(task=task.value, size=size, reference=shown, **others)
+
+
+def _catalogue(folder: Path, settings: Any, workload: list[str] | None) -> Any:
     return _arena("catalogue").read_catalogue(
-        folder, task=task.value, reference=shown, workloads=tuple(workload or ())
+        folder,
+        task=settings.task,
+        reference=settings.reference,
+        workloads=tuple(workload or ()),
     )
 
 

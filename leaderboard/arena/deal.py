@@ -108,6 +108,7 @@ class Settings:
         expires: seconds until a set that nobody answered is void. Accessibility asks for no time
             limit, or for one of at least twenty hours.
         most_open: sets that one judge may hold: the present one and the next.
+        most_votes: ranked votes that one judge may cast; 0 is no limit.
         page: version of the page.
         kinds: judges of these kinds inform the choice of sets, and the live board.
     """
@@ -119,6 +120,7 @@ class Settings:
     repeats: float = 0.05
     expires: float = 24 * 3600.0
     most_open: int = 2
+    most_votes: int = 0
     page: str = ""
     kinds: frozenset[str] = frozenset({"human"})
 

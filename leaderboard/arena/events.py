@@ -1,4 +1,4 @@
-"""What the log of an arena holds: votes, and the voids that take votes back. Frozen, never edited.
+"""What the log of an arena holds: votes, and what takes votes back. Frozen, never edited.
 
 An event is one JSON object (one line of a JSONL file). ``schema`` describes it to other programs,
 ``parse`` checks one strictly, and ``line`` writes the one text that an event has.
@@ -200,7 +200,33 @@ class VoidEvent:
         check_time(self.time)
 
 
-Event = VoteEvent | VoidEvent
+@dataclass(frozen=True, slots=True)
+class WithdrawEvent:
+    """A judge takes back an own vote. The vote stays in the log and counts no more.
+
+    Attributes:
+        id: uuid of this event, made by the judge's page.
+        time: when, UTC.
+        arena: name of the log that first held the event.
+        judge: who takes it back; a vote of another judge stands.
+        vote: id of the vote.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    id: Uuid
+    time: Time
+    arena: Short
+    judge: Short
+    vote: Uuid
+    kind: Literal["withdraw"] = "withdraw"
+    version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        check_time(self.time)
+
+
+Event = VoteEvent | VoidEvent | WithdrawEvent
 
 
 def check_time(text: str) -> None:
@@ -297,5 +323,19 @@ def in_order(events: Iterable[Event]) -> list[Event]:
 def standing_votes(events: Iterable[Event]) -> list[VoteEvent]:
     """The votes that were not taken back, in the order given."""
     events = list(events)
-    void = {event.vote for event in events if isinstance(event, VoidEvent)}
-    return [event for event in events if isinstance(event, VoteEvent) and event.id not in void]
+    back = taken_back(events)
+    return [event for event in events if isinstance(event, VoteEvent) and event.id not in back]
+
+
+def taken_back(events: Iterable[Event]) -> set[str]:
+    """Ids of the votes that were voided, or withdrawn by the judge who had cast them."""
+    back, withdrawn, judges = set(), [], {}
+    for event in events:
+        match event:
+            case VoidEvent(vote=vote):
+                back.add(vote)
+            case WithdrawEvent(vote=vote, judge=judge):
+                withdrawn.append((vote, judge))
+            case VoteEvent(id=name, judge=judge):
+                judges[name] = judge
+    return back | {vote for vote, judge in withdrawn if judges.get(vote) == judge}

@@ -5,7 +5,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from quantarena.leaderboard.arena.events import Event, VoidEvent, VoteEvent, standing_votes
+from quantarena.leaderboard.arena.events import Event, VoteEvent, WithdrawEvent, standing_votes
 from quantarena.leaderboard.arena.log import newer
 from quantarena.leaderboard.ranking.votes import Vote
 
@@ -25,6 +25,7 @@ class Memory:
         asked: what a judge has been asked to compare, as ``content_of``, by judge.
         own: ranked votes of each judge, in the order of the log.
         repeated: by judge, ids of the sets that were asked a second time already.
+        withdrawn: number of votes that a judge took back, by judge.
         revision: grows with every event.
     """
 
@@ -47,6 +48,7 @@ class Memory:
         self.asked: defaultdict[str, set[str]] = defaultdict(set)
         self.own: defaultdict[str, list[VoteEvent]] = defaultdict(list)
         self.repeated: defaultdict[str, set[str]] = defaultdict(set)
+        self.withdrawn: Counter[str] = Counter()
         self.revision = 0
 
     def forget(self) -> None:
@@ -58,14 +60,20 @@ class Memory:
         fresh = newer(db, self.revision)
         if not fresh:
             return
-        if any(isinstance(event, VoidEvent) for _, event in fresh):
+        if any(not isinstance(event, VoteEvent) for _, event in fresh):
             everything = newer(db, 0)
             self._clear()
             self._learn(standing_votes(event for _, event in everything))
+            back = (event for _, event in everything if isinstance(event, WithdrawEvent))
+            self.withdrawn.update(event.judge for event in back)
             self.revision = everything[-1][0]
         else:
             self._learn(event for _, event in fresh)
             self.revision = fresh[-1][0]
+
+    def cast(self, judge: str) -> int:
+        """Ranked votes that a judge has cast, those taken back too."""
+        return len(self.own[judge]) + self.withdrawn[judge]
 
     def _learn(self, events: Iterable[Event]) -> None:
         for event in events:

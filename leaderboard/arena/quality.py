@@ -10,16 +10,17 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
+from quantarena.leaderboard.arena.agreement import ordinal_alpha
 from quantarena.leaderboard.arena.events import (
     DESTROYED,
     INTACT,
     Event,
-    VoidEvent,
     VoteEvent,
     in_order,
     standing_votes,
+    taken_back,
 )
-from quantarena.leaderboard.arena.memory import by_board, content_of
+from quantarena.leaderboard.arena.memory import by_board, content_of, scene_key
 from quantarena.leaderboard.ranking.bradley_terry import bradley_terry
 from quantarena.leaderboard.ranking.votes import Floats, Vote, tabulate
 
@@ -71,6 +72,9 @@ class JudgeQuality:
         voided: votes that were taken back.
         agreement: Kendall's tau-b of a vote with the board of all other judges, over the votes; 0
             is what a judge who does not look gets.
+        alpha: Krippendorff's ordinal alpha of the pairs of images that this judge and others put
+            in order (behind, tied or before); None where there are none.
+        alpha_pairs: number of these pairs.
         retest: share of pairs that got the same answer when a set was asked again, over the sets.
         checks: checks that were answered.
         failed: checks that were failed: a spoilt image not below the intact one, or two copies
@@ -87,6 +91,8 @@ class JudgeQuality:
     skips: int
     voided: int
     agreement: Estimate | None
+    alpha: float | None
+    alpha_pairs: int
     retest: Estimate | None
     checks: int
     failed: int
@@ -102,7 +108,7 @@ def quality(events: Iterable[Event]) -> tuple[JudgeQuality, ...]:
     """
     ordered = in_order(events)
     standing = standing_votes(ordered)
-    void = {event.vote for event in ordered if isinstance(event, VoidEvent)}
+    void = taken_back(ordered)
     everything = [event for event in ordered if isinstance(event, VoteEvent)]
     ranked = by_board(event for event in standing if event.ranked)
     found = [
@@ -122,8 +128,10 @@ def _judge(
     kind = events[0].judge_kind
     taus: list[float] = []
     influence = []
+    shared: list[list[int]] = []
     for (board, task), votes in ranked.items():
         peers = [event for event in votes if event.judge_kind in ("human", kind)]
+        shared += _shared_pairs(judge, peers)
         mine = [event.vote() for event in peers if event.judge == judge]
         others = [event.vote() for event in peers if event.judge != judge]
         if mine and others:
@@ -140,6 +148,8 @@ def _judge(
         skips=len(own) - len(answered),
         voided=len(events) - len(own),
         agreement=_estimate(taus),
+        alpha=ordinal_alpha(shared),
+        alpha_pairs=len(shared),
         retest=_estimate(_retests(own)),
         checks=len(golds),
         failed=sum(not passed(event) for event in golds),
@@ -200,6 +210,24 @@ def _agreements(mine: Sequence[Vote], others: Sequence[Vote]) -> list[float]:
         if len(set(ours)) > 1 and len(set(theirs)) > 1:
             taus.append(float(stats.kendalltau(ours, theirs).statistic))
     return taus
+
+
+def _shared_pairs(judge: str, peers: Sequence[VoteEvent]) -> list[list[int]]:
+    """For each pair of images that a judge and others put in order, how each judge did so.
+
+    A judge counts once for a pair, by the first answer.
+    """
+    found: dict[tuple[str, tuple[str, str]], dict[str, int]] = {}
+    for event in peers:
+        if event.mode != "best":  # who picks the best leaves the others unordered
+            for pair, relation in relations(event).items():
+                answers = found.setdefault((scene_key(event), pair), {})
+                answers.setdefault(event.judge, relation)
+    return [
+        list(answers.values())
+        for answers in found.values()
+        if judge in answers and len(answers) > 1
+    ]
 
 
 def _influence(board: str, task: str, mine: Sequence[Vote], others: Sequence[Vote]) -> Influence:

@@ -9,10 +9,10 @@ from typing import Any
 from quantarena.leaderboard.arena.engines.protocols import BoardLine, Standings
 from quantarena.leaderboard.arena.events import (
     Event,
-    VoidEvent,
     VoteEvent,
     in_order,
     standing_votes,
+    taken_back,
 )
 from quantarena.leaderboard.arena.memory import by_board
 from quantarena.leaderboard.arena.posterior import Corrected, corrected
@@ -65,7 +65,7 @@ def replay(
         correct: whether the votes of programs also correct those of people, as ``posterior`` says.
     """
     ordered = in_order(events)
-    void = {event.vote for event in ordered if isinstance(event, VoidEvent)}
+    void = taken_back(ordered)
     everything = [event for event in ordered if isinstance(event, VoteEvent)]
     standing = by_board(standing_votes(ordered))
     return tuple(

@@ -23,13 +23,15 @@ from quantarena.leaderboard.arena.events import (
     Mode,
     Shown,
     VoteEvent,
+    WithdrawEvent,
     check_answer,
     digest,
     parse,
     stamp,
+    taken_back,
 )
 from quantarena.leaderboard.arena.images import Pictures
-from quantarena.leaderboard.arena.log import Clock, Log, insert
+from quantarena.leaderboard.arena.log import Clock, Log, insert, newer
 from quantarena.leaderboard.arena.memory import Memory
 
 _SET: TypeAdapter[IssuedSet] = TypeAdapter(IssuedSet)
@@ -170,6 +172,22 @@ class Desk:
         """
         return self.log.transact(lambda db: self._take(db, judge, answer, holding))
 
+    def withdraw(self, judge: Judge, vote: str, name: str) -> "Future[bool]":
+        """Take back the latest vote of a judge. It is on disk when the future has a result.
+
+        Args:
+            judge: who cast it.
+            vote: its id.
+            name: uuid of the withdrawal, the same however often it is sent.
+
+        Returns (the future):
+            False where the same withdrawal was there already.
+
+        Raises (the future):
+            Refused: with the status that says why.
+        """
+        return self.log.transact(lambda db: self._withdraw(db, judge, vote, name))
+
     def placed(self, token: str) -> Placed | None:
         """The image behind an opaque id, None where no set that is known shows it."""
         return self._tokens.get(token)
@@ -226,6 +244,7 @@ class Desk:
             raise Refused(
                 HTTPStatus.CONFLICT, f"you hold {len(mine)} sets already: answer or skip one"
             )
+        self._room(judge, len(mine))
         others = list(self._out.values())
         issued = self._dealer.deal(self.memory, judge.id, others, seed=self._seeds(), now=now)
         body = _SET.dump_json(issued).decode()
@@ -266,6 +285,7 @@ class Desk:
             raise Refused(HTTPStatus.CONFLICT, "the set is answered already")
         if db.execute("SELECT 1 FROM events WHERE id = ?", (answer.id,)).fetchone():
             raise Refused(HTTPStatus.CONFLICT, "another vote has this id")
+        self._room(judge, 0)
         now = self._clock()
         if expires <= now:
             raise Refused(HTTPStatus.GONE, "the set has expired: ask for another")
@@ -278,6 +298,42 @@ class Desk:
         self._forget(issued)
         self.memory.catch_up(db)
         return Receipt(event, issued, False, len(self.memory.own[judge.id]))
+
+    def _room(self, judge: Judge, held: int) -> None:
+        """Refuse a judge who has cast as many votes as one may, with the sets that are held."""
+        most = self.settings.most_votes
+        if most and self.memory.cast(judge.id) + held >= most:
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"one voter casts {most} votes here at most, and you have: thank you",
+            )
+
+    def _withdraw(self, db: sqlite3.Connection, judge: Judge, vote: str, name: str) -> bool:
+        self._catch_up(db)
+        before = db.execute("SELECT body FROM events WHERE id = ?", (name,)).fetchone()
+        if before is not None:
+            event = parse(before[0])
+            if isinstance(event, WithdrawEvent) and (event.judge, event.vote) == (judge.id, vote):
+                return False
+            raise Refused(HTTPStatus.CONFLICT, "another event has this id")
+        found = db.execute("SELECT body FROM events WHERE id = ?", (vote,)).fetchone()
+        cast = parse(found[0]) if found else None
+        if not isinstance(cast, VoteEvent):
+            raise Refused(HTTPStatus.NOT_FOUND, "there is no such vote")
+        if cast.judge != judge.id:
+            raise Refused(HTTPStatus.FORBIDDEN, "the vote is another judge's")
+        latest = db.execute(
+            "SELECT event FROM sets JOIN events ON events.id = sets.event"
+            " WHERE judge = ? ORDER BY seq DESC LIMIT 1",
+            (judge.id,),
+        ).fetchone()
+        if latest is None or latest[0] != vote:
+            raise Refused(HTTPStatus.CONFLICT, "only the latest vote can be taken back")
+        if vote in taken_back(one for _, one in newer(db, 0)):
+            raise Refused(HTTPStatus.CONFLICT, "the vote was taken back already")
+        insert(db, WithdrawEvent(name, stamp(self._clock()), self.log.arena, judge.id, vote))
+        self.memory.catch_up(db)
+        return True
 
     def _again(self, db: sqlite3.Connection, issued: IssuedSet, answer: Answer) -> Receipt:
         """The receipt of an answer that was taken before: a reply may be lost on its way."""

@@ -145,7 +145,8 @@ def _thumbnails(
     folder: Path, line: Line, count: int, side: int, most: float = math.inf
 ) -> Thumbnails:
     """A line's images; what comes after the one that exceeds ``most`` characters is not read."""
-    uris, problems = [], []
+    uris: list[str] = []
+    problems = []
     for path in _paths(folder, _first_ok(line), count):
         if sum(map(len, uris)) > most:
             break

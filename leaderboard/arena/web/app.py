@@ -1,4 +1,4 @@
-"""The arena as a web application: the page, its images, and four calls."""
+"""The arena as a web application: the page, its images, and five calls."""
 
 import asyncio
 import json
@@ -79,7 +79,25 @@ class VoteRequest:
     holding: Holding
 
 
+@dataclass(frozen=True, slots=True)
+class WithdrawRequest:
+    """Takes a vote back.
+
+    Attributes:
+        id: uuid of the withdrawal, made by the page.
+        vote: id of the vote.
+        session: of the visit.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    id: Uuid
+    vote: Uuid
+    session: Uuid
+
+
 _SET, _VOTE = TypeAdapter(SetRequest), TypeAdapter(VoteRequest)
+_WITHDRAW = TypeAdapter(WithdrawRequest)
 
 
 class Arena:
@@ -131,6 +149,15 @@ class Arena:
         receipt = await asyncio.wrap_future(self.desk.answer(who, answer, wish.holding))
         view = set_view(receipt.following) if receipt.following else None
         return JSONResponse(receipt_view(receipt) | {"next": view})
+
+    async def withdraw(self, request: Request) -> Response:
+        """Take back the latest vote."""
+        judge = self._judge(request)
+        wish = checked(_WITHDRAW, await request.body())
+        self._turn(self._pace, judge)
+        who = Judge(judge, wish.session)
+        fresh = await asyncio.wrap_future(self.desk.withdraw(who, wish.vote, wish.id))
+        return JSONResponse({"vote": wish.vote, "duplicate": not fresh})
 
     async def board(self, request: Request) -> Response:
         """The live board."""
@@ -189,6 +216,7 @@ def make_app(arena: Arena, place: Place) -> Starlette:
         Route("/api/session", arena.session, methods=["POST"]),
         Route("/api/set", arena.set, methods=["POST"]),
         Route("/api/vote", arena.vote, methods=["POST"]),
+        Route("/api/withdraw", arena.withdraw, methods=["POST"]),
         Route("/api/board", arena.board, methods=["GET"]),
         Route("/image/{token:str}", arena.image, methods=["GET"]),
     ]

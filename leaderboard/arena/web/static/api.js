@@ -39,12 +39,14 @@ export async function begin() {
 
 export const askSet = (holding) => post("/api/set", { session, holding });
 
-// Safe to send again: the server knows the id, and a vote counts once.
-export async function sendVote(vote, holding) {
-  const body = { ...vote, session, holding };
+export const sendVote = (vote, holding) => insist("/api/vote", { ...vote, session, holding });
+export const withdraw = (id, vote) => insist("/api/withdraw", { id, vote, session });
+
+// Safe to send again: the server knows the id, and what it names counts once.
+async function insist(path, body) {
   for (let wait = 500; ; wait *= 2) {
     try {
-      return await post("/api/vote", body);
+      return await post(path, body);
     } catch (error) {
       const again = !(error instanceof Refusal) || [429, 503].includes(error.status);
       if (!again || wait > 8000) throw error;

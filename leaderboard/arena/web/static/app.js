@@ -1,6 +1,6 @@
 // The page: keys, buttons, dragging, and the way from one set to the next.
 
-import { Refusal, askSet, begin, board, preload, sendVote, uuid } from "./api.js";
+import { Refusal, askSet, begin, board, preload, sendVote, uuid, withdraw } from "./api.js";
 import { draggable } from "./drag.js";
 import { LETTERS, mode, place, shift, spoken, start, tieLeft, tiers, undo, unplaced } from "./state.js";
 import { $, cards, drawBoard, drawReveal, drawSet, drawState, element, flip, focusCard } from "./view.js";
@@ -149,6 +149,8 @@ function queue(following) {
 function reveal(receipt, made) {
   revealing = true;
   drawReveal(receipt, set, made);
+  cast = { vote: receipt.id, withdrawal: uuid() };
+  $("take-back").disabled = false;
   $("vote").classList.add("revealing");
   for (const button of document.querySelectorAll(".rank")) button.disabled = true;
   $("actions").hidden = true;
@@ -158,6 +160,27 @@ function reveal(receipt, made) {
   const said = made.map((tier, r) => `${r + 1}: ${tier.map((i) => receipt.names[i]).join(" and ")}`);
   say(`Your vote is in. ${said.join("; ")}`);
   showBoard(set.board);
+}
+
+let cast = null; // the vote that may be taken back
+async function takeBack() {
+  if (busy || !revealing || !cast) return;
+  busy = true;
+  complain(null);
+  try {
+    await withdraw(cast.withdrawal, cast.vote);
+    cast = null;
+    $("take-back").disabled = true;
+    $("reveal-title").textContent = "Your vote is taken back";
+    $("reveal-note").textContent = "It stays in the log, marked as withdrawn, and does not count.";
+    say("Your vote is taken back. It does not count.");
+    $("next").focus({ preventScroll: true });
+    showBoard(set.board);
+  } catch (error) {
+    complain(error);
+  } finally {
+    busy = false;
+  }
 }
 
 async function next() {
@@ -290,6 +313,7 @@ function wire() {
   $("bad").addEventListener("click", () => send("bad"));
   $("skip").addEventListener("click", () => send("skip"));
   $("next").addEventListener("click", next);
+  $("take-back").addEventListener("click", takeBack);
   $("zoom-close").addEventListener("click", () => $("zoom").close());
   $("zoom").addEventListener("keydown", (event) => {
     event.stopPropagation(); // the page would open it again

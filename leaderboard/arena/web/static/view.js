@@ -155,6 +155,7 @@ export function drawReveal(receipt, set, tiers) {
       ),
     ),
   );
+  $("reveal-title").textContent = "Your vote is in";
   $("revealed").replaceChildren(...rows);
   const notes = {
     repeat: "You had seen this set before: it shows how steady answers are, and is not counted twice.",

@@ -179,3 +179,28 @@ def test_a_full_disk_refuses_the_vote_and_takes_it_when_there_is_room(client, se
     assert client.vote(held)[0] == 200
     assert len(serving.log.events()) == before + 1
     assert serving.desk.memory.revision == before + 1
+
+
+def test_a_vote_is_taken_back_once(client, serving, new_client):
+    ballot = client.ballot(client.set())
+    client.vote(ballot)
+    body = {"id": "11111111-1111-4111-8111-111111111111", "vote": ballot["id"]}
+    body["session"] = client.session
+    other = new_client(client.port)
+    assert other("POST", "/api/withdraw", body | {"session": other.session})[0] == 403
+    assert client("POST", "/api/withdraw", body)[:2] == (
+        200,
+        {"vote": ballot["id"], "duplicate": False},
+    )
+    assert client("POST", "/api/withdraw", body)[1]["duplicate"] is True
+    assert client("POST", "/api/withdraw", body | {"more": 1})[0] == 422
+    assert client("POST", "/api/withdraw", body, [("origin", "http://x.example")])[0] == 403
+    assert [event.kind for event in serving.log.events()] == ["vote", "withdraw"]
+
+
+def test_a_voter_who_has_cast_all_votes_is_told_so(serve, new_client):
+    client = new_client(serve(most_votes=1).place.port)
+    client.vote(client.ballot(client.set()))
+    status, value, _ = client("POST", "/api/set", {"session": client.session, "holding": []})
+    assert status == 403
+    assert "at most" in value["error"]

@@ -83,6 +83,24 @@ def test_skip_and_all_bad(visit, serving):
     assert serving.log.events()[1].tiers == ((0, 1, 2, 3),)
 
 
+def test_a_vote_is_taken_back_by_its_button(visit, serving):
+    page = visit()
+    page.keys("1", "Enter", "Enter")
+    page.locator("#reveal").wait_for()
+    (vote,) = serving.log.events()
+    page.locator("#take-back").click()
+    page.says("Your vote is taken back")
+    assert page.locator("#take-back").is_disabled()
+    assert [event.kind for event in serving.log.events()] == ["vote", "withdraw"]
+    assert serving.log.events()[1].vote == vote.id
+    page.keys("Enter")
+    page.locator("#actions").wait_for()
+    page.keys("1", "Enter", "Enter")
+    page.locator("#reveal").wait_for()
+    assert page.locator("#reveal-title").inner_text() == "Your vote is in"
+    assert page.locator("#take-back").is_enabled()
+
+
 def test_flip_shows_the_reference_in_place(visit):
     page = visit()
     image = page.locator("#images img").first
