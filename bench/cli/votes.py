@@ -390,10 +390,7 @@ def _settings(task: Task, size: int, reference: bool | None, **others: Any) -> A
 
 def _catalogue(folder: Path, settings: Any, workload: list[str] | None) -> Any:
     return _arena("catalogue").read_catalogue(
-        folder,
-        task=settings.task,
-        reference=settings.reference,
-        workloads=tuple(workload or ()),
+        folder, task=settings.task, reference=settings.reference, workloads=tuple(workload or ())
     )
 
 

@@ -8,15 +8,7 @@ import pytest
 
 from quantarena.leaderboard.arena.engines.ksort import KSortStandings
 from quantarena.leaderboard.arena.engines.protocols import Engine
-from quantarena.leaderboard.arena.events import (
-    DESTROYED,
-    INTACT,
-    WithdrawEvent,
-    digest,
-    line,
-    parse,
-    standing_votes,
-)
+from quantarena.leaderboard.arena.events import DESTROYED, INTACT, digest
 from quantarena.leaderboard.arena.log import Log, LogError
 from quantarena.leaderboard.arena.sets import Refused
 
@@ -388,71 +380,3 @@ def test_a_voter_learns_nothing_from_a_set(open_desk, ann):
         assert placed.path.parent.name not in text
         assert placed.sha256 not in text
     assert issued.purpose not in text.replace('"rank"', "")
-
-
-# ---- caps, and votes that are taken back ---------------------------------------------------------
-
-
-def new_id():
-    return str(uuid.uuid4())
-
-
-def test_a_judge_casts_no_more_votes_than_one_may(open_desk, ann, bob, make_answer):
-    desk = open_desk(most_votes=3)
-    votes_of(desk, ann, 2, make_answer)
-    last = desk.issue(ann).result()
-    assert refused(desk.issue(ann, [last.id])) is HTTPStatus.FORBIDDEN, "it would be one too many"
-    desk.answer(ann, make_answer(last)).result()
-    assert refused(desk.issue(ann)) is HTTPStatus.FORBIDDEN
-    votes_of(desk, bob, 1, make_answer)
-
-
-def test_skips_are_no_votes_and_a_vote_that_was_taken_back_is_one(open_desk, ann, make_answer):
-    desk = open_desk(most_votes=2)
-    desk.answer(ann, make_answer(desk.issue(ann).result(), (), mode="skip")).result()
-    first = desk.answer(ann, make_answer(desk.issue(ann).result())).result().event
-    assert desk.withdraw(ann, first.id, new_id()).result()
-    votes_of(desk, ann, 1, make_answer)
-    assert refused(desk.issue(ann)) is HTTPStatus.FORBIDDEN
-
-
-def test_a_lower_limit_refuses_a_set_that_is_out_already(open_desk, ann, make_answer):
-    held = open_desk().issue(ann).result()
-    desk = open_desk()
-    votes_of(desk, ann, 1, lambda issued, **_: make_answer(issued))
-    again = desk.issue(ann).result()
-    assert again.id != held.id
-    strict = open_desk(most_votes=1)
-    assert refused(strict.answer(ann, make_answer(again))) is HTTPStatus.FORBIDDEN
-
-
-def test_the_latest_vote_is_taken_back_by_an_event(open_desk, log, ann, bob, make_answer):
-    desk = open_desk()
-    first = desk.answer(ann, make_answer(desk.issue(ann).result())).result().event
-    vote = desk.answer(ann, make_answer(desk.issue(ann).result())).result().event
-    name = new_id()
-    assert refused(desk.withdraw(ann, first.id, new_id())) is HTTPStatus.CONFLICT
-    assert refused(desk.withdraw(bob, vote.id, new_id())) is HTTPStatus.FORBIDDEN
-    assert refused(desk.withdraw(ann, new_id(), new_id())) is HTTPStatus.NOT_FOUND
-    assert refused(desk.withdraw(ann, vote.id, first.id)) is HTTPStatus.CONFLICT
-    before = len(log.events())
-    assert desk.withdraw(ann, vote.id, name).result() is True
-    assert desk.withdraw(ann, vote.id, name).result() is False, "a reply may be lost on its way"
-    assert refused(desk.withdraw(ann, vote.id, new_id())) is HTTPStatus.CONFLICT
-    events = log.events()
-    assert len(events) == before + 1
-    assert vote in events, "the vote itself stays"
-    assert events[-1] == WithdrawEvent(name, events[-1].time, log.arena, ann.id, vote.id)
-    assert standing_votes(events) == [first]
-    assert [v.id for v in desk.memory.own[ann.id]] == [first.id]
-    assert parse(line(events[-1])) == events[-1]
-
-
-def test_only_the_judge_of_a_vote_takes_it_back_in_any_log(make_event):
-    vote = make_event(judge="a" * 16)
-
-    def back(judge):
-        return WithdrawEvent(new_id(), vote.time, vote.arena, judge, vote.id)
-
-    assert standing_votes([vote, back("b" * 16)]) == [vote]
-    assert standing_votes([back("a" * 16), vote]) == []

@@ -40,6 +40,13 @@ def test_units():
     assert formats.size(0) == "–"
     assert formats.seconds(3725) == "1:02:05"
     assert formats.times(1.519) == "1.52"
+    assert [formats.signed(x, x - 0.01, x + 0.01) for x in (0.05, -0.05, 0.0)] == [
+        "+0.050",
+        "−0.050",
+        "0.000",
+    ]
+    assert formats.signed(None) == "–"
+    assert formats.signed_percent(-0.254).startswith("−25")
     assert formats.unit("x1e-3") == "×10⁻³"
     assert [formats.unit(text) for text in ("dB", "", "x")] == ["dB", "", "x"]
 
