@@ -32,13 +32,18 @@ def equal_means_over_runs(gaps: Floats) -> Floats:
         gaps: (M, n, S) difference of each pair on each unit in each run, NaN where one of them has
             no score. A pair is judged on the units that both have in all runs.
     """
-    whole = [gap[np.isfinite(gap).all(axis=1)] for gap in gaps]
+    known = np.isfinite(gaps).all(axis=2)
+    if known.all():  # pairs of equal shape are tested at once
+        parts = [gaps]
+    else:
+        parts = [gap[here][None] for gap, here in zip(gaps, known, strict=True)]
     runs = gaps.shape[2]
-    known = [gap.mean(axis=0).var(ddof=1) for gap in whole if len(gap) >= 2]
-    least = float(np.mean(known)) / runs if known else 0.0
+    several = [part.mean(axis=1) for part in parts if len(part) and part.shape[1] >= 2]
+    spread = [means.var(axis=1, ddof=1) for means in several]
+    least = float(np.mean(np.concatenate(spread))) / runs if spread else 0.0
     contestants = (1 + math.sqrt(1 + 8 * len(gaps))) / 2  # M = N (N - 1) / 2
     freedom = (contestants - 1) * (runs - 1)
-    return holm(np.array([_p_value(gap, least, freedom) for gap in whole]))
+    return holm(np.concatenate([_p_values(part, least, freedom) for part in parts]))
 
 
 def holm(p: Floats) -> Floats:
@@ -50,25 +55,26 @@ def holm(p: Floats) -> Floats:
     return adjusted
 
 
-def _p_value(gap: Floats, least: float, freedom_of_runs: float) -> float:
-    """Of one pair's (n, S) differences; 1 where there are too few of them.
+def _p_values(gaps: Floats, least: float, freedom_of_runs: float) -> Floats:
+    """Of pairs with (M, n, S) differences, (M,); 1 where there are too few of them.
 
     Args:
-        gap: the differences.
+        gaps: the differences.
         least: least variance of the mean by runs.
         freedom_of_runs: degrees of freedom of this variance.
     """
-    n, runs = gap.shape
+    _, n, runs = gaps.shape
     if n < 2 or runs < 2:
-        return 1.0
-    m = gap.mean()
-    if not gap.any():
-        return 1.0
-    a, b = gap.mean(axis=1) - m, gap.mean(axis=0) - m
-    rest = float(np.square(gap - m - a[:, None] - b).sum()) / ((n - 1) * (runs - 1) * n * runs)
-    prompts, seeds = float(a.var(ddof=1)) / n, max(float(b.var(ddof=1)) / runs, least)
-    variance = max(prompts + seeds - rest, prompts, seeds)
-    if variance == 0:
-        return 0.0
-    freedom = (prompts + seeds) ** 2 / (prompts**2 / (n - 1) + seeds**2 / freedom_of_runs)
-    return float(2 * stats.t.sf(abs(m) / math.sqrt(variance), freedom))
+        return np.ones(len(gaps))
+    m = gaps.mean(axis=(1, 2))
+    a, b = gaps.mean(axis=2) - m[:, None], gaps.mean(axis=1) - m[:, None]
+    left = gaps - m[:, None, None] - a[:, :, None] - b[:, None, :]
+    rest = np.square(left).sum(axis=(1, 2)) / ((n - 1) * (runs - 1) * n * runs)
+    prompts = a.var(axis=1, ddof=1) / n
+    seeds = np.maximum(b.var(axis=1, ddof=1) / runs, least)
+    variance = np.maximum.reduce([prompts + seeds - rest, prompts, seeds])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = (prompts + seeds) ** 2 / (prompts**2 / (n - 1) + seeds**2 / freedom_of_runs)
+        p = 2 * stats.t.sf(np.abs(m) / np.sqrt(variance), freedom)
+    p = np.where(variance == 0, 0.0, p)  # it differs, and always by as much
+    return np.where(gaps.any(axis=(1, 2)), p, 1.0)
