@@ -32,7 +32,7 @@ def equal_means_over_runs(gaps: Floats) -> Floats:
         gaps: (M, n, S) difference of each pair on each unit in each run, NaN where one of them has
             no score. A pair is judged on the units that both have in all runs.
     """
-    known = np.isfinite(gaps).all(axis=2)
+    known = np.asarray(np.isfinite(gaps).all(axis=2))
     if known.all():  # pairs of equal shape are tested at once
         parts = [gaps]
     else:
