@@ -169,6 +169,24 @@ def test_thousands_of_random_layers_are_exact(library):
     print(f"\n{library.status.isa}: {MANY} random layers exact, {seconds:.0f} s")
 
 
+VECTOR = ("amx", "avx512wide", "avxvnni", "avx512vnni", "avx2")
+"""Units of one processor family whose outputs must not tell which of them ran."""
+
+
+def test_vector_units_give_the_same_floats():
+    """The measurement that chooses a unit may choose another one tomorrow."""
+    libraries = [native.load(n) for n in native.load().status.available if n in VECTOR]
+    if len(libraries) < 2:
+        pytest.skip("one vector unit")
+    for seed in range(40):
+        make = random.Random(seed)
+        torch.manual_seed(seed)
+        layer = random_layer(make)
+        x = random_input(make, layer)
+        first, *others = [PackedLayer(layer, library)(x) for library in libraries]
+        assert all(torch.equal(first, other) for other in others), seed
+
+
 @pytest.mark.slow
 def test_random_layers_are_exact_on_emulated_tiles(emulated):
     for seed in range(4 * FEW):
