@@ -2,8 +2,9 @@
 
 ``python -m quantarena.methods.core.kernels.sanitize [--layers N] [--sanitizer NAME]`` builds the
 library's sources together with ``csrc/fuzz/*.cpp`` into one program and runs it until every unit
-has computed N random layers.  There the AVX-VNNI unit is built with an emulated dot product, so
-that its code runs on machines that lack the instruction.
+has computed N random layers.  There the AVX-VNNI unit is built with an emulated dot product, and
+the AMX unit with emulated tiles, so that their code runs on machines that lack the instructions
+(the AMX unit on those with AVX-512 VNNI, which it falls back on).
 """
 
 import argparse
