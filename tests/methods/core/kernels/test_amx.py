@@ -97,6 +97,23 @@ def test_the_largest_sums_do_not_wrap(emulated, code):
 
 
 @pytest.mark.slow
+def test_peaks_run_on_tiles(emulated):
+    """Also those of the instruction alone; other forms are refused."""
+    assert emulated.peak(0, 24, 64) == emulated.peak(0, 0, 64) == 0
+    assert emulated.peak(1, 24, 64) != 0
+
+
+@pytest.mark.slow
+def test_layers_that_tiles_do_not_take(emulated):
+    """The emulation leaves a seventh of the layers to the micro-kernels: 56 outputs."""
+    torch.manual_seed(0)
+    for bits in (3, 8):
+        exact(layer_of((56, 96), bits=bits), torch.randn(21, 96), emulated)
+        x = torch.randn(2, 20, 9, 9)
+        exact(layer_of((56, 20, 3, 3), bits=bits, padding=(1, 1)), x, emulated)
+
+
+@pytest.mark.slow
 def test_a_refused_permission_leaves_the_unit_out(emulated_folder, run_python):
     code = f"""
 from quantarena.methods.core.kernels import native
