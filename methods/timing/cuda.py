@@ -179,7 +179,7 @@ def measure(
                 return math.inf
 
         tuning.tune(key, seconds, tuning.candidates(bits[0]))
-    config = tuning.choose(*key, arch(device))
+    config = tuning.choose(*key, arch(torch.device(device)))
     times = clock(
         {
             "layer": lambda: module(x),
