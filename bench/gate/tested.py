@@ -12,7 +12,7 @@ from quantarena.bench.workloads.pipeline import find_slot, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.network import Network
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.diffusers_layout import packed_folders
 from quantarena.methods.rival import Prepared
 from quantarena.methods.rivals.held import network_bytes
 
@@ -43,7 +43,7 @@ def open_tested(folder: Path) -> Tested:
         BrokenModel: the folder is no pipeline, or it is damaged.
     """
     read_index(folder)
-    if any(folder.glob(f"*/{DOCUMENT}")):
+    if packed_folders(folder):
         found = open_exported(folder)
         loaded = found.loaded
         base = str(found.meta.get("base_sha256", ""))
