@@ -124,6 +124,7 @@ def test_the_row_with_the_same_codes_and_most_images_is_taken(tmp_path):
 def test_an_export_has_the_numbers_of_the_run_that_drew_with_its_codes(pixel_folder, tmp_path):
     results = tmp_path / "results"
     small = ["--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2"]
+    small += ["--range-samples", "4"]
     words = ["run", "smoke", "--workload", str(pixel_folder), "--method", "rtn", "--bits", "w4a8"]
     words += ["--images", "8", "--executor", "local", "--results", str(results), "--name", "mine"]
     assert run([*words, *small]) == 0
