@@ -6,7 +6,7 @@ imported late: diffusers imports this module while it is being imported itself.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +33,19 @@ AT_LOAD = "rtn"
 """The one method that needs nothing but the weights."""
 
 
-class QuantMethod(str, Enum):
+def require_format(dtype: torch.dtype | None) -> None:
+    """Refuse a number format that no part of a packed network can be in.
+
+    Raises:
+        UserError: it is neither None nor float32, bfloat16 or float16.
+    """
+    known = (torch.float32, *SHORT)
+    if dtype is not None and dtype not in known:
+        names = [str(one).removeprefix("torch.") for one in (*known, dtype)]
+        raise UserError(f"a packed network computes in {', '.join(names[:-1])}, not in {names[-1]}")
+
+
+class QuantMethod(StrEnum):
     """diffusers reads ``quant_method.value``."""
 
     QUANTARENA = METHOD
@@ -59,7 +71,9 @@ class QuantArenaConfig(QuantizationConfigMixin):  # type: ignore[misc]
         >>> from diffusers import DiTTransformer2DModel  # doctest: +SKIP
         >>> from quantarena import QuantArenaConfig  # doctest: +SKIP
         >>> config = QuantArenaConfig(bits="w4a8")  # doctest: +SKIP
-        >>> DiTTransformer2DModel.from_pretrained(folder, quantization_config=config)  # doctest: +SKIP
+        >>> network = DiTTransformer2DModel.from_pretrained(  # doctest: +SKIP
+        ...     folder, quantization_config=config
+        ... )
     """
 
     quant_method: QuantMethod
@@ -139,6 +153,7 @@ class QuantArenaQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: QuantArenaConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self.pre_quantized: bool
         self.wanted: torch.dtype | None = None
         self._names: set[str] = set()
         self._held: dict[str, Tensor] = {}
@@ -148,7 +163,13 @@ class QuantArenaQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what only a load that is going on needs."""
-        empty = {"_names": set(), "_held": {}, "_digests": {}, "_aside": {}, "_saved": None}
+        empty: dict[str, Any] = {
+            "_names": set(),
+            "_held": {},
+            "_digests": {},
+            "_aside": {},
+            "_saved": None,
+        }
         return {**self.__dict__, **empty}
 
     # ---- before the weights -----------------------------------------------------------------
@@ -161,14 +182,12 @@ class QuantArenaQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """
         devices = kwargs.get("device_map") or {}
         named = devices.values() if isinstance(devices, Mapping) else [devices]
-        if any(torch.device(d).type != "cpu" if d != "disk" else True for d in named):
+        if any(str(device).partition(":")[0] != "cpu" for device in named):
             raise UserError(
-                "a packed network is loaded on the CPU: leave device_map out, and move the pipeline "
-                "with to() afterwards"
+                "a packed network is loaded on the CPU: leave device_map out, and move the "
+                "pipeline with to() afterwards"
             )
-        wanted = kwargs.get("torch_dtype")
-        if wanted not in (None, torch.float32, *SHORT):
-            raise UserError(f"a packed network computes in float32, bfloat16, float16, not {wanted}")
+        require_format(kwargs.get("torch_dtype"))
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
         """Floats are loaded in the number format asked for; those to be quantized in float32."""

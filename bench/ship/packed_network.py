@@ -17,25 +17,24 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from quantarena.bench.errors import QuantArenaError, UserError
-from quantarena.bench.ship.diffusers_quantizer import QuantArenaConfig, QuantArenaQuantizer
+from quantarena.bench.ship.diffusers_quantizer import (
+    QuantArenaConfig,
+    QuantArenaQuantizer,
+    require_format,
+)
 from quantarena.bench.workloads.row_lists import stacked_class, takes_lists
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.model.attention_hooks import installed
 from quantarena.methods.core.model.time_table import ScheduledTable
-from quantarena.methods.core.network import SHORT
 from quantarena.methods.core.packed.checkpoint import described_of, sizes_of, tensors_of
 from quantarena.methods.core.packed.diffusers_layout import ENTRY, entry_of
-from quantarena.methods.core.packed.files import Tensors
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.number_format import lower
 from quantarena.methods.core.packed.pack import PackedModel, backend_of
 
-FORMATS = (torch.float32, *SHORT)
-"""Number formats that the parts outside of the packed layers can be in."""
 
-
-class PackedNetwork(nn.Module):
+class PackedNetwork(ModelMixin):  # type: ignore[misc]
     """What a packed network does otherwise than the diffusers class beside which it is inherited.
 
     Attributes:
@@ -45,6 +44,7 @@ class PackedNetwork(nn.Module):
 
     clock: CallClock
     hf_quantizer: QuantArenaQuantizer
+    _internal_dict: Any
 
     # ---- drawing ---------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class PackedNetwork(nn.Module):
 
     def _plain(self) -> Any:
         """The network as it was before quantization, without memory for its parameters."""
-        kind: Any = original_class(type(self))
+        kind = original_class(type(self))
         with init_empty_weights(include_buffers=False):
             return kind.from_config(dict(self.config))
 
@@ -108,9 +108,7 @@ class PackedNetwork(nn.Module):
                 bfloat16 and float16.
         """
         device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-        if dtype is not None and dtype not in FORMATS:
-            known = ", ".join(str(d).removeprefix("torch.") for d in FORMATS)
-            raise UserError(f"a packed network computes in {known}, not in {_name(dtype)}")
+        require_format(dtype)
         if memory_format not in (None, torch.channels_last, torch.preserve_format):
             raise UserError("a packed network keeps its images channels-last")
         if device is not None and device.type != self.device.type:
@@ -238,14 +236,15 @@ def as_diffusers_model(packed: PackedModel, entry: Mapping[str, Any]) -> nn.Modu
     """
     module: Any = packed.module
     if not isinstance(module, ModelMixin):
-        kind = type(module).__name__
-        raise QuantArenaError(f"{kind} is no model of diffusers, which could not load it again")
+        name = type(module).__name__
+        raise QuantArenaError(f"{name} is no model of diffusers, which could not load it again")
     if not isinstance(module, PackedNetwork):
-        module.__class__ = _packed_class(type(module))
+        kind: Any = type(module)
+        module.__class__ = _packed_class(kind)
     module.clock = packed.clock
     vars(module).pop("save_pretrained", None)  # the refusal of networks that know no configuration
     _describe(module, entry)
-    return module
+    return packed.module
 
 
 def _describe(module: Any, entry: Mapping[str, Any]) -> None:
@@ -273,7 +272,7 @@ def depends_on_calls(module: PackedNetwork) -> bool:
     return module.clock.schedule is not None or any(True for _ in (*tables, *nodes))
 
 
-def original_class(kind: type) -> type:
+def original_class(kind: type) -> Any:
     """The class of diffusers that a packed network's class was made from."""
     return next(
         c
@@ -283,18 +282,15 @@ def original_class(kind: type) -> type:
 
 
 @functools.cache
-def _packed_class(base: type) -> type:
+def _packed_class(base: Any) -> Any:
     """A subclass of a model's class that is a ``PackedNetwork`` too."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (PackedNetwork, base), names)
 
 
-def _blank(original: type) -> nn.Module:
+def _blank(original: Any) -> nn.Module:
     """An empty packed network of a class of diffusers, whose state is put in by ``pickle``."""
-    kind = _packed_class(stacked_class(original) if takes_lists(original) else original)
+    base: Any = stacked_class(original) if takes_lists(original) else original
+    kind = _packed_class(base)
     made: nn.Module = kind.__new__(kind)
     return made
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

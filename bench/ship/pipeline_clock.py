@@ -28,12 +28,12 @@ def announce_in_pipelines() -> None:
     set_component = kind.__setattr__
 
     @functools.wraps(set_component)
-    def __setattr__(self: Any, name: str, value: Any) -> None:  # noqa: N807
+    def __setattr__(self: Any, name: str, value: Any) -> None:
         set_component(self, name, value)
         if name == "scheduler" or isinstance(value, PackedNetwork):
             announce(self)
 
-    def __setstate__(self: Any, state: dict[str, Any]) -> None:  # noqa: N807
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         announce(self)
 

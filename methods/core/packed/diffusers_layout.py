@@ -158,7 +158,7 @@ def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's type, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    digest.update(memoryview(data.numpy()))
+    digest.update(data.numpy().data)
     return digest.hexdigest()
 
 

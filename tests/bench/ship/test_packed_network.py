@@ -73,9 +73,7 @@ def test_the_short_names_of_formats(change, native):
 
 
 def test_a_short_format_is_asked_for_at_load_and_saved(shipped, diffusers, tmp_path):
-    network = diffusers.UNet2DModel.from_pretrained(
-        shipped / "unet", torch_dtype=torch.bfloat16
-    )
+    network = diffusers.UNet2DModel.from_pretrained(shipped / "unet", torch_dtype=torch.bfloat16)
     scales = [m.weight_scale.dtype for m in network.modules() if hasattr(m, "panels")]
     assert network.dtype is torch.bfloat16
     assert set(scales) == {torch.float32}

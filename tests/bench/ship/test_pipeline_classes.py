@@ -124,7 +124,17 @@ def test_exported_and_drawn_by_diffusers(source, diffusers, same_files, tmp_path
 @pytest.mark.parametrize("source", CLASSES, indirect=True)
 def test_planned_run_exported_and_drawn_by_diffusers(source, diffusers, same_files, tmp_path):
     results = tmp_path / "results"
-    grid = ["smoke", "--workload", str(source), "--method", "rtn", "--bits", "w8a8", "--images", "8"]
+    grid = [
+        "smoke",
+        "--workload",
+        str(source),
+        "--method",
+        "rtn",
+        "--bits",
+        "w8a8",
+        "--images",
+        "8",
+    ]
     grid += ["--range-samples", "4", "--results", str(results), "--name", "mine"]
     assert run(["plan", *grid, *SMALL[:-1]]) == 0
     assert run(["run", *grid, "--executor", "local", *SMALL]) == 0

@@ -75,7 +75,10 @@ def test_floats_in_a_short_format(load):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"method": "q_diffusion"}, "q_diffusion calibrates on pictures.*quantarena quantize FOLDER"),
+        (
+            {"method": "q_diffusion"},
+            "q_diffusion calibrates on pictures.*quantarena quantize F",
+        ),
         ({"bits": "w4"}, "w4"),
         ({"bits": "fp"}, "weights need 1 to 8 bits"),
         ({"bits": "w16a8"}, "weights need 1 to 8 bits"),
