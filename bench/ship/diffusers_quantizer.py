@@ -119,6 +119,11 @@ class QuantArenaConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if "sha256" in entry or "meta" in entry:
             made = cls()
             made.entry = entry
+        elif unknown := sorted(entry.keys() - {"bits", "method"}):
+            raise BrokenModel(
+                f"the quantization_config of {METHOD} has {unknown[0]!r} and describes no packed "
+                "network: export it again"
+            )
         else:
             made = cls(**entry)
         return (made, kwargs) if return_unused_kwargs else made

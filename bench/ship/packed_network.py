@@ -98,7 +98,9 @@ class PackedNetwork(ModelMixin):  # type: ignore[misc]
     @property
     def dtype(self) -> torch.dtype:
         """The number format that it computes in outside of its packed layers."""
-        return next(m.around for m in self.modules() if isinstance(m, Node))
+        nodes = (m.around for m in self.modules() if isinstance(m, Node))
+        found: torch.dtype = next(nodes, None) or super().dtype  # no node is left while it is tuned
+        return found
 
     def to(self, *args: Any, **kwargs: Any) -> "PackedNetwork":
         """Move it, or change the number format of what is not packed; codes stay as they are.

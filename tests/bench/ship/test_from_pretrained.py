@@ -183,6 +183,16 @@ def test_a_future_version_is_refused(unet, edit, diffusers):
     assert "has version 99, this quantarena reads up to" in one_line(unet, diffusers)
 
 
+@pytest.mark.parametrize("entry", [{}, {"layers": {}}, {"sha256": 3}, {"meta": {}}])
+def test_a_description_that_is_none_is_refused(entry, unet, edit, diffusers):
+    def replace(config):
+        config["quantization_config"] = {"quant_method": "quantarena", **entry}
+
+    edit(unet / CONFIG, replace)
+    line = one_line(unet, diffusers)
+    assert "describes no packed network" in line or "does not say its version" in line
+
+
 def test_a_tensor_that_nobody_lists_is_refused(unet, edit, diffusers):
     def hide(config):
         owners = config["quantization_config"]["tensors"]
