@@ -55,3 +55,19 @@ class RoundToNearest(Method):
         calibrate_activations(model, points, minmax_range, FLOAT_WEIGHTS)
         ctx.progress(1, 1)
         return model
+
+
+def round_without_calibration(model: QuantizedModel) -> None:
+    """Round weights to nearest, and find the ranges of activations at run time.
+
+    Each token of a linear layer and each image of a 2-d convolution has a range of its own.
+
+    Args:
+        model: a wrapped network; changed in place, and ready to pack.
+    """
+    model.set_weight_ranges(minmax_range)
+    for layer in model.layers.values():
+        for part in layer.parts:
+            if part.static is not None:
+                part.use_dynamic()
+    model.freeze()

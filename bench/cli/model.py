@@ -60,6 +60,9 @@ def quantize(
         int,
         typer.Option(min=1, help="Number of images whose sampling is recorded for calibration."),
     ] = _BUDGET.calibration_images,
+    range_samples: Annotated[
+        int, typer.Option(min=0, help="Points that ranges are found on; 0 for as many as learn.")
+    ] = _BUDGET.range_samples,
     iterations: Annotated[
         int, typer.Option(min=0, help="Reconstruction iterations per block.")
     ] = _BUDGET.iterations,
@@ -93,6 +96,7 @@ def quantize(
         steps=steps,
         calibration_images=calibration_images,
         calibration_samples=samples,
+        range_samples=range_samples,
         iterations=iterations,
     )
     name = lookup.canonical_workload(workload, tuple(settings or ()))
@@ -209,6 +213,8 @@ def _command(cell: Cell, plugins: tuple[str, ...], prefer_plugin: bool) -> str:
     words += ["--samples", str(budget.calibration_samples)]
     words += ["--calibration-images", str(budget.calibration_images)]
     words += ["--iterations", str(budget.iterations)]
+    if budget.range_samples != _BUDGET.range_samples:
+        words += ["--range-samples", str(budget.range_samples)]
     if budget.steps:
         words += ["--steps", str(budget.steps)]
     if cell.variant != DEFAULT_VARIANT:

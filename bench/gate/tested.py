@@ -12,11 +12,11 @@ from quantarena.bench.ship.pipeline_folder import open_exported, read_index
 from quantarena.bench.workloads.pipeline import LoadedPipeline, find_slot, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.methods.core.network import Network
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.diffusers_layout import CONFIG, packed_folders
 from quantarena.methods.rival import Prepared
 from quantarena.methods.rivals.folder import held_network
 from quantarena.methods.rivals.held import network_bytes
-from quantarena.methods.rivals.saved import CONFIG, quant_method, require_libraries
+from quantarena.methods.rivals.saved import quant_method, require_libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def open_tested(folder: Path) -> Tested:
     """
     read_index(folder)
     _require_libraries(folder)
-    if any(folder.glob(f"*/{DOCUMENT}")):
+    if packed_folders(folder):
         found = open_exported(folder)
         loaded = found.loaded
         base = str(found.meta.get("base_sha256", ""))

@@ -14,7 +14,7 @@ from quantarena.bench.personalise.personalise import float_widths, packed_for, p
 from quantarena.bench.personalise.subject import Subject, check_tokens, read_subject
 from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.pipeline_folder import open_exported
-from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
+from quantarena.bench.ship.save_pipeline import LISTS, check_target, save_pipeline
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.target import DEFAULT_TARGET, Target
@@ -25,7 +25,7 @@ from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.network import tensor_bytes
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.diffusers_layout import packed_folders
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.tuning import Recipe
 
@@ -79,7 +79,7 @@ def tune_model(order: Order, progress: Progress) -> dict[str, Any]:
     """Tune, pack and write; the target appears whole, or not at all.
 
     Returns:
-        The content of ``packed.json`` without its layers.
+        The description of the packed network without its layers and tensors.
 
     Raises:
         UserError: the request cannot be met; the message says why.
@@ -124,7 +124,7 @@ def tune_model(order: Order, progress: Progress) -> dict[str, Any]:
     workspace = Workspace(info, loaded, order.seed, Budget(steps=steps))
     document = save_pipeline(workspace, packed, order.folder, meta, replace=order.replace)
     progress("pack", 1, 1)
-    return {name: value for name, value in document.items() if name != "layers"}
+    return {name: value for name, value in document.items() if name not in LISTS}
 
 
 def _require_place(target: Target) -> None:
@@ -144,7 +144,7 @@ def _require_place(target: Target) -> None:
 
 def _open(order: Order) -> _Opened:
     info = registry.resolve(order.workload)
-    if not any(info.path.glob(f"*/{DOCUMENT}")):
+    if not packed_folders(info.path):
         if order.bits is None:
             raise UserError(f"{order.workload} has float weights: say --bits, such as --bits w4a16")
         loaded = with_outliers(pipeline.load(info), info)

@@ -1,11 +1,14 @@
 """Loads an exported pipeline folder, whose denoiser is a packed network.
 
-The denoiser's sub-folder holds its ``config.json`` and a packed checkpoint in place of weights; the
-other components are those of the base model. Loading needs this folder and nothing else.
+The denoiser's sub-folder holds a packed checkpoint, in the layout of diffusers or, in folders that
+earlier versions wrote, beside its ``config.json``. The other components are those of the base
+model. Loading needs this folder and nothing else. ``DiffusionPipeline.from_pretrained`` loads the
+same pipeline from a folder in the layout of diffusers; here every file is checked before, and what
+is damaged is named in one line.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,23 @@ import torch
 from torch import nn
 
 from quantarena.bench.documents import clean_text
-from quantarena.bench.errors import BrokenModel, UserError, first_line
+from quantarena.bench.errors import BrokenModel, first_line
+from quantarena.bench.ship.packed_network import as_diffusers_model
+from quantarena.bench.ship.pipeline_clock import announce_in_pipelines
 from quantarena.bench.workloads import registry
 from quantarena.bench.workloads.pipeline import LoadedPipeline, variant_of
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.row_lists import stack_rows
 from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.packed.checkpoint import load_packed
-from quantarena.methods.core.packed.files import DOCUMENT, read_document
+from quantarena.methods.core.packed.diffusers_layout import (
+    CONFIG,
+    METHOD,
+    description_file,
+    read_description,
+)
+from quantarena.methods.core.packed.files import DOCUMENT, Document
 from quantarena.methods.core.packed.pack import PackedModel
-from quantarena.methods.core.record.announce import attach
 
 INDEX = "model_index.json"
 
@@ -64,10 +74,13 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
         BrokenModel: as ``load_pipeline``.
     """
     folder = Path(folder).expanduser()
-    slot, kind = _slot(folder)
+    slot, kind, file = _slot(folder)
     sha256 = pipeline_sha256(folder)
     packed = load_packed(folder / slot, _skeleton(folder / slot, kind))
-    meta = _meta(folder / slot / DOCUMENT)
+    document = read_description(file)
+    meta = _meta(document, file)
+    as_diffusers_model(packed, document if file.name == CONFIG else {"meta": meta})
+    announce_in_pipelines()
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -90,8 +103,6 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
         if isinstance(component, nn.Module):
             component.eval().requires_grad_(False)
     _require_finite(pipe.components, folder)
-    pipe.save_pretrained = _refuse_to_save(folder)
-    attach(pipe.scheduler, packed.clock)  # tells the network which sampler call it is at
     return ExportedPipeline(LoadedPipeline(pipe, slot, sha256), packed, meta)
 
 
@@ -102,9 +113,9 @@ def workload_of(exported: ExportedPipeline, folder: Path) -> registry.WorkloadIn
     return replace(info, name=base, path=Path(base))  # both names enter the seed of the noise
 
 
-def _meta(file: Path) -> dict[str, Any]:
-    """How the model was made, from its ``packed.json``; the name of its base decides its noise."""
-    meta = read_document(file).get("meta")
+def _meta(document: Document, file: Path) -> dict[str, Any]:
+    """How the model was made, from its description; the name of its base decides its noise."""
+    meta = document.get("meta")
     if not isinstance(meta, dict):
         raise BrokenModel(f"{file} does not say how the model was made: it has no meta")
     base = meta.get("base_model", "")
@@ -125,21 +136,6 @@ def _require_finite(components: Mapping[str, Any], folder: Path) -> None:
         for name, tensor in (*component.named_parameters(), *component.named_buffers()):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise BrokenModel(f"{folder / part}: {name} holds NaN or infinity; export it again")
-
-
-def _refuse_to_save(folder: Path) -> Callable[..., None]:
-    """``save_pretrained`` of a packed pipeline, which diffusers itself cannot write.
-
-    Its own would write files that load without a word and draw noise.
-    """
-
-    def save_pretrained(*args: Any, **kwargs: Any) -> None:
-        raise UserError(
-            f"a packed pipeline cannot be saved by diffusers: copy its folder {folder}, or write "
-            "another one with quantarena quantize"
-        )
-
-    return save_pretrained
 
 
 def _skeleton(folder: Path, kind: str) -> nn.Module:
@@ -165,16 +161,22 @@ def _skeleton(folder: Path, kind: str) -> nn.Module:
     return network
 
 
-def _slot(folder: Path) -> tuple[str, str]:
-    """The name of the packed component, and its class."""
+def _slot(folder: Path) -> tuple[str, str, Path]:
+    """The name of the packed component, its class, and the file that describes it."""
     index = read_index(folder)
     for name, value in index.items():
-        # unlike that of Path, this function takes names of any length
-        if os.path.isfile(folder / name / DOCUMENT) and isinstance(value, list) and len(value) == 2:
-            if value[0] != "diffusers" or not isinstance(value[1], str):
-                raise BrokenModel(f"{folder / INDEX}: {name} must be a network of diffusers")
-            return name, value[1]
-    raise BrokenModel(f"{folder} holds no quantized model: no component of it has a {DOCUMENT}")
+        # of the index, only names of components can be those of folders: they may be of any length
+        known = isinstance(value, list) and len(value) == 2 and os.path.isdir(folder / name)
+        file = description_file(folder / name) if known else None
+        if file is None:
+            continue
+        if value[0] != "diffusers" or not isinstance(value[1], str):
+            raise BrokenModel(f"{folder / INDEX}: {name} must be a network of diffusers")
+        return name, value[1], file
+    raise BrokenModel(
+        f"{folder} holds no quantized model: no component of it has a {DOCUMENT}, or a {CONFIG} "
+        f"with the quant_method {METHOD}"
+    )
 
 
 def read_index(folder: Path) -> dict[str, Any]:

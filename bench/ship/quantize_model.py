@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from quantarena.bench.cache import StageCache
+from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.errors import QuantArenaError, UserError, one_line
 from quantarena.bench.files import sweep
 from quantarena.bench.process_state import process_state
-from quantarena.bench.ship.save_pipeline import check_target, save_pipeline
+from quantarena.bench.ship.save_pipeline import LISTS, check_target, save_pipeline
+from quantarena.bench.ship.scored_row import scores_of
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages.quantize import Progress, Quantized, quantized
 from quantarena.bench.stages.record import trajectory
@@ -54,7 +55,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
     """Quantize and pack a model, check packed against simulated outputs, write the folder.
 
     Returns:
-        The content of ``packed.json`` without its layers.
+        The description of the packed network without its layers and tensors.
 
     Raises:
         UserError: the request cannot be met; the message says why.
@@ -72,7 +73,8 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         raise UserError(str(error)) from None
     sweep(order.cache)
     cache, workspace = StageCache(order.cache), open_workspace(cell)
-    quantization, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
+    keyed, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)
+    quantization = keyed.value
     full = workspace.loaded.denoiser
     observed = observe(quantization.model, packed, full, quantization.budget)
     info = method.info
@@ -95,10 +97,11 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
         "parity": gap,
         "backend": packed.backend,
         "observed": {name: getattr(observed, name) for name in observed.__slots__},
+        "scores": scores_of(order.cache.parent, keyed.key),
         "command": order.command,
     }
     document = save_pipeline(workspace, packed, order.folder, meta, replace=order.replace)
-    return {name: value for name, value in document.items() if name != "layers"}
+    return {name: value for name, value in document.items() if name not in LISTS}
 
 
 def _quantize_and_pack(
@@ -107,27 +110,28 @@ def _quantize_and_pack(
     cell: Cell,
     cache: StageCache,
     progress: Progress,
-) -> tuple[Quantized, PackedModel, float]:
-    """The quantized model with its calibration, the packed model, and the parity error."""
+) -> tuple[Keyed[Quantized], PackedModel, float]:
+    """The quantized model with its key, the packed model, and the parity error."""
     recorded = trajectory(workspace, cache, lambda done, total: progress("record", done, total))
     try:
-        quantization = quantized(workspace, recorded, cell, method, cache, progress).value
+        keyed = quantized(workspace, recorded, cell, method, cache, progress)
     except Unsupported as error:
         raise UserError(str(error)) from None
     except QuantArenaError:
         raise
     except Exception as error:  # a plug-in may raise anything
         raise QuantArenaError(f"{cell.method} failed: {one_line(error)}") from error
-    if not quantization.model.layers:
+    model = keyed.value.model
+    if not model.layers:
         raise UserError(f"{cell.method} at {cell.bits} quantizes nothing: there is nothing to pack")
     progress("pack", 0, 1)
-    packed = pack(quantization.model)
+    packed = pack(model)
     rows = torch.arange(PARITY_ROWS)
     calls = torch.linspace(0, recorded.calls - 1, PARITY_ROWS).round().long()
     with on_host():  # the folder's layers are the CPU's; weights that visit a device stay home
-        report = parity(quantization.model, packed, recorded.pick(calls, rows % recorded.rows))
+        report = parity(model, packed, recorded.pick(calls, rows % recorded.rows))
     progress("pack", 1, 1)
-    return quantization, packed, report.max_rel
+    return keyed, packed, report.max_rel
 
 
 def _base(info: registry.WorkloadInfo) -> str:

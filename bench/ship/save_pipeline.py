@@ -1,4 +1,4 @@
-"""Writes a packed network as an ordinary diffusers pipeline folder."""
+"""Writes a packed network as a diffusers pipeline folder that ``from_pretrained`` loads."""
 
 import json
 import os
@@ -7,19 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.files import make_shareable, sweep, work_folder
 from quantarena.bench.ship.model_card import card
+from quantarena.bench.ship.packed_network import as_diffusers_model
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.pipeline_hash import MANIFEST
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
-from quantarena.methods.core.packed.checkpoint import save_packed
-from quantarena.methods.core.packed.files import DOCUMENT, file_sha256
+from quantarena.methods.core.packed.diffusers_layout import (
+    CONFIG,
+    WEIGHTS,
+    packed_folders,
+    read_entry,
+)
+from quantarena.methods.core.packed.files import file_sha256
 from quantarena.methods.core.packed.pack import PackedModel
 
 MOST_PROMPTS = 64
 """Number of prompts or classes stored with an exported model, to draw from by default."""
+LISTS = ("layers", "tensors")
+"""Entries of a description that are long and only a program reads."""
+ONE_FILE = 1 << 62
+"""Bytes above which weights are cut into several files: never."""
 NAME_CHARACTERS = 200
 """Characters of a folder's name that its draft repeats; a file system allows 255 bytes."""
 
@@ -38,11 +48,12 @@ def save_pipeline(
         workspace: the workload that was quantized.
         packed: its packed denoiser.
         folder: the target, which must not exist or be empty.
-        meta: how the model was made; stored in ``packed.json`` and in the model card.
+        meta: how the model was made; stored in the ``config.json`` of the denoiser and in the
+            model card.
         replace: whether an earlier export may be overwritten.
 
     Returns:
-        The content of ``packed.json``.
+        The description of the packed network, and the size of its file beside the other bytes.
 
     Raises:
         UserError: the folder is taken or cannot be written.
@@ -76,7 +87,7 @@ def check_target(folder: Path, *, replace: bool) -> None:
         raise UserError(f"{folder} is a file: choose another place with -o")
     if not any(folder.iterdir()):
         return
-    if not any(folder.glob(f"*/{DOCUMENT}")):
+    if not _is_export(folder):
         raise UserError(f"{folder} is not empty: choose another place with -o")
     if not replace:
         raise UserError(f"{folder} holds a quantized model: choose another place, or use --force")
@@ -85,7 +96,7 @@ def check_target(folder: Path, *, replace: bool) -> None:
 def _fill(
     work: Path, workspace: Workspace, packed: PackedModel, meta: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the files of a pipeline folder into ``work``; returns the content of packed.json."""
+    """Write the files of a pipeline folder into ``work``; returns the network's description."""
     source, slot = workspace.info.path, workspace.loaded.slot
     index = read_index(source)
     shutil.copyfile(source / INDEX, work / INDEX)
@@ -97,9 +108,10 @@ def _fill(
         scheduler.save_pretrained(work / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (work / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (work / slot).mkdir()
-    shutil.copyfile(source / slot / "config.json", work / slot / "config.json")
-    document = save_packed(packed, work / slot, meta=meta)
+    network: Any = as_diffusers_model(packed, {"meta": meta})
+    network.save_pretrained(work / slot, max_shard_size=ONE_FILE)
+    document = read_entry(work / slot / CONFIG)
+    document["bytes"]["file"] = (work / slot / f"{WEIGHTS}.safetensors").stat().st_size
     (work / SETTINGS).write_text(
         json.dumps(_settings(workspace.info, workspace.steps), indent=1) + "\n"
     )
@@ -112,6 +124,13 @@ def _fill(
     for file in files:
         make_shareable(file)
     return document
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return bool(packed_folders(folder))
+    except BrokenModel:  # somebody's damaged file is something else than an export
+        return False
 
 
 def _duplicates(folder: str, names: list[str]) -> set[str]:

@@ -22,8 +22,8 @@ LENGTHS = "row_masks"
 """The keyword of the masks that tell which places of a stacked list are filled."""
 
 
-def takes_lists(network: nn.Module) -> bool:
-    """Whether a network calls its timestep ``t``, and so needs ``stack_rows``."""
+def takes_lists(network: Any) -> bool:
+    """Whether a network, or a class of them, calls its timestep ``t``; it needs ``stack_rows``."""
     names = inspect.signature(network.forward).parameters
     return TIMESTEP in names and "timestep" not in names
 
@@ -35,11 +35,11 @@ def stack_rows(network: nn.Module) -> None:
     """
     if takes_lists(network):
         base: Any = type(network)
-        network.__class__ = _stacking(base)
+        network.__class__ = stacked_class(base)
 
 
 @functools.cache
-def _stacking(base: Any) -> type[nn.Module]:
+def stacked_class(base: Any) -> type[nn.Module]:
     """A subclass of a network's class whose calls speak lists, and whose ``forward`` tensors."""
     names = tuple(inspect.signature(base.forward).parameters)[1:]  # without self
 
@@ -71,10 +71,20 @@ def _stacking(base: Any) -> type[nn.Module]:
             given |= {names[0]: list(sample.unbind(0)), TIMESTEP: timestep}
             return _with_sample(super().forward(**given), torch.stack)
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _blank, (base,), *super().__reduce_ex__(protocol)[2:]
+
     # messages, configurations and checkpoints name the class that diffusers has
     Stacking.__name__, Stacking.__qualname__ = base.__name__, base.__qualname__
     Stacking.__module__ = base.__module__
     return Stacking
+
+
+def _blank(base: Any) -> nn.Module:
+    """An empty network of the changed class, whose state is put in by ``pickle`` or ``copy``."""
+    kind = stacked_class(base)
+    made: nn.Module = kind.__new__(kind)
+    return made
 
 
 def _is_rows(value: Any) -> bool:

@@ -16,14 +16,14 @@ from quantarena.methods.core.errors import BrokenModel, Unsupported, UserError
 from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed.checkpoint import load_packed
-from quantarena.methods.core.packed.files import DOCUMENT, file_sha256
+from quantarena.methods.core.packed.diffusers_layout import CONFIG, packed_folders
+from quantarena.methods.core.packed.files import file_sha256
 from quantarena.methods.info import Capabilities, MethodInfo
 from quantarena.methods.options import MethodOptions
 from quantarena.methods.registry import register
 from quantarena.methods.rival import Prepared, Rival
 from quantarena.methods.rivals.held import act_bits, network_bytes, observed_widths, untouched
 from quantarena.methods.rivals.saved import (
-    CONFIG,
     libraries,
     quant_method,
     read_folder,
@@ -117,7 +117,7 @@ def held_network(original: nn.Module, root: Path, layers: Collection[str]) -> Pr
     Raises:
         BrokenModel: there is none, or it is damaged.
     """
-    packed = sorted(file.parent for file in root.glob(f"*/{DOCUMENT}"))
+    packed = packed_folders(root)
     if packed:
         found = load_packed(packed[0], copy.deepcopy(original))
         return Prepared(

@@ -13,7 +13,12 @@ from torch import nn
 from quantarena.methods.builtin import INSTALL, is_gguf
 from quantarena.methods.core.errors import BrokenModel, Unsupported
 from quantarena.methods.core.json_files import read_object
-from quantarena.methods.core.packed.files import DOCUMENT, read_document
+from quantarena.methods.core.packed.diffusers_layout import (
+    CONFIG,
+    description_file,
+    packed_folders,
+    read_description,
+)
 from quantarena.methods.rival import installed
 from quantarena.methods.rivals.held import (
     GGUF_CODES,
@@ -22,7 +27,6 @@ from quantarena.methods.rivals.held import (
     plain_tensors,
 )
 
-CONFIG = "config.json"
 LIBRARIES = {"torchao": "torchao", "quanto": "optimum-quanto", "gguf": "gguf"}
 """The distribution that reads what each ``quant_method`` of diffusers wrote."""
 
@@ -131,9 +135,9 @@ def most_held(path: Path) -> str:
         BrokenModel: nothing in it is quantized, or it does not load.
         Unsupported: its library is not installed.
     """
-    packed = next(iter(sorted(path.glob(f"*/{DOCUMENT}"))), None)
-    if packed is not None:
-        return str(read_document(packed).get("meta", {}).get("bits", ""))
+    file = next(map(description_file, packed_folders(path)), None)
+    if file is not None:
+        return str(read_description(file).get("meta", {}).get("bits", ""))
     require_libraries(path)
     counts = Counter(_gguf_bits(path) if is_gguf(path) else _folder_bits(path))
     if not counts:

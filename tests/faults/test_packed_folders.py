@@ -6,9 +6,9 @@ import shutil
 import damage
 import pytest
 
-CONFIG, DOCUMENT, TENSORS = "unet/config.json", "unet/packed.json", "unet/packed.safetensors"
+CONFIG, TENSORS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
 INDEX, MANIFEST, SAMPLER = "model_index.json", "manifest.json", "scheduler/scheduler_config.json"
-JSON = (INDEX, MANIFEST, DOCUMENT, CONFIG, SAMPLER, "workload.json")
+JSON = (INDEX, MANIFEST, CONFIG, SAMPLER, "workload.json")
 DRAWN_OR_REFUSED = (0, 2)
 
 
@@ -66,7 +66,7 @@ def test_texts_and_values(name, folder, sampled):
         sampled()
 
 
-@pytest.mark.parametrize("name", [INDEX, DOCUMENT, CONFIG])
+@pytest.mark.parametrize("name", [INDEX, CONFIG])
 def test_texts_that_no_manifest_vouches_for(name, folder, sampled):
     without_manifest(folder)
     document = json.loads((folder / name).read_bytes())
@@ -79,7 +79,7 @@ def test_texts_that_no_manifest_vouches_for(name, folder, sampled):
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("name", [INDEX, DOCUMENT, CONFIG, SAMPLER])
+@pytest.mark.parametrize("name", [INDEX, CONFIG, SAMPLER])
 def test_values_that_no_manifest_vouches_for(name, folder, sampled):
     without_manifest(folder)
     document = json.loads((folder / name).read_bytes())
@@ -98,7 +98,7 @@ def test_no_regular_file(kind, name, kept, folder, sampled):
     sampled()
 
 
-@pytest.mark.parametrize("name", [INDEX, DOCUMENT, CONFIG, SAMPLER, TENSORS])
+@pytest.mark.parametrize("name", [INDEX, CONFIG, SAMPLER, TENSORS])
 def test_a_missing_file(name, folder, sampled):
     (folder / name).unlink()
     sampled()
@@ -119,12 +119,13 @@ def test_a_manifest_that_vouches_for_nothing(folder, sampled):
     "meta", [None, 3, [], {"base_model": 3}, {"base_model": "\ud800"}, {"base_model": "a\0b"}]
 )
 def test_a_model_that_does_not_say_how_it_was_made(meta, folder, sampled):
-    file = without_manifest(folder) / DOCUMENT
-    document = json.loads(file.read_bytes()) | {"meta": meta}
+    file = without_manifest(folder) / CONFIG
+    document = json.loads(file.read_bytes())
+    document["quantization_config"]["meta"] = meta
     if meta is None:
-        del document["meta"]
+        del document["quantization_config"]["meta"]
     file.write_text(json.dumps(document))
-    assert DOCUMENT in sampled()
+    assert CONFIG in sampled()
 
 
 @pytest.mark.parametrize("name", ["\ud800", "\0", "x" * 300, "../model/unet"])

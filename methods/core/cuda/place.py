@@ -26,7 +26,7 @@ def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Modul
         for name, child in list(module.named_children()):
             setattr(module, name, _twin(child, twins))
     if visited_device(network) is None:
-        return root.to(device)
+        return nn.Module.to(root, device)  # classes of models may do more than move
     return visiting_as(root, root)
 
 

@@ -1,18 +1,22 @@
-"""The packed checkpoint: a folder with ``packed.safetensors`` and ``packed.json``.
+"""The packed checkpoint: what is stored of a packed network, and a network made of that again.
+
+It is written in one of two layouts: ``packed.safetensors`` beside ``packed.json`` here, for any
+network, or as diffusers lays out a network of its own (``diffusers_layout``). Both are read.
 
 The tensors do not depend on a kernel: code streams of ``formats.pack_codes``, scales, zero points,
 orders of channels, float branches, and the parts of the network that stayed in floating point.
 
 The JSON describes every layer as a tree (``nodes.rebuild``), the sampler calls that tables are for,
-the modules that became tables, and the attention products. It holds the SHA-256 of the tensors, and
-the tensors hold that of the description, so that neither can be edited without the other.
+the modules that became tables, and the attention products. Of ``packed.json``, it holds the SHA-256
+of the tensors, and the tensors hold that of the description, so that neither can be edited without
+the other.
 
 Loading needs the structure of the network but no floating-point weights of its quantized layers;
 the loaded network gives the same outputs bit for bit.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.model.attention_hooks import CHILD, install
 from quantarena.methods.core.model.model import place
 from quantarena.methods.core.model.time_table import ScheduledTable
+from quantarena.methods.core.packed import diffusers_layout
+from quantarena.methods.core.packed.diffusers_layout import description_file
 from quantarena.methods.core.packed.files import (
     DESCRIBED,
     DIGEST,
@@ -71,23 +77,8 @@ def save_packed(packed: PackedModel, folder: Path, *, meta: Mapping[str, Any]) -
     Raises:
         QuantArenaError: nothing is quantized, or a layer is of an unknown kind.
     """
-    if not packed.layers:
-        raise QuantArenaError("nothing is quantized: there is no packed checkpoint to write")
-    described = _describe(packed)
-    tensors: Tensors = {}
-    for name, value in packed.module.state_dict().items():
-        if _inside(name, (f"{path}.{CHILD}" for path in packed.attention)):
-            continue
-        leaf = name.rpartition(".")[2]
-        if _inside(name, packed.layers):
-            if leaf == "weight_zero" and not value.any():
-                continue  # symmetric
-            value = value.to(_STORED.get(leaf, value.dtype))
-        tensors[name] = value
-    for path, products in packed.attention.items():
-        tensors |= {f"{path}.{CHILD}/{name}": value for name, value in products.ranges().items()}
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    sizes = _sizes(packed, tensors)
+    described, tensors = described_of(packed), tensors_of(packed)
+    sizes = sizes_of(packed, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / TENSORS
     save_file(tensors, file, {DIGEST: description_sha256(described)})  # one entry: a set order
@@ -103,11 +94,28 @@ def save_packed(packed: PackedModel, folder: Path, *, meta: Mapping[str, Any]) -
     return document
 
 
+def tensors_of(packed: PackedModel) -> Tensors:
+    """The tensors that a checkpoint stores, by name, as copies on the CPU."""
+    tensors: Tensors = {}
+    for name, value in packed.module.state_dict().items():
+        if _inside(name, (f"{path}.{CHILD}" for path in packed.attention)):
+            continue
+        leaf = name.rpartition(".")[2]
+        if _inside(name, packed.layers):
+            if leaf == "weight_zero" and not value.any():
+                continue  # symmetric
+            value = value.to(_STORED.get(leaf, value.dtype))
+        tensors[name] = value
+    for path, products in packed.attention.items():
+        tensors |= {f"{path}.{CHILD}/{name}": value for name, value in products.ranges().items()}
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
 def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     """Rebuild a network.
 
     Args:
-        folder: a folder that ``save_packed`` wrote.
+        folder: a folder with a packed network in either layout.
         skeleton: the network as its configuration builds it, with any weights or on the meta
             device; it is changed in place and becomes the result's module.
 
@@ -118,8 +126,30 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
         BrokenModel: files are missing, truncated, edited, of a future version, or of another
             network; one line.
     """
-    document, tensors = read(folder)
-    file = folder / DOCUMENT
+    read_from = read if (folder / DOCUMENT).exists() else diffusers_layout.read
+    document, tensors = read_from(folder)
+    return assemble(document, tensors, skeleton, description_file(folder) or folder)
+
+
+def assemble(
+    document: Document,
+    tensors: Tensors,
+    skeleton: nn.Module,
+    file: Path | str,
+    loaded: Collection[str] = (),
+) -> PackedModel:
+    """Build a network from what a checkpoint stores.
+
+    Args:
+        document: describes the tensors; of the present version.
+        tensors: those that are not in the skeleton yet; what is used is taken out.
+        skeleton: as for ``load_packed``.
+        file: where the description is from, for messages.
+        loaded: names of the tensors that the skeleton already has from the checkpoint.
+
+    Raises:
+        BrokenModel: description, tensors and network do not belong together; one line.
+    """
     try:
         clock = CallClock(_schedule(document["schedule"]))
         tables, attention = list(document["tables"]), dict(document["attention"])
@@ -138,7 +168,7 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
         if (values := tensors.get(f"{name}.values")) is None:
             raise BrokenModel(f"{file} does not describe its tensors: table {name} has no values")
         place(skeleton, name, ScheduledTable(torch.empty_like(values), clock))
-    _load_floats(folder, skeleton, tensors, nodes)
+    _load_floats(file, skeleton, tensors, nodes, loaded)
     for quant in products.values():
         install(skeleton, quant)
         quant.mode = Native()
@@ -148,7 +178,14 @@ def load_packed(folder: Path, skeleton: nn.Module) -> PackedModel:
     return PackedModel(skeleton, nodes, backend_of(nodes, products), clock, products)
 
 
-def _describe(packed: PackedModel) -> Document:
+def described_of(packed: PackedModel) -> Document:
+    """What a checkpoint says about its tensors: the entries ``DESCRIBED``, JSON types.
+
+    Raises:
+        QuantArenaError: nothing is quantized, or a layer is of an unknown kind.
+    """
+    if not packed.layers:
+        raise QuantArenaError("nothing is quantized: there is no packed checkpoint to write")
     layers: Document = {}
     for name, layer in packed.layers.items():
         if not isinstance(layer, Node):
@@ -198,10 +235,13 @@ def _attention(
 
 
 def _load_floats(
-    folder: Path, skeleton: nn.Module, tensors: Tensors, nodes: Mapping[str, Node]
+    file: Path | str,
+    skeleton: nn.Module,
+    tensors: Tensors,
+    nodes: Mapping[str, Node],
+    loaded: Collection[str],
 ) -> None:
     """Give the network the tensors that are left."""
-    file = folder / DOCUMENT
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
         parameters = dict(skeleton.named_modules()).get(owner, nn.Module())._parameters
@@ -211,16 +251,17 @@ def _load_floats(
         misfits = skeleton.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise BrokenModel(
-            f"{folder / TENSORS} does not fit the network: {str(error).splitlines()[-1]}"
+            f"the tensors of {file} do not fit the network: {str(error).splitlines()[-1].strip()}"
         ) from None
-    lost = [name for name in misfits.missing_keys if not _inside(name, nodes)]
+    missing = set(misfits.missing_keys) - set(loaded)
+    lost = sorted(name for name in missing if not _inside(name, nodes))
     if lost:
         raise BrokenModel(f"{file} lacks {_few(lost)} of the network")
     if misfits.unexpected_keys:
         raise BrokenModel(f"{file} has {_few(misfits.unexpected_keys)}, the network has not")
 
 
-def _check_place(file: Path, name: str, node: Node, skeleton: nn.Module) -> None:
+def _check_place(file: Path | str, name: str, node: Node, skeleton: nn.Module) -> None:
     try:
         original = skeleton.get_submodule(name)
     except AttributeError:
@@ -237,8 +278,8 @@ def _inside(name: str, paths: Any) -> bool:
     return not {".".join(steps[:n]) for n in range(1, len(steps))}.isdisjoint(paths)
 
 
-def _sizes(packed: PackedModel, tensors: Tensors) -> dict[str, int]:
-    """Bytes by purpose.
+def sizes_of(packed: PackedModel, tensors: Tensors) -> dict[str, int]:
+    """Bytes by purpose: codes, scales, floating.
 
     Raises:
         QuantArenaError: more bytes are stored than the bits promise.

@@ -52,7 +52,7 @@ def read(folder: Path) -> tuple[Document, Tensors]:
     return migrate(document, tensors, file)
 
 
-def migrate(document: Document, tensors: Tensors, file: Path) -> tuple[Document, Tensors]:
+def migrate(document: Document, tensors: Tensors, file: Path | str) -> tuple[Document, Tensors]:
     """Bring a checkpoint of an older version to the present one, a version at a time.
 
     Raises:
@@ -86,6 +86,16 @@ def read_document(file: Path) -> Document:
         raise BrokenModel(f"{file.parent} is no packed checkpoint: it has no {file.name}") from None
     if document.get("format") != FORMAT:
         raise BrokenModel(f"{file} is not of the format {FORMAT}")
+    require_version(document, file)
+    return document
+
+
+def require_version(document: Document, file: Path | str) -> None:
+    """Check that this program reads the version of a description.
+
+    Raises:
+        BrokenModel: there is no version, or a future one.
+    """
     version = document.get("version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise BrokenModel(f"{file} does not say its version")
@@ -93,7 +103,6 @@ def read_document(file: Path) -> Document:
         raise BrokenModel(
             f"{file} has version {version}, this quantarena reads up to {VERSION}: upgrade it"
         )
-    return document
 
 
 def _read_tensors(file: Path, document: Document) -> tuple[Tensors, str]:

@@ -185,12 +185,12 @@ def channels_last(module: nn.Module) -> nn.Module:
     """Make a network take and keep its images channels-last; 4-d inputs are converted on entry."""
     # Not Module.to: it refuses 5-d weights, which Conv3d has.
     module._apply(_last)  # type: ignore[no-untyped-call]
-
-    def convert(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return tuple(_last(a) for a in args), {k: _last(v) for k, v in kwargs.items()}
-
-    module.register_forward_pre_hook(convert, with_kwargs=True)
+    module.register_forward_pre_hook(_convert, with_kwargs=True)
     return module
+
+
+def _convert(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return tuple(_last(a) for a in args), {k: _last(v) for k, v in kwargs.items()}
 
 
 def _last(value: Any) -> Any:

@@ -17,12 +17,12 @@ from quantarena.bench.ship import quantize_model
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.bench.ship.save_pipeline import check_target
 from quantarena.methods.core.bits import FP_WIDTH
-from quantarena.methods.core.packed.checkpoint import save_packed
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT
 from quantarena.methods.core.record.announce import attach
 from quantarena.methods.registry import entry
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
 
 
@@ -51,6 +51,11 @@ def classes(class_folder, cache, tmp_path_factory):
     return folder
 
 
+def description(folder):
+    """What the folder says about its packed network."""
+    return json.loads((folder / "unet" / "config.json").read_text())["quantization_config"]
+
+
 @pytest.fixture
 def copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "model")
@@ -75,7 +80,7 @@ def test_the_folder_is_a_pipeline_with_a_packed_denoiser(exported, pixel_folder)
         "workload.json",
     }
     inside = {file.name for file in (exported / "unet").iterdir()}
-    assert inside == {"config.json", "packed.json", "packed.safetensors"}
+    assert inside == {"config.json", "diffusion_pytorch_model.safetensors"}
     index = (pixel_folder / "model_index.json").read_text()
     assert (exported / "model_index.json").read_text() == index
 
@@ -86,7 +91,7 @@ def test_everybody_may_read_what_the_umask_lets_them(exported):
 
 
 def test_splits_and_bits_are_kept(exported):
-    document = json.loads((exported / "unet" / "packed.json").read_text())
+    document = description(exported)
     assert any("parts" in layer for layer in document["layers"].values())
     assert document["meta"]["observed"]["layers"] == len(document["layers"])
     assert document["meta"]["base_model"] == "pixel"
@@ -280,7 +285,7 @@ def test_fewer_points_than_asked_are_said(pixel_folder, cache, tmp_path, capsys)
     assert quantize(pixel_folder, tmp_path / "out", cache, "--samples", "4000") == 0
     line = "calibrated on all 4 points recorded; 4000 were asked"
     assert f"warning: {line}" in capsys.readouterr().err
-    document = json.loads((tmp_path / "out" / "unet" / "packed.json").read_text())
+    document = description(tmp_path / "out")
     assert document["meta"]["warnings"] == [line]
 
 
@@ -288,8 +293,8 @@ def test_fewer_points_than_asked_are_said(pixel_folder, cache, tmp_path, capsys)
     ("victim", "line"),
     [
         ("model_index.json", "no diffusers pipeline"),
-        ("unet/packed.json", "holds no quantized model"),
-        ("unet/packed.safetensors", "missing|no weights"),
+        ("unet/config.json", "holds no quantized model"),
+        (f"unet/{WEIGHTS}", "missing|no weights"),
         ("scheduler/scheduler_config.json", "missing"),
     ],
 )
@@ -299,7 +304,7 @@ def test_a_missing_file_is_one_line(copy, victim, line):
         load_pipeline(copy)
 
 
-@pytest.mark.parametrize("victim", ["unet/config.json", "unet/packed.safetensors"])
+@pytest.mark.parametrize("victim", ["unet/config.json", f"unet/{WEIGHTS}"])
 def test_an_edited_file_is_one_line(copy, victim, capsys):
     file = copy / victim
     file.write_bytes(file.read_bytes() + b" ")
@@ -327,8 +332,8 @@ def test_options_of_the_method_are_in_the_model_and_its_command(pixel_folder, ca
     digests = {}
     for name, more in (("plain", ()), ("changed", given)):
         assert quantize(pixel_folder, tmp_path / name, cache, *more, method="ptq4dm") == 0
-        document = json.loads((tmp_path / name / "unet" / "packed.json").read_text())
-        digests[name] = (tmp_path / name / "unet" / "packed.safetensors").read_bytes()
+        document = description(tmp_path / name)
+        digests[name] = (tmp_path / name / "unet" / WEIGHTS).read_bytes()
         assert document["meta"]["options"] == ({"mse_ranges": "false"} if more else {})
         assert ("--option ptq4dm.mse_ranges=false" in document["meta"]["command"]) == bool(more)
     assert digests["plain"] != digests["changed"]
@@ -348,50 +353,13 @@ def test_a_folder_that_is_none(tmp_path, capsys):
     assert "is no folder" in err
 
 
-STEPPED = """
-from quantarena.methods.api import CalibrationPlan, Capabilities, Method, MethodInfo, PerCall
-from quantarena.methods.api import calibrate_activations, minmax_range, register
-
-@register("stepped")
-class Stepped(Method):
-    info = MethodInfo(title="Stepped", venue="-", paper="-", summary="a range a sampler call")
-    supports = Capabilities()
-
-    def quantize(self, ctx):
-        model = ctx.wrap()
-        model.set_weight_ranges(minmax_range)
-        plan = CalibrationPlan(per_call=True)
-        calibrate_activations(model, ctx.draw(PerCall(2)), minmax_range, plan)
-        return model
-"""
-
-
-def test_ranges_by_sampler_call_travel_with_the_folder(pixel_folder, cache, tmp_path):
-    plugin, folder = tmp_path / "stepped.py", tmp_path / "model"
-    plugin.write_text(STEPPED)
-    more = ("--plugin", str(plugin))
-    assert quantize(pixel_folder, folder, cache, *more, method="stepped") == 0
-    pipe = load_pipeline(folder)
-    generator = torch.Generator().manual_seed(1)
-    pipe(batch_size=1, num_inference_steps=2, generator=generator, output_type="np")
-    with pytest.raises(UserError, match=r"calibrated for 2 calls.*the sampler has 3"):
-        pipe(batch_size=1, num_inference_steps=3, generator=generator)
-
-
-@pytest.mark.parametrize("of", [lambda p: p, lambda p: type(p)(**p.components), lambda p: p.unet])
-def test_a_packed_pipeline_is_not_saved_by_diffusers(exported, tmp_path, of):
-    with pytest.raises(UserError, match="cannot be saved by diffusers: copy"):
-        of(load_pipeline(exported)).save_pretrained(tmp_path / "again")
-    assert not (tmp_path / "again" / "model_index.json").exists()
-
-
 def test_weights_that_are_no_numbers_are_refused(pixel_folder, cache, tmp_path, capsys):
     folder = tmp_path / "packed"
     assert quantize(pixel_folder, folder, cache) == 0
     packed = open_exported(folder)
     with torch.no_grad():
         next(p for p in packed.packed.module.parameters()).fill_(float("nan"))
-    save_packed(packed.packed, folder / "unet", meta=packed.meta)
+    packed.packed.module.save_pretrained(folder / "unet")
     (folder / "manifest.json").unlink()
     with pytest.raises(BrokenModel, match="holds NaN or infinity"):
         load_pipeline(folder)
