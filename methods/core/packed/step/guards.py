@@ -1,0 +1,194 @@
+"""What a recorded step holds on to, and whether that is still so."""
+
+from collections.abc import Sequence
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+from torch.utils.hooks import RemovableHandle
+
+from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.kernels.observer import NativeOperation
+from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.dense import DenseLayer
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.node import Node
+from quantarena.methods.core.packed.nodes.rotation import RotationLayer
+from quantarena.methods.core.packed.nodes.wrappers import (
+    Conv1dLayer,
+    LowRankLayer,
+    MixedWidthLayer,
+    OffsetLayer,
+)
+from quantarena.methods.core.packed.step.trace import Trace
+from quantarena.methods.core.quantizers.activation import ActQuantizer
+
+_TABLES_ALONE = (
+    PackedLayer,
+    SplitPackedLayer,
+    MixedWidthLayer,
+    RotationLayer,
+    LowRankLayer,
+    OffsetLayer,
+    Conv1dLayer,
+)
+"""Nodes in which nothing but tables of the kernels depends on the sampler call."""
+TRAINING = "it is in training mode"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def tables_alone(network: nn.Module, clock: CallClock) -> bool:
+    """Whether the sampler call does nothing but choose entries of the kernels' tables.
+
+    Then one recording serves all calls.
+    """
+    products = {
+        id(part)
+        for module in network.modules()
+        if isinstance(module, QuantAttention)
+        for part in module.modules()
+    }
+    timed = [m for m in network.modules() if getattr(m, "clock", None) is not None]
+    return all(
+        module.clock is clock and (id(module) in products or _plain(module)) for module in timed
+    )
+
+
+def _plain(module: nn.Module) -> bool:
+    if isinstance(module, Node) and not module.entries:
+        return True
+    return isinstance(module, _TABLES_ALONE) and not isinstance(module, DenseLayer)
+
+
+def entries(network: nn.Module) -> int:
+    """Sampler calls that all tables have an entry for; 0 where there is no table."""
+    found = [m.entries for m in network.modules() if isinstance(m, Node) and m.entries]
+    found += [m.steps for m in network.modules() if isinstance(m, ActQuantizer) and m.steps]
+    return min(found, default=0)
+
+
+class NetworkState:
+    """The parts of a network as they were when its step was recorded.
+
+    Args:
+        network: the network.
+
+    ``changed()`` says what is different now; it is called before each replay and so compares in
+    C where it can.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._modules: list[nn.Module] = []
+        self._handles = 0
+        self._look()
+
+    def _look(self) -> None:
+        self._modules = list(self._network.modules())
+        parts = [
+            (table, name, value)
+            for module in self._modules
+            for table in (module._modules, module._parameters, module._buffers)
+            for name, value in table.items()
+        ]
+        self._tables = [table for table, _, _ in parts]
+        self._names = [name for _, name, _ in parts]
+        self._parts = [value for _, _, value in parts]
+        self._hooked = [
+            table
+            for module in self._modules
+            for table in (getattr(module, kind) for kind in _HOOKS)
+        ]
+        self._counts = [len(table) for table in self._hooked]
+        self._hook_ids = [list(table) for table in self._hooked]
+        self._handles = RemovableHandle.next_id
+
+    def changed(self) -> str:
+        """What is different, or nothing."""
+        if not all(map(is_, map(dict.get, self._tables, self._names), self._parts)):
+            return "a layer or a weight was replaced"
+        if RemovableHandle.next_id != self._handles:
+            if [list(table) for table in self._hooked] != self._hook_ids:
+                return "a hook was added or removed"
+            self._handles = RemovableHandle.next_id
+        if list(map(len, self._hooked)) != self._counts:
+            return "a hook was added or removed"
+        if any(map(_training, self._modules)):
+            return TRAINING
+        return ""
+
+
+_training = attrgetter("training")
+
+
+def surroundings() -> str:
+    """Why a call must run as it is written, whatever the network; or nothing."""
+    if torch.is_grad_enabled():
+        return "gradients are enabled"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return "another mode watches torch's operations"
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return "hooks on all modules are registered"
+    return ""
+
+
+class Constants:
+    """Memory that a recording reads in place, and values that it took.
+
+    Args:
+        trace: the recording.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        calls = [op.native for op in trace.operations if op.native is not None]
+        read = [b.tensor for b in trace.buffers if b.tensor is not None and b.input < 0]
+        self._read: list[Tensor] = [*read, *_fixed(calls)]
+        self._at = [tensor.data_ptr() for tensor in self._read]
+        self._taken = [tensor for tensor in trace.read_values if not tensor.is_inference()]
+        self._versions = [tensor._version for tensor in self._taken]
+
+    def changed(self) -> str:
+        """What is different, or nothing."""
+        if list(map(Tensor.data_ptr, self._read)) != self._at:
+            return "a weight lies elsewhere"
+        if [tensor._version for tensor in self._taken] != self._versions:
+            return "a constant that the network read has another value"
+        return ""
+
+
+def _fixed(calls: Sequence[NativeOperation]) -> list[Tensor]:
+    return [tensor for call in calls for tensor in call.fixed if tensor is not None]
+
+
+def key_of(args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+    """What a recording depends on among the arguments: all but the values of tensors.
+
+    Args:
+        args: of the call.
+        kwargs: of the call.
+        tensors: gets the tensors, in order.
+
+    Raises:
+        TypeError: an argument that cannot be told from another.
+    """
+    return (_key(args, tensors), _key(kwargs, tensors))
+
+
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        if type(value) is not Tensor or value.device.type != "cpu":
+            raise TypeError(f"a {type(value).__name__} on {value.device}")
+        tensors.append(value)
+        return (value.shape, value.stride(), value.dtype)
+    if isinstance(value, dict):
+        return tuple((name, _key(part, tensors)) for name, part in value.items())
+    if isinstance(value, tuple | list):
+        return (type(value), *(_key(part, tensors) for part in value))
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return (type(value), value)
+    raise TypeError(f"a {type(value).__name__} among its arguments")
