@@ -36,6 +36,7 @@ _TABLES_ALONE = (
     Conv1dLayer,
 )
 """Nodes in which nothing but tables of the kernels depends on the sampler call."""
+_HOOKED = "a hook was added or removed"
 TRAINING = "it is in training mode"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -82,45 +83,52 @@ class NetworkState:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._modules: list[nn.Module] = []
-        self._handles = 0
         self._look()
 
     def _look(self) -> None:
-        self._modules = list(self._network.modules())
-        parts = [
-            (table, name, value)
-            for module in self._modules
-            for table in (module._modules, module._parameters, module._buffers)
-            for name, value in table.items()
-        ]
-        self._tables = [table for table, _, _ in parts]
-        self._names = [name for _, name, _ in parts]
-        self._parts = [value for _, _, value in parts]
-        self._hooked = [
+        modules = list(self._network.modules())
+        calls = {id(m): m._call for m in modules if isinstance(m, PackedLayer)}
+        tables = [
             table
-            for module in self._modules
-            for table in (getattr(module, kind) for kind in _HOOKS)
+            for module in modules
+            for table in (
+                module._modules,
+                module._parameters,
+                # a native call has its buffers, whatever becomes of the layer's
+                {} if calls.get(id(module)) else module._buffers,
+            )
         ]
-        self._counts = [len(table) for table in self._hooked]
-        self._hook_ids = [list(table) for table in self._hooked]
+        self._tables = [table for table in tables if table]
+        self._copies = [dict(table) for table in self._tables]
+        self._leaves = [m for m in modules if calls.get(id(m)) is not None]
+        self._calls = [calls[id(leaf)] for leaf in self._leaves]
+        self._all_hooks = [getattr(module, kind) for module in modules for kind in _HOOKS]
+        self._hooked = [table for table in self._all_hooks if table]
+        self._counts = list(map(len, self._hooked))
+        self._hooks = [list(table) for table in self._all_hooks]
         self._handles = RemovableHandle.next_id
+        self._trained = [module for module in modules if not isinstance(module, Node)]
 
     def changed(self) -> str:
         """What is different, or nothing."""
-        if not all(map(is_, map(dict.get, self._tables, self._names), self._parts)):
+        try:
+            same = self._tables == self._copies
+        except RuntimeError:  # tensors of several elements that are not the same object
+            same = False
+        if not same or not all(map(is_, map(_call, self._leaves), self._calls)):
             return "a layer or a weight was replaced"
         if RemovableHandle.next_id != self._handles:
-            if [list(table) for table in self._hooked] != self._hook_ids:
-                return "a hook was added or removed"
+            if [list(table) for table in self._all_hooks] != self._hooks:
+                return _HOOKED
             self._handles = RemovableHandle.next_id
         if list(map(len, self._hooked)) != self._counts:
-            return "a hook was added or removed"
-        if any(map(_training, self._modules)):
+            return _HOOKED
+        if any(map(_training, self._trained)):
             return TRAINING
         return ""
 
 
+_call = attrgetter("_call")
 _training = attrgetter("training")
 
 

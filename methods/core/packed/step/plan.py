@@ -21,6 +21,8 @@ from quantarena.methods.core.packed.step.steps import NativeStep, Step, TorchSte
 from quantarena.methods.core.packed.step.trace import Trace, View
 
 _CONSTANT, _ARENA = 0, 1
+Held = dict[int, tuple[Tensor, int]]
+"""Tensors of one call outside the arena by buffer, and where in the buffer each starts, in bytes."""
 
 
 class ReplayFailed(QuantArenaError):
@@ -189,33 +191,50 @@ class Plan:
 
     def run(self, frame: Frame, inputs: Sequence[Tensor], step: int) -> Any:
         """The result, computed in a given frame; see ``__call__``."""
-        held: dict[int, tuple[Tensor, int]] = {}
-        slots, threads = frame.slots, torch.get_num_threads()
+        held = self.begin(frame, inputs)
+        threads = torch.get_num_threads()
+        for piece in self.pieces:
+            if isinstance(piece, _Native):
+                self._native(frame, piece.first, piece.count, step, threads)
+            else:
+                self.run_torch(piece.step, frame, held)
+        return self.result(frame, held)
+
+    def begin(self, frame: Frame, inputs: Sequence[Tensor]) -> Held:
+        """Gives a frame the inputs and memory for the outputs."""
+        held: Held = {}
         for argument, number in self._given:
             held[number] = (inputs[argument], 0)
-            slots[self._slots[number]] = inputs[argument].data_ptr()
+            frame.slots[self._slots[number]] = inputs[argument].data_ptr()
         for number in self._outputs:
             memory = torch.empty(self.trace.buffers[number].size, dtype=torch.uint8)
             held[number] = (memory, 0)
-            slots[self._slots[number]] = memory.data_ptr()
-        for piece in self.pieces:
-            if isinstance(piece, _Native):
-                at = self._ops_at + piece.first * self._op_size
-                if self._library.run(at, piece.count, slots, step, threads):
-                    raise ReplayFailed("an operation of the recorded step refused its operands")
-            else:
-                self._torch(piece.step, frame, held)
+            frame.slots[self._slots[number]] = memory.data_ptr()
+        return held
+
+    def result(self, frame: Frame, held: Held) -> Any:
+        """What the network returns."""
         leaves = [
-            self._tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
+            self.tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
             for leaf in self.trace.outputs
         ]
         return tree_unflatten(leaves, self.trace.spec)
 
-    def _torch(self, step: TorchStep, frame: Frame, held: dict[int, tuple[Tensor, int]]) -> None:
+    def run_native(self, number: int, frame: Frame, step: int) -> None:
+        """Runs one native operation, counted without those of torch."""
+        self._native(frame, number, 1, step, torch.get_num_threads())
+
+    def _native(self, frame: Frame, first: int, count: int, step: int, threads: int) -> None:
+        at = self._ops_at + first * self._op_size
+        if self._library.run(at, count, frame.slots, step, threads):
+            raise ReplayFailed("an operation of the recorded step refused its operands")
+
+    def run_torch(self, step: TorchStep, frame: Frame, held: Held) -> None:
+        """Runs one operation of torch; what it makes is held."""
         operation = step.operation
 
         def value(leaf: Any) -> Any:
-            return self._tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
+            return self.tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
 
         args = tree_map(value, operation.args)
         result = operation.function(*args, **tree_map(value, operation.kwargs))
@@ -228,7 +247,7 @@ class Plan:
             held[view.buffer] = (tensor, view.offset)
             frame.slots[self._slots[view.buffer]] = tensor.data_ptr() - view.offset
 
-    def _tensor(self, view: View, frame: Frame, held: dict[int, tuple[Tensor, int]]) -> Tensor:
+    def tensor(self, view: View, frame: Frame, held: Held) -> Tensor:
         """A tensor at a view."""
         slot = self._slots[view.buffer]
         if slot > _ARENA:

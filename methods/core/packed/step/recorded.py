@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.step_abi import step_library
+from quantarena.methods.core.packed.pack import PackedModel
+from quantarena.methods.core.packed.parity import PARITY_LIMIT
 from quantarena.methods.core.packed.step.guards import (
     TRAINING,
     Constants,
@@ -26,6 +28,8 @@ from quantarena.methods.core.packed.step.simplify import simplify
 from quantarena.methods.core.packed.step.steps import lower
 from quantarena.methods.core.packed.step.trace import NotRecordable, Recorder, Trace
 from quantarena.methods.core.packed.step.twins import Signature, apart
+from quantarena.methods.core.packed.step.verify import Agreement, verify
+from quantarena.methods.core.record.points import CalibrationSet
 
 MOST_PLANS = 32
 """Recordings that a network keeps; a call of one more kind runs as it is written."""
@@ -129,6 +133,7 @@ class RecordedStep(nn.Module):
         self.told.reason = found
         return self.network(*args, **kwargs)
 
+    @torch.no_grad()
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan of a call, recorded if need be.
 
@@ -139,6 +144,19 @@ class RecordedStep(nn.Module):
         if isinstance(found, str):
             raise NotRecordable(found)
         return found.plan
+
+    @torch.no_grad()
+    def agreement(self, *args: Any, **kwargs: Any) -> Agreement:
+        """How the recording of a call compares with the network.
+
+        Raises:
+            NotRecordable: it has none.
+        """
+        tensors: list[Tensor] = []
+        found = self._ready(args, kwargs, tensors)
+        if isinstance(found, str):
+            raise NotRecordable(found)
+        return verify(found.plan, tensors, self._call(), self.network(*args, **kwargs))
 
     def _call(self) -> int:
         """The sampler call; -1 where none is announced."""
@@ -173,7 +191,8 @@ class RecordedStep(nn.Module):
                 found = self._found(arguments, call)
                 if found is None:
                     found = self._record(args, kwargs)
-                    self._recordings[arguments, None if self._shared else call] = found
+                    if found != TRAINING:
+                        self._recordings[arguments, None if self._shared else call] = found
         return found
 
     def _found(self, arguments: Any, call: int) -> _Recording | str | None:
@@ -190,6 +209,8 @@ class RecordedStep(nn.Module):
                 return self._recorded(args, kwargs)
         except NotRecordable as error:
             return error.message
+        except Exception as error:  # a network's own error comes again when it runs as written
+            return f"recording it failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         finally:
             self.told.prepare_seconds += time.perf_counter() - started
 
@@ -200,14 +221,14 @@ class RecordedStep(nn.Module):
         if len(self._recordings) >= self._limit:
             raise NotRecordable(f"there are more than {self._limit} kinds of calls")
         if self._state is None:
-            self._state = NetworkState(self.network)
-            if self._state.changed():
-                raise NotRecordable(self._state.changed())
-            self._entries = entries(self.network)
-            self._shared = tables_alone(self.network, self._clock)
+            if any(module.training for module in self.network.modules()):
+                raise NotRecordable(TRAINING)
             for _ in range(LEARNING):
                 own = apart((args, kwargs), [])
                 self.network(*own[0], **own[1])
+            self._entries = entries(self.network)
+            self._shared = tables_alone(self.network, self._clock)
+            self._state = NetworkState(self.network)
         trace, twin = (self._traced(args, kwargs, turned=turned) for turned in (False, True))
         signatures = [Signature(each, shared=self._shared) for each in (trace, twin)]
         if reason := signatures[0].differs(signatures[1]):
@@ -223,3 +244,26 @@ class RecordedStep(nn.Module):
         with Recorder(tensors) as recorder:
             result = self.network(*own[0], **own[1])
         return recorder.done(result)
+
+
+@torch.no_grad()
+def step_parity(packed: PackedModel, points: CalibrationSet) -> Agreement | None:
+    """The parity gate of recorded steps; None where a step of this network is not recorded.
+
+    Args:
+        packed: the network, its layers on the CPU.
+        points: a few calls at one sampler call.
+
+    Raises:
+        QuantArenaError: the recording computes something else than the network.
+    """
+    if packed.backend != "packed":
+        return None
+    given = {"timestep": points.timestep, "return_dict": False, **points.conditions}
+    with packed.clock.at(int(points.step[0])):
+        try:
+            found = RecordedStep(packed.module, packed.clock).agreement(points.sample, **given)
+        except NotRecordable:
+            return None
+    found.require(PARITY_LIMIT)
+    return found

@@ -43,6 +43,7 @@ class NativeStep:
         table: see ``QaOp``.
         exact: whether it computes the bits of the network's own operations.
         sources: the traced operations that it stands for.
+        program: what it computes element by element, where it does.
         keep: what must outlive the structures.
     """
 
@@ -56,6 +57,7 @@ class NativeStep:
     table: int = 0
     exact: bool = True
     sources: tuple[Operation, ...] = ()
+    program: Pointwise | None = None
     keep: tuple[Any, ...] = ()
 
     @property
@@ -306,4 +308,5 @@ def _finished(draft: Any, library: StepLibrary) -> Step:
         (0,),
         exact=program.exact,
         sources=sources,
+        program=program,
     )
