@@ -46,9 +46,12 @@ def test_a_recorded_step_is_native_and_no_slower(benchmark, name, bits):
         pytest.skip("needs native kernels")
     network = pipeline.load(registry.resolve(name)).denoiser
     points = points_of(network)
-    graph = trace(network, points.sample[:2], timestep=points.timestep[:2], **{
-        key: value[:2] for key, value in points.conditions.items()
-    })
+    graph = trace(
+        network,
+        points.sample[:2],
+        timestep=points.timestep[:2],
+        **{key: value[:2] for key, value in points.conditions.items()},
+    )
     model = wrap(network, graph, UNIFORM.assign(graph, bits))
     model.set_weight_ranges(minmax_range)
     calibrate_activations(model, points, minmax_range)
@@ -62,7 +65,10 @@ def test_a_recorded_step_is_native_and_no_slower(benchmark, name, bits):
         with torch.no_grad(), packed.clock.at(0):
             plan = step.plan(points.sample, **given)
             benchmark(points.call, step)
-            calls = {"written": lambda: points.call(packed.module), "recorded": lambda: points.call(step)}
+            calls = {
+                "written": lambda: points.call(packed.module),
+                "recorded": lambda: points.call(step),
+            }
             times = in_turns(calls, 7)
             outside = share_outside(step, plan, calls["recorded"], 7)
     finally:

@@ -107,7 +107,8 @@ class NetworkState:
         self._counts = list(map(len, self._hooked))
         self._hooks = [list(table) for table in self._all_hooks]
         self._handles = RemovableHandle.next_id
-        self._trained = [module for module in modules if not isinstance(module, Node)]
+        self._modules = modules
+        self._modes = list(map(_training, modules))
 
     def changed(self) -> str:
         """What is different, or nothing."""
@@ -123,8 +124,8 @@ class NetworkState:
             self._handles = RemovableHandle.next_id
         if list(map(len, self._hooked)) != self._counts:
             return _HOOKED
-        if any(map(_training, self._trained)):
-            return TRAINING
+        if list(map(_training, self._modules)) != self._modes:
+            return TRAINING if self._network.training else "a part is in another mode"
         return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.kernels.step_abi import (
@@ -18,11 +18,14 @@ from quantarena.methods.core.kernels.step_abi import (
 from quantarena.methods.core.packed.step.arena import ALIGNMENT, extent, place
 from quantarena.methods.core.packed.step.simplify import bound
 from quantarena.methods.core.packed.step.steps import NativeStep, Step, TorchStep
-from quantarena.methods.core.packed.step.trace import Trace, View
+from quantarena.methods.core.packed.step.trace import Operation, Trace, View
 
 _CONSTANT, _ARENA = 0, 1
 Held = dict[int, tuple[Tensor, int]]
 """Tensors of one call outside the arena by buffer, and where in the buffer each starts, in bytes."""
+
+_Call = tuple[list[Any], dict[str, Any], list[tuple[Any, Any, View]]]
+"""Arguments by place and by name, and the places that are filled at each call."""
 
 
 class ReplayFailed(QuantArenaError):
@@ -52,11 +55,13 @@ class Frame:
         arena: memory for all that the step makes, and addresses of all slots.
         slots: C array of addresses.
         views: tensors in the arena by view, for torch.
+        calls: arguments of torch's operations.
     """
 
     arena: Tensor
     slots: Any
     views: dict[View, Tensor] = field(default_factory=dict)
+    calls: dict[int, _Call] = field(default_factory=dict)
 
 
 class Plan:
@@ -79,7 +84,9 @@ class Plan:
         self._slots: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
         self._given = sorted(
-            (buffer.input, number) for number, buffer in enumerate(trace.buffers) if buffer.input >= 0
+            (buffer.input, number)
+            for number, buffer in enumerate(trace.buffers)
+            if buffer.input >= 0
         )
         leaves = [leaf for leaf in trace.outputs if isinstance(leaf, View)]
         self._outputs = list(dict.fromkeys(leaf.buffer for leaf in leaves))
@@ -187,6 +194,9 @@ class Plan:
         try:
             return self.run(frame, inputs, step)
         finally:
+            for _, _, open_places in frame.calls.values():  # results of torch may go now
+                for holder, place, _view in open_places:
+                    holder[place] = None
             self._free.append(frame)
 
     def run(self, frame: Frame, inputs: Sequence[Tensor], step: int) -> Any:
@@ -230,28 +240,63 @@ class Plan:
             raise ReplayFailed("an operation of the recorded step refused its operands")
 
     def run_torch(self, step: TorchStep, frame: Frame, held: Held) -> None:
-        """Runs one operation of torch; what it makes is held."""
+        """Runs one operation of torch; what it makes is held.
+
+        Raises:
+            ReplayFailed: its result is not what was recorded.
+        """
         operation = step.operation
-
-        def value(leaf: Any) -> Any:
-            return self.tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
-
-        args = tree_map(value, operation.args)
-        result = operation.function(*args, **tree_map(value, operation.kwargs))
+        call = frame.calls.get(id(step))
+        if call is None:
+            call = frame.calls[id(step)] = self._call(operation, frame)
+        args, kwargs, open_places = call
+        for holder, place, view in open_places:
+            holder[place] = self.tensor(view, frame, held)
+        result = operation.function(*args, **kwargs)
+        if operation.expected is not None and result != operation.expected:
+            raise ReplayFailed("a value that its control flow depends on is another")
         results = result if isinstance(result, tuple | list) else (result,)
         for view, tensor in zip(operation.fresh, results, strict=False):
             if view is None:
                 continue
-            if (tuple(tensor.shape), tensor.stride()) != (view.shape, view.strides):
+            if (tensor.shape, tensor.stride()) != (view.shape, view.strides):
                 raise ReplayFailed(f"{operation.name} gave another layout than when recorded")
             held[view.buffer] = (tensor, view.offset)
             frame.slots[self._slots[view.buffer]] = tensor.data_ptr() - view.offset
+
+    def _call(self, operation: Operation, frame: Frame) -> _Call:
+        """The arguments of an operation of torch; those outside the arena are still to be put in."""
+        open_places: list[tuple[Any, Any, View]] = []
+
+        def filled(holder: Any, place: Any, leaf: Any) -> Any:
+            if isinstance(leaf, list | tuple):
+                parts = list(leaf)
+                for at, part in enumerate(leaf):
+                    parts[at] = filled(parts, at, part)
+                return parts
+            if not isinstance(leaf, View):
+                return leaf
+            if self._slots[leaf.buffer] > _ARENA:
+                open_places.append((holder, place, leaf))
+                return None
+            return self.tensor(leaf, frame, {})
+
+        args: list[Any] = list(operation.args)
+        for at, leaf in enumerate(operation.args):
+            args[at] = filled(args, at, leaf)
+        kwargs = dict(operation.kwargs)
+        for name, leaf in operation.kwargs.items():
+            kwargs[name] = filled(kwargs, name, leaf)
+        return args, kwargs, open_places
 
     def tensor(self, view: View, frame: Frame, held: Held) -> Tensor:
         """A tensor at a view."""
         slot = self._slots[view.buffer]
         if slot > _ARENA:
             tensor, offset = held[view.buffer]
+            whole = (tensor.shape, tensor.stride(), tensor.dtype, offset)
+            if whole == (view.shape, view.strides, view.dtype, view.offset):
+                return tensor
             return _within(tensor, view, -offset)
         if view not in frame.views:
             if slot == _ARENA:

@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,12 +206,16 @@ class RecordedStep(nn.Module):
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Recording | str:
         started = time.perf_counter()
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+                if isinstance(self._clock._index, Tensor):  # one call in all rows
+                    stack.enter_context(self._clock.at(self._call()))
                 return self._recorded(args, kwargs)
         except NotRecordable as error:
             return error.message
         except Exception as error:  # a network's own error comes again when it runs as written
-            return f"recording it failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return (
+                f"recording it failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            )
         finally:
             self.told.prepare_seconds += time.perf_counter() - started
 
@@ -221,7 +226,7 @@ class RecordedStep(nn.Module):
         if len(self._recordings) >= self._limit:
             raise NotRecordable(f"there are more than {self._limit} kinds of calls")
         if self._state is None:
-            if any(module.training for module in self.network.modules()):
+            if self.network.training:
                 raise NotRecordable(TRAINING)
             for _ in range(LEARNING):
                 own = apart((args, kwargs), [])

@@ -58,7 +58,7 @@ def _pure(operation: Operation) -> bool:
     function = operation.function
     if function is None or function._schema.is_mutable or _RANDOM in function.tags:
         return False
-    return all(view is not None for view in operation.fresh)
+    return bool(operation.fresh) and all(view is not None for view in operation.fresh)
 
 
 def _fold(trace: Trace) -> None:
@@ -197,8 +197,9 @@ def _drop_unused(trace: Trace) -> None:
     needed = {leaf.buffer for leaf in trace.outputs if isinstance(leaf, View)}
     kept = []
     for operation in reversed(trace.operations):
-        random = operation.function is not None and _RANDOM in operation.function.tags
-        if random or any(view.buffer in needed for view in operation.writes):
+        stays = operation.function is not None and _RANDOM in operation.function.tags
+        stays = stays or operation.expected is not None
+        if stays or any(view.buffer in needed for view in operation.writes):
             needed.update(view.buffer for view in operation.reads)
             kept.append(operation)
     trace.operations = kept[::-1]

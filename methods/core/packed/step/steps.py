@@ -120,7 +120,9 @@ def _told(operation: Operation, *, shared: bool) -> NativeStep:
     reads_call = call.tables and shared
     flags = call.flags if call.kind is Kind.LAYER or reads_call else 0
     written = tuple(
-        i for i, view in enumerate(operation.operands) if view is not None and view in operation.writes
+        i
+        for i, view in enumerate(operation.operands)
+        if view is not None and view in operation.writes
     )
     return NativeStep(
         call.kind,

@@ -85,6 +85,7 @@ class Operation:
         writes: views that are written; those of a native call in the order of its operands.
         operands: of a native call, by position.
         fresh: of torch: views of the results, if they are in memory of their own.
+        expected: truth value that came back to Python, on which control flow may depend.
     """
 
     function: Any = None
@@ -95,6 +96,7 @@ class Operation:
     writes: tuple[View, ...] = ()
     operands: tuple[View | None, ...] = ()
     fresh: tuple[View | None, ...] = ()
+    expected: bool | None = None
 
     @property
     def name(self) -> str:
@@ -221,13 +223,19 @@ class Recorder(TorchDispatchMode):
         views = [self.view(x) for x in tensors]
         self._refuse(func, views, tensors)
         result = func(*args, **kwargs)
+        if isinstance(result, bool) and not all(self._constant(view) for view in views):
+            self.operations.append(
+                Operation(function=func, args=tuple(views), reads=tuple(views), expected=result)
+            )
         leaves = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
         changed = self._changed(func, args, kwargs)
         fresh = [x for x in leaves if not self._known(x)]
         for x in fresh:
             self._number(x, None)
         if (fresh and func._overloadpacket.__name__ not in _ALLOCATES) or changed:
-            views_of = tree_map(lambda x: self.view(x) if isinstance(x, Tensor) else x, (args, kwargs))
+            views_of = tree_map(
+                lambda x: self.view(x) if isinstance(x, Tensor) else x, (args, kwargs)
+            )
             results = tuple(self.view(x) if any(x is f for f in fresh) else None for x in leaves)
             made = [view for view in results if view is not None]
             self.operations.append(
@@ -243,10 +251,11 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _refuse(self, func: Any, views: list[View], tensors: list[Tensor]) -> None:
-        """Refuses values that come back to Python, and results whose size depends on them."""
+        """Refuses numbers that come back to Python, and results whose size depends on values."""
         name = func._overloadpacket.__name__
         if torch.Tag.data_dependent_output in func.tags:
-            if not all(self._constant(view) for view in views):
+            truth = name == "_local_scalar_dense" and tensors[0].dtype == torch.bool
+            if not truth and not all(self._constant(view) for view in views):
                 raise NotRecordable(f"its control flow depends on values ({name})")
             self.read_values += tensors
         by_mask = any(x.dtype == torch.bool for x in tensors[1:]) and name.startswith("index")

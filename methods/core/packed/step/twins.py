@@ -60,7 +60,8 @@ class Signature:
 def _signed(operation: Operation, *, shared: bool) -> tuple[Any, ...]:
     call = operation.native
     if call is None:
-        return (operation.name, repr(operation.args), repr(operation.kwargs), repr(operation.fresh))
+        parts = (operation.args, operation.kwargs, operation.fresh, operation.expected)
+        return (operation.name, *map(repr, parts))
     entry = None if shared and call.tables else call.entry
     return (
         call.kind,
