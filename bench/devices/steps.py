@@ -68,8 +68,6 @@ def timed_step(network: Network, target: Target, points: CalibrationSet) -> Time
         reason = "" if times[RECORDED] <= times[EAGER] else "the recorded step was slower"
     if reason:
         warning = f"latency: {wrong}; the step was timed as written" if wrong else ""
-        return TimedStep(
-            module, Step(EAGER, prepare_seconds=seconds, reason=reason), warning
-        )
+        return TimedStep(module, Step(EAGER, prepare_seconds=seconds, reason=reason), warning)
     step = Step(RECORDED, plan.native_pieces, plan.torch_pieces, plan.arena_bytes, seconds)
     return TimedStep(recorded, step)

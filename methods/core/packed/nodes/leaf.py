@@ -15,6 +15,7 @@ from quantarena.methods.core.kernels import native, oracle
 from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
+from quantarena.methods.core.packed.nodes.changes import changes
 from quantarena.methods.core.packed.nodes.node import Build, Document, Node, Tensors
 
 CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
@@ -104,6 +105,7 @@ class PackedLayer(Node):
         """Drops what is derived from the addresses of the buffers."""
         self._call: NativeCall | None = None
         self._source: IntegerLayer | None = None
+        changes.note()
 
     def _codes(self) -> Tensor:
         """The weight codes, int8."""

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.observer import NativeOperation
 from quantarena.methods.core.model.attention import QuantAttention
+from quantarena.methods.core.packed.nodes.changes import changes
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -36,6 +37,8 @@ _TABLES_ALONE = (
     Conv1dLayer,
 )
 """Nodes in which nothing but tables of the kernels depends on the sampler call."""
+_MODED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Modules of torch whose own mode counts; of others, that of the whole network."""
 _HOOKED = "a hook was added or removed"
 TRAINING = "it is in training mode"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -77,58 +80,69 @@ class NetworkState:
     Args:
         network: the network.
 
-    ``changed()`` says what is different now; it is called before each replay and so compares in
-    C where it can.
+    ``changed()`` says what is different now. It is called before each replay, when nothing of the
+    network is in a cache; so it looks at few objects, and through all modules only where
+    ``changes`` has seen something.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._look()
-
-    def _look(self) -> None:
-        modules = list(self._network.modules())
-        calls = {id(m): m._call for m in modules if isinstance(m, PackedLayer)}
+        self._seen = changes.seen()
+        self._handles = RemovableHandle.next_id
+        modules = list(network.modules())
+        self._leaves = [m for m in modules if isinstance(m, PackedLayer) and m._call is not None]
+        self._calls = [leaf._call for leaf in self._leaves]
+        native = set(map(id, self._leaves))  # a native call has its buffers, whatever a layer has
         tables = [
             table
             for module in modules
             for table in (
                 module._modules,
                 module._parameters,
-                # a native call has its buffers, whatever becomes of the layer's
-                {} if calls.get(id(module)) else module._buffers,
+                {} if id(module) in native else module._buffers,
             )
         ]
         self._tables = [table for table in tables if table]
         self._copies = [dict(table) for table in self._tables]
-        self._leaves = [m for m in modules if calls.get(id(m)) is not None]
-        self._calls = [calls[id(leaf)] for leaf in self._leaves]
         self._all_hooks = [getattr(module, kind) for module in modules for kind in _HOOKS]
+        self._hooks = [list(table) for table in self._all_hooks]
         self._hooked = [table for table in self._all_hooks if table]
         self._counts = list(map(len, self._hooked))
-        self._hooks = [list(table) for table in self._all_hooks]
-        self._handles = RemovableHandle.next_id
-        self._modules = modules
-        self._modes = list(map(_training, modules))
+        self._moded = [network, *(m for m in modules if isinstance(m, _MODED))]
+        self._modes = list(map(_training, self._moded))
+        self._products = [m for m in modules if isinstance(m, QuantAttention)]
+        self._product_modes = [quant.mode for quant in self._products]
 
     def changed(self) -> str:
         """What is different, or nothing."""
-        try:
-            same = self._tables == self._copies
-        except RuntimeError:  # tensors of several elements that are not the same object
-            same = False
-        if not same or not all(map(is_, map(_call, self._leaves), self._calls)):
-            return "a layer or a weight was replaced"
+        if changes.seen() != self._seen:
+            before, self._seen = self._seen, changes.count
+            if reason := self._replaced():
+                self._seen = before
+                return reason
         if RemovableHandle.next_id != self._handles:
             if [list(table) for table in self._all_hooks] != self._hooks:
                 return _HOOKED
             self._handles = RemovableHandle.next_id
         if list(map(len, self._hooked)) != self._counts:
             return _HOOKED
-        if list(map(_training, self._modules)) != self._modes:
+        if list(map(_training, self._moded)) != self._modes:
             return TRAINING if self._network.training else "a part is in another mode"
+        if not all(map(is_, map(_mode, self._products), self._product_modes)):
+            return "attention products are computed in another mode"
         return ""
 
+    def _replaced(self) -> str:
+        try:
+            same = self._tables == self._copies
+        except RuntimeError:  # tensors of several elements that are not the same object
+            same = False
+        if same and all(map(is_, map(_call, self._leaves), self._calls)):
+            return ""
+        return "a layer or a weight was replaced"
 
+
+_mode = attrgetter("mode")
 _call = attrgetter("_call")
 _training = attrgetter("training")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.kernels.step_abi import (
@@ -26,6 +26,8 @@ Held = dict[int, tuple[Tensor, int]]
 
 _Call = tuple[list[Any], dict[str, Any], list[tuple[Any, Any, View]]]
 """Arguments by place and by name, and the places that are filled at each call."""
+_Memory = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Number of a buffer, and shape, strides and type of a tensor that is its memory."""
 
 
 class ReplayFailed(QuantArenaError):
@@ -98,6 +100,8 @@ class Plan:
             if view is not None
         }
         self._outputs = [number for number in self._outputs if number not in brought]
+        self._made = [self._memory(number, leaves) for number in self._outputs]
+        self._is_tuple = trace.spec == tree_structure((None,) * len(trace.outputs))
         self._number(brought)
         self.arena_bytes = self._place()
         native = [step for step in self.steps if isinstance(step, NativeStep)]
@@ -120,6 +124,15 @@ class Plan:
         for slot, number in enumerate(outside, start=2):
             self._slots[number] = slot
         self._slot_count = 2 + len(outside)
+
+    def _memory(self, number: int, leaves: Sequence[View]) -> _Memory:
+        """How the memory of an output is made: as the output itself, where that fills it."""
+        size = self.trace.buffers[number].size
+        for view in leaves:
+            whole = view.numel * view.dtype.itemsize == size
+            if view.buffer == number and view.offset == 0 and whole:
+                return number, view.shape, view.strides, view.dtype
+        return number, (size,), (1,), torch.uint8
 
     def _place(self) -> int:
         lives: dict[int, tuple[int, int]] = {}
@@ -216,8 +229,8 @@ class Plan:
         for argument, number in self._given:
             held[number] = (inputs[argument], 0)
             frame.slots[self._slots[number]] = inputs[argument].data_ptr()
-        for number in self._outputs:
-            memory = torch.empty(self.trace.buffers[number].size, dtype=torch.uint8)
+        for number, shape, strides, dtype in self._made:
+            memory = torch.empty_strided(shape, strides, dtype=dtype)
             held[number] = (memory, 0)
             frame.slots[self._slots[number]] = memory.data_ptr()
         return held
@@ -228,7 +241,7 @@ class Plan:
             self.tensor(leaf, frame, held) if isinstance(leaf, View) else leaf
             for leaf in self.trace.outputs
         ]
-        return tree_unflatten(leaves, self.trace.spec)
+        return tuple(leaves) if self._is_tuple else tree_unflatten(leaves, self.trace.spec)
 
     def run_native(self, number: int, frame: Frame, step: int) -> None:
         """Runs one native operation, counted without those of torch."""

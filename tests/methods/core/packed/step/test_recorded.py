@@ -13,7 +13,6 @@ from quantarena.methods.core.packed.step import recorded as recorded_module
 from quantarena.methods.core.packed.step.recorded import RecordedStep
 from quantarena.methods.core.packed.step.trace import NotRecordable
 from quantarena.methods.core.packed.step.verify import verify
-from quantarena.methods.core.packed.step.verify import verify
 
 
 def close(one, other):
