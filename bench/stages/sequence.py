@@ -236,8 +236,8 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
         warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
         warnings.append(TRAVELS)
-    found = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
-    return replace(found, warnings=(*row.warnings, *warnings))
+    with_times = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
+    return replace(with_times, warnings=(*row.warnings, *warnings))
 
 
 @process_state()

@@ -1,4 +1,4 @@
-"""Recorded steps against steps as written: ``pytest tests/benchmarks/test_steps.py --benchmark-only``.
+"""Recorded steps against steps as written: ``pytest tests/benchmarks/test_steps.py``.
 
 Networks are the zoo's, at RTN ranges of a few points; what ranges are does not change a time.
 """
@@ -70,7 +70,7 @@ def test_a_recorded_step_is_native_and_no_slower(benchmark, name, bits):
                 "recorded": lambda: points.call(step),
             }
             times = in_turns(calls, 7)
-            outside = share_outside(step, plan, calls["recorded"], 7)
+            outside = share_outside(step, plan, lambda: step(points.sample, **given), 7)
     finally:
         torch.set_num_threads(threads)
     faster = ratio(times["written"], times["recorded"])

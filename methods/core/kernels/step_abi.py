@@ -1,4 +1,4 @@
-"""Structures of recorded steps, mirrors of ``csrc/step/step.h``, and the functions that take them."""
+"""Structures of recorded steps, mirrors of ``csrc/step/step.h``, and what takes them."""
 
 import ctypes
 from dataclasses import dataclass

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.changes import changes
 from quantarena.methods.core.kernels import native, oracle
 from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.layout import PANEL, pack_panels, unpack_panels
-from quantarena.methods.core.packed.nodes.changes import changes
 from quantarena.methods.core.packed.nodes.node import Build, Document, Node, Tensors
 
 CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.hooks import RemovableHandle
 
+from quantarena.methods.core.changes import changes
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels.observer import NativeOperation
 from quantarena.methods.core.model.attention import QuantAttention
-from quantarena.methods.core.packed.nodes.changes import changes
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -55,9 +55,11 @@ def tables_alone(network: nn.Module, clock: CallClock) -> bool:
         if isinstance(module, QuantAttention)
         for part in module.modules()
     }
-    timed = [m for m in network.modules() if getattr(m, "clock", None) is not None]
+    clocks = {id(m): getattr(m, "clock", None) for m in network.modules()}
+    timed = [m for m in network.modules() if clocks[id(m)] is not None]
     return all(
-        module.clock is clock and (id(module) in products or _plain(module)) for module in timed
+        clocks[id(module)] is clock and (id(module) in products or _plain(module))
+        for module in timed
     )
 
 

@@ -22,7 +22,7 @@ from quantarena.methods.core.packed.step.trace import Operation, Trace, View
 
 _CONSTANT, _ARENA = 0, 1
 Held = dict[int, tuple[Tensor, int]]
-"""Tensors of one call outside the arena by buffer, and where in the buffer each starts, in bytes."""
+"""Tensors of one call outside the arena by buffer, and the byte of it that each starts at."""
 
 _Call = tuple[list[Any], dict[str, Any], list[tuple[Any, Any, View]]]
 """Arguments by place and by name, and the places that are filled at each call."""
@@ -208,8 +208,8 @@ class Plan:
             return self.run(frame, inputs, step)
         finally:
             for _, _, open_places in frame.calls.values():  # results of torch may go now
-                for holder, place, _view in open_places:
-                    holder[place] = None
+                for holder, name, _ in open_places:
+                    holder[name] = None
             self._free.append(frame)
 
     def run(self, frame: Frame, inputs: Sequence[Tensor], step: int) -> Any:
@@ -263,25 +263,25 @@ class Plan:
         if call is None:
             call = frame.calls[id(step)] = self._call(operation, frame)
         args, kwargs, open_places = call
-        for holder, place, view in open_places:
-            holder[place] = self.tensor(view, frame, held)
+        for holder, name, view in open_places:
+            holder[name] = self.tensor(view, frame, held)
         result = operation.function(*args, **kwargs)
         if operation.expected is not None and result != operation.expected:
             raise ReplayFailed("a value that its control flow depends on is another")
         results = result if isinstance(result, tuple | list) else (result,)
-        for view, tensor in zip(operation.fresh, results, strict=False):
-            if view is None:
+        for made, tensor in zip(operation.fresh, results, strict=False):
+            if made is None:
                 continue
-            if (tensor.shape, tensor.stride()) != (view.shape, view.strides):
+            if (tensor.shape, tensor.stride()) != (made.shape, made.strides):
                 raise ReplayFailed(f"{operation.name} gave another layout than when recorded")
-            held[view.buffer] = (tensor, view.offset)
-            frame.slots[self._slots[view.buffer]] = tensor.data_ptr() - view.offset
+            held[made.buffer] = (tensor, made.offset)
+            frame.slots[self._slots[made.buffer]] = tensor.data_ptr() - made.offset
 
     def _call(self, operation: Operation, frame: Frame) -> _Call:
-        """The arguments of an operation of torch; those outside the arena are still to be put in."""
+        """The arguments of an operation of torch, without those that lie outside the arena."""
         open_places: list[tuple[Any, Any, View]] = []
 
-        def filled(holder: Any, place: Any, leaf: Any) -> Any:
+        def filled(holder: Any, name: Any, leaf: Any) -> Any:
             if isinstance(leaf, list | tuple):
                 parts = list(leaf)
                 for at, part in enumerate(leaf):
@@ -290,7 +290,7 @@ class Plan:
             if not isinstance(leaf, View):
                 return leaf
             if self._slots[leaf.buffer] > _ARENA:
-                open_places.append((holder, place, leaf))
+                open_places.append((holder, name, leaf))
                 return None
             return self.tensor(leaf, frame, {})
 

@@ -1,6 +1,6 @@
 """Element by element operations of torch as programs of one native pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,7 +77,6 @@ _BINARY = {
     aten.mul.Tensor: (PointOp.MUL, PointOp.MUL_NUMBER, PointOp.MUL_NUMBER),
     aten.mul_.Tensor: (PointOp.MUL, PointOp.MUL_NUMBER, None),
     aten.div.Tensor: (PointOp.DIV, PointOp.DIV_NUMBER, None),
-    aten.reciprocal.default: (None, None, None),
 }
 """Of two tensors, of a tensor and a number, and of a number and a tensor."""
 _COPIES = frozenset({aten.clone.default, aten._to_copy.default, aten.copy_.default})
@@ -205,8 +204,6 @@ def fused(first: Pointwise, second: Pointwise) -> Pointwise | None:
         for names, program in ((early, first), (late, second))
         for code in program.codes
     ]
-    if not second.codes and first.codes:  # a copy of the result
-        return Pointwise(second.result, tuple(inputs), tuple(codes))
     return Pointwise(second.result, tuple(inputs), tuple(codes))
 
 
@@ -261,6 +258,3 @@ def _axes(views: Sequence[View]) -> tuple[list[int], list[list[int]]] | None:
     if missing == DIMS:  # a single element
         sizes, strides, missing = [1], [[1] for _ in views], DIMS - 1
     return [1] * missing + sizes, [[0] * missing + of for of in strides]
-
-
-Lowered = Callable[[Operation], list[Pointwise] | None]

@@ -209,7 +209,7 @@ def _products(operation: Operation) -> _Found | None:
     samples, heads, queries, width = query.shape
     keys = key.shape[2]
     strides = [view.strides[:3] for view in (y, query, key, value)]
-    masked = (0, 0, 0, 0)
+    masked: tuple[int, ...] = (0, 0, 0, 0)
     if mask is not None:
         mask = expanded(mask, (samples, heads, queries, keys))
         if mask is None:

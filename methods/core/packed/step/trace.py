@@ -143,7 +143,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self.buffers: list[Buffer] = []
         self.read_values: list[Tensor] = []
@@ -176,7 +176,8 @@ class Recorder(TorchDispatchMode):
         """Where a tensor lies; memory that was never seen belongs to a constant."""
         number = self._number(tensor, tensor)
         offset = tensor.storage_offset() * tensor.element_size()
-        return View(number, offset, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        strides = tuple(map(int, tensor.stride()))
+        return View(number, offset, tuple(tensor.shape), strides, tensor.dtype)
 
     def _number(self, tensor: Tensor, constant: Tensor | None, argument: int = -1) -> int:
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
@@ -184,7 +185,7 @@ class Recorder(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._numbers:
-            self._kept.append(StorageWeakRef(storage))
+            self._kept.append(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
             self._numbers[key] = len(self.buffers)
             self.buffers.append(Buffer(storage.nbytes(), constant, argument))
         return self._numbers[key]

@@ -13,10 +13,10 @@ from quantarena.methods.testing.networks import probes
 NAMES = ("pixel-unet", "conditional-unet", "transformer")
 
 
-def packed_and_probe(number, method="rtn", bits=Bits(4, 8)):
+def packed_and_probe(number, method="rtn"):
     """A packed network and the recording that it was calibrated on."""
     probe = list(probes())[number]
-    return pack(entry(method).method().run(probe.context(bits, "paper", Effort(8, 0)))), probe
+    return pack(entry(method).method().run(probe.context(Bits(4, 8), "paper", Effort(8, 0)))), probe
 
 
 @pytest.fixture(scope="module", params=range(3), ids=NAMES)

@@ -1,7 +1,7 @@
 """Times whole steps: full precision, packed as written, packed and recorded.
 
     quantarena quantize emoji-t2i --method rtn --bits w4a8 -o packed
-    python docs/experiments/recorded_steps.py packed
+    python docs/experiments/kernels/recorded_steps.py packed
 
 docs/kernels.md has the numbers. Everything runs in one process on one thread and takes turns; times
 are processor time. Full precision is eager, in the faster of both layouts. The last columns are the
@@ -66,7 +66,7 @@ def measured(folder: Path, batches: list[int], rounds: int) -> list[dict[str, An
             times = in_turns(
                 {name: partial(given.call, network) for name, network in networks.items()}, rounds
             )
-            call = partial(given.call, steps[RECORDED])
+            call = partial(steps[RECORDED], given.sample, **kwargs)
             outside = share_outside(steps[RECORDED], plan, call, rounds)
         best = min((FP, LAST), key=lambda name: statistics.median(times[name]))
         base = times[best]
@@ -109,8 +109,8 @@ def main() -> None:
             found.append(row)
             ratios = row["ratio"]
             print(
-                f"| {row['network']} | {row['bits']} | {row['rows']} | {row['ms'][row['fp32']]:.1f} "
-                f"| {ratios[WRITTEN]:.2f} | {ratios[RECORDED]:.2f} "
+                f"| {row['network']} | {row['bits']} | {row['rows']} "
+                f"| {row['ms'][row['fp32']]:.1f} | {ratios[WRITTEN]:.2f} | {ratios[RECORDED]:.2f} "
                 f"| {row['recorded_to_written']:.2f} | {100 * row['outside']:.1f} % |"
             )
             sys.stdout.flush()
