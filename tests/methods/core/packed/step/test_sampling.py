@@ -31,7 +31,7 @@ class Denoiser(nn.Module):
         self.leave = layer(4, 32, 3, 3, seed=5, padding=(1, 1))
 
     def forward(self, sample, timestep, condition):
-        times = timestep.expand(len(sample))[:, None] * torch.arange(1, 9) / 100
+        times = timestep.expand(len(sample))[:, None].float() * torch.arange(1, 9) / 100
         first = self.enter(sample)
         x = F.silu(self.norm(first)) + self.time(times.sin())[:, :, None, None]
         tokens = x.flatten(2).transpose(1, 2)
