@@ -9,7 +9,7 @@ from quantarena.bench.documents import read
 from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised by one with every change of a field; ``migrate.py`` then gets a step."""
 
 
@@ -116,6 +116,28 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """The form in which a network's step was timed.
+
+    Attributes:
+        form: ``recorded`` (one list of operations in C, docs/kernels.md) or ``eager`` (as the
+            network is written).
+        native_pieces: calls of our library in a recorded step.
+        torch_pieces: operations that a recorded step leaves to torch.
+        arena_bytes: memory of a recorded step's intermediate results.
+        prepare_seconds: wall seconds of recording it, which are not in the times.
+        reason: why it was timed as written; empty where it was recorded.
+    """
+
+    form: str
+    native_pieces: int = 0
+    torch_pieces: int = 0
+    arena_bytes: int = 0
+    prepare_seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """Time of one denoiser step and of one image, timed alone, interleaved with full precision.
 
@@ -139,6 +161,7 @@ class Latency:
         clock: ``perf_counter`` or ``cuda_event``.
         peak_bytes: growth of resident memory (CPU) or of allocated memory (GPU) during a step;
             with ``offload`` it holds the largest block.
+        step: the form of this network's step; None in rows of schema versions before 6.
     """
 
     step_ms: float
@@ -155,6 +178,7 @@ class Latency:
     backend: str
     clock: str
     peak_bytes: int
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)

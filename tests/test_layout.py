@@ -29,6 +29,7 @@ ROOMS = (
     "methods/core/packed/nodes",
     "methods/core/packed/lowering",
     "methods/core/packed",
+    "methods/core/packed/step",
     "methods/core/cuda",
     "methods/techniques",
     "methods/techniques/ranges",

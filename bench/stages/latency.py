@@ -18,7 +18,7 @@ from quantarena.bench.devices.turns import Progress, interleaved, take_turns
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
-from quantarena.bench.schema import Latency
+from quantarena.bench.schema import Latency, Step
 from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
 from quantarena.bench.stages import floors
 from quantarena.bench.stages.fp_images import fp_images
@@ -198,6 +198,7 @@ def measure(
     rounds: int,
     progress: Progress | None = None,
     device: torch.device | None = None,
+    step: Step | None = None,
 ) -> tuple[Latency, str]:
     """Time one denoiser call; also a warning, empty where no other process disturbed it.
 
@@ -212,26 +213,28 @@ def measure(
         rounds: timed rounds, at least 20; the two networks take turns within each.
         progress: called with (rounds done, rounds).
         device: where the networks compute, if not where the inputs are.
+        step: the form of the step of ``model``.
     """
     turns = take_turns({AGAINST: against, MODEL: model}, points, rounds, progress)
     fp_times, test_times = turns.seconds(AGAINST), turns.seconds(MODEL)
     ratio, low, high = ratio_interval(fp_times, test_times)
     quarters = statistics.quantiles(test_times, n=4)
-    step = statistics.median(test_times)
+    median = statistics.median(test_times)
     latency = Latency(
-        step_ms=1e3 * step,
+        step_ms=1e3 * median,
         step_iqr_ms=1e3 * (quarters[2] - quarters[0]),
         fp_step_ms=1e3 * statistics.median(fp_times),
         fp_setting=setting,
         ratio=ratio,
         ratio_low=low,
         ratio_high=high,
-        image_ms=1e3 * step * steps / images,
+        image_ms=1e3 * median * steps / images,
         batch=images,
         rounds=rounds,
         threads=torch.get_num_threads(),
         backend=backend,
         clock=clock_of(points),
         peak_bytes=peak_of(lambda: points.call(model), device or points.sample.device),
+        step=step,
     )
     return latency, turns.warning

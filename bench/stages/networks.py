@@ -25,7 +25,7 @@ from quantarena.bench.stages.quantize import (
     quantized,
 )
 from quantarena.bench.stages.workspace import Workspace
-from quantarena.bench.target import DEFAULT_TARGET
+from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.contestant import Contestant
 from quantarena.methods.contract import Method
 from quantarena.methods.core.errors import Unsupported
@@ -36,6 +36,7 @@ from quantarena.methods.core.network import Network
 from quantarena.methods.core.packed.footprint import footprint
 from quantarena.methods.core.packed.pack import PackedModel, observe, pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT, parity
+from quantarena.methods.core.packed.step.recorded import step_parity
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.rival import NO_GATE, Prepared, Rival
 
@@ -111,7 +112,7 @@ def make_network(
         spent,
         kept.value.warnings,
         lambda: Observed(**_plain(observe(model, packed, full, kept.value.budget))),
-        lambda: _parity(model, packed, recorded, progress),
+        lambda: _parity(model, packed, recorded, progress, workspace.target),
     )
 
 
@@ -211,17 +212,30 @@ def observed_rival(network: Prepared, workspace: Workspace, recorded: Trajectory
 
 
 def _parity(
-    model: QuantizedModel, packed: PackedModel, recorded: Trajectory, progress: Progress
+    model: QuantizedModel,
+    packed: PackedModel,
+    recorded: Trajectory,
+    progress: Progress,
+    target: Target,
 ) -> Parity | None:
-    """Packed against fake quantization on a few points; None where nothing was quantized."""
+    """Packed against fake quantization on a few points; None where nothing was quantized.
+
+    The step as it is recorded for timing is held against the packed network, too.
+    """
     if not model.layers:
         return None
     progress("parity", 0, 1)
     calls = torch.linspace(0, recorded.calls - 1, PARITY_POINTS).round().long()
-    report = parity(
-        model, packed, recorded.pick(calls, torch.arange(PARITY_POINTS) % recorded.rows)
-    )
-    return Parity(report.max_rel, report.worst_layer, report.layers, PARITY_LIMIT)
+    rows = torch.arange(PARITY_POINTS) % recorded.rows
+    report = parity(model, packed, recorded.pick(calls, rows))
+    worst, where = report.max_rel, report.worst_layer
+    step = None
+    if (target.kind, target.dtype, target.offload) == ("cpu", DEFAULT_TARGET.dtype, False):
+        middle = torch.full((PARITY_POINTS,), recorded.calls // 2)
+        step = step_parity(packed, recorded.pick(middle, rows))
+    if step is not None and step.max_rel > worst:
+        worst, where = step.max_rel, f"recorded step, {step.worst}"
+    return Parity(worst, where, report.layers, PARITY_LIMIT)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.devices.device import describe_device
+from quantarena.bench.devices.steps import timed_step
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.memory import peak_bytes
@@ -216,8 +217,9 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
         batch = sampler_batch(recorded, images).on(workspace.home)
         fastest = baseline(workspace, recorded, cell, batch, cache, progress)
         with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
+            timed = timed_step(network, workspace.target, batch)
             latency, warning = measure(
-                fastest.fp32 if network.backend == "fp32" else network.module,
+                fastest.fp32 if network.backend == "fp32" else timed.module,
                 fastest.module,
                 batch,
                 backend=network.backend,
@@ -227,13 +229,15 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 rounds=cell.budget.latency_rounds,
                 progress=lambda done, total: progress("time", done, total),
                 device=workspace.device,
+                step=timed.step,
             )
         times.append(latency)
         warnings += [f"latency: {warning}"] if warning else []
+        warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
         warnings.append(TRAVELS)
-    timed = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
-    return replace(timed, warnings=(*row.warnings, *warnings))
+    with_times = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
+    return replace(with_times, warnings=(*row.warnings, *warnings))
 
 
 @process_state()

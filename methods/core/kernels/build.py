@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-__sources__ = ("csrc/*", "csrc/units/*", "csrc/wide/*", "csrc/attention/*")
+__sources__ = ("csrc/*", "csrc/units/*", "csrc/wide/*", "csrc/attention/*", "csrc/step/*")
 """Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"
@@ -44,6 +44,8 @@ class Unit:
 _FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 _MATHS = Unit("rounding.cpp", _FAST, None)
 """Loops that the compiler vectorizes by itself."""
+_CHOOSERS = ("library.cpp", "step/step.cpp")
+"""Sources that choose among the units that were compiled, by their macros."""
 
 
 def units(machine: str) -> tuple[Unit, ...]:
@@ -53,11 +55,14 @@ def units(machine: str) -> tuple[Unit, ...]:
 
 def _isa_units(machine: str) -> tuple[Unit, ...]:
     scalar = Unit("units/isa_scalar.cpp", (), None)
+    step = Unit("step/step_scalar.cpp", (), None)
     if machine in ("x86_64", "AMD64"):
         avx2 = ("-mavx2", "-mfma")
         wide = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx512vnni")
         return (
             scalar,
+            step,
+            Unit("step/step_avx2.cpp", ("-O3", *avx2), "QA_WITH_STEP_AVX2"),
             Unit("units/isa_avx2.cpp", avx2, "QA_WITH_AVX2"),
             Unit("units/isa_avxvnni.cpp", (*avx2, "-mavxvnni"), "QA_WITH_AVXVNNI"),
             Unit("units/isa_avx512vnni.cpp", (*avx2, *wide), "QA_WITH_AVX512VNNI"),
@@ -65,8 +70,9 @@ def _isa_units(machine: str) -> tuple[Unit, ...]:
             Unit("units/isa_amx.cpp", (*avx2, *wide, "-mamx-tile", "-mamx-int8"), "QA_WITH_AMX"),
         )
     if machine in ("aarch64", "arm64"):
-        return (scalar, Unit("units/isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON"))
-    return (scalar,)
+        neon = Unit("units/isa_neon.cpp", ("-march=armv8.2-a+dotprod",), "QA_WITH_NEON")
+        return (scalar, step, neon)
+    return (scalar, step)
 
 
 def find_compiler() -> list[str] | None:
@@ -140,12 +146,15 @@ def compile_library(
                 raise RuntimeError(f"compiling {unit.source} failed: {error}")
             else:
                 missing.append(unit.macro)
-        library = Unit("library.cpp", tuple(macros), None)
-        _, output, error = compile_one(library)
+        error = None
+        for source in _CHOOSERS:
+            if error is None:
+                _, output, error = compile_one(Unit(source, tuple(macros), None))
+                objects.append(output)
         if error is None:
             linked = str(Path(folder) / target.name)
             flags = ["-shared", "-pthread", *os.environ.get("QUANTARENA_CXXFLAGS", "").split()]
-            error = _run([*compiler, *flags, output, *objects, "-o", linked])
+            error = _run([*compiler, *flags, *objects, "-o", linked])
         if error is not None:
             raise RuntimeError(f"linking {target.name} failed: {error}")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
+from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 
 _MAX_GEOMETRIES = 64
 
@@ -105,4 +106,21 @@ class NativeCall:
             raise MemoryError("packed layer: no memory for scratch")
         if error:
             raise ValueError(f"the {self.library.status.isa} kernels cannot run this layer's form")
+        if here.tell is not None:
+            here.tell(self._told(x, into, geometry, step, flags))
         return into
+
+    def _told(
+        self, x: Tensor, into: Tensor, geometry: Geometry, step: int, flags: int
+    ) -> NativeOperation:
+        return NativeOperation(
+            Kind.LAYER,
+            self.library.run,
+            (x, into),
+            self._struct,
+            geometry.struct,
+            flags=flags,
+            entry=step,
+            tables=self.buffers["act_scale"].numel() > 1,
+            keep=(self, geometry),
+        )

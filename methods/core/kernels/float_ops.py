@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 from quantarena.methods.core.rotation import factors, hartley, rotate
 
 
@@ -73,6 +74,9 @@ def normalize(
     error = library.norm(ctypes.byref(struct), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
     if error == native.NO_MEMORY:
         raise MemoryError("normalization: no memory for scratch")
+    if here.tell is not None:
+        fixed = (weight, bias)
+        here.tell(NativeOperation(Kind.NORM, library.norm, (x, y), struct, fixed=fixed))
     return y
 
 
@@ -114,6 +118,8 @@ def activate(
         y.data_ptr(),
         torch.get_num_threads(),
     )
+    if here.tell is not None:
+        here.tell(NativeOperation(Kind.ACTIVATION, library.activation, (x, gate, y), struct))
     return y
 
 
@@ -137,6 +143,9 @@ def extremes(library: native.Library, x: Tensor, width: int) -> tuple[Tensor, Te
     library.extremes(
         x.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel(), width, torch.get_num_threads()
     )
+    if here.tell is not None:
+        sizes = (ctypes.c_int64 * 2)(low.numel(), width)
+        here.tell(NativeOperation(Kind.EXTREMES, library.extremes, (x, low, high), sizes))
     return low, high
 
 
@@ -166,6 +175,9 @@ def rotated(library: native.Library, x: Tensor, factor: Tensor) -> Tensor:
     )
     if error == native.NO_MEMORY:
         raise MemoryError("rotation: no memory for scratch")
+    if here.tell is not None:
+        fixed = (factor, table)
+        here.tell(NativeOperation(Kind.ROTATION, library.rotate, (x, y), struct, fixed=fixed))
     return y
 
 

@@ -75,6 +75,10 @@ def test_steps_are_timed_at_each_batch_and_number_of_threads(cell, paths, no_bas
     assert torch.get_num_threads() == before
     assert (row.latency.batch, row.latency.threads) == (4, 2)
     assert [time.batch for time in row.latency_by_batch] == [1, 2]
+    assert {time.step.form for time in (row.latency, *row.latency_by_batch)} <= {
+        "recorded",
+        "eager",
+    }
     assert all(time.threads == 2 and time.peak_bytes >= 0 for time in row.latency_by_batch)
     assert row.latency_by_batch[0].step_ms < row.latency.step_ms * 2
     assert row.device.kind == "cpu"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 from quantarena.methods.core.quantizers.activation import ActQuantizer
 from quantarena.methods.core.quantizers.call_tables import bank_entry
 from quantarena.methods.core.quantizers.log import LogQuantizer, last_code
@@ -245,6 +246,21 @@ def _run(
         raise MemoryError("attention: out of memory for scratch buffers")
     if error:
         raise ValueError("cannot quantize: the tensor holds NaN or infinity")
+    if here.tell is not None:
+        banks = sum(
+            1 << i for i, q in enumerate(quantizers) if isinstance(q, ActQuantizer) and q.steps
+        )
+        here.tell(
+            NativeOperation(
+                Kind.ATTENTION,
+                function,
+                (query, key, value, mask, probs, y),
+                call,
+                fixed=(*buffers, log_scale),
+                flags=banks,
+                tables=banks > 0,
+            )
+        )
     return y
 
 

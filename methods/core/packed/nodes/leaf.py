@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from quantarena.methods.core.changes import changes
 from quantarena.methods.core.kernels import custom_op, native, oracle
 from quantarena.methods.core.kernels.call import NativeCall
 from quantarena.methods.core.kernels.formats import IntegerLayer
@@ -104,6 +105,7 @@ class PackedLayer(Node):
         """Drops what is derived from the addresses of the buffers."""
         self._call: NativeCall | None = None
         self._source: IntegerLayer | None = None
+        changes.note()
 
     def _codes(self) -> Tensor:
         """The weight codes, int8."""

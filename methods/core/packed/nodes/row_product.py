@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.geometry import layer_struct
+from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 
 
@@ -65,4 +66,11 @@ def row_product(
     )
     if error:
         raise MemoryError("rows with their own ranges: no memory for scratch")
+    if here.tell is not None:
+        operands, fixed = (x, y, scale, zero), (in_mult, bias)
+        here.tell(
+            NativeOperation(
+                Kind.LAYER, library.run, operands, struct, image, fixed=fixed, keep=(leaf,)
+            )
+        )
     return y
