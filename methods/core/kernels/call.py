@@ -121,6 +121,6 @@ class NativeCall:
             geometry.struct,
             flags=flags,
             entry=step,
-            tables=self.buffers["act_scale"].numel() > 1,
+            tables=self.entries > 1,
             keep=(self, geometry),
         )
