@@ -307,7 +307,9 @@ def test_columns_follow_the_types_of_a_row():
     assert types["latency_ratio"] == types["observed_code_bits"] == "Float64"
     assert types["seed"] == types["budget_images"] == types["observed_bops"] == "Int64"
     assert types["status"] == types["reason"] == types["parity_worst_layer"] == "string"
-    assert {f"latency_{field.name}" for field in dataclasses.fields(Latency)} <= set(types)
+    times = {f"latency_{field.name}" for field in dataclasses.fields(Latency)} - {"latency_step"}
+    assert times <= set(types)
+    assert types["latency_step_form"] == types["latency_step_reason"] == "string"
     assert {field.name for field in dataclasses.fields(Cell)} - {
         "budget",
         "options",

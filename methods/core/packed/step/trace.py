@@ -175,7 +175,7 @@ class Recorder(TorchDispatchMode):
     def view(self, tensor: Tensor) -> View:
         """Where a tensor lies; memory that was never seen belongs to a constant."""
         number = self._number(tensor, tensor)
-        offset = tensor.storage_offset() * tensor.element_size()
+        offset = int(tensor.storage_offset()) * tensor.element_size()
         strides = tuple(map(int, tensor.stride()))
         return View(number, offset, tuple(tensor.shape), strides, tensor.dtype)
 
