@@ -14,7 +14,9 @@ from quantarena.methods.core.model.policy import UNIFORM
 from quantarena.methods.core.packed import checkpoint, files
 from quantarena.methods.core.packed.checkpoint import load_packed, save_packed
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.rebuild import leaf_nodes
 from quantarena.methods.core.packed.pack import PackedModel, pack
 from quantarena.methods.core.record.steps import UniformStride
 from quantarena.methods.techniques.calibrate.inputs import calibrate_activations
@@ -241,7 +243,8 @@ def version_1(packed, folder):
 
     layers, tensors = {}, {}
     for name, layer in packed.layers.items():
-        parts = packed.parts(name)
+        layer = layer.split() if isinstance(layer, GroupedLayer) else layer
+        parts = leaf_nodes(layer)
         layers[name] = {"parts": [part.metadata for part in parts]}
         if isinstance(layer, SplitPackedLayer):
             layers[name]["splits"] = [list(edge) for edge in layer.edges]
