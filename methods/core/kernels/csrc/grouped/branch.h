@@ -70,16 +70,18 @@ QA_NOINLINE void float_tile(const float* const* rows, int depth, const float* we
 
 // What the branch makes of a block's pixels: down[pixel][rank], rows padded to whole vectors.
 template <int ROWS, int VECTORS, class Row>
-void project(int pixels, int taps, int channels, const float* weights, int64_t rank, int first, int64_t pitch,
-             float* to, Row row_of) {
+void project(int pixels, int kernel_h, int kernel_w, int channels, const float* weights, int64_t rank, int first,
+             int64_t pitch, float* to, Row row_of) {
     for (int m = 0; m < pixels; m += ROWS) {
         const int rows = smaller(pixels - m, ROWS);
         Lanes sum[ROWS * VECTORS] = {};
-        for (int t = 0; t < taps; ++t) {
-            const float* row[ROWS];
-            for (int r = 0; r < ROWS; ++r) row[r] = row_of(m + smaller(r, rows - 1), t);
-            float_tile<ROWS, VECTORS>(row, channels, weights + t * channels * rank + first, rank, sum);
-        }
+        const float* w = weights + first;
+        for (int ky = 0; ky < kernel_h; ++ky)
+            for (int kx = 0; kx < kernel_w; ++kx, w += channels * rank) {
+                const float* row[ROWS];
+                for (int r = 0; r < ROWS; ++r) row[r] = row_of(m + smaller(r, rows - 1), ky, kx);
+                float_tile<ROWS, VECTORS>(row, channels, w, rank, sum);
+            }
         for (int r = 0; r < rows; ++r)
             std::memcpy(to + (m + r) * pitch + first, sum + r * VECTORS, 32 * VECTORS);
     }
@@ -88,14 +90,15 @@ void project(int pixels, int taps, int channels, const float* weights, int64_t r
 // All columns of the branch.  Weights are [taps][channels][rank] and 7 floats more; the output's rows
 // lie `pitch` apart, a multiple of 8 and at least the rank.
 template <class Row>
-void project_all(int pixels, int taps, int channels, const float* weights, int rank, int64_t pitch, float* to,
-                 Row row_of) {
+void project_all(int pixels, int kernel_h, int kernel_w, int channels, const float* weights, int rank,
+                 int64_t pitch, float* to, Row row_of) {
+    const int h = kernel_h, w = kernel_w;
     for (int first = 0; first < rank; first += 32) {
         switch (smaller(static_cast<int>(ceil_div(rank - first, 8)), 4)) {
-            case 1: project<6, 1>(pixels, taps, channels, weights, rank, first, pitch, to, row_of); break;
-            case 2: project<6, 2>(pixels, taps, channels, weights, rank, first, pitch, to, row_of); break;
-            case 3: project<4, 3>(pixels, taps, channels, weights, rank, first, pitch, to, row_of); break;
-            default: project<3, 4>(pixels, taps, channels, weights, rank, first, pitch, to, row_of);
+            case 1: project<6, 1>(pixels, h, w, channels, weights, rank, first, pitch, to, row_of); break;
+            case 2: project<6, 2>(pixels, h, w, channels, weights, rank, first, pitch, to, row_of); break;
+            case 3: project<4, 3>(pixels, h, w, channels, weights, rank, first, pitch, to, row_of); break;
+            default: project<3, 4>(pixels, h, w, channels, weights, rank, first, pitch, to, row_of);
         }
     }
 }

@@ -131,7 +131,12 @@ struct GroupImage {
             uint8_t* to = image + m * static_cast<int64_t>(c.tap_steps) * 4;
             const float* mult = l.in_mult;
             if (mult && !given) {  // ranges are those of the product
-                for (int i = 0; i < c.inputs; ++i) row[i] = from[i] * mult[i];
+                map_lanes(from, row, c.inputs, [&](Lanes& v, int64_t at, int count) QA_ALWAYS {
+                    Lanes factor = {};
+                    if (count == 8) load_lanes(factor, mult + at);
+                    else std::memcpy(&factor, mult + at, sizeof(float) * static_cast<size_t>(count));
+                    v = v * factor;
+                });
                 from = row;
                 mult = nullptr;
             }

@@ -66,12 +66,18 @@ class GroupEngine {
         }
     }
 
+    // The first input pixel under an output pixel, which may lie beyond the border.
+    struct Corner {
+        int64_t offset, y, x;
+    };
+
     // What a thread holds of a block, in one piece of scratch.
     struct Desk {
         int64_t* to;
         int32_t *from, *sums, *row_zero, *start, *zero, *probe, *totals;
         float *row_scale, *down, *up, *bias, *scale;
         uint8_t* spare;
+        Corner* corner;
         int64_t rank_pitch;
         Desk(const GroupCall& c, int pixels, char* block, size_t* bytes) {
             const QaGroups& k = *c.groups;
@@ -86,6 +92,7 @@ class GroupEngine {
             carve.take(start, 16 * c.count), carve.take(zero, 16 * c.count);
             carve.take(scale, 16 * c.count), carve.take(probe, 16 * c.count);
             carve.take(totals, c.flags & QA_INTEGER ? 6 * 16 * c.count : 0);
+            carve.take(corner, k.rank ? pixels : 0);
             carve.take(spare, static_cast<int64_t>(Codes::spare(c)));
             *bytes = carve.used;
         }
@@ -155,16 +162,24 @@ class GroupEngine {
     static void project_block(const GroupCall& c, const Block& b, const Desk& desk, int pixels) {
         const QaLayer& l = *c.layer;
         const QaGeometry& g = c.geo;
-        const auto row_of = [&](int m, int t) -> const float* {
-            const int64_t image = b.image0 + m / (b.rows * b.cols);
-            const int64_t oy = b.row0 + m / b.cols % b.rows, ox = b.col0 + m % b.cols;
-            const int64_t y = oy * l.stride_h - l.pad_h + t / l.kernel_w * l.dilation_h;
-            const int64_t x = ox * l.stride_w - l.pad_w + t % l.kernel_w * l.dilation_w;
-            if (y < 0 || y >= g.height || x < 0 || x >= g.width) return c.nothing;
-            return c.x + image * g.x_batch + y * g.x_row + x * g.x_pixel;
+        int m = 0;
+        for (int i = 0; i < b.images; ++i)
+            for (int oy = 0; oy < b.rows; ++oy)
+                for (int ox = 0; ox < b.cols; ++ox, ++m) {
+                    const int64_t y = static_cast<int64_t>(b.row0 + oy) * l.stride_h - l.pad_h;
+                    const int64_t x = static_cast<int64_t>(b.col0 + ox) * l.stride_w - l.pad_w;
+                    desk.corner[m] = {(b.image0 + i) * g.x_batch + y * g.x_row + x * g.x_pixel, y, x};
+                }
+        const auto row_of = [&](int pixel, int ky, int kx) -> const float* {
+            const Corner& at = desk.corner[pixel];
+            const int64_t dy = ky * l.dilation_h, dx = kx * l.dilation_w;
+            // one comparison each: what is negative is large without a sign
+            const bool inside = static_cast<uint64_t>(at.y + dy) < static_cast<uint64_t>(g.height) &&
+                                static_cast<uint64_t>(at.x + dx) < static_cast<uint64_t>(g.width);
+            return inside ? c.x + at.offset + dy * g.x_row + dx * g.x_pixel : c.nothing;
         };
-        project_all(pixels, Tables::taps(l), c.inputs, c.groups->down, c.groups->rank, desk.rank_pitch, desk.down,
-                    row_of);
+        project_all(pixels, l.kernel_h, l.kernel_w, c.inputs, c.groups->down, c.groups->rank, desk.rank_pitch,
+                    desk.down, row_of);
     }
 
     // The weights of 16 outputs, group after group.
@@ -231,9 +246,11 @@ class GroupEngine {
             }
         }
         for (int n = 0; n < 16; ++n) desk.bias[n] = n < width && l.bias ? l.bias[16 * p + n] : 0.0f;
-        for (int r = 0; branch && r < k.rank; ++r)
-            for (int n = 0; n < 16; ++n)
-                desk.up[16 * r + n] = n < width ? k.up[static_cast<int64_t>(r) * l.out_channels + 16 * p + n] : 0.0f;
+        if (!branch) return;
+        std::memset(desk.up, 0, width < 16 ? sizeof(float) * 16 * static_cast<size_t>(k.rank) : 0);
+        for (int r = 0; r < k.rank; ++r)
+            std::memcpy(desk.up + 16 * r, k.up + static_cast<int64_t>(r) * l.out_channels + 16 * p,
+                        sizeof(float) * static_cast<size_t>(width));
     }
 
     static void multiply(const GroupCall& c, int p, const uint8_t* image, const uint8_t* panel, bool keeps,

@@ -1,6 +1,7 @@
 // AVX-512-VNNI unit, on 256-bit registers (VL): the wide clock penalty is not worth it here.
 #define QA_UNIT Avx512Vnni
 #define QA_DOT _mm256_dpbusd_epi32
+#define QA_DOT_INTO(acc, a, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w))
 #include "units/vec256.h"
 #include "attention/attention.h"
 

@@ -14,6 +14,7 @@ inline __m256i emulated_dot(__m256i acc, __m256i a, __m256i w) {
 #define QA_DOT emulated_dot
 #else
 #define QA_DOT _mm256_dpbusd_avx_epi32
+#define QA_DOT_INTO(acc, a, w) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(w))
 #endif
 #include "units/vec256.h"
 #include "attention/attention.h"

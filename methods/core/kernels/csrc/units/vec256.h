@@ -14,6 +14,11 @@
 #define QA_ADD16(acc, value) __asm__("vpaddw %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
 #define QA_ADD32(acc, value) __asm__("vpaddd %2, %1, %0" : "=x"(acc) : "x"(acc), "x"(value))
 
+// The dot product in place: around intrinsics, compilers copy the accumulators at each step.
+#if defined(QA_DOT) && !defined(QA_DOT_INTO)
+#define QA_DOT_INTO(acc, a, w) acc = QA_DOT(acc, a, w)
+#endif
+
 namespace {
 
 struct QA_UNIT : Quantize256, Unpack256, Store256 {
@@ -118,8 +123,8 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
 #pragma GCC unroll 6
             for (int r = 0; r < ROWS; ++r) {
                 const __m256i a = spread(row[r] + at);
-                acc[r][0] = QA_DOT(acc[r][0], a, w0);
-                acc[r][1] = QA_DOT(acc[r][1], a, w1);
+                QA_DOT_INTO(acc[r][0], a, w0);
+                QA_DOT_INTO(acc[r][1], a, w1);
             }
         }
     }
