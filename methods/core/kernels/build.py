@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-__sources__ = ("csrc/*", "csrc/units/*", "csrc/attention/*")
+__sources__ = ("csrc/*", "csrc/units/*", "csrc/attention/*", "csrc/grouped/*")
 """Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"

@@ -162,6 +162,12 @@ int activate(const QaRows& r, const float* x, const float* gate, float* y, int32
     return QA_OK;
 }
 
+// f of all lanes, as a tree: a chain of eight would take its latency eight times.
+template <class Function>
+QA_INLINE float fold_lanes(const Lanes& v, Function f) {
+    return f(f(f(v[0], v[4]), f(v[2], v[6])), f(f(v[1], v[5]), f(v[3], v[7])));
+}
+
 // Least and largest value of a slice; NaN where it holds one, or an infinity.
 inline void slice_extremes(const float* from, int64_t width, float& low, float& high) {
     Lanes least = Lanes{} + from[0], most = least, odd = {}, v;
@@ -180,12 +186,8 @@ inline void slice_extremes(const float* from, int64_t width, float& low, float& 
         std::memcpy(&v, from + k, sizeof(float) * (width - k));
         take();
     }
-    low = least[0];
-    high = most[0];
-    for (int n = 1; n < 8; ++n) {
-        low = smaller(low, least[n]);
-        high = larger(high, most[n]);
-    }
+    low = fold_lanes(least, [](float a, float b) QA_ALWAYS { return smaller(a, b); });
+    high = fold_lanes(most, [](float a, float b) QA_ALWAYS { return larger(a, b); });
     const float poison = add_up(odd);
     low += poison;
     high += poison;

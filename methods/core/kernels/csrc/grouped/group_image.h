@@ -24,7 +24,8 @@ struct GroupImage {
     static int64_t pitch_of(const GroupCall& c) { return (c.inputs + 31) / 32 * 32 * kBytes; }
     // Scratch of a thread besides the image, in bytes.
     static size_t spare(const GroupCall& c) {
-        if (c.groups->ranges != QA_BY_CALL) return sizeof(float) * static_cast<size_t>(c.inputs) + 64;
+        const int64_t floats = static_cast<int64_t>(kRun) * (c.inputs + 2 * c.count) + 16;
+        if (c.groups->ranges != QA_BY_CALL) return sizeof(float) * static_cast<size_t>(floats);
         return static_cast<size_t>(kRun * pitch_of(c)) + 64;
     }
 
@@ -95,67 +96,91 @@ struct GroupImage {
             }
     }
 
-    // Ranges of a row's group, as torch makes them from its extremes.  Returns false where one is not
-    // finite.
-    static bool found(const GroupCall& c, const float* from, int count, float& scale, int32_t& zero) {
-        float low, high;
-        slice_extremes(from, count, low, high);
-        if (!std::isfinite(low) || !std::isfinite(high)) return false;
-        low = smaller(low, 0.0f);
-        high = larger(high, 0.0f);
-        if (!std::isfinite(high - low)) return false;
-        const int32_t most = c.layer->act_max;
-        constexpr float kFloor = 1e-8f;
-        if (c.groups->ranges == QA_FOUND_SYMMETRIC) {
-            const int32_t half = (most + 1) / 2;
-            scale = larger(high / static_cast<float>(half - 1), -low / static_cast<float>(half));
-            scale = larger(scale, kFloor);
-            zero = half;
-        } else {
-            scale = larger((high - low) / static_cast<float>(most), kFloor);
-            const float at = std::nearbyintf(-low / scale);
-            zero = static_cast<int32_t>(smaller(larger(at, 0.0f), static_cast<float>(most)));
+    // Ranges from the extremes of slices, eight at a time, bit for bit as torch makes them; `low` and
+    // `high` have room for whole vectors.  Returns false where one is not finite.
+    static bool found(const GroupCall& c, float* low, float* high, int64_t count, float* scale, int32_t* zero) {
+        constexpr float kFloor = 1e-8f, kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+        const float top = static_cast<float>(c.layer->act_max);
+        const float half = static_cast<float>((c.layer->act_max + 1) / 2);
+        for (int64_t i = count; i % 8 != 0; ++i) low[i] = high[i] = 0.0f;
+        Lanes odd = {};
+        for (int64_t i = 0; i < count; i += 8) {
+            Lanes l, h, s, z;
+            load_lanes(l, low + i);
+            load_lanes(h, high + i);
+            odd += (l - l) + (h - h);  // NaN for NaN and infinities
+            l = l < 0.0f ? l : Lanes{};
+            h = h > 0.0f ? h : Lanes{};
+            const Lanes width = h - l;
+            odd += width - width;
+            if (c.groups->ranges == QA_FOUND_SYMMETRIC) {
+                const Lanes up = h / (half - 1.0f), down = -l / half;
+                s = up > down ? up : down;
+                z = Lanes{} + half;
+            } else {
+                s = width / top;
+                z = Lanes{};
+            }
+            s = s > kFloor ? s : Lanes{} + kFloor;
+            if (c.groups->ranges == QA_FOUND) {
+                z = (-l / s + kRound) - kRound;
+                clamp_lanes(z, 0.0f, top);
+            }
+            const int size = static_cast<int>(smaller<int64_t>(8, count - i));
+            std::memcpy(scale + i, &s, sizeof(float) * static_cast<size_t>(size));
+            const LaneBits whole = __builtin_convertvector(z, LaneBits);
+            std::memcpy(zero + i, &whole, sizeof(int32_t) * static_cast<size_t>(size));
         }
-        return true;
+        return add_up(odd) == 0.0f;
     }
 
-    // Rows of a matrix; `scale` and `zero` receive the ranges that are found.
-    static bool by_row(const GroupCall& c, const Block& b, uint8_t* image, float* row, float* scale,
+    // Rows of a matrix; `scale` and `zero` receive their ranges.
+    static bool by_row(const GroupCall& c, const Block& b, uint8_t* image, float* spare, float* scale,
                        int32_t* zero) {
         const QaLayer& l = *c.layer;
         const int width = l.in_channels;
         const int64_t group_bytes = static_cast<int64_t>(l.in_padded) * kBytes;
         const bool given = c.groups->ranges == QA_BY_ROW;
-        for (int m = 0; m < b.cols; ++m) {
+        const bool multiplied = l.in_mult && !given;  // ranges are then those of the product
+        const float* mult = given ? l.in_mult : nullptr;
+        float* const low = spare + static_cast<int64_t>(kRun) * c.inputs;
+        float* const high = low + kRun * c.count + 8;
+        for (int m = 0; m < b.cols; m += kRun) {
+            const int rows = smaller(kRun, b.cols - m);
+            const int64_t first = static_cast<int64_t>(m) * c.count, there = static_cast<int64_t>(b.col0) * c.count;
             const float* from = c.x + static_cast<int64_t>(b.col0 + m) * c.geo.x_pixel;
-            uint8_t* to = image + m * static_cast<int64_t>(c.tap_steps) * 4;
-            const float* mult = l.in_mult;
-            if (mult && !given) {  // ranges are those of the product
-                map_lanes(from, row, c.inputs, [&](Lanes& v, int64_t at, int count) QA_ALWAYS {
-                    Lanes factor = {};
-                    if (count == 8) load_lanes(factor, mult + at);
-                    else std::memcpy(&factor, mult + at, sizeof(float) * static_cast<size_t>(count));
-                    v = v * factor;
-                });
-                from = row;
-                mult = nullptr;
+            int64_t pitch = c.geo.x_pixel;
+            for (int r = 0; multiplied && r < rows; ++r) multiply(from + r * pitch, l.in_mult, c.inputs, spare + static_cast<int64_t>(r) * c.inputs);
+            if (multiplied) from = spare, pitch = c.inputs;
+            if (given) {
+                std::memcpy(scale + first, c.rows->scale + there + first, sizeof(float) * static_cast<size_t>(rows * c.count));
+                std::memcpy(zero + first, c.rows->zero + there + first, sizeof(int32_t) * static_cast<size_t>(rows * c.count));
+            } else {
+                for (int r = 0; r < rows; ++r)
+                    for (int g = 0; g < c.count; ++g)
+                        slice_extremes(from + r * pitch + g * width, width, low[r * c.count + g], high[r * c.count + g]);
+                if (!found(c, low, high, rows * c.count, scale + first, zero + first)) return false;
             }
-            for (int g = 0; g < c.count; ++g, to += group_bytes) {
-                const int64_t at = static_cast<int64_t>(m) * c.count + g;
-                if (given) {
-                    const int64_t there = static_cast<int64_t>(b.col0) * c.count + at;
-                    scale[at] = c.rows->scale[there];
-                    zero[at] = c.rows->zero[there];
-                } else if (!found(c, from + g * width, width, scale[at], zero[at])) {
-                    return false;
+            for (int r = 0; r < rows; ++r) {
+                uint8_t* to = image + (m + r) * static_cast<int64_t>(c.tap_steps) * 4;
+                for (int g = 0; g < c.count; ++g, to += group_bytes) {
+                    const Quantizer own = make_quantizer(scale[first + r * c.count + g], zero[first + r * c.count + g], l.act_max);
+                    Isa::template quantize_dense<PAIR>(from + r * pitch + g * width, mult ? mult + g * width : nullptr,
+                                                       width, own, to);
+                    for (int k = width; k < l.in_padded; ++k) Tables::put(to, k, 0);
                 }
-                const Quantizer own = make_quantizer(scale[at], zero[at], l.act_max);
-                Isa::template quantize_dense<PAIR>(from + g * width, mult ? mult + g * width : nullptr, width,
-                                                   own, to);
-                for (int k = width; k < l.in_padded; ++k) Tables::put(to, k, 0);
             }
         }
         return true;
+    }
+
+    static void multiply(const float* from, const float* mult, int count, float* to) {
+        map_lanes(from, to, count, [&](Lanes& v, int64_t at, int lanes) QA_ALWAYS {
+            Lanes factor = {};
+            if (lanes == 8) load_lanes(factor, mult + at);
+            else std::memcpy(&factor, mult + at, sizeof(float) * static_cast<size_t>(lanes));
+            v = v * factor;
+        });
     }
 
     // Sums of the codes of each group under each output pixel, for weights that keep their zero points.
