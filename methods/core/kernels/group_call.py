@@ -76,7 +76,7 @@ def is_for_kernels(down: Tensor) -> bool:
     inner = down.permute(*range(2, down.dim()), 1, 0)
     room = down.untyped_storage().nbytes() // 4 - down.storage_offset()
     fits = room >= down.numel() + SPARE
-    return fits and inner.is_contiguous() and down.dtype is torch.float32 and down.is_cpu
+    return bool(fits and inner.is_contiguous() and down.dtype is torch.float32 and down.is_cpu)
 
 
 class GroupCall:
@@ -164,7 +164,8 @@ class GroupCall:
             The output; with ``native.INTEGER`` int32 (G, ...), G outputs.
 
         Raises:
-            ValueError: wrong type, device, shape or layout, or ranges are sought in NaN or infinity.
+            ValueError: wrong type, device, shape or layout, or NaN or infinity where ranges are
+                found.
             IndexError: the tables have no such entry.
             MemoryError: there is no memory for intermediate results.
         """
@@ -224,12 +225,10 @@ class GroupCall:
         if found.struct is None or found.struct.x_channel == 1:
             return found
         struct = native.GeometryStruct.from_buffer_copy(found.struct)
-        batch, channels, height, width = x.shape
+        _, channels, height, width = x.shape
         struct.x_batch, struct.x_row = height * width * channels, width * channels
         struct.x_pixel, struct.x_channel = channels, 1
-        return Geometry(
-            struct, ctypes.addressof(struct), found.shape, found.strides, copied=True
-        )
+        return Geometry(struct, ctypes.addressof(struct), found.shape, found.strides, copied=True)
 
 
 class CallCache:

@@ -146,7 +146,7 @@ class Library:
     rotate: "ctypes._CFunctionType | None" = None
     """``rotate(struct, x, y, threads)``: channels multiplied and rotated."""
     run_groups: "ctypes._CFunctionType | None" = None
-    """As ``run``, for a layer whose K axis has groups; the second argument is a ``GroupsStruct``."""
+    """As ``run``, for a layer whose K axis has groups, a ``GroupsStruct`` after the layer's."""
 
     @property
     def wide(self) -> bool:

@@ -320,6 +320,8 @@ def _alike(layers: Sequence[IntegerLayer]) -> bool:
     zeros = all(torch.equal(layer.weight_zero, first.weight_zero) for layer in layers)
     plain = all(layer.groups == 1 and layer.bias is None for layer in layers[1:])
     return (
-        zeros and plain and channels < _MOST_CHANNELS and all(trait == traits[0] for trait in traits)
+        zeros
+        and plain
+        and channels < _MOST_CHANNELS
+        and all(trait == traits[0] for trait in traits)
     )
-

@@ -135,8 +135,8 @@ class RowScaledLayer(Node):
     def _new_call(self, ranges: int, branch: Branch | None) -> GroupCall:
         leaf, (out, inputs) = self.leaf, self.weight_shape
         edge = torch.arange(self.groups + 1, dtype=torch.int32) * (inputs // self.groups)
-        buffers = {**dict(leaf.named_buffers()), "in_mult": self.in_mult, "bias": self.bias}
-        buffers = {name: value for name, value in buffers.items() if value is not None}
+        own = {"in_mult": self.in_mult, "bias": self.bias}
+        buffers = {**dict(leaf.named_buffers()), **{n: v for n, v in own.items() if v is not None}}
         linear = {**leaf.metadata, "kind": "linear", "weight_shape": [out, inputs], "groups": 1}
         return GroupCall(
             leaf.library,

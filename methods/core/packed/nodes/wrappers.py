@@ -255,9 +255,7 @@ def _with_branch(leaf: PackedLayer, branch: Branch) -> GroupCall:
     )
     buffers = dict(leaf.named_buffers())
     del buffers["act_scale"], buffers["act_zero"]
-    return GroupCall(
-        leaf.library, leaf.metadata, leaf.uses_pairs, buffers, groups, branch=branch
-    )
+    return GroupCall(leaf.library, leaf.metadata, leaf.uses_pairs, buffers, groups, branch=branch)
 
 
 class OffsetLayer(Wrapper):

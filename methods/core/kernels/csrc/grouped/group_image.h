@@ -150,7 +150,8 @@ struct GroupImage {
             const int64_t first = static_cast<int64_t>(m) * c.count, there = static_cast<int64_t>(b.col0) * c.count;
             const float* from = c.x + static_cast<int64_t>(b.col0 + m) * c.geo.x_pixel;
             int64_t pitch = c.geo.x_pixel;
-            for (int r = 0; multiplied && r < rows; ++r) multiply(from + r * pitch, l.in_mult, c.inputs, spare + static_cast<int64_t>(r) * c.inputs);
+            for (int r = 0; multiplied && r < rows; ++r)
+                multiply(from + r * pitch, l.in_mult, c.inputs, spare + static_cast<int64_t>(r) * c.inputs);
             if (multiplied) from = spare, pitch = c.inputs;
             if (given) {
                 std::memcpy(scale + first, c.rows->scale + there + first, sizeof(float) * static_cast<size_t>(rows * c.count));
@@ -164,7 +165,8 @@ struct GroupImage {
             for (int r = 0; r < rows; ++r) {
                 uint8_t* to = image + (m + r) * static_cast<int64_t>(c.tap_steps) * 4;
                 for (int g = 0; g < c.count; ++g, to += group_bytes) {
-                    const Quantizer own = make_quantizer(scale[first + r * c.count + g], zero[first + r * c.count + g], l.act_max);
+                    const int64_t at = first + r * c.count + g;
+                    const Quantizer own = make_quantizer(scale[at], zero[at], l.act_max);
                     Isa::template quantize_dense<PAIR>(from + r * pitch + g * width, mult ? mult + g * width : nullptr,
                                                        width, own, to);
                     for (int k = width; k < l.in_padded; ++k) Tables::put(to, k, 0);

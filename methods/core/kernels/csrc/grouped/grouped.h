@@ -236,8 +236,8 @@ class GroupEngine {
             for (int n = 0; n < 16; ++n) {
                 const bool real = n < width;
                 const int64_t at = row0 + 16 * p + (real ? n : 0);
-                const float sw = k.weight_scale ? k.weight_scale[static_cast<int64_t>(g) * l.out_channels + 16 * p + (real ? n : 0)]
-                                                : l.weight_scale[at];
+                const int64_t by_group = static_cast<int64_t>(g) * l.out_channels + 16 * p + (real ? n : 0);
+                const float sw = k.weight_scale ? k.weight_scale[by_group] : l.weight_scale[at];
                 const uint32_t zw = keeps && real ? static_cast<uint32_t>(l.weight_zero[at]) : 0u;
                 const uint32_t all = static_cast<uint32_t>(depth) * static_cast<uint32_t>(zx);
                 desk.scale[16 * g + n] = real ? sx * sw : 0.0f;

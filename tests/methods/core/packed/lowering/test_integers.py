@@ -177,9 +177,7 @@ def test_sums_that_are_too_long_for_their_accumulators_are_cut(make, monkeypatch
         make.check(case)
     layers = integer_layers(case.packed)
     assert max(map(bound, layers)) <= limit
-    assert sum(layer.out_features for layer in layers) > sum(
-        layer.out_features for layer in before
-    )
+    assert sum(layer.out_features for layer in layers) > sum(layer.out_features for layer in before)
 
 
 def integer_layers(node):
