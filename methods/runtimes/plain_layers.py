@@ -16,6 +16,7 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.model.model import place
 from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, node_of
 from quantarena.methods.core.packed.nodes.wrappers import MixedWidthLayer
@@ -117,6 +118,8 @@ def _plain(node: Node, path: str, layers: dict[str, IntegerLayer]) -> nn.Module:
     if isinstance(node, PackedLayer):
         layers[path] = node.integer_layer()
         return _layer(layers[path])
+    if isinstance(node, GroupedLayer):
+        node = node.split()
     if isinstance(node, SplitPackedLayer):
         parts = _children(node.parts, path, layers)
         sizes = [high - low for low, high in node.edges]

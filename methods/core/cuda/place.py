@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from quantarena.methods.core.cuda.layer import CudaPackedLayer
+from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.visits import visited_device, visiting_as
 
@@ -20,7 +22,7 @@ def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Modul
     Returns:
         The network; a new object only where ``network`` itself is a packed leaf.
     """
-    twins: dict[int, CudaPackedLayer] = {}
+    twins: dict[int, nn.Module] = {}
     root = _twin(network, twins)
     for module in list(root.modules()):
         for name, child in list(module.named_children()):
@@ -30,12 +32,17 @@ def on_cuda(network: nn.Module, device: torch.device | str = "cuda") -> nn.Modul
     return visiting_as(root, root)
 
 
-def _twin(module: nn.Module, twins: dict[int, CudaPackedLayer]) -> nn.Module:
+def _twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
     """The CUDA form of a native leaf; leaves that are shared stay shared."""
-    if not isinstance(module, PackedLayer) or isinstance(module, CudaPackedLayer):
+    if not isinstance(module, PackedLayer | GroupedLayer) or isinstance(module, CudaPackedLayer):
         return module
     if id(module) not in twins:
-        twin = CudaPackedLayer(module.integer_layer())
+        twin: CudaPackedLayer | SplitPackedLayer
+        if isinstance(module, GroupedLayer):
+            parts = [CudaPackedLayer(layer) for layer in module.layers()]
+            twin = SplitPackedLayer(parts, order=module.channels)
+        else:
+            twin = CudaPackedLayer(module.integer_layer())
         twin.clock = module.clock
         twin.train(module.training)
         twin.set_step(module._step)

@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-__sources__ = ("csrc/*", "csrc/units/*", "csrc/wide/*", "csrc/attention/*", "csrc/step/*")
+__sources__ = (
+    "csrc/*",
+    "csrc/units/*",
+    "csrc/wide/*",
+    "csrc/grouped/*",
+    "csrc/attention/*",
+    "csrc/step/*",
+)
 """Files beside this module that decide what the kernels compute: a number's key holds them."""
 LIBRARY_NAME = "libquantarena.so"
 REASON_NAME = "libquantarena.txt"

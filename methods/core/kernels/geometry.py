@@ -23,6 +23,8 @@ class Geometry:
     """Shape of the output."""
     strides: tuple[int, ...]
     """Strides of the output, in elements."""
+    copied: bool = False
+    """Whether the strides of the input are those of a channels_last copy."""
 
 
 _COPY = Geometry(None, 0, (), ())

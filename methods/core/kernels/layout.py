@@ -77,16 +77,20 @@ FOLDED_BITS = 6
 
 
 def factors(layer: IntegerLayer) -> Tensor:
+    """The weight operands of a layer's byte products, see :func:`operands`."""
+    return operands(layer.weight_codes, layer.weight_zero, layer.weight_bits)
+
+
+def operands(codes: Tensor, zero: Tensor, bits: int) -> Tensor:
     """The weight operands of byte products, int8 in the shape of the weight codes.
 
     These are codes minus zero points, which the kernels subtract as they unpack a panel. Codes that
     are too wide for that stay as they are (16-bit products subtract zero points from them too, and
     need no overflow proof).
     """
-    if layer.weight_bits > FOLDED_BITS:
-        return layer.weight_codes
-    zero = layer.weight_zero.view(-1, *[1] * (layer.weight_codes.dim() - 1))
-    return (layer.weight_codes - zero).to(torch.int8)
+    if bits > FOLDED_BITS:
+        return codes
+    return (codes - zero.view(-1, *[1] * (codes.dim() - 1))).to(torch.int8)
 
 
 def prove_chunks(blocks: Tensor, act_max: int) -> list[list[int]] | None:
@@ -178,13 +182,25 @@ def panel_bytes(layer: IntegerLayer) -> int:
 def pack_panels(layer: IntegerLayer, wide_accumulators: bool, pair: bool | None = None) -> Panels:
     """Repacks a layer for the native kernels; arguments as for :func:`plan_chunks`."""
     chunks = plan_chunks(factors(layer), layer.groups, layer.act_bits, wide_accumulators, pair)
-    blocks = _unit_blocks(layer.weight_codes, layer.groups)
-    panels, _, units, _ = blocks.shape
-    lanes = 2 if chunks.pair else 4
-    order = blocks.view(panels, PANEL, units, UNIT // lanes, lanes).permute(0, 2, 3, 1, 4)
-    codes = _planes(order.reshape(panels, units, 8, 32).contiguous(), layer.weight_bits)
+    codes = panel_codes(layer.weight_codes, layer.weight_bits, layer.groups, chunks.pair)
     sums = layer.weight_codes.flatten(1).sum(dim=1, dtype=torch.int32)
-    return Panels(codes.contiguous(), chunks, sums)
+    return Panels(codes, chunks, sums)
+
+
+def panel_codes(codes: Tensor, bits: int, groups: int, pair: bool) -> Tensor:
+    """The panels of weight codes; see ``Panels.codes``.
+
+    Args:
+        codes: int8 ``(out, in)`` or ``(out, in / groups, kh, kw)``.
+        bits: width of one code.
+        groups: convolution groups.
+        pair: see ``Chunks.pair``.
+    """
+    blocks = _unit_blocks(codes, groups)
+    panels, _, units, _ = blocks.shape
+    lanes = 2 if pair else 4
+    order = blocks.view(panels, PANEL, units, UNIT // lanes, lanes).permute(0, 2, 3, 1, 4)
+    return _planes(order.reshape(panels, units, 8, 32).contiguous(), bits).contiguous()
 
 
 def unpack_panels(

@@ -17,10 +17,13 @@ import torch
 from quantarena.methods.core.errors import UserError
 from quantarena.methods.core.kernels.build import LIBRARY_NAME, REASON_NAME
 
-ABI = 10
+ABI = 11
 ACCUMULATE = 1
 INTEGER = 2
 NO_MEMORY = 1
+NOT_FINITE = 3
+BY_CALL, BY_ROW, FOUND, FOUND_SYMMETRIC = range(4)
+"""``QaRanges`` in ``csrc/quantarena.h``."""
 WIDE = frozenset({"scalar", "avxvnni", "avx512vnni", "avx512wide", "amx", "neon"})
 """Instruction sets whose byte kernels accumulate in int32 without intermediate rounding."""
 
@@ -68,6 +71,15 @@ class RowScalesStruct(ctypes.Structure):
     _fields_ = _fields("scale zero", _ptr)
 
 
+class GroupsStruct(ctypes.Structure):
+    """Mirror of ``QaGroups`` in ``csrc/quantarena.h``."""
+
+    _fields_ = [
+        *_fields("count ranges rank table_size", _int),
+        *_fields("edge order act_scale act_zero weight_scale down up", _ptr),
+    ]
+
+
 class NormStruct(ctypes.Structure):
     """Mirror of ``QaNorm`` in ``csrc/quantarena.h``."""
 
@@ -97,6 +109,7 @@ NormFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(NormStruct), _ptr, _ptr, _i
 ExtremesFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, ctypes.c_int64, ctypes.c_int64, _int)
 ActivationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RowsStruct), _ptr, _ptr, _ptr, _int)
 AttentionFunction = ctypes.CFUNCTYPE(_int, _ptr, _int)
+GroupsFunction = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _ptr, _ptr, _ptr, _int, _int, _int, _ptr)
 RotationFunction = ctypes.CFUNCTYPE(_int, ctypes.POINTER(RotationStruct), _ptr, _ptr, _int)
 
 
@@ -137,6 +150,8 @@ class Library:
     """``attention(struct, threads)``: integer attention products, see ``attention``."""
     rotate: "ctypes._CFunctionType | None" = None
     """``rotate(struct, x, y, threads)``: channels multiplied and rotated."""
+    run_groups: "ctypes._CFunctionType | None" = None
+    """As ``run``, for a layer whose K axis has groups, a ``GroupsStruct`` after the layer's."""
 
     @property
     def wide(self) -> bool:
@@ -222,6 +237,7 @@ def load(choice: str | None = None) -> Library:
         ExtremesFunction,
         AttentionFunction,
         RotationFunction,
+        GroupsFunction,
     )
     entries = [kind(library.qa_entry(isa.encode(), which)) for which, kind in enumerate(kinds)]
     absent: list[str] = []

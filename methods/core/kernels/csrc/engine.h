@@ -12,6 +12,7 @@
 #define QUANTARENA_ENGINE_H
 
 #include "float_ops.h"
+#include "grouped/grouped.h"
 #include "image.h"
 #include "mixed.h"
 #include "panels.h"

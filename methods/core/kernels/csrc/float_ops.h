@@ -162,40 +162,44 @@ int activate(const QaRows& r, const float* x, const float* gate, float* y, int32
     return QA_OK;
 }
 
-// Least and largest value of each of `count` slices of `width`; NaN where a slice holds one.
+// f of all lanes, as a tree: a chain of eight would take its latency eight times.
+template <class Function>
+QA_INLINE float fold_lanes(const Lanes& v, Function f) {
+    return f(f(f(v[0], v[4]), f(v[2], v[6])), f(f(v[1], v[5]), f(v[3], v[7])));
+}
+
+// Least and largest value of a slice; NaN where it holds one, or an infinity.
+inline void slice_extremes(const float* from, int64_t width, float& low, float& high) {
+    Lanes least = Lanes{} + from[0], most = least, odd = {}, v;
+    const auto take = [&]() QA_ALWAYS {
+        least = v < least ? v : least;
+        most = v > most ? v : most;
+        odd += v - v;  // NaN for NaN and infinities
+    };
+    int64_t k = 0;
+    for (; k + 8 <= width; k += 8) {
+        load_lanes(v, from + k);
+        take();
+    }
+    if (k < width) {
+        v = Lanes{} + from[0];
+        std::memcpy(&v, from + k, sizeof(float) * (width - k));
+        take();
+    }
+    low = fold_lanes(least, [](float a, float b) QA_ALWAYS { return smaller(a, b); });
+    high = fold_lanes(most, [](float a, float b) QA_ALWAYS { return larger(a, b); });
+    const float poison = add_up(odd);
+    low += poison;
+    high += poison;
+}
+
+// Least and largest value of each of `count` slices of `width`.
 int run_extremes(const float* x, float* low, float* high, int64_t count, int64_t width,
                  int32_t threads) {
     constexpr int64_t slices = 64;
     for_all(ceil_div(count, slices), count * width, threads, [&](int64_t part) {
         const int64_t end = smaller(count, (part + 1) * slices);
-        for (int64_t i = part * slices; i < end; ++i) {
-            const float* from = x + i * width;
-            Lanes least = Lanes{} + from[0], most = least, odd = {}, v;
-            const auto take = [&]() QA_ALWAYS {
-                least = v < least ? v : least;
-                most = v > most ? v : most;
-                odd += v - v;  // NaN for NaN and infinities
-            };
-            int64_t k = 0;
-            for (; k + 8 <= width; k += 8) {
-                load_lanes(v, from + k);
-                take();
-            }
-            if (k < width) {
-                v = Lanes{} + from[0];
-                std::memcpy(&v, from + k, sizeof(float) * (width - k));
-                take();
-            }
-            low[i] = least[0];
-            high[i] = most[0];
-            for (int n = 1; n < 8; ++n) {
-                low[i] = smaller(low[i], least[n]);
-                high[i] = larger(high[i], most[n]);
-            }
-            const float poison = add_up(odd);
-            low[i] += poison;
-            high[i] += poison;
-        }
+        for (int64_t i = part * slices; i < end; ++i) slice_extremes(x + i * width, width, low[i], high[i]);
     });
     return QA_OK;
 }

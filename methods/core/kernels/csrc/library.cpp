@@ -177,7 +177,7 @@ void qa_parallel(int threads, void (*fn)(void*), void* arg) {
 extern "C" {
 
 // Version of this ABI; the Python side refuses any other.
-QA_EXPORT int32_t qa_abi(void) { return 10; }
+QA_EXPORT int32_t qa_abi(void) { return 11; }
 
 // Takes GOMP_parallel of the OpenMP runtime that the process already uses (null: one thread).
 QA_EXPORT void qa_set_parallel(void* function) { gomp_parallel = reinterpret_cast<GompParallel>(function); }
@@ -223,6 +223,7 @@ QA_EXPORT void* qa_entry(const char* name, int32_t which) {
             case 4: return reinterpret_cast<void*>(unit.extremes);
             case 5: return reinterpret_cast<void*>(unit.attention);
             case 6: return reinterpret_cast<void*>(unit.rotate);
+            case 7: return reinterpret_cast<void*>(unit.run_groups);
             default: return nullptr;
         }
     }

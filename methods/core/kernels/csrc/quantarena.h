@@ -69,12 +69,38 @@ struct QaRowScales {
     const int32_t* zero;  // [pixels][groups]
 };
 
+// Where the activation ranges of K-groups come from.
+enum QaRanges {
+    QA_BY_CALL = 0,          // a table with one row for each sampler call
+    QA_BY_ROW = 1,           // QaRowScales
+    QA_FOUND = 2,            // found in each row when it arrives, a range that holds zero
+    QA_FOUND_SYMMETRIC = 3,  // likewise, with the zero point in the middle of the codes
+};
+
+// Groups of the K axis with activation ranges of their own, whose sums add to the same outputs, and a
+// branch in float32 beside the integers.  Groups of a layer without `sum_groups` are ranges of its
+// channels, in any order of the input's: panels have no padding between them.  Those of a layer with
+// `sum_groups` are the layer's own; it is a matrix.
+struct QaGroups {
+    int32_t count;
+    int32_t ranges;             // QaRanges; by row or found only for a matrix
+    int32_t rank;               // of the branch, or 0
+    int32_t table_size;         // rows of act_scale and act_zero
+    const int32_t* edge;        // [count + 1], first channel of the weights in each group
+    const uint16_t* order;      // [in_channels], the input's channel that each of the weights' is, or null
+    const float* act_scale;     // [table_size][count]
+    const int32_t* act_zero;    // [table_size][count]
+    const float* weight_scale;  // [count][out_channels], or null: the layer's, alike for all groups
+    const float* down;          // [kernel_h][kernel_w][channels of the input][rank], and 7 floats more
+    const float* up;            // [rank][out_channels]
+};
+
 enum QaFlags {
     QA_ACCUMULATE = 1,  // add to y instead of overwriting it
     QA_INTEGER = 2,     // y is int32 and receives T
 };
 
-enum QaError { QA_OK = 0, QA_NO_MEMORY = 1, QA_BAD_ARGUMENT = 2 };
+enum QaError { QA_OK = 0, QA_NO_MEMORY = 1, QA_BAD_ARGUMENT = 2, QA_NOT_FINITE = 3 };
 
 // Functions applied element by element.
 enum QaActivation { QA_PLAIN = 0, QA_SILU = 1, QA_GELU = 2, QA_GELU_TANH = 3 };
@@ -106,6 +132,13 @@ struct QaRotation {
 
 typedef int (*QaRun)(const QaLayer*, const QaGeometry*, const float* x, void* y, int32_t step,
                      int32_t threads, int32_t flags, const QaRowScales* rows);
+
+// As QaRun, for a layer whose K axis has groups.  Channels of x are contiguous.  With QA_INTEGER, y
+// receives the sums of each group, one dense output after the other; chunks of a layer without
+// `sum_groups` are those of [panels][count].  A range that is found in what is not finite:
+// QA_NOT_FINITE.
+typedef int (*QaRunGroups)(const QaLayer*, const QaGroups*, const QaGeometry*, const float* x, void* y,
+                           int32_t step, int32_t threads, int32_t flags, const QaRowScales* rows);
 }
 
 // Whether little work is shared among threads too.  Only the fuzz driver wants that: its layers are
@@ -139,6 +172,7 @@ struct QaUnit {
                     int32_t threads);
     int (*attention)(const QaAttention*, int32_t threads);
     int (*rotate)(const QaRotation*, const float* x, float* y, int32_t threads);
+    QaRunGroups run_groups;
 };
 extern const QaUnit qa_unit_scalar, qa_unit_avx2, qa_unit_avxvnni, qa_unit_avx512vnni;
 extern const QaUnit qa_unit_avx512wide, qa_unit_amx, qa_unit_neon;

@@ -9,6 +9,7 @@ from quantarena.methods.core.packed.lowering.case import Case, Ranges
 from quantarena.methods.core.packed.lowering.codes import WeightCodes
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import packed_leaf
+from quantarena.methods.core.packed.nodes.k_groups import one_call
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.weight_only import WeightOnlyLayer
@@ -63,8 +64,8 @@ def channel_sum(case: Case) -> Node:
             scale, zero = scale[..., act_group], zero[..., act_group]
         parts.append(piece.layer(quantizer.bits, scale, zero))
     if torch.equal(order, torch.arange(codes.inputs)):
-        return PackedLayer(parts[0]) if len(parts) == 1 else SplitPackedLayer(parts)
-    return SplitPackedLayer(parts, order=order)
+        return PackedLayer(parts[0]) if len(parts) == 1 else one_call(SplitPackedLayer(parts))
+    return one_call(SplitPackedLayer(parts, order=order))
 
 
 def fitting_runs(codes: WeightCodes, index: Tensor, k_group: int, act_bits: int) -> list[Tensor]:

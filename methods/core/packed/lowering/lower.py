@@ -36,6 +36,7 @@ from quantarena.methods.core.packed.lowering.rows import (
     token_rows,
 )
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import one_call
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.rebuild import wrapped
 from quantarena.methods.core.packed.nodes.wrappers import Conv1dLayer, MixedWidthLayer
@@ -75,7 +76,7 @@ def pack_layer(layer: QuantLayer) -> Node:
     """
     codes = [weight_codes(layer, part) for part in layer.parts]
     nodes = [_lower_part(layer, p, c) for p, c in zip(layer.parts, codes, strict=True)]
-    node = nodes[0] if len(nodes) == 1 else SplitPackedLayer(nodes)
+    node = nodes[0] if len(nodes) == 1 else one_call(SplitPackedLayer(nodes))
     for option in layer.options:
         if (form := option.lower(layer)) is not None:
             node = wrapped(node, form.form, form.fields, form.tensors)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.gains import CallAffineLayer, GainsLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer, one_call
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node, Tensors
 from quantarena.methods.core.packed.nodes.patches import PatchLayer
@@ -22,7 +23,7 @@ from quantarena.methods.core.packed.nodes.wrappers import (
     PointwiseLayer,
 )
 
-Leaf = PackedLayer | WeightOnlyLayer
+Leaf = PackedLayer | GroupedLayer | WeightOnlyLayer
 """The nodes that hold codes."""
 
 _FORMS: dict[str, type[Node]] = {
@@ -52,7 +53,7 @@ _DROPPED = {"float_tokens": "tokens in floating point (float_tokens)"}
 
 def leaf_nodes(node: nn.Module) -> list[Leaf]:
     """The leaves of a tree, in order."""
-    return [m for m in node.modules() if isinstance(m, PackedLayer | WeightOnlyLayer)]
+    return [m for m in node.modules() if isinstance(m, Leaf)]
 
 
 def build(document: Mapping[str, Any], tensors: Tensors) -> Node:
@@ -71,7 +72,7 @@ def build(document: Mapping[str, Any], tensors: Tensors) -> Node:
     node = _FORMS[form].rebuild(document, tensors, build)
     if tensors:
         raise ValueError(f"has a tensor {min(tensors)} that its description does not name")
-    return node
+    return one_call(node) if isinstance(node, SplitPackedLayer) else node
 
 
 def wrapped(

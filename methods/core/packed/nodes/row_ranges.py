@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.float_ops import extremes
+from quantarena.methods.core.kernels.group_call import Branch, CallCache, GroupCall, Groups
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import (
@@ -26,7 +28,6 @@ from quantarena.methods.core.packed.nodes.node import (
     like_input,
     take,
 )
-from quantarena.methods.core.packed.nodes.row_product import row_product
 from quantarena.methods.core.quantizers.activation import ActQuantizer, DynamicActQuantizer
 
 _CHUNK = 1 << 18
@@ -61,13 +62,14 @@ class RowScaledLayer(Node):
         self.groups = int(leaf.metadata["groups"])
         self.quantizer = own_quantizer(quantizer)
         self.entries = quantizer.steps if isinstance(quantizer, ActQuantizer) else 0
+        self._calls = CallCache()
         for name, value in (("in_mult", in_mult), ("bias", bias)):
             self.register_buffer(name, None if value is None else value.detach().clone())
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
-        y = self._native(x, step)
-        return self.by_parts(x, step) if y is None else y.view(*x.shape[:-1], self.weight_shape[0])
+        y = self.in_one_call(x, step)
+        return self.by_parts(x, step) if y is None else y
 
     def by_parts(self, x: Tensor, step: int) -> Tensor:
         """The output from :meth:`accumulators`, scaled in torch; without native kernels."""
@@ -107,20 +109,44 @@ class RowScaledLayer(Node):
         scale, zero = self._spread(scale, zero, x.shape[:-1])
         return codes.reshape(-1, x.shape[-1]).contiguous(), scale, zero
 
-    def _native(self, x: Tensor, step: int) -> Tensor | None:
-        """The output where kernels make the codes; None where there are none."""
-        if self.leaf.library.run is None or torch.compiler.is_compiling():
+    def in_one_call(self, x: Tensor, step: int, branch: Branch | None = None) -> Tensor | None:
+        """The output where kernels make the codes, a branch included; None where there are none."""
+        if self.leaf.library.run_groups is None or torch.compiler.is_compiling():
             return None
-        mult = self.in_mult
-        if isinstance(self.quantizer, ActQuantizer):
-            assert self.quantizer.clock is not None
-            with self.quantizer.clock.at(step):
-                params = self.quantizer.at(x)
-        else:
-            x, mult = x if mult is None else x * mult, None  # ranges are those of the product
-            params = self._ranges(x)
-        scale, zero = self._spread(params.scale, params.zero_point, x.shape[:-1])
-        return row_product(self.leaf, x.reshape(-1, x.shape[-1]), scale, zero, mult, self.bias)
+        quantizer = self.quantizer
+        if isinstance(quantizer, ActQuantizer):
+            assert quantizer.clock is not None
+            with quantizer.clock.at(step):
+                params = quantizer.at(x)
+        elif x.dim() < 4 and self.groups * (quantizer.group_size or x.shape[-1]) == x.shape[-1]:
+            even = quantizer.symmetric and quantizer.bits > 1
+            found = native.FOUND_SYMMETRIC if even else native.FOUND
+            return self._call(found, branch)(x, 0)
+        else:  # ranges are those of the product
+            params = self._ranges(x if self.in_mult is None else x * self.in_mult)
+        rows = self._spread(params.scale, params.zero_point, x.shape[:-1])
+        scale, zero = (value.contiguous() for value in rows)
+        return self._call(native.BY_ROW, branch)(x, 0, rows=(scale, zero))
+
+    def _call(self, ranges: int, branch: Branch | None) -> GroupCall:
+        key = (self.leaf.panels, self.in_mult, self.bias, ranges, branch)
+        return self._calls.get(key, lambda: self._new_call(ranges, branch))
+
+    def _new_call(self, ranges: int, branch: Branch | None) -> GroupCall:
+        leaf, (out, inputs) = self.leaf, self.weight_shape
+        edge = torch.arange(self.groups + 1, dtype=torch.int32) * (inputs // self.groups)
+        own = {"in_mult": self.in_mult, "bias": self.bias}
+        buffers = {**dict(leaf.named_buffers()), **{n: v for n, v in own.items() if v is not None}}
+        linear = {**leaf.metadata, "kind": "linear", "weight_shape": [out, inputs], "groups": 1}
+        return GroupCall(
+            leaf.library,
+            linear,
+            leaf.uses_pairs,
+            buffers,
+            Groups(edge, ranges=ranges, apart=self.groups > 1),
+            panels=leaf.metadata,
+            branch=branch,
+        )
 
     def _ranges(self, x: Tensor) -> QuantParams:
         """The ranges of a dynamic quantizer, (..., G), from one native pass."""

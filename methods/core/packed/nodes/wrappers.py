@@ -9,8 +9,17 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.call import NativeCall
+from quantarena.methods.core.kernels.group_call import (
+    Branch,
+    CallCache,
+    GroupCall,
+    Groups,
+    for_kernels,
+    is_for_kernels,
+)
 from quantarena.methods.core.packed.nodes.channel_sum import check_permutation
 from quantarena.methods.core.packed.nodes.fused_outputs import joinable, joint_call, joint_chunks
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import (
     Build,
@@ -21,6 +30,7 @@ from quantarena.methods.core.packed.nodes.node import (
     node_of,
     take,
 )
+from quantarena.methods.core.packed.nodes.row_ranges import RowScaledLayer
 
 
 class MixedWidthLayer(Node):
@@ -157,9 +167,12 @@ class Wrapper(Node):
 class LowRankLayer(Wrapper):
     """Adds a branch in floating point, ``up @ (down x)`` (SVDQuant, arXiv:2411.05007).
 
+    The native call of the inner layer computes it too, where that is one call: ``down x`` from the
+    input that it quantizes, and the product with ``up`` as what its sums are added to.
+
     Attributes:
-        down: (r, K, ...), input multipliers folded in.
-        up: (O, r).
+        down: (r, K, ...), input multipliers folded in; in memory as ``for_kernels`` lays it out.
+        up: (O, r), outputs side by side in memory.
         geometry: stride, padding and dilation of a convolution; empty for a linear layer.
     """
 
@@ -179,18 +192,52 @@ class LowRankLayer(Wrapper):
                 f"a branch of {tuple(down.shape)} and {tuple(up.shape)} does not fit a weight of "
                 f"{inner.weight_shape}"
             )
-        self.register_buffer("down", down.detach().clone())
-        self.register_buffer("up", up.detach().clone())
+        self.register_buffer("down", for_kernels(down))
+        self.register_buffer("up", up.detach().t().clone(memory_format=torch.contiguous_format).t())
+        self._calls, self._branch = CallCache(), Branch(self.down, self.up)
         self.geometry = {name: tuple(int(v) for v in pair) for name, pair in geometry.items()}
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
+        y = self._in_one_call(x, step if self.inner.entries else 0)
+        if y is not None:
+            return y
         y = self.below(self.inner, x, step)
         if self.down.dim() == 2:
             return y + F.linear(F.linear(x, self.down), self.up)
         stride, padding, dilation = (self.geometry[name] for name in _GEOMETRY)
         inner = F.conv2d(x, self.down, None, stride, padding, dilation)
         return y + F.conv2d(inner, self.up[:, :, None, None])
+
+    def _in_one_call(self, x: Tensor, step: int) -> Tensor | None:
+        """The output with the branch from one native call; None where there is no such call."""
+        inner, branch = self.inner, self._for_kernels()
+        if branch is None:
+            return None
+        if isinstance(inner, RowScaledLayer):
+            return inner.in_one_call(x, step, branch)
+        if isinstance(inner, GroupedLayer):
+            return inner.call(branch)(x, step, last=inner.writes_last)
+        if type(inner) is not PackedLayer or inner.library.run_groups is None:
+            return None
+        if inner.metadata["groups"] > 1:
+            return None
+        call = self._calls.get((inner.panels, branch), lambda: _with_branch(inner, branch))
+        return call(x, step, last=inner.writes_last)
+
+    def _for_kernels(self) -> Branch | None:
+        """The branch, where memory is as the kernels need it."""
+        if not is_for_kernels(self.down) or not self.up.t().is_contiguous():
+            return None
+        if self._branch.down is not self.down or self._branch.up is not self.up:
+            self._branch = Branch(self.down, self.up)
+        return self._branch
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LowRankLayer":
+        """Images become channels_last, but the branch stays as the kernels read it."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.down = for_kernels(self.down)
+        return self
 
     def describe(self) -> Document:
         """See ``Node``."""
@@ -202,6 +249,18 @@ class LowRankLayer(Wrapper):
         """See ``Node``."""
         inner = build(document["inner"], take(tensors, "inner."))
         return cls(inner, tensors.pop("down"), tensors.pop("up"), document["geometry"])
+
+
+def _with_branch(leaf: PackedLayer, branch: Branch) -> GroupCall:
+    """The call of a packed layer with a branch: a layer of one group."""
+    groups = Groups(
+        torch.tensor([0, leaf.in_channels], dtype=torch.int32),
+        act_scale=leaf.act_scale.reshape(-1, 1),
+        act_zero=leaf.act_zero.reshape(-1, 1),
+    )
+    buffers = dict(leaf.named_buffers())
+    del buffers["act_scale"], buffers["act_zero"]
+    return GroupCall(leaf.library, leaf.metadata, leaf.uses_pairs, buffers, groups, branch=branch)
 
 
 class OffsetLayer(Wrapper):

@@ -12,7 +12,9 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.packed import checkpoint, files
 from quantarena.methods.core.packed.checkpoint import load_packed, save_packed
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.rebuild import leaf_nodes
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.testing import networks as networks
 
@@ -228,7 +230,8 @@ def version_1(packed, folder):
 
     layers, tensors = {}, {}
     for name, layer in packed.layers.items():
-        parts = packed.parts(name)
+        layer = layer.split() if isinstance(layer, GroupedLayer) else layer
+        parts = leaf_nodes(layer)
         layers[name] = {"parts": [part.metadata for part in parts]}
         if isinstance(layer, SplitPackedLayer):
             layers[name]["splits"] = [list(edge) for edge in layer.edges]

@@ -24,6 +24,7 @@ void* qa_entry(const char*, int32_t);  // in the order of QaUnit
 void qa_set_parallel(void*);
 }
 bool attention_trial(uint64_t seed);  // attention_fuzz.cpp
+bool grouped_trial(uint64_t seed);    // grouped_fuzz.cpp
 
 namespace {
 
@@ -351,7 +352,7 @@ int main(int argc, char** argv) {
             const uint64_t mine = seed++;
             const bool more = mine - first < count;
             if (!more && all_have(count)) return;
-            if (!trial(mine, count) || (more && !(float_trial(mine) && attention_trial(mine)))) failed = true;
+            if (!trial(mine, count) || (more && !(float_trial(mine) && attention_trial(mine) && grouped_trial(mine)))) failed = true;
             if (more) ++other;
         }
     };
@@ -361,8 +362,9 @@ int main(int argc, char** argv) {
     for (std::thread& t : team) t.join();
     if (failed) return 1;
     for (const Unit& unit : all_units)
-        std::printf("%s: %llu layers, %llu float passes, %llu attention products exact\n", unit.name.c_str(),
+        std::printf("%s: %llu layers, %llu float passes, %llu attention products, %llu layers of groups exact\n",
+                    unit.name.c_str(),
                     static_cast<unsigned long long>(unit.layers), static_cast<unsigned long long>(other),
-                    static_cast<unsigned long long>(other));
+                    static_cast<unsigned long long>(other), static_cast<unsigned long long>(other));
     return 0;
 }

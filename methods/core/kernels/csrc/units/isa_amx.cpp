@@ -1,4 +1,8 @@
 // AMX unit: int8 tiles where a call is large enough for them, else the 512-bit micro-kernels.
+#define QA_UNIT Narrow
+#define QA_PIN "v"
+#define QA_DOT(acc, a, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w))
+#include "units/vec256.h"
 #include "units/vec512.h"
 #include "wide/tile_run.h"
 #include "attention/attention.h"
@@ -32,4 +36,5 @@ struct Amx : Wide512 {
 }  // namespace
 
 extern const QaUnit qa_unit_amx = {QuadForm<Amx>::run, QuadForm<Amx>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention, run_rotation};
+                                 run_activation, run_extremes, run_attention, run_rotation,
+                                 run_groups<Narrow, false>};  // groups of K: on 256 bits

@@ -6,4 +6,5 @@
 #include "attention/attention.h"
 
 extern const QaUnit qa_unit_avx512vnni = {QuadForm<Avx512Vnni>::run, QuadForm<Avx512Vnni>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention, run_rotation};
+                                 run_activation, run_extremes, run_attention, run_rotation,
+                                 run_groups<Avx512Vnni, false>};

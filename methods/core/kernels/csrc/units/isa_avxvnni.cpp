@@ -20,4 +20,5 @@ inline __m256i emulated_dot(__m256i acc, __m256i a, __m256i w) {
 #include "attention/attention.h"
 
 extern const QaUnit qa_unit_avxvnni = {QuadForm<AvxVnni>::run, QuadForm<AvxVnni>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention, run_rotation};
+                                 run_activation, run_extremes, run_attention, run_rotation,
+                                 run_groups<AvxVnni, false>};

@@ -81,4 +81,5 @@ struct Neon : Scalar {
 }  // namespace
 
 extern const QaUnit qa_unit_neon = {QuadForm<Neon>::run, QuadForm<Neon>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention, run_rotation};
+                                 run_activation, run_extremes, run_attention, run_rotation,
+                                 run_groups<Neon, false>};

@@ -206,5 +206,6 @@ struct Scalar {
 
 #if !defined(QA_PORTABLE_TRAITS_ONLY)
 extern const QaUnit qa_unit_scalar = {BothForms<Scalar>::run, BothForms<Scalar>::peak, run_norm,
-                                 run_activation, run_extremes, run_attention, run_rotation};
+                                 run_activation, run_extremes, run_attention, run_rotation,
+                                 run_groups<Scalar, true>};
 #endif

@@ -102,6 +102,90 @@ struct QA_UNIT : Quantize256, Unpack256, Store256 {
         }
     }
 
+#if defined(QA_DOT)
+    // ---- groups of K: sums turn into floats between the registers ------------------------------
+
+    static constexpr int kGroupStep = 1;
+
+    static __m256i load_ints(const int32_t* at) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    }
+
+    // Sums of one group on top of what `acc` holds.
+    template <int ROWS>
+    static QA_INLINE void add_group(const uint8_t* const (&row)[ROWS], const int32_t*& offset,
+                                    const uint8_t*& w, int steps, __m256i (&acc)[ROWS][2]) {
+        for (; steps > 0; --steps, ++offset, w += 64) {
+            const __m256i w0 = load(w), w1 = load(w + 32);
+            const int64_t at = *offset;
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) {
+                const __m256i a = spread(row[r] + at);
+                QA_DOT(acc[r][0], a, w0);
+                QA_DOT(acc[r][1], a, w1);
+            }
+        }
+    }
+
+    // OWN: every row has its own scale and zero point.
+    template <int ROWS, bool OWN>
+    static QA_NOINLINE void grouped(const uint8_t* const* rows, const int32_t* offset, const void* panel,
+                                    const GroupTile& t, float* to) {
+        const uint8_t* w = static_cast<const uint8_t*>(panel);
+        const uint8_t* row[ROWS];
+        __m256 f[ROWS][2];
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+            row[r] = rows[r];
+            f[r][0] = _mm256_loadu_ps(to + 16 * r);
+            f[r][1] = _mm256_loadu_ps(to + 16 * r + 8);
+        }
+        for (int g = 0; g < t.count; ++g) {
+            const __m256i c0 = _mm256_sub_epi32(_mm256_setzero_si256(), load_ints(t.start + 16 * g));
+            const __m256i c1 = _mm256_sub_epi32(_mm256_setzero_si256(), load_ints(t.start + 16 * g + 8));
+            __m256i acc[ROWS][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) {
+                const __m256i zero = _mm256_set1_epi32(OWN ? t.row_zero[r * t.pitch + g] : 0);
+                acc[r][0] = OWN ? _mm256_mullo_epi32(c0, zero) : c0;
+                acc[r][1] = OWN ? _mm256_mullo_epi32(c1, zero) : c1;
+            }
+            add_group<ROWS>(row, offset, w, t.steps[g], acc);
+            const __m256 s0 = _mm256_loadu_ps(t.scale + 16 * g), s1 = _mm256_loadu_ps(t.scale + 16 * g + 8);
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) {
+                const __m256 own = _mm256_set1_ps(OWN ? t.row_scale[r * t.pitch + g] : 1.0f);
+                const __m256 f0 = OWN ? _mm256_mul_ps(own, s0) : s0, f1 = OWN ? _mm256_mul_ps(own, s1) : s1;
+                f[r][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][0]), f0, f[r][0]);
+                f[r][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r][1]), f1, f[r][1]);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; ++r) {
+            _mm256_storeu_ps(to + 16 * r, f[r][0]);
+            _mm256_storeu_ps(to + 16 * r + 8, f[r][1]);
+        }
+    }
+
+    // The integers of each group, or floats where zero points of weights are left.
+    template <int ROWS>
+    static QA_NOINLINE void group_totals(const uint8_t* const* rows, const int32_t* offset, const void* panel,
+                                         const GroupTile& t, float* f) {
+        const uint8_t* w = static_cast<const uint8_t*>(panel);
+        const uint8_t* row[ROWS];
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        alignas(32) int32_t tile[ROWS * 16];
+        for (int g = 0; g < t.count; ++g) {
+            __m256i acc[ROWS][2];
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+            add_group<ROWS>(row, offset, w, t.steps[g], acc);
+            flush<false, ROWS>(acc, tile, true);
+            finish_group<ROWS>(tile, t, g, f);
+        }
+    }
+#endif
+
     static __m256i widen(const uint8_t* at) {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     }

@@ -100,6 +100,86 @@ struct Quantize256 {
         }
     }
 
+    static constexpr bool kMovesBytes = true;
+
+    // Codes less than 2^15 away from every zero point, not yet at the ends of the range.
+    static __m256i near_codes(const float* from, const float* mult, const float* inv, const int32_t* zero) {
+        const __m256 end = _mm256_set1_ps(30000.0f);
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(inv));
+        if (mult) v = _mm256_mul_ps(v, _mm256_loadu_ps(mult));
+        const __m256i z = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(zero));
+        return _mm256_add_epi32(codes(v, _mm256_sub_ps(_mm256_setzero_ps(), end), end), z);
+    }
+
+    // As `quantize_dense`, each channel with its own range.
+    template <bool PAIR>
+    static void quantize_each(const float* from, const float* mult, const float* inv, const int32_t* zero,
+                              int32_t most, int n, uint8_t* to) {
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        const __m256i top = PAIR ? _mm256_set1_epi16(static_cast<int16_t>(most))
+                                 : _mm256_set1_epi8(static_cast<char>(most));
+        int i = 0;
+        if (PAIR) {
+            for (; i + 16 <= n; i += 16) {
+                const float* m = mult ? mult + i : nullptr;
+                const __m256i a = near_codes(from + i, m, inv + i, zero + i);
+                const __m256i b = near_codes(from + i + 8, m ? m + 8 : m, inv + i + 8, zero + i + 8);
+                const __m256i ab = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * i), _mm256_min_epi16(ab, top));
+            }
+        } else {
+            for (; i + 32 <= n; i += 32) {
+                __m256i part[4];
+                for (int k = 0; k < 4; ++k) {
+                    const int at = i + 8 * k;
+                    part[k] = near_codes(from + at, mult ? mult + at : nullptr, inv + at, zero + at);
+                }
+                const __m256i ab = _mm256_packs_epi32(part[0], part[1]);
+                const __m256i cd = _mm256_packs_epi32(part[2], part[3]);
+                const __m256i all = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order);
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_min_epu8(all, top));
+            }
+            for (; i + 8 <= n; i += 8) {
+                const __m256i a = near_codes(from + i, mult ? mult + i : nullptr, inv + i, zero + i);
+                const __m256i aa = _mm256_packs_epi32(a, a);
+                const __m256i b = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(aa, aa), order);
+                _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i),
+                                 _mm256_castsi256_si128(_mm256_min_epu8(b, top)));
+            }
+        }
+        for (; i < n; ++i) {
+            float v = from[i] * inv[i];
+            if (mult) v *= mult[i];
+            const Quantizer q = {inv[i], static_cast<float>(-zero[i]), static_cast<float>(most - zero[i]), zero[i]};
+            const uint32_t code = quantize_one(v, q);
+            if (PAIR) {
+                const uint16_t wide = static_cast<uint16_t>(code);
+                std::memcpy(to + 2 * i, &wide, 2);
+            } else {
+                to[i] = static_cast<uint8_t>(code);
+            }
+        }
+    }
+
+    // Bytes of each pixel in another order: 32 bytes of the output are taken from `sources` times 16 of
+    // the input, by `moves`[block][source][32] as pshufb takes them.  Whole blocks are written, from the
+    // last to the first, so that what is written beyond a pixel is overwritten by the next.
+    static void move_bytes(const uint8_t* from, int64_t from_pitch, int pixels, const uint8_t* moves,
+                           int sources, int blocks, uint8_t* to, int64_t to_pitch) {
+        for (int b = blocks - 1; b >= 0; --b) {
+            const __m256i* move = reinterpret_cast<const __m256i*>(moves + 32 * static_cast<int64_t>(b) * sources);
+            for (int m = 0; m < pixels; ++m) {
+                const __m128i* at = reinterpret_cast<const __m128i*>(from + m * from_pitch);
+                __m256i all = _mm256_setzero_si256();
+                for (int s = 0; s < sources; ++s) {
+                    const __m256i source = _mm256_broadcastsi128_si256(_mm_loadu_si128(at + s));
+                    all = _mm256_or_si256(all, _mm256_shuffle_epi8(source, _mm256_loadu_si256(move + s)));
+                }
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + m * to_pitch + 32 * b), all);
+            }
+        }
+    }
+
     // Sums of byte codes; word products need none, see Fold.
     static int32_t sum_dense(const uint8_t* at, int n) {
         int32_t sum = 0;

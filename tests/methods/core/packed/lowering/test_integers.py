@@ -10,6 +10,7 @@ from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import formats, oracle
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.rebuild import build, leaf_nodes
 
@@ -168,21 +169,28 @@ def test_sums_that_are_too_long_for_their_accumulators_are_cut(make, monkeypatch
     case = LONG[name](make)
     torch.manual_seed(5)
     whole = LONG[name](make).done()
-    bounds = [leaf_bound(leaf) for leaf in leaf_nodes(whole.packed)]
-    monkeypatch.setattr(formats, "MAX_SUM", limit := max(bounds) // 3)
+    before = integer_layers(whole.packed)
+    monkeypatch.setattr(formats, "MAX_SUM", limit := max(map(bound, before)) // 3)
     torch.manual_seed(5)
     case.done()
     with case.clock.at(1):
         make.check(case)
-    leaves = leaf_nodes(case.packed)
-    assert max(leaf_bound(leaf) for leaf in leaves) <= limit
-    assert sum(leaf.weight_shape[0] for leaf in leaves) > sum(
-        leaf.weight_shape[0] for leaf in leaf_nodes(whole.packed)
-    )
+    layers = integer_layers(case.packed)
+    assert max(map(bound, layers)) <= limit
+    assert sum(layer.out_features for layer in layers) > sum(layer.out_features for layer in before)
 
 
-def leaf_bound(leaf):
-    layer = leaf.integer_layer()
+def integer_layers(node):
+    """The layers of all leaves, and of all groups of channels."""
+    leaves = leaf_nodes(node)
+    return [
+        layer
+        for leaf in leaves
+        for layer in (leaf.layers() if isinstance(leaf, GroupedLayer) else [leaf.integer_layer()])
+    ]
+
+
+def bound(layer):
     weight = layer.weight_codes.flatten(1).long() - layer.weight_zero[:, None].long()
     sides = torch.cat([weight.clamp(min=0).sum(1), -weight.clamp(max=0).sum(1)])
     return ((1 << layer.act_bits) - 1) * int(sides.max())
@@ -205,4 +213,4 @@ def test_a_layer_of_40000_inputs_is_right(make):
         case.x.abs_().clamp_(min=1.0)
     case.done()
     make.check(case)
-    assert isinstance(case.packed, SplitPackedLayer)
+    assert len(integer_layers(case.packed)) > 1
