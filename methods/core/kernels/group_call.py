@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
+from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 
 _MAX_GEOMETRIES = 64
 SPARE = 7
@@ -137,6 +138,7 @@ class GroupCall:
             ),
         )
         self._addresses = ctypes.addressof(self._layer), ctypes.addressof(self._struct)
+        self._both = native.GroupedLayerStruct(*self._addresses)
         self._geometries: dict[tuple[Any, ...], Geometry] = {}
 
     def __call__(
@@ -210,6 +212,20 @@ class GroupCall:
             raise ValueError("cannot quantize: the tensor holds NaN or infinity")
         if error:
             raise ValueError(f"the {self.library.status.isa} kernels cannot run this layer's form")
+        if here.tell is not None:
+            here.tell(
+                NativeOperation(
+                    Kind.GROUPS,
+                    self.library.run_groups,
+                    (x, into, *(rows or ())),
+                    self._both,
+                    geometry.struct,
+                    flags=flags,
+                    entry=step,
+                    tables=self.steps > 1,
+                    keep=(self, geometry),
+                )
+            )
         return into
 
     def _output(self, geometry: Geometry, flags: int) -> Tensor:

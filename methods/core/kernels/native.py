@@ -80,6 +80,12 @@ class GroupsStruct(ctypes.Structure):
     ]
 
 
+class GroupedLayerStruct(ctypes.Structure):
+    """Mirror of ``QaGroupedLayer`` in ``csrc/step/step.h``."""
+
+    _fields_ = _fields("layer groups", _ptr)
+
+
 class NormStruct(ctypes.Structure):
     """Mirror of ``QaNorm`` in ``csrc/quantarena.h``."""
 

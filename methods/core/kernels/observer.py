@@ -23,6 +23,7 @@ class Kind(IntEnum):
     ATTENTION = 4
     ROTATION = 5
     KERNEL = 6
+    GROUPS = 7
 
 
 @dataclass(frozen=True, slots=True)

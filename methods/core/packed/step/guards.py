@@ -15,6 +15,7 @@ from quantarena.methods.core.kernels.observer import NativeOperation
 from quantarena.methods.core.model.attention import QuantAttention
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
+from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.nodes.rotation import RotationLayer
@@ -30,6 +31,7 @@ from quantarena.methods.core.quantizers.activation import ActQuantizer
 _TABLES_ALONE = (
     PackedLayer,
     SplitPackedLayer,
+    GroupedLayer,
     MixedWidthLayer,
     RotationLayer,
     LowRankLayer,

@@ -23,7 +23,7 @@ from quantarena.methods.core.packed.step.pointwise import (
     program_struct,
 )
 from quantarena.methods.core.packed.step.simplify import Usage
-from quantarena.methods.core.packed.step.trace import Operation, Trace, View
+from quantarena.methods.core.packed.step.trace import LAYERS, Operation, Trace, View
 
 aten = torch.ops.aten
 
@@ -118,7 +118,7 @@ def _told(operation: Operation, *, shared: bool) -> NativeStep:
     call = operation.native
     assert call is not None
     reads_call = call.tables and shared
-    flags = call.flags if call.kind is Kind.LAYER or reads_call else 0
+    flags = call.flags if call.kind in LAYERS or reads_call else 0
     written = tuple(
         i
         for i, view in enumerate(operation.operands)

@@ -125,6 +125,7 @@ class Trace:
 
 _WRITTEN = {
     Kind.LAYER: (1,),
+    Kind.GROUPS: (1,),
     Kind.NORM: (1,),
     Kind.ACTIVATION: (2,),
     Kind.EXTREMES: (1, 2),
@@ -133,6 +134,8 @@ _WRITTEN = {
 }
 _ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 _ACCUMULATE = 1
+LAYERS = frozenset({Kind.LAYER, Kind.GROUPS})
+"""Kinds whose flags are ``QaFlags``."""
 
 
 class Recorder(TorchDispatchMode):
@@ -199,7 +202,7 @@ class Recorder(TorchDispatchMode):
             if x is not None and self._known(x) and not self._constant(self.view(x)):
                 raise NotRecordable(f"parameters of a native {call.kind.name} change in each call")
         written = _WRITTEN[call.kind]
-        adds = call.kind is Kind.LAYER and call.flags & _ACCUMULATE
+        adds = call.kind in LAYERS and call.flags & _ACCUMULATE
         reads = (x for i, x in enumerate(operands) if i not in written or adds or i == 4)
         writes = (operands[i] for i in written)
         self.operations.append(

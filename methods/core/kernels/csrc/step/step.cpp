@@ -37,6 +37,13 @@ int run(const QaOp& op, char* const* slots, int32_t step, int32_t threads) {
                 params<QaLayer>(op), static_cast<const QaGeometry*>(op.more), p.floats(0), p.at[1],
                 entry, threads, op.flags, rows.scale ? &rows : nullptr);
         }
+        case QA_OP_GROUPS: {
+            const QaRowScales rows = {p.floats(2), reinterpret_cast<int32_t*>(p.at[3])};
+            const QaGroupedLayer& both = *params<QaGroupedLayer>(op);
+            return reinterpret_cast<QaRunGroups>(op.function)(
+                both.layer, both.groups, static_cast<const QaGeometry*>(op.more), p.floats(0), p.at[1],
+                entry, threads, op.flags, rows.scale ? &rows : nullptr);
+        }
         case QA_OP_NORM:
             return as<int(const QaNorm*, const float*, float*, int32_t)>(op)(
                 params<QaNorm>(op), p.floats(0), p.floats(1), threads);

@@ -24,6 +24,13 @@ enum QaOpKind {
     QA_OP_ATTENTION,   // QaUnit.attention: params QaAttention; query, key, value, mask, probs, y
     QA_OP_ROTATION,    // QaUnit.rotate: params QaRotation; x, y
     QA_OP_KERNEL,      // QaStepKernel: params of its own
+    QA_OP_GROUPS,      // QaRunGroups: params QaGroupedLayer, more QaGeometry; x, y, scales and zeros of rows
+};
+
+// Both structures of a layer whose K axis has groups.
+struct QaGroupedLayer {
+    const QaLayer* layer;
+    const QaGroups* groups;
 };
 
 struct QaOp {
