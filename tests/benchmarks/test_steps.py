@@ -1,4 +1,4 @@
-"""Recorded steps against steps as written: ``pytest tests/benchmarks/test_steps.py``.
+"""Recorded steps against steps as written; run it with ``--benchmark-only``.
 
 Networks are the zoo's, at RTN ranges of a few points; what ranges are does not change a time.
 """
