@@ -86,8 +86,11 @@ def main() -> None:
         packed = pack(entry(name).method.configured(QUICK.get(name, [])).run(context))
         networks[name], clocks[name] = packed.module, packed.clock
         size, whole = tensor_bytes(packed.module), tensor_bytes(network)
-        print(f"{name}: {size / whole:.3f} of fp32's bytes, panels {panel_ratio(packed):.3f} of")
-        print("  what the bits of their codes say", flush=True)
+        print(
+            f"{name}: {size / whole:.3f} of fp32's bytes; panels take {panel_ratio(packed):.3f} "
+            "times what the bits of their codes say",
+            flush=True,
+        )
 
     def seconds(name: str) -> float:
         clock = clocks.get(name)

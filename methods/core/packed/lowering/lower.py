@@ -4,18 +4,18 @@ Each part is lowered by the first strategy that applies to it; then come the mod
 
 | option | packed form |
 |---|---|
-| input splits, channel groups, K-groups of weights | a sum over ranges of input channels |
+| input splits, channel groups, K-groups of weights | groups of input channels, or a sum |
 | banks by sampler call | the kernels' tables, indexed by the clock |
 | offsets of input channels | off the input; their product with the weight onto the output |
 | rotation of input channels | in floating point before the rest, input multipliers included |
 | input multipliers | the kernels' quantize prologue |
 | bit map | one module a width, outputs put back in order |
-| token groups, dynamic ranges of tokens | codes in torch, integer product, scales by row |
+| token groups, dynamic ranges of tokens | ranges, codes and scales by row, in one call |
 | groups of a convolution's patches | the same over one row for each output pixel |
 | dynamic ranges of images | samples by zero point |
 | weight-only | packed codes, float weight made at run time |
 | gains by sampler call | onto input and output of a weight-only layer |
-| low-rank branch | in floating point beside the rest |
+| low-rank branch | in floating point, in the call of the rest where that is one |
 | affine map of output channels by sampler call | in floating point after the rest |
 """
 

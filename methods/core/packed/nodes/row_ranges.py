@@ -1,8 +1,8 @@
 """Leaves whose activation parameters differ by row: found at run time, or looked up by token.
 
-Codes are made as the fake path makes them, in torch; the kernels multiply them as integers with an
-activation scale of 1. What the zero points add is taken off in integers, and the scales of row and
-column meet in the epilogue:
+Codes are those of the fake path. The kernels make them, ranges included; without kernels torch
+does, and the leaf multiplies them with an activation scale of 1. What the zero points add is taken
+off in integers, and the scales of row and column meet afterwards:
 
     y[r, n] = sum_g s[r, g] * w[g, n] * (T0[r, g, n] - z[r, g] * sum_k (c[g, n, k] - zw[g, n])) + b
 """
