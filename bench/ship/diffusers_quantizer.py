@@ -15,6 +15,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.ship.registration import register_with_diffusers
 from quantarena.methods.core.bits import Bits, parse_bits
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.model.model import place
@@ -317,3 +318,6 @@ def _reserved(model: nn.Module, path: str, aside: Mapping[str, Any]) -> nn.Modul
             found.add_module(step, child)
         found = child
     return found
+
+
+register_with_diffusers()  # diffusers' tables may have been imported by the imports above

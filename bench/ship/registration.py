@@ -14,6 +14,7 @@ from types import ModuleType
 
 TABLES = "diffusers.quantizers.auto"
 METHOD = "quantarena"
+QUANTIZER = "quantarena.bench.ship.diffusers_quantizer"
 
 
 class _Waiting(MetaPathFinder):
@@ -49,6 +50,9 @@ def register_with_diffusers() -> None:
 
 
 def _add(tables: ModuleType) -> None:
+    ours = sys.modules.get(QUANTIZER)
+    if ours is not None and not hasattr(ours, "QuantArenaQuantizer"):
+        return  # its own import led here; it registers itself when it has run
     from quantarena.bench.ship.diffusers_quantizer import QuantArenaConfig, QuantArenaQuantizer
 
     tables.AUTO_QUANTIZER_MAPPING[METHOD] = QuantArenaQuantizer

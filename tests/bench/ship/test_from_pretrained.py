@@ -39,6 +39,11 @@ from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUA
 assert "quantarena" not in AUTO_QUANTIZER_MAPPING
 import quantarena
 """
+OURS = """
+import sys
+from quantarena import QuantArenaConfig
+from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+"""
 KNOWN = """
 import inspect, diffusers.quantizers.auto as auto
 from quantarena import QuantArenaConfig
@@ -49,7 +54,7 @@ assert "AUTO_QUANTIZER_MAPPING" in inspect.getsource(auto)
 """
 
 
-@pytest.mark.parametrize("first", [AFTER, BEFORE])
+@pytest.mark.parametrize("first", [AFTER, BEFORE, OURS])
 def test_diffusers_knows_the_quantizer_whichever_is_imported_first(first):
     code, _, err = python(first + KNOWN)
     assert code == 0, err
