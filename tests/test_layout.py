@@ -21,6 +21,7 @@ MOST_FILES = 16
 ROOMS = (
     "methods/core",
     "methods/core/kernels",
+    "methods/core/kernels/groups",
     "methods/core/quantizers",
     "methods/core/trace",
     "methods/core/record",

@@ -36,8 +36,9 @@ _OPTIONAL = frozenset({"weight_zero", "in_mult", "bias"})
 _KINDS = ("linear", "conv2d")
 _PAIRS = ("stride", "padding", "dilation")
 _MOST_CALLS = 4096
-_LIBRARY = torch.library.Library("quantarena", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
+OPERATORS = torch.library.Library("quantarena", "FRAGMENT")  # type: ignore[no-untyped-call]
+"""The operators of this package; ``groups.custom_op`` adds to them."""
+OPERATORS.define(  # type: ignore[no-untyped-call]
     "packed_layer(Tensor x, "
     + ", ".join(f"Tensor{'?' if name in _OPTIONAL else ''} {name}" for name in BUFFERS)
     + ", int[] form, SymInt step, bool last, bool integer) -> Tensor"
@@ -155,5 +156,5 @@ def _fake(x: Tensor, *arguments: Any) -> Tensor:
     return x.new_empty_strided(shape, strides, dtype=torch.int32 if integer else x.dtype)
 
 
-_LIBRARY.impl("packed_layer", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
-torch.library.register_fake(NAME, _fake, lib=_LIBRARY)
+OPERATORS.impl("packed_layer", _on_cpu, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake(NAME, _fake, lib=OPERATORS)

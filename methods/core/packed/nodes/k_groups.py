@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native
+from quantarena.methods.core.kernels.custom_op import traced
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.kernels.group_call import (
-    Branch,
-    CallCache,
-    GroupCall,
-    Groups,
-)
-from quantarena.methods.core.kernels.group_layout import aligned_order, group_chunks
+from quantarena.methods.core.kernels.groups.call import Branch, CallCache, GroupCall
+from quantarena.methods.core.kernels.groups.custom_op import call_of, grouped_layer
+from quantarena.methods.core.kernels.groups.layout import aligned_order, group_chunks
 from quantarena.methods.core.kernels.layout import PANEL, operands, panel_codes, unpack_panels
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -118,28 +115,20 @@ class GroupedLayer(Node):
         return self._calls.get((self.panels, branch), lambda: self._new_call(branch))
 
     def _new_call(self, branch: Branch | None) -> GroupCall:
-        apart = self.weight_scale.dim() == 2
-        groups = Groups(
-            self.edge,
-            self.order,
-            self.act_scale,
-            self.act_zero,
-            self.weight_scale if apart else None,
-        )
-        names = ("panels", "chunk_start", "chunk_units", "weight_zero", "in_mult", "bias")
-        buffers = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if not apart:
-            buffers["weight_scale"] = self.weight_scale
-        return GroupCall(self._library, self.metadata, self._pair, buffers, groups, branch=branch)
+        return call_of(self._library, self.metadata, self._pair, dict(self.named_buffers()), branch)
 
     def run(self, x: Tensor, step: int) -> Tensor:
         """See ``Node.forward``."""
+        if traced(x):
+            return grouped_layer(
+                x, dict(self._buffers), self.metadata, self._pair, step, last=self.writes_last
+            )
         return self.call()(x, step, last=self.writes_last)
 
     @property
     def in_place(self) -> bool:
-        """See ``Node``."""
-        return True
+        """See ``Node``; a compiler wants sums of operators."""
+        return not torch.compiler.is_compiling()
 
     def add_to(self, y: Tensor, x: Tensor, step: int | None = None) -> Tensor:
         """See ``PackedLayer.add_to``."""

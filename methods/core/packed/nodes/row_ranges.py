@@ -17,7 +17,7 @@ from quantarena.methods.core.affine import QuantParams, affine_params
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.float_ops import extremes
-from quantarena.methods.core.kernels.group_call import Branch, CallCache, GroupCall, Groups
+from quantarena.methods.core.kernels.groups.call import Branch, CallCache, GroupCall, Groups
 from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import (

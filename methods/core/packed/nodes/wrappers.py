@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.call import NativeCall
-from quantarena.methods.core.kernels.group_call import (
+from quantarena.methods.core.kernels.groups.call import (
     Branch,
     CallCache,
     GroupCall,
@@ -211,6 +211,8 @@ class LowRankLayer(Wrapper):
 
     def _in_one_call(self, x: Tensor, step: int) -> Tensor | None:
         """The output with the branch from one native call; None where there is no such call."""
+        if torch.compiler.is_compiling():  # which sees the operator of the inner layer
+            return None
         inner, branch = self.inner, self._for_kernels()
         if branch is None:
             return None

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from quantarena.methods.core.kernels import formats, native, oracle
 from quantarena.methods.core.kernels.formats import IntegerLayer
-from quantarena.methods.core.kernels.group_call import for_kernels, is_for_kernels
-from quantarena.methods.core.kernels.group_layout import aligned_order
+from quantarena.methods.core.kernels.groups.call import for_kernels, is_for_kernels
+from quantarena.methods.core.kernels.groups.layout import aligned_order
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer, one_call
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer

@@ -114,7 +114,7 @@ class GroupCall:
         """
         self.library, self.metadata, self.groups = library, metadata, groups
         table = groups.act_scale if groups.act_scale is not None else torch.ones(1, 1)
-        self._kept = (dict(buffers), branch, table)
+        self._kept: tuple[Any, ...] = (dict(buffers), branch, table)
         named = {"act_scale": table, **buffers}
         self._layer = layer_struct(panels or metadata, pair, named, sums=groups.apart)
         rank = 0 if branch is None else branch.up.shape[1]
@@ -140,6 +140,11 @@ class GroupCall:
         self._addresses = ctypes.addressof(self._layer), ctypes.addressof(self._struct)
         self._both = native.GroupedLayerStruct(*self._addresses)
         self._geometries: dict[tuple[Any, ...], Geometry] = {}
+
+    def release(self) -> None:
+        """Lets go of the buffers: whoever calls it keeps them alive."""
+        self._kept = ()
+        self.groups = Groups(torch.empty(len(self.groups.edge)), ranges=self.groups.ranges)
 
     def __call__(
         self,
