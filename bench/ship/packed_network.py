@@ -22,6 +22,7 @@ from quantarena.bench.ship.diffusers_quantizer import (
     QuantArenaQuantizer,
     require_format,
 )
+from quantarena.bench.ship.written_network import AsWritten
 from quantarena.bench.workloads.row_lists import stacked_class, takes_lists
 from quantarena.methods.core.clock import CallClock
 from quantarena.methods.core.model.attention_hooks import installed
@@ -32,6 +33,9 @@ from quantarena.methods.core.packed.nodes.leaf import PackedLayer
 from quantarena.methods.core.packed.nodes.node import Node
 from quantarena.methods.core.packed.number_format import lower
 from quantarena.methods.core.packed.pack import PackedModel, backend_of
+from quantarena.methods.core.packed.step.recorded import RecordedStep
+
+_RECORDED = "_recorded_step"
 
 
 class PackedNetwork(ModelMixin):  # type: ignore[misc]
@@ -51,10 +55,28 @@ class PackedNetwork(ModelMixin):  # type: ignore[misc]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the diffusers class; finds the sampler call by the timestep if nobody announced it."""
         index = None if self.clock.is_set else self._call_of(args, kwargs)
+        compute: Any = self.__dict__.get(_RECORDED, super().__call__)
         if index is None:
-            return super().__call__(*args, **kwargs)
+            return compute(*args, **kwargs)
         with self.clock.at(index):
-            return super().__call__(*args, **kwargs)
+            return compute(*args, **kwargs)
+
+    def record_step(self, on: bool = True, *, exact: bool = False) -> "PackedNetwork":
+        """Record its step at the next call without gradients, and replay it from then on.
+
+        This is how rows are timed (docs/kernels.md, "A step without Python"). What a recording does
+        not hold runs as it is written. A copy, and what is loaded from a file, records for itself
+        when it is told to.
+
+        Args:
+            on: whether to; False goes back to the network as it is written.
+            exact: give the network's results bit for bit; else they differ by rounding, and a step
+                takes less time.
+        """
+        self.__dict__.pop(_RECORDED, None)
+        if on:
+            self.__dict__[_RECORDED] = RecordedStep(AsWritten(self), self.clock, exact=exact)
+        return self
 
     def _call_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | int | None:
         """The sampler call of a timestep; None where only the sampler can tell.
@@ -218,8 +240,9 @@ class PackedNetwork(ModelMixin):  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Made again from the class that diffusers has: this one cannot be imported by name."""
-        reduced = super().__reduce_ex__(protocol)
-        return _blank, (original_class(type(self)),), *reduced[2:]
+        _, _, state, *rest = super().__reduce_ex__(protocol)
+        state = {name: value for name, value in state.items() if name != _RECORDED}
+        return _blank, (original_class(type(self)),), state, *rest
 
 
 def as_diffusers_model(packed: PackedModel, entry: Mapping[str, Any]) -> nn.Module:

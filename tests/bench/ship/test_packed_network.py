@@ -11,6 +11,7 @@ import torch
 
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.methods.core.errors import UserError
+from quantarena.methods.core.kernels import native as native_kernels
 from quantarena.methods.core.packed.nodes.node import Node
 
 
@@ -229,3 +230,51 @@ def test_timesteps_that_come_twice_tell_nothing(by_call):
 def test_pipelines_without_tables_keep_their_scheduler_as_it_is(shipped):
     pipe = open_exported(shipped).loaded.pipe
     assert "step" not in vars(pipe.scheduler)
+
+
+# ---- recorded steps --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", ["native", "by_call"])
+def test_a_recorded_step_draws_the_same(made, request, pixels):
+    pipe = request.getfixturevalue(made)
+    if native_kernels.library().run is None:
+        pytest.skip("steps are recorded of native kernels")
+    for _ in range(5):  # by then norms and activations are computed as they will be
+        plain = pixels(pipe)
+    recorded = vars(pipe.unet.record_step(exact=True))["_recorded_step"]
+    drawn = [pixels(pipe) for _ in range(3)]
+    assert recorded.told.replayed > 0, recorded.told
+    assert all(torch.equal(image, plain) for image in drawn)
+    fast = vars(pipe.unet.record_step())["_recorded_step"]
+    assert (pixels(pipe) - plain).abs().mean() < 0.01
+    assert fast.told.replayed > 0
+    pipe.unet.record_step(on=False)
+    assert torch.equal(pixels(pipe), plain)
+
+
+def test_copies_and_files_of_a_recorded_network_hold_no_recording(native, pixels, tmp_path):
+    native.save_pretrained(tmp_path / "before")
+    native.unet.record_step()
+    pixels(native)
+    copied = copy.deepcopy(native.unet)
+    again = pickle.loads(pickle.dumps(native.unet))
+    for other in (copied, again):
+        assert "_recorded_step" not in vars(other)
+    native.save_pretrained(tmp_path / "after")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        before, after = (tmp_path / when / "unet" / name for when in ("before", "after"))
+        assert before.read_bytes() == after.read_bytes()
+
+
+def test_a_recorded_network_refuses_and_trains_as_before(native):
+    network = native.unet.record_step()
+    x, times = torch.randn(2, 3, 8, 8), torch.tensor([1, 1])
+    with torch.no_grad():
+        first = network(x, times).sample
+    network.train()
+    with torch.no_grad():
+        assert torch.allclose(network(x, times).sample, first, atol=1e-4)
+    network.eval()
+    with pytest.raises(UserError, match="offload"):
+        network.enable_group_offload()
