@@ -21,17 +21,13 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = ["QuantArenaConfig", "__version__", "load_pipeline"]
 
-_LATE = {
-    "QuantArenaConfig": "quantarena.bench.ship.diffusers_quantizer",
-    "load_pipeline": "quantarena.bench.ship.pipeline_folder",
-}
-"""Names that need torch, and the modules that define them; imported when they are asked for."""
-
 register_with_diffusers()
 
 
 def __getattr__(name: str) -> Any:
-    """The names in ``_LATE``."""
-    if name in _LATE:
-        return getattr(import_module(_LATE[name]), name)
+    """Names that need torch, imported when they are asked for."""
+    if name == "QuantArenaConfig":
+        return import_module("quantarena.bench.ship.diffusers_quantizer").QuantArenaConfig
+    if name == "load_pipeline":
+        return import_module("quantarena.bench.ship.pipeline_folder").load_pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

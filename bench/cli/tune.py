@@ -108,7 +108,7 @@ def tune(
         recipe = tuning.Recipe(
             tuning.Approach(approach), experts, rank, updates or 100, accumulate or 4, lr, recompute
         )
-    name = lookup.canonical_workload(workload)
+    name = lookup.canonical_workload(workload, packed=True)
     subjects = tuple(zip(images, token, prompts, strict=True))
     ship = importlib.import_module("quantarena.bench.personalise.export")
     command = _command(name, subjects, widths, recipe, steps, seed, target)

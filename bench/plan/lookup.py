@@ -170,19 +170,22 @@ def paper_workloads() -> dict[str, Any]:
     return dict(found)
 
 
-def canonical_workload(name_or_path: str, options: tuple[str, ...] = ()) -> str:
+def canonical_workload(
+    name_or_path: str, options: tuple[str, ...] = (), *, packed: bool = False
+) -> str:
     """What goes into a cell: name, hub id or absolute path, with the settings that were given.
 
     Args:
         name_or_path: as given.
         options: ``KEY=VALUE`` settings.
+        packed: take an export of ours, too.
 
     Raises:
         UserError: no such workload, no such setting, or one that its pipeline cannot use.
     """
     workload_name = importlib.import_module("quantarena.bench.workloads.workload_name")
     info = workload(workload_name.with_options(name_or_path, options))
-    require_usable(info)
+    require_usable(info, packed=packed)
     return str(info.name)
 
 

@@ -35,10 +35,14 @@ _DECODERS = ("vae", "vqvae")
 _SCHEDULER = "scheduler"
 
 
-def require_usable(info: WorkloadInfo) -> None:
+def require_usable(info: WorkloadInfo, *, packed: bool = False) -> None:
     """Check the settings of a workload against the class and the configuration of its pipeline.
 
     A class that is not part of diffusers is not judged.
+
+    Args:
+        info: the workload.
+        packed: take an export of ours, too.
 
     Raises:
         UserError: one line that names the setting and what to do.
@@ -54,7 +58,9 @@ def require_usable(info: WorkloadInfo) -> None:
     if signature is None:
         return
     for name in _DENOISERS:
-        if configs.get(name, {}).get("quantization_config") is not None:
+        held = configs.get(name, {}).get("quantization_config")
+        ours = isinstance(held, dict) and held.get("quant_method") == "quantarena"
+        if held is not None and not (packed and ours):
             raise UserError(
                 f"{info.path}: its {name} is quantized already, and a workload is full precision: "
                 f"score it with quantarena run --workload {info.path} --against BASE, where BASE "

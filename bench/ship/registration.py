@@ -6,6 +6,7 @@ for the import, and adds them when the module has run. Neither imports torch her
 """
 
 import importlib.machinery
+import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -53,7 +54,8 @@ def _add(tables: ModuleType) -> None:
     ours = sys.modules.get(QUANTIZER)
     if ours is not None and not hasattr(ours, "QuantArenaQuantizer"):
         return  # its own import led here; it registers itself when it has run
-    from quantarena.bench.ship.diffusers_quantizer import QuantArenaConfig, QuantArenaQuantizer
-
-    tables.AUTO_QUANTIZER_MAPPING[METHOD] = QuantArenaQuantizer
-    tables.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = QuantArenaConfig
+    # By name: every module is below the package that calls this, and an import would put all that
+    # diffusers is told into the key of every stage. No stage loads networks through these tables.
+    ours = pkgutil.resolve_name(QUANTIZER)
+    tables.AUTO_QUANTIZER_MAPPING[METHOD] = ours.QuantArenaQuantizer
+    tables.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = ours.QuantArenaConfig

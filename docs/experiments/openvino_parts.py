@@ -28,6 +28,7 @@ import torch
 from quantarena.bench.devices.turns import take_turns
 from quantarena.bench.ship import export_model
 from quantarena.bench.ship.pipeline_folder import open_exported
+from quantarena.methods.core.packed.step.recorded import RecordedStep
 from quantarena.methods.rivals import ov_network
 from quantarena.methods.rivals.positional import arguments
 from quantarena.methods.rivals.stand_in import StandIn
@@ -212,7 +213,11 @@ def main() -> None:
         if "the export" in modules:
             found = apart(points.call(modules["the export"]), wanted)
             print(f"one call of the export is {found:.1e} from ours")
-        turns = take_turns({"our kernels": packed.module, **modules}, points, given.rounds)
+        ours = {
+            "our kernels": packed.module,
+            "our kernels, recorded": RecordedStep(packed.module, packed.clock),
+        }
+        turns = take_turns({**ours, **modules}, points, given.rounds)
         # last: a hook keeps a norm and its activation from running as one pass from then on
         moved = apart(shaken(packed.module, points), wanted)
         print(f"one call of our kernels is {moved:.1e} from itself with its norms shaken")

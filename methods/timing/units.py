@@ -21,6 +21,7 @@ from quantarena.methods.timing.cases import Case, example_input, gaussian_layer
 from quantarena.methods.timing.interleave import interleave
 from quantarena.methods.timing.rivals import Run
 
+_TICK = time.get_clock_info("process_time").resolution
 _OUTPUTS, _UNIT = 96, 16
 """Outputs and K of the work that ``QaUnit.peak`` counts in."""
 
@@ -79,7 +80,8 @@ def peaks(names: Iterable[str], *, pair: bool = False, rounds: int = 15) -> dict
             repeats = 4096 if units else 65536
             start = time.process_time()
             if function(int(pair), units, repeats) == 0:
-                spent = (time.process_time() - start) / (repeats * max(units, 1))
+                # a clock of coarse steps may not have moved in so short a loop
+                spent = max(time.process_time() - start, _TICK) / (repeats * max(units, 1))
                 work[name, units] = min(work[name, units], spent)
     each = _OUTPUTS * _UNIT
     return {

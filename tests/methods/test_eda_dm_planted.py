@@ -1,4 +1,4 @@
-"""EDA-DM's mixing wins where few points leave the roundings of wide blocks open."""
+"""EDA-DM's mixing where few points leave the roundings of wide blocks open."""
 
 import math
 
@@ -14,7 +14,7 @@ from quantarena.methods.core.trace.network import Role, trace
 from quantarena.methods.eda_dm import EDADM
 from quantarena.methods.info import Effort
 
-CALLS, ROWS, HELD, SEEDS = 4, 8, 16, range(6)
+CALLS, ROWS, HELD, SEEDS = 4, 8, 16, range(48)
 ENDS_FLOAT = Policy("flat", roles={Role.INPUT: FLOAT, Role.OUTPUT: FLOAT})
 
 
@@ -65,7 +65,7 @@ def error(seed, points, side, **off):
 
 
 @pytest.mark.slow
-def test_mixing_wins_where_points_are_few():
-    """The mean over several networks, for one more or less decides nothing."""
+def test_mixing_does_no_harm_where_points_are_few():
+    """The mean over many networks: that of six was 1.3, by chance. docs/methods/eda_dm.md."""
     gains = [math.log(error(s, 4, 1, mixing=False) / error(s, 4, 1)) for s in SEEDS]
-    assert math.exp(sum(gains) / len(gains)) >= 1.2
+    assert math.exp(sum(gains) / len(gains)) >= 0.95

@@ -97,8 +97,8 @@ def test_an_option_given_twice_is_refused():
 
 
 def test_a_method_without_options_says_so():
-    with pytest.raises(UserError, match="rtn has no options"):
-        entry("rtn").method.configured([("groups", "4")])
+    with pytest.raises(UserError, match="fp has no options"):
+        entry("fp").method.configured([("groups", "4")])
 
 
 @pytest.mark.parametrize("wrong", [{"groups": 0}, {"share": "half"}, {"sizes": (1.5,)}])

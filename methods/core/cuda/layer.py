@@ -12,7 +12,7 @@ from quantarena.methods.core.cuda import gemm, packing
 from quantarena.methods.core.cuda.device import arch
 from quantarena.methods.core.cuda.problem import Problem, problem
 from quantarena.methods.core.cuda.quantize import quantize, quantize_kernel
-from quantarena.methods.core.cuda.tuning import Config, choose
+from quantarena.methods.core.cuda.tuning import HOPPER, Config, choose
 from quantarena.methods.core.errors import Unsupported
 from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.formats import IntegerLayer, pack_codes
@@ -150,7 +150,13 @@ class CudaPackedLayer(PackedLayer):
                 act_bits=act_bits,
                 mode=mode,
                 config=self.config
-                or choose(call.rows, call.columns, call.depth, bits, arch(x.device)),
+                or choose(
+                    call.rows,
+                    call.columns,
+                    call.depth,
+                    bits,
+                    HOPPER if INTERPRETED else arch(x.device),
+                ),
             )
 
     def _check_place(self, x: Tensor) -> None:

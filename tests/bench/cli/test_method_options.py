@@ -56,7 +56,7 @@ def test_the_page_repeats_the_command_with_its_options(bench):
         ("q_diffusion.split_shortcuts=2", "it must be true or false"),
         ("q_difusion.split_shortcuts=true", "'q_difusion' does not run here: did you mean q_diff"),
         ("dgq.groups=4", "method 'dgq' does not run here"),
-        ("rtn.groups=4", "rtn has no options"),
+        ("fp.groups=4", "fp has no options"),
         ("groups=4", "write METHOD.NAME=VALUE, such as dgq.groups=4"),
         ("q_diffusion.split_shortcuts", "write METHOD.NAME=VALUE"),
     ],

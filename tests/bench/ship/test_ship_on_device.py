@@ -22,7 +22,7 @@ def quantized(model, folder, method, *place):
 
 
 def packed(folder):
-    (file,) = folder.glob("*/packed.safetensors")
+    (file,) = folder.glob("*/diffusion_pytorch_model.safetensors")
     return load_file(file)
 
 
