@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quantarena.methods.core.kernels import native
-from quantarena.methods.core.kernels.geometry import Geometry, layer_struct, plan
+from quantarena.methods.core.kernels.call import KernelCall, require_layout
+from quantarena.methods.core.kernels.geometry import Geometry, layer_struct
 from quantarena.methods.core.kernels.observer import Kind, NativeOperation, here
 
-_MAX_GEOMETRIES = 64
 SPARE = 7
 """Floats behind a branch's ``down`` that the kernels may read."""
 
@@ -80,14 +80,10 @@ def is_for_kernels(down: Tensor) -> bool:
     return bool(fits and inner.is_contiguous() and down.dtype is torch.float32 and down.is_cpu)
 
 
-class GroupCall:
+class GroupCall(KernelCall):
     """Calls the kernels for one layer, whose buffers it keeps alive.
 
-    Attributes:
-        library: the native library.
-        metadata: description of the layer, see ``IntegerLayer.metadata``; shape and kind are those
-            of inputs and outputs.
-        groups: groups of K.
+    Shape and kind in its metadata are those of inputs and outputs.
     """
 
     def __init__(
@@ -112,18 +108,19 @@ class GroupCall:
             panels: description of the layer that the panels are of, where it is another.
             branch: float branch, or None.
         """
-        self.library, self.metadata, self.groups = library, metadata, groups
         table = groups.act_scale if groups.act_scale is not None else torch.ones(1, 1)
-        self._kept: tuple[Any, ...] = (dict(buffers), branch, table)
+        entries = table.shape[0] if groups.ranges == native.BY_CALL else 1
+        super().__init__(library, metadata, entries)
+        self._count = len(groups.edge) - 1
+        self._kept: tuple[Any, ...] = (dict(buffers), groups, branch, table)
         named = {"act_scale": table, **buffers}
         self._layer = layer_struct(panels or metadata, pair, named, sums=groups.apart)
         rank = 0 if branch is None else branch.up.shape[1]
-        self.steps = table.shape[0] if groups.ranges == native.BY_CALL else 1
         self._struct = native.GroupsStruct(
-            len(groups.edge) - 1,
+            self._count,
             groups.ranges,
             rank,
-            self.steps,
+            entries,
             *map(
                 _address,
                 (
@@ -139,12 +136,10 @@ class GroupCall:
         )
         self._addresses = ctypes.addressof(self._layer), ctypes.addressof(self._struct)
         self._both = native.GroupedLayerStruct(*self._addresses)
-        self._geometries: dict[tuple[Any, ...], Geometry] = {}
 
     def release(self) -> None:
         """Lets go of the buffers: whoever calls it keeps them alive."""
         self._kept = ()
-        self.groups = Groups(torch.empty(len(self.groups.edge)), ranges=self.groups.ranges)
 
     def __call__(
         self,
@@ -176,29 +171,15 @@ class GroupCall:
             IndexError: the tables have no such entry.
             MemoryError: there is no memory for intermediate results.
         """
-        if x.dtype is not torch.float32 or not x.is_cpu:
-            raise ValueError(f"packed layers take float32 on the CPU, got {x.dtype} on {x.device}")
-        if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} is not in the table of {self.steps}")
-        key = (x.shape, x.stride(), last)
-        geometry = self._geometries.get(key)
-        if geometry is None:
-            geometry = self._plan(x, last)
-            if len(self._geometries) >= _MAX_GEOMETRIES:
-                self._geometries = {}
-            self._geometries[key] = geometry
+        geometry = self._geometry(x, step, last)
         if geometry.struct is None:
             return self(torch.empty(x.shape).copy_(x), step, into, flags, last=last, rows=rows)
         if geometry.copied:
             x = x.contiguous(memory_format=torch.channels_last)
         if into is None:
             into = self._output(geometry, flags)
-        elif (into.shape, into.stride(), into.dtype) != (
-            geometry.shape,
-            geometry.strides,
-            torch.float32,
-        ):
-            raise ValueError(f"cannot add to a {into.dtype} tensor of strides {into.stride()}")
+        else:
+            require_layout(into, geometry)
         ranges = None if rows is None else native.RowScalesStruct(*map(_address, rows))
         assert self.library.run_groups is not None
         error = self.library.run_groups(
@@ -211,12 +192,7 @@ class GroupCall:
             flags,
             None if ranges is None else ctypes.addressof(ranges),
         )
-        if error == native.NO_MEMORY:
-            raise MemoryError("packed layer: no memory for scratch")
-        if error == native.NOT_FINITE:
-            raise ValueError("cannot quantize: the tensor holds NaN or infinity")
-        if error:
-            raise ValueError(f"the {self.library.status.isa} kernels cannot run this layer's form")
+        self._require_success(error)
         if here.tell is not None:
             here.tell(
                 NativeOperation(
@@ -227,7 +203,7 @@ class GroupCall:
                     geometry.struct,
                     flags=flags,
                     entry=step,
-                    tables=self.steps > 1,
+                    tables=self.entries > 1,
                     keep=(self, geometry),
                 )
             )
@@ -236,13 +212,13 @@ class GroupCall:
     def _output(self, geometry: Geometry, flags: int) -> Tensor:
         if not flags & native.INTEGER:
             return torch.empty_strided(geometry.shape, geometry.strides)
-        count, size = len(self.groups.edge) - 1, torch.Size(geometry.shape).numel()
+        count, size = self._count, torch.Size(geometry.shape).numel()
         shape, strides = (count, *geometry.shape), (size, *geometry.strides)
         return torch.empty_strided(shape, strides, dtype=torch.int32)
 
     def _plan(self, x: Tensor, last: bool) -> Geometry:
         """The geometry of an input; channels side by side, in a copy where they are not."""
-        found = plan(self.metadata, x, last=last)
+        found = super()._plan(x, last)
         if found.struct is None or found.struct.x_channel == 1:
             return found
         struct = native.GeometryStruct.from_buffer_copy(found.struct)

@@ -20,16 +20,16 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.kernels.groups.call import Branch, CallCache, GroupCall
 from quantarena.methods.core.kernels.groups.custom_op import call_of, grouped_layer
 from quantarena.methods.core.kernels.groups.layout import aligned_order, group_chunks
-from quantarena.methods.core.kernels.layout import PANEL, operands, panel_codes, unpack_panels
+from quantarena.methods.core.kernels.layout import operands, panel_codes, unpack_panels
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
-from quantarena.methods.core.packed.nodes.leaf import PackedLayer
+from quantarena.methods.core.packed.nodes.leaf import PackedLayer, PanelLayer
 from quantarena.methods.core.packed.nodes.node import Document, Node
 
 _SHARED = ("kind", "weight_bits", "act_bits", "act_shape", "has_in_mult", "groups")
 _MOST_CHANNELS = 1 << 16
 
 
-class GroupedLayer(Node):
+class GroupedLayer(PanelLayer):
     """The layers of a ``SplitPackedLayer`` as one, with its description and ``state_dict``.
 
     Attributes:
@@ -184,32 +184,7 @@ class GroupedLayer(Node):
         order = None if self.order is None else self.channels
         return SplitPackedLayer(self.layers(), self._library, order=order)
 
-    # ---- accounting and state --------------------------------------------------------------
-
-    @property
-    def library(self) -> native.Library:
-        """The kernels that it runs on."""
-        return self._library
-
-    @property
-    def backend(self) -> str:
-        """See ``PackedLayer``."""
-        return self._library.status.backend
-
-    @property
-    def packed_bytes(self) -> int:
-        """See ``PackedLayer``."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-
-    @property
-    def weight_bits_observed(self) -> float:
-        """See ``PackedLayer``."""
-        return int(self.panels.shape[2]) * 8 / (PANEL * 16)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight codes."""
-        return tuple(self.metadata["weight_shape"])
+    # ---- state --------------------------------------------------------------
 
     def describe(self) -> Document:
         """See ``Node``; the description of :meth:`split`."""
@@ -219,10 +194,6 @@ class GroupedLayer(Node):
             "ordered": self.order is not None,
             "parts": [{"form": PackedLayer.form, "meta": meta} for meta in metas],
         }
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "GroupedLayer":
-        """Packed buffers keep their types and stay on the CPU."""
-        return self
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -6,7 +6,7 @@ checkpoint loads on any backend.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +21,49 @@ from quantarena.methods.core.packed.nodes.node import Build, Document, Node, Ten
 CANONICAL = ("weight_scale", "weight_zero", "act_scale", "act_zero", "in_mult", "bias")
 
 
-class PackedLayer(Node):
+class PanelLayer(Node):
+    """A node that holds panels of codes, and what the kernels read beside them.
+
+    Attributes:
+        metadata: of the layer, see ``IntegerLayer.metadata``.
+        panels: see ``Panels.codes``.
+    """
+
+    metadata: dict[str, Any]
+    panels: Tensor
+    _library: native.Library
+
+    @property
+    def library(self) -> native.Library:
+        """The kernels that it runs on."""
+        return self._library
+
+    @property
+    def backend(self) -> str:
+        """``packed`` on native kernels, ``reference`` on the torch oracle."""
+        return self._library.status.backend
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of everything that is kept for inference, padding included."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    @property
+    def weight_bits_observed(self) -> float:
+        """Bits per weight code slot, read from the size of the packed panels."""
+        return int(self.panels.shape[2]) * 8 / (PANEL * 16)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight codes."""
+        return tuple(self.metadata["weight_shape"])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Packed buffers keep their types and stay on the CPU."""
+        return self
+
+
+class PackedLayer(PanelLayer):
     """One quantized layer on the native kernels, or on the torch reference where there are none.
 
     Attributes:
@@ -201,40 +243,15 @@ class PackedLayer(Node):
     # ---- accounting ------------------------------------------------------------------------
 
     @property
-    def library(self) -> native.Library:
-        """The kernels that it runs on."""
-        return self._library
-
-    @property
-    def backend(self) -> str:
-        """``packed`` on native kernels, ``reference`` on the torch oracle."""
-        return self._library.status.backend
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of everything that is kept for inference, padding included."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-
-    @property
     def uses_pairs(self) -> bool:
         """Whether 16-bit products are used, because the int16 overflow proof failed."""
         return self._pair
-
-    @property
-    def weight_bits_observed(self) -> float:
-        """Bits per weight code slot, read from the size of the packed panels."""
-        return int(self.panels.shape[2]) * 8 / (PANEL * 16)
 
     def extra_repr(self) -> str:
         """Bits, shape and backend."""
         meta = self.metadata
         shape = "x".join(map(str, meta["weight_shape"]))
         return f"{meta['kind']} {shape}, w{meta['weight_bits']}a{meta['act_bits']}, {self.backend}"
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the weight codes."""
-        return tuple(self.metadata["weight_shape"])
 
     @property
     def in_channels(self) -> int:
@@ -261,10 +278,6 @@ class PackedLayer(Node):
         if (meta["has_bias"], meta["has_in_mult"]) != ("bias" in named, "in_mult" in named):
             raise ValueError("has not the bias or multipliers that it should have")
         return cls(IntegerLayer.from_tensors(dict(meta), named))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "PackedLayer":
-        """Packed buffers keep their types and stay on the CPU."""
-        return self
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

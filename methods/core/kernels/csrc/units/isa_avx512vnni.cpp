@@ -1,4 +1,4 @@
-// AVX-512-VNNI unit, on 256-bit registers (VL): the wide clock penalty is not worth it here.
+// AVX-512-VNNI unit, on 256-bit registers (VL): for processors that lower their clock for wide ones.
 #define QA_UNIT Avx512Vnni
 #define QA_PIN "v"
 #define QA_DOT(acc, a, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w))
