@@ -61,6 +61,7 @@ ROOMS = (
     "bench/plan",
     "bench/stages",
     "bench/run",
+    "bench/cluster",
     "bench/report",
     "bench/budget",
     "bench/ship",

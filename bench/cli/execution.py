@@ -1,17 +1,18 @@
 """Runs a request: plans it, runs what is missing, writes rows and page."""
 
+import importlib
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quantarena.bench import files
-from quantarena.bench.cli.options import Request
+from quantarena.bench.cli.options import MOST_WORKERS, Request
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup
@@ -19,6 +20,7 @@ from quantarena.bench.plan.plan import Plan, make_plan, plan_lines
 from quantarena.bench.report import publish
 from quantarena.bench.report.worse import unguarded, warn_of_worse
 from quantarena.bench.run import executors
+from quantarena.bench.run.executors import Executor, Listener, Remote, Setting
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts
 from quantarena.bench.run.runner import Options, Run
@@ -129,6 +131,7 @@ def _execute(
     store.retire(_of_other_budgets(request, rows))
     planned = _planned(request, store, made.cells)
     store.write_planned(planned)
+    options = replace(options, remote=_remote(request, made))
     work = Run(made, store, options, reporter, known)
     try:
         work.execute()
@@ -178,7 +181,41 @@ def planned_work(request: Request, rows: tuple[Row, ...], known: tuple[Row, ...]
         force=request.force,
         executor=request.executor,
         workers=request.workers,
+        address=request.address,
     )
+
+
+def _remote(request: Request, made: Plan) -> Remote | None:
+    """What makes the executors of the cluster that is asked for."""
+    if not request.address:
+        return None
+    cluster = importlib.import_module("quantarena.bench.cluster.executor")
+    infos = (lookup.workload(name) for name in request.grid.workloads)
+    zoo = Path(lookup.__file__).parents[1] / "workloads"  # travels with the package
+    paths = [Path(info.path) for info in infos]
+    pool = cluster.Pool(
+        address=request.address,
+        most=request.workers or MOST_WORKERS,
+        target=request.grid.target,
+        memory=made.memory,
+        device_memory=made.memory,
+        models=tuple(str(path) for path in paths if not path.is_relative_to(zoo)),
+    )
+
+    def make(
+        setting: Setting,
+        listener: Listener,
+        timeout: float,
+        *,
+        timing: bool,
+        say: Callable[[str], None],
+    ) -> Executor:
+        todo = made.todo.untimed if timing else made.todo.cells
+        asked = replace(pool, timing=timing, most=max(1, min(pool.most, len(todo))))
+        executor: Executor = cluster.ClusterExecutor(setting, listener, asked, timeout, say)
+        return executor
+
+    return make
 
 
 def history(request: Request, warn: Warn) -> tuple[Row, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from quantarena.bench.cli.common import RESULTS, PluginOption, ResultsOption, listed
+from quantarena.bench.cluster.session import checked_address
 from quantarena.bench.errors import Unsupported, UserError, did_you_mean
 from quantarena.bench.plan import lookup, presets
 from quantarena.bench.spec import Grid
@@ -168,6 +169,15 @@ class RequestOptions:
         int | None,
         typer.Option("--workers", min=1, max=MOST_WORKERS, help="Number of Ray workers."),
     ] = None
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="auto|HOST:PORT",
+            help="Run on the Ray cluster that this machine is part of; --results must be a folder "
+            "that all its nodes share. docs/scale/clusters.md",
+        ),
+    ] = None
 
     @property
     def choice(self) -> presets.Choice:
@@ -241,6 +251,7 @@ class Request:
         prefer_plugin: whether a plug-in wins over a built-in of the same name.
         warning: the preset's warning, or empty.
         command: command line that asks for the same cells again.
+        address: of the Ray cluster to run on; empty for this machine alone.
     """
 
     grid: Grid
@@ -252,6 +263,7 @@ class Request:
     prefer_plugin: bool
     warning: str
     command: str
+    address: str = ""
 
     @property
     def folder(self) -> Path:
@@ -304,9 +316,11 @@ def made_request(given: RequestOptions) -> Request:
         raise UserError(f"unknown executor {given.executor!r}: {hint}")
     plugins = lookup.plugin_paths(given.plugin or ())
     grid = presets.choose(base.grid, choice)
-    if grid.target.kind != "cpu" and given.executor == "ray":
+    address = _on_cluster(given, grid.target) if given.address is not None else ""
+    if grid.target.kind != "cpu" and given.executor == "ray" and not address:
         raise UserError(f"--executor ray runs on CPUs: for {grid.target.device} take local")
-    lookup.check_target(grid.target)
+    if not address or grid.target.kind == "cpu":  # else nodes with a GPU know
+        lookup.check_target(grid.target)
     lookup.check_kernels()
     lookup.check_methods(grid.all_methods, plugins, prefer_plugin=given.prefer_plugin)
     options = lookup.method_options(
@@ -323,4 +337,21 @@ def made_request(given: RequestOptions) -> Request:
         prefer_plugin=given.prefer_plugin,
         warning=base.warning,
         command=presets.command(given.preset, choice, plugins),
+        address=address,
     )
+
+
+def _on_cluster(given: RequestOptions, target: Target) -> str:
+    """The address of the cluster.
+
+    Raises:
+        UserError: it is no address, or it does not go together with another option.
+    """
+    if given.executor == "local":
+        raise UserError("--address runs on a cluster, --executor local in this process: drop one")
+    if target.kind == "mps" or ":" in target.device:
+        raise UserError(
+            f"--device {target.device} --address: the cluster chooses the device of each worker: "
+            "take --device cuda, or the CPU"
+        )
+    return checked_address(given.address or "")

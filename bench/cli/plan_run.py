@@ -94,4 +94,5 @@ def _as_json(made: Plan, request: Request) -> dict[str, Any]:
         "disk_bytes": made.disk,
         "executor": made.fan.executor,
         "workers": made.fan.workers,
+        "memory_bytes": made.memory,
     }

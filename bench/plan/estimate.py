@@ -53,7 +53,11 @@ _DEFAULT_RATE = {
 }
 """Seconds a unit on one core of an ordinary server, guidance included."""
 
-_START_SECONDS = {"local": 12.0, "ray": 30.0}
+_START_SECONDS = {"local": 12.0, "ray": 30.0, "cluster": 45.0}
+_PROCESS_BYTES = 1_200_000_000
+"""Of a worker that has torch, diffusers and a small model."""
+_COPIES = 8
+"""Weights in float32, in copies: full precision, quantized, packed, learned with its gradients."""
 _PAGE_SECONDS = 8.0
 
 
@@ -216,6 +220,33 @@ def _makespan(seconds: Iterable[float], workers: int) -> float:
     for task in seconds:
         free[free.index(min(free))] += task
     return max(free)
+
+
+def memory_bytes(
+    cells: Iterable[Cell], rows: Iterable[Row], megabytes: Callable[[str], float]
+) -> int:
+    """Bytes of memory that a worker needs for the largest of these cells; 0 without cells.
+
+    The largest peak that was measured on the same workload with the same method counts, else a
+    stated default for the size of the weights.
+
+    Args:
+        cells: to run.
+        rows: of earlier runs, on any machine.
+        megabytes: of a workload's weights.
+    """
+    peaks: dict[tuple[str, str], int] = {}
+    for row in rows:
+        pair = (row.cell.workload, row.cell.method)
+        peaks[pair] = max(peaks.get(pair, 0), row.peak_bytes)
+    pairs = {(cell.workload, cell.method) for cell in cells}
+    return max(
+        (
+            peaks.get(pair) or int(_PROCESS_BYTES + _COPIES * megabytes(pair[0]) * 1e6)
+            for pair in pairs
+        ),
+        default=0,
+    )
 
 
 def disk_bytes(

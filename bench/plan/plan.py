@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench import machine
-from quantarena.bench.plan.estimate import Rates, Sizes, Todo, disk_bytes, shipped, wall_seconds
+from quantarena.bench.plan.estimate import (
+    Rates,
+    Sizes,
+    Todo,
+    disk_bytes,
+    memory_bytes,
+    shipped,
+    wall_seconds,
+)
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.target import Target
@@ -22,10 +30,17 @@ STAMP = "inputs"
 
 @dataclass(frozen=True, slots=True)
 class Fan:
-    """How cells are spread: ``local`` in this process, or ``ray`` over workers."""
+    """How cells are spread: ``local`` in this process, ``ray`` over workers, or over a cluster's.
+
+    Attributes:
+        executor: ``local``, ``ray`` or ``cluster``.
+        workers: of a cluster, the number that is asked for or assumed.
+        address: of the cluster.
+    """
 
     executor: str
     workers: int
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,7 @@ class Plan:
         seconds: estimated wall seconds.
         measured: True when the estimate rests on rows measured on this machine.
         disk: estimated bytes to be written.
+        memory: estimated bytes of memory of one worker.
         stamp: hash of a cell's inputs, kept with its row.
         sizes: of workloads, for estimates in mid-run.
     """
@@ -57,6 +73,7 @@ class Plan:
     disk: int
     stamp: Callable[[Cell], str]
     sizes: Sizes = shipped
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,7 @@ def make_plan(
     force: bool = False,
     executor: str = "auto",
     workers: int | None = None,
+    address: str = "",
 ) -> Plan:
     """Compare a grid with the rows that exist.
 
@@ -96,6 +114,7 @@ def make_plan(
         force: run everything again.
         executor: ``local``, ``ray``, or ``auto`` to decide by the number of missing cells.
         workers: of Ray; the number of cores unless given.
+        address: of a cluster, if cells run on one.
     """
     facts = facts or Facts()
     rows = tuple(rows)
@@ -111,7 +130,7 @@ def make_plan(
         untimed=tuple(c for c in cells if c.key not in done or needs_timing(by_key[c.key])),
         prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
-    fan = choose_fan(executor, workers, len(missing), grid.target)
+    fan = choose_fan(executor, workers, len(missing), grid.target, address)
     rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size)
     model_bytes = max((int(facts.megabytes(w) * 1e6) for w in grid.workloads), default=0)
     return Plan(
@@ -125,6 +144,7 @@ def make_plan(
         measured=bool(rates),
         disk=disk_bytes(todo, facts.resolution, model_bytes, facts.size),
         stamp=facts.stamp,
+        memory=memory_bytes(missing, (*rows, *history), facts.megabytes),
         sizes=facts.size,
     )
 
@@ -134,8 +154,12 @@ def needs_timing(row: Row) -> bool:
     return row.status is Status.OK and row.latency is None
 
 
-def choose_fan(executor: str, workers: int | None, missing: int, target: Target) -> Fan:
+def choose_fan(
+    executor: str, workers: int | None, missing: int, target: Target, address: str = ""
+) -> Fan:
     """Pick the executor: Ray's start has to be worth it. One process has the whole GPU."""
+    if address:  # how many workers it really has room for is known when the run has joined it
+        return Fan("cluster", max(1, min(workers or machine.cores(), max(1, missing))), address)
     if target.kind != "cpu":
         executor = "local"
     if executor == "auto":
@@ -197,6 +221,8 @@ def minutes(seconds: float) -> str:
 
 
 def _fan_text(fan: Fan) -> str:
+    if fan.executor == "cluster":
+        return f"on the cluster at {fan.address}, if it has {fan.workers} workers"
     return "in this process" if fan.executor == "local" else f"{fan.workers} workers"
 
 

@@ -6,14 +6,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from quantarena.bench.errors import Stop, UserError, is_interrupt, one_line
 from quantarena.bench.process_state import lasting_changes
+from quantarena.bench.run import handover
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
+from quantarena.bench.spec import Cell
 
 
 class CellTimeout(Stop):
@@ -26,10 +29,15 @@ def perform(task: Task, setting: Setting, progress: Callable[[str, int, int], No
     paths = stages.Paths(results=Path(setting.results), cache=Path(setting.cache))
     plugins = setting.plugins
     if task.kind == "prepare":
-        stages.prepare(task.cell, paths, plugins=plugins, progress=progress)
+        stages.prepare(_batched(task), paths, plugins=plugins, progress=progress)
         return None
     if task.kind == "time":
-        return _row(stages.time_cell(task.row, paths, plugins=plugins, progress=progress))
+        began = time.monotonic()
+        row = _row(stages.time_cell(task.row, paths, plugins=plugins, progress=progress))
+        row = replace(row, seconds={**row.seconds, "time": round(time.monotonic() - began, 3)})
+        if row.key == task.cell.key:
+            handover.leave(paths.results, row)
+        return row
     return _row(
         stages.run_cell(
             task.cell,
@@ -37,8 +45,15 @@ def perform(task: Task, setting: Setting, progress: Callable[[str, int, int], No
             plugins=plugins,
             prefer_plugin=setting.prefer_plugin,
             progress=progress,
+            **({"batch": task.batch} if task.batch else {}),
         )
     )
+
+
+def _batched(task: Task) -> Cell:
+    """The task's cell with the task's batch."""
+    cell = task.cell
+    return replace(cell, budget=replace(cell.budget, batch=task.batch)) if task.batch else cell
 
 
 def attempt(

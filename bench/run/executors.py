@@ -47,11 +47,14 @@ class Task:
             ``prepare`` for the stages that several cells share.
         cell: the cell; for ``prepare``, any of the cells that share the stages.
         row: the row that gets a latency, for ``time``.
+        batch: images drawn together, where the cell's own number took too much memory; 0 is that
+            number.
     """
 
     kind: Kind
     cell: Cell
     row: Row | None = field(default=None, compare=False)
+    batch: int = field(default=0, compare=False)
 
     @property
     def label(self) -> str:
@@ -73,6 +76,7 @@ class Outcome:
         user_error: True if the user can mend the reason.
         lasting: the changes that the task made to its process and that cannot be undone. A process
             with any is replaced, so that the next task starts in a clean one.
+        notes: what its row has to say of how it came about, such as a worker that was lost.
     """
 
     task: Task
@@ -82,12 +86,23 @@ class Outcome:
     reason: str = ""
     user_error: bool = False
     lasting: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def where(reported: tuple[str, int, int]) -> str:
+    """How far a task was, by the (stage, done, total) that was last heard of it; for reasons."""
+    stage, done, total = reported
+    if not stage:
+        return " before its first stage"
+    return f" in stage {stage}" + (f" ({done} of {total})" if total > 1 else "")
 
 
 class Executor(Protocol):
-    """Runs tasks, at most ``slots`` at a time."""
+    """Runs tasks, at most ``slots`` at a time; a cluster's number changes while it runs."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """The largest number of unfinished tasks at this time, at least 1."""
 
     def start(self, task: Task) -> None:
         """Start a task. Fewer than ``slots`` tasks may be unfinished at that time."""
@@ -97,3 +112,18 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Stop all tasks at once and release what the executor holds."""
+
+
+class Remote(Protocol):
+    """Makes the executor of a cluster, which a room to the right of this one knows."""
+
+    def __call__(
+        self,
+        setting: Setting,
+        listener: Listener,
+        timeout: float,
+        *,
+        timing: bool,
+        say: Callable[[str], None],
+    ) -> Executor:
+        """The executor of cells, or of timings."""

@@ -16,7 +16,7 @@ from typing import Any
 from quantarena.bench import machine
 from quantarena.bench.errors import one_line
 from quantarena.bench.files import TEMPORARY, work_folder
-from quantarena.bench.run.executors import Listener, Outcome, Setting, Task
+from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, where
 from quantarena.bench.run.ray_session import require_alive, start_ray
 from quantarena.bench.run.ray_worker import Worker
 from quantarena.bench.schema import Status
@@ -126,7 +126,7 @@ class RayExecutor:
             late = now - slot.began > START_SECONDS
             return f"its worker did not start in {START_SECONDS:.0f} s" if late else None
         late = bool(self._timeout) and now - slot.working > self._timeout
-        return f"stopped after {self._timeout:.0f} s{_where(slot)}" if late else None
+        return f"stopped after {self._timeout:.0f} s{where(slot.reported)}" if late else None
 
     def _new_slot(self) -> _Slot:
         self._spawned += 1
@@ -141,12 +141,14 @@ class RayExecutor:
         try:
             outcome: Outcome = self._ray.get(slot.reference)
         except exceptions.OutOfMemoryError:
-            return self._replace(slot, Status.OOM, f"killed by Ray for memory{_where(slot)}")
+            return self._replace(
+                slot, Status.OOM, f"killed by Ray for memory{where(slot.reported)}"
+            )
         except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
             status, reason = self._cause_of_death(error)
-            return self._replace(slot, status, reason + _where(slot))
+            return self._replace(slot, status, reason + where(slot.reported))
         except exceptions.RayError as error:
-            return self._replace(slot, Status.FAILED, one_line(error) + _where(slot))
+            return self._replace(slot, Status.FAILED, one_line(error) + where(slot.reported))
         assert slot.task is not None
         # The task came back as a copy; the caller knows its own.
         outcome = replace(outcome, task=slot.task)
@@ -183,10 +185,3 @@ class RayExecutor:
             if (stage, done, total) != slot.reported and slot.task is not None:
                 slot.reported = (stage, done, total)
                 self._listener(slot.task, stage, done, total)
-
-
-def _where(slot: _Slot) -> str:
-    stage, done, total = slot.reported
-    if not stage:
-        return " before its first stage"
-    return f" in stage {stage}" + (f" ({done} of {total})" if total > 1 else "")

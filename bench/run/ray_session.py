@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from quantarena.bench.errors import RunStopped, one_line
@@ -37,10 +38,7 @@ def start_ray(workers: int) -> Any:
     Raises:
         RunStopped: Ray did not start, twice.
     """
-    os.environ.update(_QUIET)
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with silently():
         try:
             import ray
 
@@ -54,9 +52,24 @@ def start_ray(workers: int) -> Any:
                 f"Ray did not start its workers ({one_line(error)}): run the same command again "
                 "when less runs on this machine, or with --executor local"
             ) from error
+    return without_logs(ray)
+
+
+@contextlib.contextmanager
+def silently() -> Iterator[None]:
+    """What Ray sets in this process while it starts is undone: warnings, the handler of SIGTERM."""
+    os.environ.update(_QUIET)
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
     with contextlib.suppress(ValueError):
         # Ray installs a handler of its own; the command line has one that ends a run in order.
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+def without_logs(ray: Any) -> Any:
+    """The module, which from now on prints nothing about workers that die."""
     with contextlib.suppress(AttributeError):
         # Ray prints a paragraph on stdout for each worker that dies; its cell's row says why.
         ray._private.worker._worker_logs_enabled = False

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from quantarena.bench.run.attempt import attempt
@@ -35,17 +36,28 @@ class Worker:
 
     def do(self, task: Task) -> Outcome:
         """Do a task. Its stage and progress are written to the note file."""
-        last = [("", 0.0)]
-
-        def progress(stage: str, done: int, total: int) -> None:
-            now = time.monotonic()
-            if stage == last[0][0] and now - last[0][1] < _NOTE_SECONDS and done < total:
-                return
-            last[0] = (stage, now)
-            with contextlib.suppress(OSError):
-                draft = self._note.with_suffix(".tmp")
-                draft.write_text(json.dumps([stage, done, total]), encoding="utf-8")
-                draft.replace(self._note)
-
+        progress = spaced(self._write, _NOTE_SECONDS)
         progress("starting", 0, 1)
         return attempt(task, self._setting, progress)
+
+    def _write(self, stage: str, done: int, total: int) -> None:
+        with contextlib.suppress(OSError):
+            draft = self._note.with_suffix(".tmp")
+            draft.write_text(json.dumps([stage, done, total]), encoding="utf-8")
+            draft.replace(self._note)
+
+
+def spaced(
+    tell: Callable[[str, int, int], None], seconds: float
+) -> Callable[[str, int, int], None]:
+    """The function, called at most that often while a stage goes on; its ends are always told."""
+    last = [("", 0.0)]
+
+    def progress(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == last[0][0] and now - last[0][1] < seconds and done < total:
+            return
+        last[0] = (stage, now)
+        tell(stage, done, total)
+
+    return progress

@@ -13,6 +13,7 @@ from quantarena.bench.spec import Cell
 
 _UNTIMED = "latency was not measured"
 _OWN = "its process was changed for good"
+_SHORT = "memory ran out with"
 _INHERITED = "earlier work of this run, not this row, changed the process for good"
 
 
@@ -49,16 +50,28 @@ def timed(task: Task, outcome: Outcome) -> Row:
 
 
 def marked(row: Row, outcome: Outcome, inherited: Iterable[str] = ()) -> Row:
-    """The row with a warning of each change to a process that cannot be undone.
+    """The row with what its outcome says of how it came about.
+
+    That is a lost worker, a smaller batch, and each change to a process that cannot be undone.
 
     Args:
         row: the row.
         outcome: what it comes from; the changes that its own task made are in ``lasting``.
         inherited: changes of the run's process, which its children have too.
     """
-    lines = dict.fromkeys((*row.warnings, *(f"{_OWN}: {change}" for change in outcome.lasting)))
+    own = (f"{_OWN}: {change}" for change in outcome.lasting)
+    batch, asked = outcome.task.batch, row.cell.budget.batch
+    fewer = (f"{_SHORT} {asked} images together, so they were drawn {batch} at a time",)
+    lines = dict.fromkeys((*row.warnings, *outcome.notes, *(fewer if batch else ()), *own))
     others = (f"{_INHERITED}: {c}" for c in inherited if f"{_OWN}: {c}" not in lines)
     return replace(row, warnings=tuple(dict.fromkeys((*lines, *others))))
+
+
+def with_less(outcome: Outcome) -> Task | None:
+    """The task once more with half the images drawn together, if memory ran out at first."""
+    task, batch = outcome.task, outcome.task.cell.budget.batch // 2
+    short = Status.OOM in (outcome.status, outcome.row.status if outcome.row else None)
+    return replace(task, batch=batch) if short and batch and not task.batch else None
 
 
 def counts(cells: tuple[Cell, ...], rows: Mapping[str, Row]) -> dict[str, int]:

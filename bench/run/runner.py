@@ -14,10 +14,18 @@ from quantarena.bench.errors import UserError
 from quantarena.bench.plan.estimate import SHARED, Rates, Todo, remaining_seconds
 from quantarena.bench.plan.plan import Fan, Plan, minutes, needs_timing
 from quantarena.bench.process_state import inherited_changes, lasting_changes
-from quantarena.bench.run.executors import Executor, Listener, Outcome, Setting, Task
+from quantarena.bench.run import handover
+from quantarena.bench.run.executors import (
+    Executor,
+    Listener,
+    Outcome,
+    Remote,
+    Setting,
+    Task,
+)
 from quantarena.bench.run.local_executor import LocalExecutor
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.run.rows import complete, cost_note, latency_note, marked, timed
+from quantarena.bench.run.rows import complete, cost_note, latency_note, marked, timed, with_less
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Store
@@ -42,6 +50,7 @@ class Options:
         timeout: seconds a cell may take; None gives eight times its estimate, at least half an
             hour; 0 is no limit.
         force: whether a failed attempt may replace an ok row.
+        remote: makes executors of a cluster; None where the run has none.
     """
 
     cache: Path
@@ -50,6 +59,7 @@ class Options:
     prefer_plugin: bool = False
     timeout: float | None = None
     force: bool = False
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class Run:
     _began: dict[Task, float] = field(default_factory=dict)
     _over: set[tuple[str, str]] = field(default_factory=set)
     _pace: dict[Task, Pace] = field(default_factory=dict)
+    _workers: int = 1
 
     def execute(self) -> None:
         """Run the unfinished cells. Every row is on disk when this returns or is interrupted.
@@ -114,6 +125,7 @@ class Run:
         self.store = replace(self.store, folder=self.store.folder.resolve())
         self.options = replace(self.options, cache=self.options.cache.resolve())
         self._rows = {row.key: row for row in self.store.rows()}
+        self._workers = self.plan.fan.workers
         try:
             if self.plan.todo.cells:
                 self._fan_out()
@@ -134,15 +146,19 @@ class Run:
         executor = self._executor(fan)
         try:
             while ready or self._began:
-                while ready and len(self._began) < executor.slots:
-                    task = ready.popleft()
-                    self._began[task] = time.monotonic()
-                    executor.start(task)
-                    self._listen(task, "starting", 0, 1)
+                self._fill(executor, ready)
                 outcome = executor.wait()
                 del self._began[outcome.task]
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
+                if (again := with_less(outcome)) is not None:
+                    full = again.cell.budget.batch
+                    self.reporter.say(
+                        f"  {again.label}: memory ran out with {full} images together; it starts "
+                        f"again with {again.batch}"
+                    )
+                    ready.appendleft(again)
+                    continue
                 if outcome.task.kind == "cell":
                     self._keep(outcome)
                     continue
@@ -150,7 +166,8 @@ class Run:
                 if outcome.status is Status.OK:
                     self._shared[outcome.task.cell.shared_key] = round(outcome.seconds, 3)
                     self._say(outcome.task, f"shared stages, {minutes(outcome.seconds)}")
-                    ready.extend(Task("cell", cell) for cell in self._ordered(cells))
+                    batch = outcome.task.batch
+                    ready.extend(Task("cell", cell, batch=batch) for cell in self._ordered(cells))
                 else:
                     self._cannot_prepare(outcome, cells, others=bool(blocked))
         except KeyboardInterrupt:
@@ -159,6 +176,15 @@ class Run:
         finally:
             executor.close()
             self._began.clear()
+
+    def _fill(self, executor: Executor, ready: deque[Task]) -> None:
+        """Start tasks while the executor has room."""
+        self._workers = max(executor.slots, self.plan.fan.workers)
+        while ready and len(self._began) < executor.slots:
+            task = ready.popleft()
+            self._began[task] = time.monotonic()
+            executor.start(task)
+            self._listen(task, "starting", 0, 1)
 
     def _cannot_prepare(self, outcome: Outcome, cells: list[Cell], *, others: bool) -> None:
         """Fail the cells of shared stages that failed.
@@ -202,37 +228,54 @@ class Run:
         self._say(outcome.task, f"{cell.label} {row.status}, {minutes(outcome.seconds)}{why}")
 
     def _time(self) -> None:
-        """Measure the latency of each ok row that has none, one by one; nothing else runs."""
+        """Measure the latency of each ok row that has none, one by one; nothing else runs.
+
+        A cluster measures one on each of its machines at a time.
+        """
         wanted = (self._rows.get(cell.key) for cell in self.plan.todo.untimed)
-        tasks = [Task("time", row.cell, row) for row in wanted if row and needs_timing(row)]
+        tasks = deque(Task("time", row.cell, row) for row in wanted if row and needs_timing(row))
+        if not self.plan.todo.cells and tasks:
+            self.reporter.open(len(tasks))
+        tasks = deque(task for task in tasks if not self._timed_before(task))
         if not tasks:
             return
-        if not self.plan.todo.cells:
-            self.reporter.open(len(tasks))
         alone = self.plan.fan.executor == "ray" or bool(lasting_changes())
-        executor = self._executor(Fan("alone" if alone else "local", 1))
+        executor = self._executor(Fan("alone" if alone else "local", 1), timing=True)
         try:
-            for task in tasks:
-                self._began[task] = time.monotonic()
-                executor.start(task)
-                self._listen(task, "starting", 0, 1)
+            while tasks or self._began:
+                self._fill(executor, tasks)
                 outcome = executor.wait()
+                task = outcome.task
                 del self._began[task]
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
-                row = self.store.amend(marked(timed(task, outcome), outcome, inherited_changes()))
-                self._rows[row.key] = row
-                self._say(task, f"{task.cell.label} timed, {latency_note(row)}")
+                self._keep_time(outcome)
         finally:
             executor.close()
             self._began.clear()
+
+    def _timed_before(self, task: Task) -> bool:
+        """Store what an earlier run's process has measured, if that run died too early to do it."""
+        found = task.row and handover.taken(self.store.folder, task.row)
+        if not found:
+            return False
+        self._keep_time(Outcome(task, Status.OK, found.seconds["time"], found))
+        return True
+
+    def _keep_time(self, outcome: Outcome) -> None:
+        """Store a row with its latency, or with the reason why it has none."""
+        task = outcome.task
+        row = self.store.amend(marked(timed(task, outcome), outcome, inherited_changes()))
+        handover.drop(self.store.folder, row)
+        self._rows[row.key] = row
+        self._say(task, f"{task.cell.label} timed, {latency_note(row)}")
 
     def _child(self) -> Executor:
         """An executor for the tasks left over by this process, which can do no more of them."""
         self.reporter.say("  this process was changed for good: a child process does the rest")
         return self._executor(Fan("alone", 1))
 
-    def _executor(self, fan: Fan) -> Executor:
+    def _executor(self, fan: Fan, *, timing: bool = False) -> Executor:
         setting = Setting(
             results=str(self.store.folder),
             cache=str(self.options.cache),
@@ -241,6 +284,9 @@ class Run:
             stages=self.options.stages,
         )
         listener: Listener = self._listen
+        if self.options.remote is not None:
+            timeout, say = self._timeout(), self.reporter.say
+            return self.options.remote(setting, listener, timeout, timing=timing, say=say)
         if fan.executor == "ray":
             from quantarena.bench.run.ray_executor import RayExecutor
 
@@ -280,7 +326,7 @@ class Run:
 
     def _seconds_left(self) -> float:
         """The estimate of the seconds left, from this run's rows and the time of present tasks."""
-        todo, now, workers = self.plan.todo, time.monotonic(), self.plan.fan.workers
+        todo, now, workers = self.plan.todo, time.monotonic(), self._workers
         left = Todo(
             shared=tuple(c for c in todo.shared if ("prepare", c.key) not in self._over),
             cells=tuple(c for c in todo.cells if ("cell", c.key) not in self._over),

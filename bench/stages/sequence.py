@@ -17,7 +17,7 @@ from quantarena.bench.cache import StageCache
 from quantarena.bench.devices.device import describe_device
 from quantarena.bench.devices.steps import timed_step
 from quantarena.bench.errors import one_line
-from quantarena.bench.machine import fingerprint
+from quantarena.bench.machine import fingerprint, same_machine
 from quantarena.bench.memory import peak_bytes
 from quantarena.bench.process_state import process_state
 from quantarena.bench.schema import Row, Status
@@ -107,11 +107,21 @@ def run_cell(
     *,
     plugins: tuple[str, ...] = (),
     prefer_plugin: bool = False,
+    batch: int = 0,
     progress: Progress,
 ) -> Row:
     """Everything of a cell but its latency. A cell that fails is a row with the reason.
 
     Only an interrupt or a signal of the executor comes out as an exception.
+
+    Args:
+        cell: the cell, whose key the row has.
+        paths: where things go.
+        plugins: absolute paths of plug-in files.
+        prefer_plugin: whether a plug-in wins over a built-in of the same name.
+        batch: images drawn together instead of the cell's own number, if that took too much
+            memory; full precision is drawn likewise, so that images stay pairs. 0 is the cell's.
+        progress: called with the stage, done and total.
     """
     started = _now()
     row = Row(cell, Status.OK, machine=fingerprint(), started=started)
@@ -119,7 +129,7 @@ def run_cell(
         row = replace(row, device=describe_device(cell.target))
         found = _imported(cell.method, plugins, prefer_plugin=prefer_plugin)
         row = replace(row, method=describe_method(found))
-        row = _stages(row, found, paths, progress)
+        row = _stages(row, found, paths, batched(cell, batch), progress)
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -142,8 +152,14 @@ def _advice(error: BaseException, cell: Cell) -> str:
     return "; --offload has one block at a time on the device, --batch makes activations smaller"
 
 
-def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress) -> Row:
-    cell, watch, cache = row.cell, Stopwatch(), StageCache(paths.cache)
+def batched(cell: Cell, batch: int) -> Cell:
+    """The cell with that many images drawn together; with its own number if that is 0."""
+    return replace(cell, budget=replace(cell.budget, batch=batch)) if batch else cell
+
+
+def _stages(row: Row, found: RegisteredMethod, paths: Paths, cell: Cell, progress: Progress) -> Row:
+    """The row with the results of ``cell``, which is the row's own but for its batch."""
+    watch, cache = Stopwatch(), StageCache(paths.cache)
     method = found.method.configured(cell.options)
     method.check(cell.widths, cell.variant, cell.policy)  # before anything expensive
     if cell.target.offload:
@@ -186,7 +202,7 @@ def _stages(row: Row, found: RegisteredMethod, paths: Paths, progress: Progress)
         seconds={name: round(value, 3) for name, value in watch.seconds.items()},
         peak_bytes=peak_bytes(),
         stage_keys=keys,
-        artefacts=keep(cell, drawn, scores.arrays, paths.results),
+        artefacts=keep(row.cell, drawn, scores.arrays, paths.results),
         warnings=(
             *workspace.loaded.notes,
             *made.warnings,
@@ -205,7 +221,8 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
 
 
 def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress) -> Row:
-    cache, cell = StageCache(paths.cache), row.cell
+    cache = StageCache(paths.cache)
+    cell = batched(row.cell, int(row.workload.get("batch", 0)))  # as its images were drawn
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")
@@ -236,6 +253,11 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
         warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
         warnings.append(TRAVELS)
+    here = fingerprint()
+    if not same_machine(row.machine, here):
+        # Readers compare times within a machine, so the row names the one that was timed.
+        warnings.append(f"latency: its images were drawn on another machine, {_named(row.machine)}")
+        row = replace(row, machine=here)
     with_times = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
     return replace(with_times, warnings=(*row.warnings, *warnings))
 
@@ -256,6 +278,10 @@ def sampler_batch(recorded: Trajectory, images: int) -> CalibrationSet:
     halves = torch.arange(recorded.halves) * recorded.images
     rows = (halves[:, None] + image).flatten()
     return recorded.pick(torch.full_like(rows, recorded.calls // 2), rows)
+
+
+def _named(machine: dict[str, object]) -> str:
+    return f"{machine.get('cpu')} with {machine.get('cores')} cores"
 
 
 def _now() -> str:

@@ -1,0 +1,66 @@
+"""Joining a Ray cluster that runs already."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from quantarena.bench.errors import UserError, first_line
+from quantarena.bench.run.ray_session import silently, without_logs
+
+AUTO = "auto"
+_PLACE = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+
+
+def checked_address(text: str) -> str:
+    """An address that a run can join.
+
+    Raises:
+        UserError: it is none, or one of Ray's client, which cannot tell a lost line from a death.
+    """
+    if text.startswith("ray://"):
+        raise UserError(
+            f"--address {text}: Ray's client ends all workers of a run when its line is lost, and "
+            "says nothing of nodes that die: run the command on a machine of the cluster, with "
+            "--address auto or HOST:PORT (the port of 'ray start --head', 6379 by default)"
+        )
+    found = _PLACE.fullmatch(text)
+    if text != AUTO and (found is None or not 0 < int(found[2]) < 65536):
+        raise UserError(f"--address {text}: write auto, or HOST:PORT such as 10.0.0.1:6379")
+    return text
+
+
+def join_ray(address: str, environment: Mapping[str, Any]) -> Any:
+    """Join a cluster that runs, from one of its machines; leaving it ends this run's workers.
+
+    Args:
+        address: ``auto``, or HOST:PORT of the cluster's head.
+        environment: Ray's description of what workers need, see ``runtime_env``.
+
+    Returns:
+        The module ``ray``.
+
+    Raises:
+        UserError: there is no such cluster, or this machine is no part of it.
+    """
+    # Else it prints a line for each object of a node that died; the run says what is done again.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with silently():
+        import ray
+
+        try:
+            ray.init(
+                address=address,
+                runtime_env=dict(environment),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except Exception as error:
+            raise UserError(
+                f"--address {address}: Ray did not let this process join ({first_line(error)}); "
+                "start it with 'RAY_worker_niceness=0 ray start --head', and on every other "
+                "machine, this one too, with 'ray start --address HOST:PORT'"
+            ) from error
+    return without_logs(ray)
