@@ -91,6 +91,18 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
     return Store(folder, (reporter or Reporter()).warn)
 
 
+def opened_run(results: Path, name: str) -> Store:
+    """The store of a run that has begun, by its name or its folder; it may have no row yet.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    for folder in (results / name, Path(name)):
+        if any(os.path.isdir(folder / part) for part in ("rows", "drivers")):
+            return Store(folder, Reporter().warn)
+    return opened(results, name)
+
+
 def run_names(results: Path) -> tuple[str, ...]:
     """Runs that have rows."""
     if not results.is_dir():

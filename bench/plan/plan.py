@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench import machine
-from quantarena.bench.plan.estimate import Rates, Sizes, Todo, disk_bytes, shipped, wall_seconds
+from quantarena.bench.plan.dag import Dag, Known, stage_dag
+from quantarena.bench.plan.estimate import PAGE_SECONDS, START_SECONDS, Rates, Sizes, Todo, shipped
+from quantarena.bench.plan.past import Past
+from quantarena.bench.plan.schedule import Costs, Schedule, simulate
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.target import Target
@@ -43,6 +46,8 @@ class Plan:
         measured: True when the estimate rests on rows measured on this machine.
         disk: estimated bytes to be written.
         stamp: hash of a cell's inputs, kept with its row.
+        dag: every stage of the run, with what is shared and what is cached.
+        schedule: how the run goes with its workers.
         sizes: of workloads, for estimates in mid-run.
     """
 
@@ -56,6 +61,8 @@ class Plan:
     measured: bool
     disk: int
     stamp: Callable[[Cell], str]
+    dag: Dag
+    schedule: Schedule
     sizes: Sizes = shipped
 
 
@@ -82,6 +89,7 @@ def make_plan(
     *,
     history: Iterable[Row] = (),
     facts: Facts | None = None,
+    past: Past | None = None,
     force: bool = False,
     executor: str = "auto",
     workers: int | None = None,
@@ -93,12 +101,12 @@ def make_plan(
         rows: of this grid's results folder.
         history: rows of other folders, for the estimate only.
         facts: about methods and workloads.
+        past: what the stage cache holds and what that took.
         force: run everything again.
         executor: ``local``, ``ray``, or ``auto`` to decide by the number of missing cells.
         workers: of Ray; the number of cores unless given.
     """
-    facts = facts or Facts()
-    rows = tuple(rows)
+    facts, past, rows = facts or Facts(), past or Past(), tuple(rows)
     by_key = {row.key: row for row in rows}
     cells = grid.cells()
     finished = {c.key for c in cells if (row := by_key.get(c.key)) and row.status in DONE}
@@ -112,8 +120,23 @@ def make_plan(
         prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
     fan = choose_fan(executor, workers, len(missing), grid.target)
-    rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size)
-    model_bytes = max((int(facts.megabytes(w) * 1e6) for w in grid.workloads), default=0)
+    rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size, past.made_here)
+    untimed = {cell.key for cell in todo.untimed}
+    known = Known(
+        rates=rates,
+        done=done,
+        timed=frozenset(cell.key for cell in cells if cell.key not in untimed),
+        prepared=todo.prepared,
+        shared=past.shared,
+        models=past.models,
+        sizes=facts.size,
+        resolution=facts.resolution,
+        model_bytes=lambda workload: int(facts.megabytes(workload) * 1e6),
+    )
+    dag = stage_dag(cells, known)
+    schedule = simulate(
+        dag, fan.workers, Costs(start=START_SECONDS[fan.executor], end=PAGE_SECONDS)
+    )
     return Plan(
         grid=grid,
         cells=cells,
@@ -121,10 +144,12 @@ def make_plan(
         stale=frozenset(stale),
         todo=todo,
         fan=fan,
-        seconds=wall_seconds(todo, rates, fan.workers, fan.executor),
+        seconds=schedule.seconds,
         measured=bool(rates),
-        disk=disk_bytes(todo, facts.resolution, model_bytes, facts.size),
+        disk=sum(stage.disk for stage in dag.stages.values() if not stage.cached),
         stamp=facts.stamp,
+        dag=dag,
+        schedule=schedule,
         sizes=facts.size,
     )
 
@@ -147,7 +172,7 @@ def choose_fan(executor: str, workers: int | None, missing: int, target: Target)
 
 
 def plan_lines(plan: Plan, folder: Path) -> list[str]:
-    """The plan for a reader, before anything runs."""
+    """The plan for a reader, before anything runs, in a few lines."""
     grid = plan.grid
     own: dict[tuple[str, ...], int] = {}
     for name in dict.fromkeys(name for name, _ in grid.also):

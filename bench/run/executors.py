@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.stages import Use
 
 STAGES = "quantarena.bench.stages.sequence"
 """The module that does the work: ``Paths``, ``prepare``, ``run_cell`` and ``time_cell``."""
@@ -73,6 +74,7 @@ class Outcome:
         user_error: True if the user can mend the reason.
         lasting: the changes that the task made to its process and that cannot be undone. A process
             with any is replaced, so that the next task starts in a clean one.
+        uses: the cache entries that the task made or used, with what making them took.
     """
 
     task: Task
@@ -82,6 +84,7 @@ class Outcome:
     reason: str = ""
     user_error: bool = False
     lasting: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 class Executor(Protocol):
