@@ -36,10 +36,10 @@ from quantarena.bench.storage.drivers import (
 from quantarena.bench.storage.leases import Leases
 from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.storage.shelves import FolderShelf
-from quantarena.bench.storage.stages import LEASES
+from quantarena.bench.storage.stages import CACHE, LEASES
+from quantarena.bench.storage.sync import pull, sync_of
 from quantarena.bench.store import Planned, Store, Warn
 
-CACHE = ".cache"
 MOST_MINUTES = 366 * 24 * 60
 
 TimeoutOption = Annotated[
@@ -129,6 +129,10 @@ def _execute(
     request: Request, options: Options, store: Store, reporter: Reporter, lock: files.FolderLock
 ) -> tuple[Plan, dict[str, Row], Path]:
     files.ensure_folder(options.cache)
+    sync = sync_of(store.folder)
+    if sync is not None:
+        sync.require_conditions()
+        sync.pull()
     others = others_alive(store.folder)
     alone = lock.alone and not others
     _sweep(options.cache, request.folder, alone=alone)
@@ -143,14 +147,19 @@ def _execute(
     if request.warning and made.todo:
         reporter.say(f"  note: {request.warning}")
     _check_disk(made, request.folder)
-    store.retire(_of_other_budgets(request, rows))
+    retired = _of_other_budgets(request, rows)
+    store.retire(retired)
     store.write_planned(_planned(request, store, made.cells))
     journal = Journal(store.folder, new_driver(request.command, made.fan.workers))
-    leases = Leases(FolderShelf(store.folder / LEASES))
+    leases = Leases(FolderShelf(store.folder / LEASES) if sync is None else sync.shelf(LEASES))
+    if sync is not None:
+        journal.push = sync.push
+        sync.forget_rows(retired)
+        sync.push_changed()
     lock.share()
     for other in others:
         reporter.say(f"  beside {other.owner.label}, which has {other.ended} of {other.total}")
-    together = driver_among_others(store.folder, leases, journal, None)
+    together = driver_among_others(store.folder, leases, journal, sync)
     work = Run(made, store, options, reporter, known, together)
     with journal.beating():
         try:
@@ -163,6 +172,8 @@ def _execute(
             )
             raise
         page = _page(request, store, made, leases, reporter)
+        if sync is not None:
+            sync.push_changed()
     forget_old(store.folder)
     return made, _by_key(store), page
 
@@ -171,6 +182,7 @@ def _page(request: Request, store: Store, made: Plan, leases: Leases, reporter: 
     """Judge the rows and write the page; of several drivers one after the other does."""
     while (lease := leases.take("page")) is None:
         time.sleep(0.5)
+    pull(store.folder)
     try:
         planned = _planned(request, store, made.cells)  # others may have planned more meanwhile
         if store.read_planned() != planned:

@@ -33,6 +33,7 @@ from quantarena.bench.run.rows import counts_line
 from quantarena.bench.schema import Row
 from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.storage.status import RunStatus, run_status
+from quantarena.bench.storage.sync import pull
 from quantarena.bench.store import Store
 
 
@@ -40,6 +41,7 @@ from quantarena.bench.store import Store
 def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     """Show the cells, the estimated time and the disk space of a run, without running anything."""
     request = made_request(given)
+    pull(request.folder, pictures=False)
     warn = Reporter().warn
     rows = outlines(Store(request.folder, warn))
     require_budget(request, rows)

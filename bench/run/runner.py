@@ -142,15 +142,14 @@ class Run:
             self._progress.listen(task, "starting", 0, 1)
 
     def _settled(self, task: Task, work: Work) -> bool:
-        """Whether another driver has done a task since this run was planned."""
+        """Whether a task is done: a cell by another driver since this run was planned."""
         if task.kind == "prepare":
             note = prepared(self.options.cache, task.cell.shared_key)
-            fits = note is not None and note.stamp == self.plan.stamp(note.cell)
-            if note is None or not fits or note.at < self.together.began:
+            if note is None or note.stamp != self.plan.stamp(note.cell):
                 return False
-            if not note.there(self.options.cache) and not self.together.remote:
+            if not note.there(self.options.cache):
                 return False
-            self._say(task, "shared stages, made by another run")
+            self._say(task, "shared stages are there")
             cells = self._blocked.pop(task.cell.shared_key)
             work.extend(Task("cell", cell) for cell in self._ordered(cells))
             return True

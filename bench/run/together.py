@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench import machine
-from quantarena.bench.files import utc_now
 from quantarena.bench.machine import same_machine
 from quantarena.bench.run.work import Claims, LeasedClaims, NoOthers
 from quantarena.bench.schema import Row
@@ -32,7 +31,6 @@ class Together:
         leases: to give back at the end.
         machine_lock: file of the lock that keeps others of this machine away from timings.
         remote: what copies rows to and from a store elsewhere; None for a folder.
-        began: when this driver began, UTC in ISO 8601.
     """
 
     claims: Claims = field(default_factory=NoOthers)
@@ -40,7 +38,6 @@ class Together:
     leases: Leases | None = None
     machine_lock: Path | None = None
     remote: Any = None
-    began: str = field(default_factory=utc_now)
 
     def told(self, **changes: Any) -> None:
         """Keep what the driver's note says up to date."""

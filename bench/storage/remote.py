@@ -9,10 +9,10 @@ their inputs, so that an object of a known name never has to be compared.
 import contextlib
 import hashlib
 import importlib
-import io
-import os
 import tarfile
 import tempfile
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,9 @@ class Remote:
         """
         path = f"{self.root}/{name}"
         with self._errors("write", name):
-            with contextlib.suppress(NotImplementedError):
-                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._ensure_parent(path)
             if _is_file_system(self.system):  # a file is not written whole: it is renamed
-                draft = f"{path}.{os.getpid()}.tmp"
+                draft = _draft(path)
                 self.system.pipe_file(draft, data)
                 self.system.mv(draft, path)
             else:
@@ -100,32 +99,76 @@ class Remote:
                 marks[name] = " ".join(str(each.get(stamp, "")) for stamp in stamps)
         return marks
 
+    def fetch_many(self, names: list[str]) -> dict[str, bytes]:
+        """The bytes of several objects, asked for together; those that are gone are left out."""
+        paths = {f"{self.root}/{name}": name for name in names}
+        if not paths:
+            return {}
+        with self._errors("read", names[0]):
+            found = self.system.cat(list(paths), on_error="return")
+        if isinstance(found, bytes):  # of one path it is no dictionary
+            return {names[0]: found}
+        byname = {paths.get(path) or paths[f"/{path}"]: data for path, data in found.items()}
+        for name, data in byname.items():
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                raise UserError(f"cannot read {self.url}/{name} ({data})")
+        return {name: bytes(data) for name, data in byname.items() if isinstance(data, bytes)}
+
     def push_folder(self, folder: Path, name: str) -> None:
-        """Write the files below a folder as one object."""
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w") as tar:
-            for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-                tar.add(file, arcname=file.relative_to(folder).as_posix(), recursive=False)
-        self.push(name + TAR, stream.getvalue())
+        """Write the files below a folder as one object.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        with temporary_folder() as place:
+            file = Path(place) / "entry.tar"
+            with tarfile.open(file, mode="w") as tar:
+                for each in sorted(f for f in folder.rglob("*") if f.is_file()):
+                    tar.add(each, arcname=each.relative_to(folder).as_posix(), recursive=False)
+            self.push_file(file, name + TAR)
+
+    def push_file(self, file: Path, name: str) -> None:
+        """Write a file as an object, whole or not at all: large ones go up in parts.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        path = f"{self.root}/{name}"
+        with self._errors("write", name):
+            self._ensure_parent(path)
+            if _is_file_system(self.system):
+                draft = _draft(path)
+                self.system.put_file(str(file), draft)
+                self.system.mv(draft, path)
+            else:
+                self.system.put_file(str(file), path)
 
     def fetch_folder(self, name: str, folder: Path) -> bool:
-        """Copy the files of such an object into a folder; False without an intact one."""
-        data = self.fetch(name + TAR)
-        if data is None:
-            return False
-        try:
-            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                tar.extractall(folder, filter="data")
-        except tarfile.TarError:
-            return False
+        """Copy the files of such an object into a folder; False without an intact one.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        with temporary_folder() as place, self._errors("read", name):
+            file = Path(place) / "entry.tar"
+            try:
+                self.system.get_file(f"{self.root}/{name}{TAR}", str(file))
+                with tarfile.open(file) as tar:
+                    tar.extractall(folder, filter="data")
+            except (FileNotFoundError, tarfile.TarError):
+                return False
         return True
 
     def forget_folder(self, name: str) -> None:
         """Delete such an object."""
         self.forget(name + TAR)
 
+    def _ensure_parent(self, path: str) -> None:
+        if not getattr(self.system, "async_impl", False):  # object stores have no folders
+            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+
     @contextlib.contextmanager
-    def _errors(self, doing: str, name: str) -> Any:
+    def _errors(self, doing: str, name: str) -> Iterator[None]:
         try:
             yield
         except (UserError, FileNotFoundError):
@@ -188,6 +231,11 @@ def open_remote(url: str) -> Remote:
     except ValueError as error:
         raise UserError(f"--results {url}: {error}") from None
     return Remote(url, system, str(root).rstrip("/"))
+
+
+def _draft(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def _is_file_system(system: Any) -> bool:

@@ -114,8 +114,7 @@ class ObjectShelf:
         """Put a record where there is none; False if there is one."""
         path = self._path(name)
         try:
-            # memory:// only knows of folders that were made
-            with contextlib.suppress(FileExistsError, NotImplementedError):
+            if not getattr(self._system, "async_impl", False):  # object stores have no folders
                 self._system.makedirs(self._root, exist_ok=True)
             self._system.pipe_file(path, data, mode="create")
         except FileExistsError:

@@ -19,6 +19,8 @@ from quantarena.bench.storage.leases import Leases
 from quantarena.bench.storage.remote import Remote, remote_of
 from quantarena.bench.storage.shelves import FolderShelf
 
+CACHE = ".cache"
+"""Folder of the stage cache among the runs of a results folder."""
 LEASES = ".leases"
 """Folder of the leases of a cache, or of a results folder."""
 _POLL_SECONDS = 0.2
@@ -56,7 +58,7 @@ class SharedStages(Sharing):
 
     def __init__(self, cache: Path, remote: Remote | None = None) -> None:
         self._remote = remote
-        shelf = FolderShelf(cache / LEASES) if remote is None else remote.shelf(f"cache/{LEASES}")
+        shelf = FolderShelf(cache / LEASES) if remote is None else remote.shelf(f"{CACHE}/{LEASES}")
         self._leases = Leases(shelf)
         self.uses: dict[str, Use] = {}
 
@@ -77,17 +79,17 @@ class SharedStages(Sharing):
 
     def fetch(self, entry: Path, work: Path) -> bool:
         """Copy the entry from the remote store."""
-        return self._remote is not None and self._remote.fetch_folder(f"cache/{entry.name}", work)
+        return self._remote is not None and self._remote.fetch_folder(f"{CACHE}/{entry.name}", work)
 
     def push(self, entry: Path) -> None:
         """Copy the entry to the remote store."""
         if self._remote is not None:
-            self._remote.push_folder(entry, f"cache/{entry.name}")
+            self._remote.push_folder(entry, f"{CACHE}/{entry.name}")
 
     def forget(self, entry: Path) -> None:
         """Delete the entry in the remote store."""
         if self._remote is not None:
-            self._remote.forget_folder(f"cache/{entry.name}")
+            self._remote.forget_folder(f"{CACHE}/{entry.name}")
 
     def used(self, entry: Path) -> None:
         """Note that an entry is used."""
