@@ -2,13 +2,16 @@
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import work_folder
@@ -16,6 +19,8 @@ from quantarena.bench.files import work_folder
 log = logging.getLogger("quantarena")
 T = TypeVar("T")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+MADE = ".made.json"
+"""File of an entry that says what making it took: ``seconds``, ``bytes``, and on which machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,51 @@ class Keyed(Generic[T]):
 
     value: T
     key: str
+
+
+class Sharing:
+    """What a process agrees on with others that use the same cache; this one agrees on nothing.
+
+    Who starts stages may install another one (``sharing``). It is no part of any stage's result,
+    so no stage imports it.
+    """
+
+    def turn(self, entry: Path) -> AbstractContextManager[None]:
+        """A block in which nobody else makes that entry; it may exist when the block begins."""
+        return contextlib.nullcontext()
+
+    def fetch(self, entry: Path, work: Path) -> bool:
+        """Copy an entry that exists elsewhere into an empty folder; False if there is none."""
+        return False
+
+    def push(self, entry: Path) -> None:
+        """Copy a new entry to where others look for it."""
+
+    def forget(self, entry: Path) -> None:
+        """Delete a damaged entry elsewhere."""
+
+    def used(self, entry: Path) -> None:
+        """Note that an entry, which exists, is used."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a new entry says of the machine that made it."""
+        return {}
+
+
+_sharing = Sharing()
+_nested: list[float] = []
+"""Seconds that entries took which were made inside the present one, innermost last."""
+
+
+@contextlib.contextmanager
+def sharing(chosen: Sharing) -> Iterator[None]:
+    """Let all caches of this process share their entries in that way, inside the block."""
+    global _sharing
+    before, _sharing = _sharing, chosen
+    try:
+        yield
+    finally:
+        _sharing = before
 
 
 class StageCache:
@@ -48,22 +98,30 @@ class StageCache:
     def get(self, stage: str, key: str, make: Callable[[Path], None]) -> Path:
         """The folder of an entry. If there is none, ``make`` writes it into an empty folder.
 
-        Two processes may make one entry at the same time; the first to finish wins.
+        Two processes may make one entry at the same time; the first to finish wins. Where they
+        share their work, the second waits for the first instead.
 
         Raises:
             UserError: the cache cannot be written, or the disk is full.
         """
         final = self.path(stage, key)
-        if final.is_dir():
-            return final
-        with contextlib.ExitStack() as stack:
-            try:
+        if not final.is_dir():
+            with self._errors():
                 self.root.mkdir(parents=True, exist_ok=True)
+            with _sharing.turn(final):
+                if not final.is_dir():
+                    self._fill(stage, final, make)
+        _sharing.used(final)
+        return final
+
+    def _fill(self, stage: str, final: Path, make: Callable[[Path], None]) -> None:
+        with contextlib.ExitStack() as stack:
+            with self._errors():
                 work = stack.enter_context(work_folder(self.root, stage))
-            except OSError as error:
-                raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from None
+            fetched = _sharing.fetch(final, work)
             try:
-                make(work)
+                if not fetched:
+                    _timed(work, make)
                 try:
                     os.replace(work, final)
                 except OSError:
@@ -74,7 +132,15 @@ class StageCache:
                 if error.errno not in _DISK:
                     raise
                 raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from error
-        return final
+            if not fetched:
+                _sharing.push(final)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cache {self.root} cannot be written: {error.strerror}") from None
 
     def load(
         self, stage: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T]
@@ -95,4 +161,21 @@ class StageCache:
 
     def drop(self, stage: str, key: str) -> None:
         """Delete an entry."""
+        _sharing.forget(self.path(stage, key))
         shutil.rmtree(self.path(stage, key), ignore_errors=True)
+
+
+def _timed(work: Path, make: Callable[[Path], None]) -> None:
+    """Make an entry, and note the seconds that it took by itself and its bytes."""
+    began = time.perf_counter()
+    _nested.append(0.0)
+    try:
+        make(work)
+    finally:
+        whole = time.perf_counter() - began
+        own = max(0.0, whole - _nested.pop())
+        if _nested:
+            _nested[-1] += whole
+    size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    said = {"seconds": round(own, 3), "bytes": size, **_sharing.facts()}
+    (work / MADE).write_text(json.dumps(said), encoding="utf-8")

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,8 @@ TEMPORARY = "quantarena"
 """Name of work folders among the system's temporary files."""
 OLD_SECONDS = 24 * 3600.0
 """Age from which a draft that has no lock counts as left behind."""
+JOIN_SECONDS = 30.0
+"""Time that a run has a folder to itself at most while it plans; others wait so long for it."""
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -93,9 +96,32 @@ def ensure_folder(folder: Path) -> None:
             pass
 
 
+@dataclass(slots=True)
+class FolderLock:
+    """A lock on a folder that this process has.
+
+    Attributes:
+        handle: of the lock file.
+        alone: whether no other process has a lock on the folder.
+    """
+
+    handle: int
+    alone: bool
+
+    def share(self) -> None:
+        """Let others have locks beside this one."""
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self.handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, beside_others: bool = False) -> Iterator[FolderLock]:
     """Lock a folder for this process. The kernel unlocks it when the process ends, in any way.
+
+    Args:
+        folder: made if missing.
+        beside_others: where others share a lock on the folder, take a share too. One who has the
+            lock to himself for long is not waited for.
 
     Raises:
         UserError: another process holds the lock.
@@ -105,24 +131,36 @@ def locked(folder: Path) -> Iterator[None]:
     with plain_errors("lock", path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _BUSY:
-                raise UserError(
-                    f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
-                    "or choose another folder with --results"
-                ) from None
-            # Some network file systems have no locks; a run there goes on without one.
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
+        alone = _flocked(handle, fcntl.LOCK_EX)
+        if not alone and beside_others:
+            until = time.monotonic() + JOIN_SECONDS
+            while not (shared := _flocked(handle, fcntl.LOCK_SH)) and time.monotonic() < until:
+                time.sleep(0.2)
+        if not alone and not (beside_others and shared):
+            raise UserError(
+                f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
+                "or choose another folder with --results"
+            )
         note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": utc_now()})
         with plain_errors("write", path):
             os.ftruncate(handle, 0)
-            os.write(handle, note.encode())
-        yield
+            os.pwrite(handle, note.encode(), 0)
+        yield FolderLock(handle, alone)
     finally:
         os.close(handle)
+
+
+def _flocked(handle: int, kind: int) -> bool:
+    """Whether the lock was got; a file system that has no locks gives any."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        # Some network file systems have no locks; a run there goes on without one.
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    return True
 
 
 def _holder(path: Path) -> str:

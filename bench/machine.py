@@ -63,9 +63,13 @@ def has_dot_products() -> bool:
     return bool(known & set(_fingerprint()["isa"]))
 
 
+COMPARED = ("cpu", "cores", "gpu")
+"""Facts in which two machines are equal if their times are comparable."""
+
+
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether times measured on two machines are comparable."""
-    return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "gpu"))
+    return all(one.get(name) == other.get(name) for name in COMPARED)
 
 
 def cores() -> int:

@@ -20,6 +20,8 @@ from quantarena.bench.documents import clean_text, parse_json, read
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Cell, canonical_json, content_key
 
+OUTLINE = 0
+"""Schema version of an outline (``storage/outlines.py``), which is no whole row."""
 _DIGEST = "digest"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Warn = Callable[[str], None]
@@ -105,9 +107,11 @@ class Store:
         self._write(row, self.path(row.key))
         return row
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """A lock that keeps a second run out of this folder while the first one lives."""
-        return files.locked(self.folder)
+    def lock(
+        self, *, beside_others: bool = False
+    ) -> contextlib.AbstractContextManager[files.FolderLock]:
+        """A lock on this folder: alone, or beside other runs of it."""
+        return files.locked(self.folder, beside_others=beside_others)
 
     def retire(self, rows: Iterable[Row]) -> None:
         """Move rows that no longer belong to a plan into ``earlier``."""
@@ -141,6 +145,8 @@ class Store:
         return 1 + max([current.attempt if current else 0, *numbers])
 
     def _write(self, row: Row, path: Path) -> None:
+        if row.schema_version == OUTLINE:
+            raise ValueError(f"an outline is no row: {row.cell.label}")
         document = row.to_dict()
         document[_DIGEST] = digest(document)
         files.write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -20,11 +20,30 @@ from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
+from quantarena.bench.storage.remote import is_url, mirror
+from quantarena.bench.storage.sync import pull, pull_names
 from quantarena.bench.store import Store
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def results_place(text: str | Path) -> Path:
+    """The results folder that a text names; of a URL, the folder that mirrors it here.
+
+    Raises:
+        UserError: a URL that names no store, or whose library is missing.
+    """
+    return mirror(str(text)) if is_url(str(text)) else Path(text)
+
+
 ResultsOption = Annotated[
-    Path, typer.Option("--results", help="Folder that holds one folder per run.", metavar="DIR")
+    Path,
+    typer.Option(
+        "--results",
+        parser=results_place,
+        help="Folder that holds one folder per run, or its URL, such as s3://bucket/results.",
+        metavar="DIR|URL",
+    ),
 ]
 PluginOption = Annotated[
     list[str] | None,
@@ -83,6 +102,7 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
         UserError: there is no such run.
     """
     folder = results / name
+    pull(folder)
     if not os.path.isdir(folder / "rows"):
         known = run_names(results)
         hint = did_you_mean(name, known) if known else "nothing was run here yet"
@@ -91,10 +111,27 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
     return Store(folder, (reporter or Reporter()).warn)
 
 
+def opened_run(results: Path, name: str) -> Store:
+    """The store of a run that has begun, by its name or its folder; it may have no row yet.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if is_url(name):
+        url, _, last = name.rstrip("/").rpartition("/")
+        results, name = mirror(url), last
+    pull(results / name, pictures=False)
+    for folder in (results / name, Path(name)):
+        if any(os.path.isdir(folder / part) for part in ("rows", "drivers")):
+            return Store(folder, Reporter().warn)
+    return opened(results, name)
+
+
 def run_names(results: Path) -> tuple[str, ...]:
     """Runs that have rows."""
     if not results.is_dir():
         return ()
+    pull_names(results)
     return tuple(sorted(path.parent.name for path in results.glob("*/rows") if path.is_dir()))
 
 

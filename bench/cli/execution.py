@@ -11,11 +11,12 @@ from typing import Annotated
 
 import typer
 
-from quantarena.bench import files
+from quantarena.bench import files, machine
 from quantarena.bench.cli.options import MOST_WORKERS, Request
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import TEMPORARY, sweep, sweep_drafts
 from quantarena.bench.plan import lookup
+from quantarena.bench.plan.past import past
 from quantarena.bench.plan.plan import Plan, make_plan, plan_lines
 from quantarena.bench.report import publish
 from quantarena.bench.report.worse import unguarded, warn_of_worse
@@ -24,11 +25,23 @@ from quantarena.bench.run.executors import Executor, Listener, Remote, Setting
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts
 from quantarena.bench.run.runner import Options, Run
+from quantarena.bench.run.together import driver_among_others
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.drivers import (
+    Driver,
+    Journal,
+    forget_old,
+    new_driver,
+    others_alive,
+)
+from quantarena.bench.storage.leases import Leases
+from quantarena.bench.storage.outlines import outlines
+from quantarena.bench.storage.shelves import FolderShelf
+from quantarena.bench.storage.stages import CACHE, LEASES
+from quantarena.bench.storage.sync import pull, sync_of
 from quantarena.bench.store import Planned, Store, Warn
 
-CACHE = ".cache"
 MOST_MINUTES = 366 * 24 * 60
 
 TimeoutOption = Annotated[
@@ -47,7 +60,7 @@ class Finished:
 
     Attributes:
         plan: the plan that it worked off.
-        rows: all rows of its folder, by key.
+        rows: outlines of all rows of its folder, by key.
         page: path of the page.
         seconds: wall seconds of this run.
     """
@@ -92,8 +105,8 @@ def run_request(request: Request, timeout: float | None, reporter: Reporter) -> 
     )
     began = time.monotonic()
     store = Store(request.folder, reporter.warn)
-    with store.lock():
-        made, rows, page = _execute(request, options, store, reporter)
+    with store.lock(beside_others=True) as lock:
+        made, rows, page = _execute(request, options, store, reporter, lock)
     done = Finished(made, rows, page, time.monotonic() - began)
     for cell in made.cells:
         row = rows.get(cell.key)
@@ -115,12 +128,20 @@ def check_timeout(timeout: float | None) -> None:
 
 
 def _execute(
-    request: Request, options: Options, store: Store, reporter: Reporter
+    request: Request, options: Options, store: Store, reporter: Reporter, lock: files.FolderLock
 ) -> tuple[Plan, dict[str, Row], Path]:
     files.ensure_folder(options.cache)
-    _sweep(options.cache, request.folder)
-    rows = store.rows()
+    sync = sync_of(store.folder)
+    if sync is not None:
+        sync.require_conditions()
+        sync.pull()
+    others = others_alive(store.folder)
+    alone = lock.alone and not others
+    _sweep(options.cache, request.folder, alone=alone)
+    rows = outlines(store)
     require_budget(request, rows)
+    if request.force and not alone:
+        raise UserError(_not_forced(request.folder, others))
     known = history(request, reporter.warn)
     made = planned_work(request, rows, known)
     for line in plan_lines(made, request.folder):
@@ -128,25 +149,64 @@ def _execute(
     if request.warning and made.todo:
         reporter.say(f"  note: {request.warning}")
     _check_disk(made, request.folder)
-    store.retire(_of_other_budgets(request, rows))
-    planned = _planned(request, store, made.cells)
-    store.write_planned(planned)
+    retired = _of_other_budgets(request, rows)
+    store.retire(retired)
+    store.write_planned(_planned(request, store, made.cells))
+    journal = Journal(store.folder, new_driver(request.command, made.fan.workers))
+    leases = Leases(FolderShelf(store.folder / LEASES) if sync is None else sync.shelf(LEASES))
+    if sync is not None:
+        journal.push = sync.push
+        sync.forget_rows(retired)
+        sync.push_changed()
+    lock.share()
+    for other in others:
+        reporter.say(f"  beside {other.owner.label}, which has {other.ended} of {other.total}")
+    together = driver_among_others(store.folder, leases, journal, sync)
     options = replace(options, remote=_remote(request, made))
-    work = Run(made, store, options, reporter, known)
-    try:
-        work.execute()
-    except KeyboardInterrupt:
-        kept = len(made.cells) - counts(made.cells, _by_key(store))["missing"]
-        reporter.warn(
-            f"interrupted: {kept} of {len(made.cells)} cells are kept in {request.folder}; "
-            "run the same command again to continue"
-        )
-        raise
-    warn_of_worse(store)
-    if line := unguarded(store.rows()):
-        reporter.say(f"  note: {line}")
-    page = publish.refresh(store, planned, force=request.force)
+    work = Run(made, store, options, reporter, known, together)
+    with journal.beating():
+        try:
+            work.execute()
+        except KeyboardInterrupt:
+            kept = len(made.cells) - counts(made.cells, _by_key(store))["missing"]
+            reporter.warn(
+                f"interrupted: {kept} of {len(made.cells)} cells are kept in {request.folder}; "
+                "run the same command again to continue"
+            )
+            raise
+        page = _page(request, store, made, leases, reporter)
+        if sync is not None:
+            sync.push_changed()
+    forget_old(store.folder)
     return made, _by_key(store), page
+
+
+def _page(request: Request, store: Store, made: Plan, leases: Leases, reporter: Reporter) -> Path:
+    """Judge the rows and write the page; of several drivers one after the other does."""
+    while (lease := leases.take("page")) is None:
+        time.sleep(0.5)
+    pull(store.folder)
+    try:
+        planned = _planned(request, store, made.cells)  # others may have planned more meanwhile
+        if store.read_planned() != planned:
+            store.write_planned(planned)
+        stamp = publish.stamp(store, planned)
+        if not request.force and (page := publish.current(store, stamp)) is not None:
+            if line := unguarded(outlines(store)):
+                reporter.say(f"  note: {line}")
+            return page
+        if warn_of_worse(store):
+            stamp = publish.stamp(store, planned)
+        if line := unguarded(outlines(store)):
+            reporter.say(f"  note: {line}")
+        return publish.refresh(store, planned, given=stamp)
+    finally:
+        leases.release(lease)
+
+
+def _not_forced(folder: Path, others: Sequence[Driver]) -> str:
+    who = ", ".join(other.owner.label for other in others) or "another run"
+    return f"--force takes rows of {folder} away, and {who} works there: wait for it, or stop it"
 
 
 def _of_other_budgets(request: Request, rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -173,11 +233,14 @@ def require_budget(request: Request, rows: Sequence[Row]) -> None:
 def planned_work(request: Request, rows: tuple[Row, ...], known: tuple[Row, ...]) -> Plan:
     """The plan of a request against the rows of its folder; ``known`` ones help to estimate."""
     facts = lookup.facts(request.grid, request.plugins, prefer_plugin=request.prefer_plugin)
+    cells, here = request.grid.cells(), machine.fingerprint()
+    seen = past(request.results / CACHE, cells, (*rows, *known), facts.stamp, here)
     return make_plan(
         request.grid,
         rows,
         history=known,
         facts=facts,
+        past=seen,
         force=request.force,
         executor=request.executor,
         workers=request.workers,
@@ -219,10 +282,11 @@ def _remote(request: Request, made: Plan) -> Remote | None:
 
 
 def history(request: Request, warn: Warn) -> tuple[Row, ...]:
-    """Rows of other runs beside this one; what they took helps to estimate."""
+    """Outlines of other runs beside this one; what they took helps to estimate."""
     others = sorted(request.results.glob("*/rows")) if request.results.is_dir() else ()
     folders = (path.parent for path in others if path.parent != request.folder)
-    return tuple(row for folder in folders for row in Store(folder, warn, foreign=True).rows())
+    stores = (Store(folder, warn, foreign=True) for folder in folders)
+    return tuple(row for store in stores for row in outlines(store))
 
 
 def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:
@@ -233,13 +297,15 @@ def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned
     return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
 
 
-def _sweep(cache: Path, folder: Path) -> None:
-    """Delete what killed runs left behind; this run holds the lock of ``folder``."""
+def _sweep(cache: Path, folder: Path, *, alone: bool) -> None:
+    """Delete what killed runs left behind, of a folder that others use only what is old."""
     sweep(cache)
     sweep(Path(tempfile.gettempdir()), TEMPORARY)
     for name in ("rows", "rows/earlier", "scores"):
-        sweep_drafts(folder / name, now=True)
+        sweep_drafts(folder / name, now=alone)
     sweep_drafts(folder)
+    for place in (cache, folder):
+        Leases(FolderShelf(place / LEASES)).sweep()
 
 
 def _check_disk(made: Plan, folder: Path) -> None:
@@ -252,4 +318,4 @@ def _check_disk(made: Plan, folder: Path) -> None:
 
 
 def _by_key(store: Store) -> dict[str, Row]:
-    return {row.key: row for row in store.rows()}
+    return {row.key: row for row in outlines(store)}

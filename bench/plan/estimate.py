@@ -8,7 +8,7 @@ quantized cell. Only the rate is guessed when there are none.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -53,12 +53,24 @@ _DEFAULT_RATE = {
 }
 """Seconds a unit on one core of an ordinary server, guidance included."""
 
-_START_SECONDS = {"local": 12.0, "ray": 30.0, "cluster": 45.0}
+RECORD, IMAGES, PROBE, FLOOR, REAL = "record", "fp images", "probe", "floor", "real images"
+SHARED_STAGES = (RECORD, IMAGES, PROBE, FLOOR, REAL)
+"""What ``prepare`` makes, in its order: what cells of one workload, seed and budget wait for."""
+_SHARED_WORK: dict[str, Callable[[Cell, Size], float]] = {
+    RECORD: lambda c, s: c.budget.calibration_images * _steps(c, s) * s.call,
+    IMAGES: lambda c, s: c.budget.images * _steps(c, s) * s.call,
+    PROBE: lambda c, s: 0.0,
+    FLOOR: lambda c, s: c.budget.images * _steps(c, s) * s.call,
+    REAL: lambda c, s: 0.0,
+}
+"""The work of ``prepare`` in parts. The others are short: of them only measured seconds count."""
+
+START_SECONDS = {"local": 12.0, "ray": 30.0, "cluster": 45.0}
 _PROCESS_BYTES = 1_200_000_000
 """Of a worker that has torch, diffusers and a small model."""
 _COPIES = 8
 """Weights in float32, in copies: full precision, quantized, packed, learned with its gradients."""
-_PAGE_SECONDS = 8.0
+PAGE_SECONDS = 8.0
 
 
 def shipped(workload: str) -> Size:
@@ -84,23 +96,37 @@ class Rates:
     Attributes:
         measured: rates of finished rows by (stage, workload, method, bits).
         sizes: of workloads.
+        shared: rates of the shared stages by name, as the stage cache says.
     """
 
     measured: Mapping[tuple[str, str, str, str], tuple[float, ...]]
     sizes: Sizes = shipped
 
+    shared: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    _found: dict[tuple[str, ...], tuple[float, bool]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
     @classmethod
-    def of(cls, rows: Iterable[Row], machine: Mapping[str, Any], sizes: Sizes = shipped) -> "Rates":
+    def of(
+        cls,
+        rows: Iterable[Row],
+        machine: Mapping[str, Any],
+        sizes: Sizes = shipped,
+        shared: Iterable[tuple[Cell, str, float]] = (),
+    ) -> "Rates":
         """Rates of the ok rows that were measured on this machine.
 
         Args:
             rows: of any workloads.
             machine: the fingerprint of this machine.
             sizes: of the workloads to estimate; those of other rows count as the ones that ship.
+            shared: a cell, the name and the seconds of each shared stage that was made here.
         """
         found: dict[tuple[str, str, str, str], list[float]] = {}
+        here = dict(machine)
         for row in rows:
-            if row.status is not Status.OK or not same_machine(row.machine, dict(machine)):
+            if row.status is not Status.OK or not same_machine(row.machine, here):
                 continue
             for stage, seconds in row.seconds.items():
                 # A stage answered from the cache says nothing of what it costs.
@@ -108,13 +134,42 @@ class Rates:
                     key = (stage, row.cell.workload, row.cell.method, row.cell.bits)
                     work = _WORK[stage](row.cell, sizes(row.cell.workload))
                     found.setdefault(key, []).append(seconds / work)
-        return cls({key: tuple(values) for key, values in found.items()}, sizes)
+        parts: dict[str, list[float]] = {}
+        for cell, name, seconds in shared:
+            work = _SHARED_WORK[name](cell, sizes(cell.workload))
+            parts.setdefault(name, []).append(seconds / (work or 1.0))
+        return cls(
+            {key: tuple(values) for key, values in found.items()},
+            sizes,
+            {name: tuple(values) for name, values in parts.items()},
+        )
 
     def __bool__(self) -> bool:
         return bool(self.measured)
 
     def rate(self, stage: str, cell: Cell) -> float:
         """The nearest measured rate, else the default one."""
+        return self._rate(stage, cell)[0]
+
+    def with_basis(self, stage: str, cell: Cell) -> tuple[float, bool]:
+        """Seconds of one stage of a cell, and whether they rest on measured ones."""
+        return self.stage_seconds(stage, cell), self._rate(stage, cell)[1]
+
+    def shared_seconds(self, name: str, cell: Cell) -> tuple[float, bool]:
+        """Seconds of one of the shared stages, and whether they rest on measured ones."""
+        work = _SHARED_WORK[name](cell, self.sizes(cell.workload))
+        if name in self.shared:
+            return median(self.shared[name]) * (work or 1.0), True
+        rate, measured = self._rate(SHARED, cell)
+        return rate * work, measured
+
+    def _rate(self, stage: str, cell: Cell) -> tuple[float, bool]:
+        key = (stage, cell.workload, cell.method, cell.bits)
+        if key not in self._found:
+            self._found[key] = self._nearest(stage, cell)
+        return self._found[key]
+
+    def _nearest(self, stage: str, cell: Cell) -> tuple[float, bool]:
         nearest: list[Callable[[str, str], bool]] = [
             lambda method, bits: method == cell.method and bits == cell.bits,
             lambda method, bits: method == cell.method,
@@ -130,8 +185,8 @@ class Rates:
             for fits in nearest:
                 values = [v for key, rates in found if fits(*key[2:]) for v in rates]
                 if values:
-                    return median(values)
-        return _DEFAULT_RATE[stage]
+                    return median(values), True
+        return _DEFAULT_RATE[stage], False
 
     def stage_seconds(self, stage: str, cell: Cell) -> float:
         """Seconds of one stage of a cell. Full precision was sampled by ``record``."""
@@ -164,13 +219,6 @@ class Todo:
         return bool(self.shared or self.cells or self.untimed)
 
 
-def wall_seconds(todo: Todo, rates: Rates, workers: int, executor: str) -> float:
-    """Seconds until all is done, with that many workers, starting them included."""
-    if not todo:
-        return 0.0
-    return _START_SECONDS[executor] + remaining_seconds(todo, rates, workers)
-
-
 def remaining_seconds(
     todo: Todo,
     rates: Rates,
@@ -178,7 +226,7 @@ def remaining_seconds(
     running: Mapping[str, float] | None = None,
     projected: Mapping[str, float] | None = None,
 ) -> float:
-    """The same without starting the workers: what an estimate in mid-run is made of.
+    """Seconds until all is done, workers being there: what an estimate in mid-run is made of.
 
     Args:
         todo: what is not over yet, running tasks included.
@@ -205,7 +253,7 @@ def remaining_seconds(
     alone = (
         _rest(rates.stage_seconds(ALONE, c), running.get(f"time:{c.key}")) for c in todo.untimed
     )
-    page = _PAGE_SECONDS if todo else 0.0
+    page = PAGE_SECONDS if todo else 0.0
     return _makespan(shared, workers) + _makespan(cells, workers) + sum(alone) + page
 
 
@@ -249,23 +297,17 @@ def memory_bytes(
     )
 
 
-def disk_bytes(
-    todo: Todo, resolution: Callable[[str], int], model_bytes: int, sizes: Sizes = shipped
-) -> int:
-    """Bytes that a run will add: images, scores, recorded trajectories, quantized states."""
-    images = sum(
-        cell.budget.images * (resolution(cell.workload) ** 2 * 3 + 1024)
-        for cell in (*todo.cells, *todo.shared)
-    )
+def disk_of_cell(cell: Cell, resolution: int) -> int:
+    """Bytes of a cell's images."""
+    return cell.budget.images * (resolution**2 * 3 + 1024)
+
+
+def disk_of_shared(name: str, cell: Cell, resolution: int, sizes: Sizes = shipped) -> int:
+    """Bytes of one of the shared stages; those of the short ones do not count."""
+    if name == IMAGES:
+        return disk_of_cell(cell, resolution)
+    if name != RECORD:
+        return 0
     # A recorded point is a latent of a quarter of the resolution and one prediction, as float32.
-    recorded = sum(
-        cell.budget.calibration_images
-        * _steps(cell, sizes(cell.workload))
-        * (resolution(cell.workload) // 4) ** 2
-        * 4
-        * 2
-        * 4
-        for cell in todo.shared
-    )
-    states = len(todo.cells) * model_bytes
-    return int(images + recorded + states + 20_000 * len(todo.cells))
+    points = cell.budget.calibration_images * _steps(cell, sizes(cell.workload))
+    return points * (resolution // 4) ** 2 * 4 * 2 * 4

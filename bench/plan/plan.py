@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench import machine
+from quantarena.bench.plan.dag import Dag, Known, stage_dag
 from quantarena.bench.plan.estimate import (
+    PAGE_SECONDS,
+    START_SECONDS,
     Rates,
     Sizes,
     Todo,
-    disk_bytes,
     memory_bytes,
     shipped,
-    wall_seconds,
 )
+from quantarena.bench.plan.past import Past
+from quantarena.bench.plan.schedule import Costs, Schedule, simulate
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell, Grid
 from quantarena.bench.target import Target
@@ -59,6 +62,8 @@ class Plan:
         disk: estimated bytes to be written.
         memory: estimated bytes of memory of one worker.
         stamp: hash of a cell's inputs, kept with its row.
+        dag: every stage of the run, with what is shared and what is cached.
+        schedule: how the run goes with its workers.
         sizes: of workloads, for estimates in mid-run.
     """
 
@@ -72,6 +77,8 @@ class Plan:
     measured: bool
     disk: int
     stamp: Callable[[Cell], str]
+    dag: Dag
+    schedule: Schedule
     sizes: Sizes = shipped
     memory: int = 0
 
@@ -99,6 +106,7 @@ def make_plan(
     *,
     history: Iterable[Row] = (),
     facts: Facts | None = None,
+    past: Past | None = None,
     force: bool = False,
     executor: str = "auto",
     workers: int | None = None,
@@ -111,13 +119,13 @@ def make_plan(
         rows: of this grid's results folder.
         history: rows of other folders, for the estimate only.
         facts: about methods and workloads.
+        past: what the stage cache holds and what that took.
         force: run everything again.
         executor: ``local``, ``ray``, or ``auto`` to decide by the number of missing cells.
         workers: of Ray; the number of cores unless given.
         address: of a cluster, if cells run on one.
     """
-    facts = facts or Facts()
-    rows = tuple(rows)
+    facts, past, rows = facts or Facts(), past or Past(), tuple(rows)
     by_key = {row.key: row for row in rows}
     cells = grid.cells()
     finished = {c.key for c in cells if (row := by_key.get(c.key)) and row.status in DONE}
@@ -131,8 +139,23 @@ def make_plan(
         prepared=frozenset(c.shared_key for c in cells if c.key in done and c.key not in stale),
     )
     fan = choose_fan(executor, workers, len(missing), grid.target, address)
-    rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size)
-    model_bytes = max((int(facts.megabytes(w) * 1e6) for w in grid.workloads), default=0)
+    rates = Rates.of((*rows, *history), machine.fingerprint(), facts.size, past.made_here)
+    untimed = {cell.key for cell in todo.untimed}
+    known = Known(
+        rates=rates,
+        done=done,
+        timed=frozenset(cell.key for cell in cells if cell.key not in untimed),
+        prepared=todo.prepared,
+        shared=past.shared,
+        models=past.models,
+        sizes=facts.size,
+        resolution=facts.resolution,
+        model_bytes=lambda workload: int(facts.megabytes(workload) * 1e6),
+    )
+    dag = stage_dag(cells, known)
+    schedule = simulate(
+        dag, fan.workers, Costs(start=START_SECONDS[fan.executor], end=PAGE_SECONDS)
+    )
     return Plan(
         grid=grid,
         cells=cells,
@@ -140,11 +163,13 @@ def make_plan(
         stale=frozenset(stale),
         todo=todo,
         fan=fan,
-        seconds=wall_seconds(todo, rates, fan.workers, fan.executor),
+        seconds=schedule.seconds,
         measured=bool(rates),
-        disk=disk_bytes(todo, facts.resolution, model_bytes, facts.size),
+        disk=sum(stage.disk for stage in dag.stages.values() if not stage.cached),
         stamp=facts.stamp,
         memory=memory_bytes(missing, (*rows, *history), facts.megabytes),
+        dag=dag,
+        schedule=schedule,
         sizes=facts.size,
     )
 
@@ -171,7 +196,7 @@ def choose_fan(
 
 
 def plan_lines(plan: Plan, folder: Path) -> list[str]:
-    """The plan for a reader, before anything runs."""
+    """The plan for a reader, before anything runs, in a few lines."""
     grid = plan.grid
     own: dict[tuple[str, ...], int] = {}
     for name in dict.fromkeys(name for name, _ in grid.also):

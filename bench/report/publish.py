@@ -17,25 +17,29 @@ from quantarena.bench.spec import content_key
 from quantarena.bench.store import Planned, Store
 
 PAGE = "leaderboard.html"
+_MARK = ".page.json"
 FORMATS = ("csv", "parquet", "latex", "md")
 
 
-def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
+def refresh(
+    store: Store, planned: Planned, *, force: bool = False, given: str | None = None
+) -> Path:
     """Rank, render and export, unless the page already shows these rows and this plan.
 
     Args:
         store: the rows.
         planned: the plan.
         force: render in any case.
+        given: ``stamp`` of both, if it was just computed.
 
     Returns:
         The path of the page.
     """
-    mark, page = store.folder / ".page.json", store.folder / PAGE
-    if not force and page.is_file() and _read(mark) == _stamp(store, planned):
+    known = given or stamp(store, planned)
+    if not force and (page := current(store, known)) is not None:
         return page
     rows = store.rows()  # damaged files are moved aside first
-    stamp = _stamp(store, planned)
+    known = given or stamp(store, planned)
     loaded = leaderboard("ranking.read_results").load_rows(store.folder, known=rows)
     ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
     page = leaderboard("page.page").render(
@@ -47,8 +51,14 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
         loaded=loaded,
         claims=_claims(store.folder, rows),
     )
-    files.write_atomic(mark, json.dumps(stamp))
+    files.write_atomic(store.folder / _MARK, json.dumps(known))
     return Path(page)
+
+
+def current(store: Store, mark: str) -> Path | None:
+    """The path of the page if it shows what has that ``stamp``."""
+    page = store.folder / PAGE
+    return page if page.is_file() and _read(store.folder / _MARK) == mark else None
 
 
 def _claims(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -83,7 +93,7 @@ def leaderboard(module: str) -> Any:
     return importlib.import_module(f"quantarena.leaderboard.{module}")
 
 
-def _stamp(store: Store, planned: Planned) -> str:
+def stamp(store: Store, planned: Planned) -> str:
     """Hash of everything that the page depends on: rows, plan, and the leaderboard's code."""
     paths = sorted(store.rows_folder.glob("*.json"))
     folder = Path(importlib.import_module("quantarena.leaderboard").__file__ or "").parent

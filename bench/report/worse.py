@@ -16,6 +16,7 @@ from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS, SQNR
 from quantarena.bench.report.compare import Difference, difference, paired_gaps, prompts_of
 from quantarena.bench.schema import SUSPECT, Row, Status
 from quantarena.bench.spec import BUDGET_POLICY, DEFAULT_POLICY
+from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.store import Store
 from quantarena.methods.builtin import builtins
 
@@ -30,28 +31,36 @@ NOT_RUN = "no round-to-nearest row of this workload, seed and budget is in the r
 _OURS = (PREFIX, GUARD, UNGUARDED)
 
 
-def warn_of_worse(store: Store) -> None:
+def warn_of_worse(store: Store) -> bool:
     """Give each row that is worse than its round-to-nearest a warning, and the others none.
 
     Rows are compared within one workload, policy, width, seed and budget, image by image in the
     first of LPIPS, PSNR and SSIM that both have. A difference inside its interval is none. At w8a8
     the error of one call is compared as well, which shows a difference long before images do; a row
-    there that has nothing to be compared with says so.
+    there that has nothing to be compared with says so. Two rows at a time are in memory.
+
+    Returns:
+        Whether a row was changed.
 
     Raises:
         UserError: a row cannot be written.
     """
-    rows = store.rows()
+    rows, changed = outlines(store), False
     baselines = {_place(row): row for row in rows if _counts(row) and row.cell.method == BASELINE}
     for row in rows:
         if not _counts(row) or row.cell.method == BASELINE:
             continue
-        baseline = baselines.get(_place(row))
-        line = _line(store, row, baseline) if baseline else _unguarded(row)
-        others = tuple(warning for warning in row.warnings if not warning.startswith(_OURS))
+        known = baselines.get(_place(row))
+        whole, baseline = store.get(row.key), store.get(known.key) if known else None
+        if whole is None:
+            continue
+        line = _line(store, whole, baseline) if baseline else _unguarded(whole)
+        others = tuple(warning for warning in whole.warnings if not warning.startswith(_OURS))
         warnings = (*others, line) if line else others
-        if warnings != row.warnings:
-            store.amend(replace(row, warnings=warnings))
+        if warnings != whole.warnings:
+            store.amend(replace(whole, warnings=warnings))
+            changed = True
+    return changed
 
 
 def unguarded(rows: Iterable[Row]) -> str:

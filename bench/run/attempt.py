@@ -17,6 +17,7 @@ from quantarena.bench.run import handover
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.stages import Use, shared_stages
 
 
 class CellTimeout(Stop):
@@ -69,8 +70,9 @@ def attempt(
     """
     began, earlier = time.monotonic(), lasting_changes()
     status, row, reason, user_error = Status.OK, None, "", False
+    uses: dict[str, Use] = {}
     try:
-        with _deadline(timeout):
+        with _deadline(timeout), shared_stages(Path(setting.cache)) as uses:
             row = perform(task, setting, progress)
     except CellTimeout:
         status, reason = Status.TIMEOUT, f"stopped after {timeout:.0f} s"
@@ -84,7 +86,9 @@ def attempt(
         status, reason = Status.FAILED, one_line(error)
     seconds = time.monotonic() - began
     lasting = tuple(change for change in lasting_changes() if change not in earlier)
-    return Outcome(task, status, seconds, row, reason, user_error, lasting)
+    return Outcome(
+        task, status, seconds, row, reason, user_error, lasting, uses=tuple(uses.values())
+    )
 
 
 def _row(value: Any) -> Row:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.stages import Use
 
 STAGES = "quantarena.bench.stages.sequence"
 """The module that does the work: ``Paths``, ``prepare``, ``run_cell`` and ``time_cell``."""
@@ -77,6 +78,7 @@ class Outcome:
         lasting: the changes that the task made to its process and that cannot be undone. A process
             with any is replaced, so that the next task starts in a clean one.
         notes: what its row has to say of how it came about, such as a worker that was lost.
+        uses: the cache entries that the task made or used, with what making them took.
     """
 
     task: Task
@@ -87,6 +89,7 @@ class Outcome:
     user_error: bool = False
     lasting: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 def where(reported: tuple[str, int, int]) -> str:

@@ -49,6 +49,11 @@ def timed(task: Task, outcome: Outcome) -> Row:
     return replace(row, warnings=(*others, f"{_UNTIMED}: {outcome.reason}"))
 
 
+def untimed_why(row: Row) -> str:
+    """Why an attempt to time a row has failed; empty where none has."""
+    return next((line for line in row.warnings if line.startswith(_UNTIMED)), "")
+
+
 def marked(row: Row, outcome: Outcome, inherited: Iterable[str] = ()) -> Row:
     """The row with what its outcome says of how it came about.
 

@@ -1,18 +1,17 @@
 """The run of a plan: shared stages first, then cells in parallel, then latency one at a time.
 
 Only this module writes rows, each as soon as its task has ended, and only in the process that the
-user started. No torch.
+user started. Other drivers may work on the same folder (``work.py``). No torch.
 """
 
-import time
-from collections import deque
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantarena.bench import machine
 from quantarena.bench.errors import UserError
-from quantarena.bench.plan.estimate import SHARED, Rates, Todo, remaining_seconds
-from quantarena.bench.plan.plan import Fan, Plan, minutes, needs_timing
+from quantarena.bench.plan.estimate import ALONE, SHARED
+from quantarena.bench.plan.plan import STAMP, Fan, Plan, minutes, needs_timing
 from quantarena.bench.process_state import inherited_changes, lasting_changes
 from quantarena.bench.run import handover
 from quantarena.bench.run.executors import (
@@ -24,18 +23,27 @@ from quantarena.bench.run.executors import (
     Task,
 )
 from quantarena.bench.run.local_executor import LocalExecutor
+from quantarena.bench.run.progress import Progress
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.run.rows import complete, cost_note, latency_note, marked, timed, with_less
+from quantarena.bench.run.rows import (
+    complete,
+    cost_note,
+    latency_note,
+    marked,
+    timed,
+    untimed_why,
+    with_less,
+)
+from quantarena.bench.run.together import Together
+from quantarena.bench.run.work import Work
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.outlines import outline, outlines
+from quantarena.bench.storage.prepared import note_prepared, prepared
 from quantarena.bench.store import Store
 
 LEAST_TIMEOUT = 1800.0
 """The least timeout of a cell in seconds, however short its estimate."""
-
-
-LEAST_SPENT = 10.0
-"""Seconds of a stage from which on its pace says when it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +70,6 @@ class Options:
     remote: Remote | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How far the present stage of a task is.
-
-    Attributes:
-        stage: its name.
-        began: when it did, in seconds of the monotonic clock.
-        now: when it was last heard of.
-        done, total: what it said then.
-    """
-
-    stage: str
-    began: float
-    now: float
-    done: int
-    total: int
-
-    def whole(self, started: float) -> float:
-        """Seconds of a task that started then, if its stage goes on as before and is the last.
-
-        0 while there is too little to go by.
-        """
-        spent = self.now - self.began
-        if spent < LEAST_SPENT or not 0 < self.done <= self.total:
-            return 0.0
-        return self.began - started + spent * self.total / self.done
-
-
 @dataclass(slots=True)
 class Run:
     """One run of a plan, started by ``execute``.
@@ -99,7 +79,8 @@ class Run:
         store: where rows go.
         options: further options.
         reporter: shows progress.
-        history: rows of earlier runs, from which durations are estimated.
+        history: outlines of earlier runs, from which durations are estimated.
+        together: what this driver shares with others on the same folder.
     """
 
     plan: Plan
@@ -107,12 +88,11 @@ class Run:
     options: Options
     reporter: Reporter
     history: tuple[Row, ...] = ()
+    together: Together = field(default_factory=Together)
     _rows: dict[str, Row] = field(default_factory=dict)
     _shared: dict[str, float] = field(default_factory=dict)
-    _began: dict[Task, float] = field(default_factory=dict)
-    _over: set[tuple[str, str]] = field(default_factory=set)
-    _pace: dict[Task, Pace] = field(default_factory=dict)
-    _workers: int = 1
+    _blocked: dict[str, list[Cell]] = field(default_factory=dict)
+    _progress: Progress = field(init=False)
 
     def execute(self) -> None:
         """Run the unfinished cells. Every row is on disk when this returns or is interrupted.
@@ -124,31 +104,37 @@ class Run:
         # Resolved once: a method that changes the working directory must not move the results.
         self.store = replace(self.store, folder=self.store.folder.resolve())
         self.options = replace(self.options, cache=self.options.cache.resolve())
-        self._rows = {row.key: row for row in self.store.rows()}
-        self._workers = self.plan.fan.workers
+        self._rows = {row.key: row for row in outlines(self.store)}
+        self._progress = Progress(self.plan, self.reporter, self._rows, self.history)
+        self._progress.told = self.together.told
         try:
             if self.plan.todo.cells:
-                self._fan_out()
+                with self.together.beside_others():
+                    self._fan_out()
             self._time()
         finally:
             self.reporter.close()
+            self.together.close()
 
     def _fan_out(self) -> None:
         todo = self.plan.todo
-        blocked: dict[str, list[Cell]] = {}
         for cell in todo.cells:
-            blocked.setdefault(cell.shared_key, []).append(cell)
-        ready = deque(Task("prepare", cell) for cell in todo.shared)
+            self._blocked.setdefault(cell.shared_key, []).append(cell)
+        tasks = (Task("prepare", cell) for cell in todo.shared)
+        work = Work(tasks, self.together.claims, lambda task: self._settled(task, work))
         self.reporter.open(len(todo.shared) + len(todo.cells) + len(todo.untimed))
         fan = self.plan.fan
         if fan.executor == "local" and lasting_changes():  # an imported plug-in's, say
             fan = Fan("alone", 1)
         executor = self._executor(fan)
         try:
-            while ready or self._began:
-                self._fill(executor, ready)
+            while work or self._progress.began:
+                self._fill(executor, work)
+                if not self._progress.began:
+                    work.pause()
+                    continue
                 outcome = executor.wait()
-                del self._began[outcome.task]
+                self._progress.over(outcome.task)
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
                 if (again := with_less(outcome)) is not None:
@@ -157,52 +143,90 @@ class Run:
                         f"  {again.label}: memory ran out with {full} images together; it starts "
                         f"again with {again.batch}"
                     )
-                    ready.appendleft(again)
+                    self._start(executor, again)
                     continue
                 if outcome.task.kind == "cell":
                     self._keep(outcome)
-                    continue
-                cells = blocked.pop(outcome.task.cell.shared_key)
-                if outcome.status is Status.OK:
-                    self._shared[outcome.task.cell.shared_key] = round(outcome.seconds, 3)
-                    self._say(outcome.task, f"shared stages, {minutes(outcome.seconds)}")
-                    batch = outcome.task.batch
-                    ready.extend(Task("cell", cell, batch=batch) for cell in self._ordered(cells))
                 else:
-                    self._cannot_prepare(outcome, cells, others=bool(blocked))
+                    self._unblock(outcome, work)
+                self.together.claims.release(outcome.task)
         except KeyboardInterrupt:
             self.reporter.say("stopping")
             raise
         finally:
             executor.close()
-            self._began.clear()
+            self._progress.began.clear()
 
-    def _fill(self, executor: Executor, ready: deque[Task]) -> None:
+    def _fill(
+        self, executor: Executor, work: Work, ready: Callable[[Task], Task] | None = None
+    ) -> None:
         """Start tasks while the executor has room."""
-        self._workers = max(executor.slots, self.plan.fan.workers)
-        while ready and len(self._began) < executor.slots:
-            task = ready.popleft()
-            self._began[task] = time.monotonic()
-            executor.start(task)
-            self._listen(task, "starting", 0, 1)
+        self._progress.workers = max(executor.slots, self.plan.fan.workers)
+        while len(self._progress.began) < executor.slots and (task := work.next()) is not None:
+            self._start(executor, ready(task) if ready else task)
+
+    def _start(self, executor: Executor, task: Task) -> None:
+        """Hand a task that is ours to a worker."""
+        self._progress.start(task)
+        executor.start(task)
+        self._progress.listen(task, "starting", 0, 1)
+
+    def _settled(self, task: Task, work: Work) -> bool:
+        """Whether a task is done: a cell by another driver since this run was planned."""
+        if task.kind == "prepare":
+            note = prepared(self.options.cache, task.cell.shared_key)
+            if note is None or note.stamp != self.plan.stamp(note.cell):
+                return False
+            if not note.there(self.options.cache):
+                return False
+            self._say(task, "shared stages are there")
+            cells = self._blocked.pop(task.cell.shared_key)
+            work.extend(Task("cell", cell) for cell in self._ordered(cells))
+            return True
+        row = self.together.get(self.store, task.cell.key)
+        before = self._rows.get(task.cell.key)
+        if row is None or (before is not None and row.attempt == before.attempt):
+            return False
+        ours, theirs = self.plan.stamp(task.cell), row.stage_keys.get(STAMP, "")
+        if ours and theirs and ours != theirs:  # of other code: that one is no result of this run
+            return False
+        self._remember(row)
+        self._say(task, f"{task.cell.label} {row.status}, by another run")
+        return True
+
+    def _unblock(self, outcome: Outcome, work: Work) -> None:
+        """Let the cells go that waited for shared stages, or fail them."""
+        cell = outcome.task.cell
+        cells = self._blocked.pop(cell.shared_key)
+        if outcome.status is not Status.OK:
+            self._cannot_prepare(outcome, cells, others=bool(self._blocked))
+            return
+        self._shared[cell.shared_key] = round(outcome.seconds, 3)
+        with contextlib.suppress(UserError):  # it helps to estimate, and to share work
+            note_prepared(self.options.cache, cell, self.plan.stamp(cell), outcome.uses)
+        self._say(outcome.task, f"shared stages, {minutes(outcome.seconds)}")
+        batch = outcome.task.batch  # what had room, if its own had none
+        work.extend(Task("cell", cell, batch=batch) for cell in self._ordered(cells))
 
     def _cannot_prepare(self, outcome: Outcome, cells: list[Cell], *, others: bool) -> None:
         """Fail the cells of shared stages that failed.
 
         A user's mistake ends the run at once if no other cells are left.
         """
-        if outcome.user_error and not others and not self._over:
+        if outcome.user_error and not others and not self._progress.ended:
             raise UserError(outcome.reason)
         self._say(outcome.task, f"shared stages {outcome.status}: {outcome.reason}")
         for cell in cells:
-            reason = f"shared stages: {outcome.reason}"
-            self._keep(replace(outcome, task=Task("cell", cell), reason=reason))
+            reason, task = f"shared stages: {outcome.reason}", Task("cell", cell)
+            if self.together.claims.take(task):
+                self._keep(replace(outcome, task=task, reason=reason))
+                self.together.claims.release(task)
 
     def _ordered(self, cells: list[Cell]) -> list[Cell]:
         """The cells, longest first if several run at a time, so that the last ones are short."""
         if self.plan.fan.workers == 1:
             return cells
-        rates = self._rates()
+        rates = self._progress.rates()
         return sorted(cells, key=rates.cell_seconds, reverse=True)
 
     def _keep(self, outcome: Outcome) -> None:
@@ -221,11 +245,20 @@ class Run:
             past = before.seconds.get(SHARED, 0.0) if before else 0.0
             spent = max(past, self._shared.get(cell.shared_key, 0.0))
             row = replace(row, seconds={SHARED: spent, **row.seconds})
+        if not self.together.claims.ours(outcome.task):
+            self._say(outcome.task, f"{cell.label}: another run has taken it over, which counts")
+            return
         force = self.options.force or cell.key in self.plan.stale
         row = self.store.put(row, force=force)
-        self._rows[row.key] = row
+        self.together.push(row)
+        self._remember(row)
         why = cost_note(row) if row.status is Status.OK else f": {row.reason}"
         self._say(outcome.task, f"{cell.label} {row.status}, {minutes(outcome.seconds)}{why}")
+
+    def _remember(self, row: Row) -> None:
+        """Keep what later tasks and estimates need of a row."""
+        self._rows[row.key] = kept = outline(row)
+        self._progress.add(kept)
 
     def _time(self) -> None:
         """Measure the latency of each ok row that has none, one by one; nothing else runs.
@@ -233,41 +266,62 @@ class Run:
         A cluster measures one on each of its machines at a time.
         """
         wanted = (self._rows.get(cell.key) for cell in self.plan.todo.untimed)
-        tasks = deque(Task("time", row.cell, row) for row in wanted if row and needs_timing(row))
-        if not self.plan.todo.cells and tasks:
-            self.reporter.open(len(tasks))
-        tasks = deque(task for task in tasks if not self._timed_before(task))
+        tasks = [Task("time", row.cell) for row in wanted if row and needs_timing(row)]
         if not tasks:
             return
+        if not self.plan.todo.cells:
+            self.reporter.open(len(tasks))
         alone = self.plan.fan.executor == "ray" or bool(lasting_changes())
         executor = self._executor(Fan("alone" if alone else "local", 1), timing=True)
+        before = {task.cell.key: self._rows[task.cell.key].warnings for task in tasks}
+        work = Work(tasks, self.together.claims, lambda task: self._timed_elsewhere(task, before))
         try:
-            while tasks or self._began:
-                self._fill(executor, tasks)
-                outcome = executor.wait()
+            while work or self._progress.began:
+                with self.together.alone_here(self.reporter.say):
+                    self._fill(executor, work, self._with_row)
+                    outcome = executor.wait() if self._progress.began else None
+                if outcome is None:
+                    work.pause()
+                    continue
                 task = outcome.task
-                del self._began[task]
+                self._progress.over(task)
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
-                self._keep_time(outcome)
+                if self.together.claims.ours(task):
+                    self._keep_time(outcome)
+                self.together.claims.release(task)
         finally:
             executor.close()
-            self._began.clear()
+            self._progress.began.clear()
 
-    def _timed_before(self, task: Task) -> bool:
-        """Store what an earlier run's process has measured, if that run died too early to do it."""
-        found = task.row and handover.taken(self.store.folder, task.row)
-        if not found:
-            return False
-        self._keep_time(Outcome(task, Status.OK, found.seconds["time"], found))
+    def _with_row(self, task: Task) -> Task:
+        """A timing task with the row that it amends, as it is now."""
+        return replace(task, row=self.store.get(task.cell.key))
+
+    def _timed_elsewhere(self, task: Task, before: dict[str, tuple[str, ...]]) -> bool:
+        """Whether another driver has timed a row, has tried to, or should."""
+        row = self.together.get(self.store, task.cell.key)
+        if row is None:
+            return True  # it was deleted: the next run makes it again
+        failed = untimed_why(row) and row.warnings != before[task.cell.key]
+        if needs_timing(row) and not failed:
+            # A process of an earlier run may have measured it, and the run died before it knew.
+            found = handover.taken(self.store.folder, row)
+            if found is not None:
+                spent = found.seconds[ALONE]
+                self._keep_time(Outcome(replace(task, row=row), Status.OK, spent, found))
+            return found is not None
+        self._remember(row)
+        self._say(task, f"{task.cell.label} timed by another run, {latency_note(row)}")
         return True
 
     def _keep_time(self, outcome: Outcome) -> None:
         """Store a row with its latency, or with the reason why it has none."""
         task = outcome.task
         row = self.store.amend(marked(timed(task, outcome), outcome, inherited_changes()))
+        self.together.push(row)
         handover.drop(self.store.folder, row)
-        self._rows[row.key] = row
+        self._remember(row)
         self._say(task, f"{task.cell.label} timed, {latency_note(row)}")
 
     def _child(self) -> Executor:
@@ -283,7 +337,7 @@ class Run:
             prefer_plugin=self.options.prefer_plugin,
             stages=self.options.stages,
         )
-        listener: Listener = self._listen
+        listener: Listener = self._progress.listen
         if self.options.remote is not None:
             timeout, say = self._timeout(), self.reporter.say
             return self.options.remote(setting, listener, timeout, timing=timing, say=say)
@@ -301,42 +355,9 @@ class Run:
     def _timeout(self) -> float:
         if self.options.timeout is not None:
             return self.options.timeout
-        rates = self._rates()
+        rates = self._progress.rates()
         longest = max((rates.cell_seconds(c) for c in self.plan.todo.cells), default=0.0)
         return max(LEAST_TIMEOUT, 8 * longest)
 
-    def _rates(self) -> Rates:
-        rows = (*self._rows.values(), *self.history)
-        return Rates.of(rows, machine.fingerprint(), self.plan.sizes)
-
     def _say(self, task: Task, line: str) -> None:
-        self._over.add((task.kind, task.cell.key))
-        todo = self.plan.todo
-        self.reporter.left(self._seconds_left())
-        total = len(todo.shared) + len(todo.cells) + len(todo.untimed)
-        self.reporter.ended(task, len(self._over), total, line)
-
-    def _listen(self, task: Task, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        before = self._pace.get(task)
-        began = before.began if before and before.stage == stage else now
-        self._pace[task] = Pace(stage, began, now, done, total)
-        self.reporter.left(self._seconds_left())
-        self.reporter.running(task, stage, done, total)
-
-    def _seconds_left(self) -> float:
-        """The estimate of the seconds left, from this run's rows and the time of present tasks."""
-        todo, now, workers = self.plan.todo, time.monotonic(), self._workers
-        left = Todo(
-            shared=tuple(c for c in todo.shared if ("prepare", c.key) not in self._over),
-            cells=tuple(c for c in todo.cells if ("cell", c.key) not in self._over),
-            untimed=tuple(c for c in todo.untimed if ("time", c.key) not in self._over),
-            prepared=todo.prepared,
-        )
-        running = {f"{t.kind}:{t.cell.key}": now - began for t, began in self._began.items()}
-        projected = {
-            f"{task.kind}:{task.cell.key}": pace.whole(self._began[task])
-            for task, pace in self._pace.items()
-            if task in self._began
-        }
-        return remaining_seconds(left, self._rates(), workers, running, projected)
+        self._progress.say(task, line)

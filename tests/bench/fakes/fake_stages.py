@@ -1,8 +1,8 @@
 """Stages that obey a script instead of computing: ``behaviour.json`` in the cache folder.
 
 It maps ``method/bits`` (or ``prepare``, ``time``) to what happens there: ``ok`` (the default),
-``raise``, ``user``, ``nan``, ``memory``, ``kill``, ``hang``, ``interrupt``, ``exit``, ``quit``,
-``lasting``, ``wrong`` or ``skip``.
+``raise``, ``user``, ``nan``, ``memory``, ``kill``, ``hang``, ``nap``, ``interrupt``, ``exit``,
+``quit``, ``turns`` (until two processes have done something), ``lasting``, ``wrong`` or ``skip``.
 """
 
 import json
@@ -41,7 +41,13 @@ def note(paths, line):
         stream.write(f"{line} {os.getpid()}\n")
 
 
-def act(what):
+def act(what, paths=None):
+    if what == "turns":
+        until = time.monotonic() + 120
+        log = paths.cache / "log.txt"
+        while len({line.split()[-1] for line in log.read_text().splitlines()}) < 2:
+            assert time.monotonic() < until, "nobody else came"
+            time.sleep(0.05)
     if what == "raise":
         raise RuntimeError("the fake was told to raise")
     if what == "user":
@@ -52,6 +58,8 @@ def act(what):
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
         time.sleep(600)
+    if what == "nap":
+        time.sleep(3)
     if what == "interrupt":
         raise KeyboardInterrupt
     if what == "exit":
@@ -79,7 +87,7 @@ def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, progress):
         return Row(cell, Status.SKIPPED, "not made for these bits")
     if what == "wrong":
         return Row(replace(cell, seed=cell.seed + 1), Status.OK)
-    act(what)
+    act(what, paths)
     rng = np.random.default_rng(zlib.crc32(f"{cell.method}{cell.bits}".encode()))
     scores = rng.normal(QUALITY.get(cell.bits, 30.0) + (cell.method == "q_diffusion"), 1.0, 16)
     value = float("nan") if what == "nan" else float(scores.mean())

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from quantarena.bench import machine
-from quantarena.bench.plan.estimate import Rates, Todo, disk_bytes, remaining_seconds, wall_seconds
+from quantarena.bench.plan.estimate import Rates, Todo, remaining_seconds
 from quantarena.bench.plan.plan import Facts, choose_fan, make_plan, minutes, plan_lines
 from quantarena.bench.plan.presets import PRESETS
-from quantarena.bench.run.runner import Pace
+from quantarena.bench.run.progress import Pace
 from quantarena.bench.schema import Latency, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.target import DEFAULT_TARGET, Target
@@ -122,7 +122,7 @@ def test_two_workers_halve_the_fan_but_not_the_timing():
     alone = remaining_seconds(Todo(untimed=CELLS), rates, 1)
     assert alone < two < one
     assert two > alone + (one - alone) / 2 - 1e-6
-    assert wall_seconds(Todo(), rates, 2, "ray") == 0
+    assert remaining_seconds(Todo(), rates, 2) == 0
 
 
 def test_a_task_that_is_late_makes_the_estimate_longer():
@@ -162,10 +162,7 @@ def test_shared_stages_that_are_cached_cost_nothing():
 
 
 def test_disk_grows_with_the_images():
-    small, large = (
-        disk_bytes(make_plan(PRESETS[name].grid, ()).todo, lambda w: 32, 10_000_000)
-        for name in ("smoke", "full")
-    )
+    small, large = (make_plan(PRESETS[name].grid, ()).disk for name in ("smoke", "full"))
     assert 1e6 < small < large
 
 

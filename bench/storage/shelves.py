@@ -1,0 +1,190 @@
+"""Where lease records lie: files of a folder, or objects behind an fsspec file system. No torch.
+
+The one thing that a shelf must do is to create a record only where there is none, whoever else
+tries at the same time. A folder does it by a hard link, which NFS makes atomically too. An
+object store does it by a conditional put (``If-None-Match: *``); one that ignores it is refused.
+"""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantarena.bench.errors import UserError
+from quantarena.bench.files import make_shareable, plain_errors
+
+
+class Shelf(Protocol):
+    """Holds small records by name."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a record where there is none; False if there is one."""
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """A record and a mark that changes with each beat; None if there is none."""
+
+    def beat(self, name: str, data: bytes) -> None:
+        """Give the record another mark. The caller holds it."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a record in another's place."""
+
+    def delete(self, name: str) -> None:
+        """Remove a record, if there is one."""
+
+    def names(self) -> list[str]:
+        """The names of all records."""
+
+
+class FolderShelf:
+    """Records as files of a folder, which is made if missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a record where there is none; False if there is one.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with plain_errors("write in", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = self._draft(data)
+            try:
+                os.link(draft, self._folder / name)
+            except FileExistsError:
+                return False
+            finally:
+                draft.unlink(missing_ok=True)
+        return True
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """A record and its time of change; opening it makes a network file system look again."""
+        try:
+            with open(self._folder / name, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                return stream.read(), f"{status.st_ino} {status.st_mtime_ns}"
+        except FileNotFoundError:
+            return None
+
+    def beat(self, name: str, data: bytes) -> None:
+        """Touch the file."""
+        os.utime(self._folder / name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a record in another's place."""
+        os.replace(self._draft(data), self._folder / name)
+
+    def delete(self, name: str) -> None:
+        """Remove a record, if there is one."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """The names of all records."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(n for n in os.listdir(self._folder) if not n.startswith("."))
+
+    def _draft(self, data: bytes) -> Path:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._folder)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        make_shareable(Path(name))
+        return Path(name)
+
+
+class ObjectShelf:
+    """Records as objects.
+
+    Args:
+        system: a file system of fsspec.
+        root: path of the records there.
+    """
+
+    def __init__(self, system: Any, root: str) -> None:
+        self._system = system
+        self._root = root
+        self._beats = 0
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a record where there is none; False if there is one."""
+        path = self._path(name)
+        try:
+            if not getattr(self._system, "async_impl", False):  # object stores have no folders
+                self._system.makedirs(self._root, exist_ok=True)
+            self._system.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if _is_conflict(error):
+                return False
+            raise
+        return True
+
+    def require_conditions(self) -> None:
+        """See that the store refuses a second create.
+
+        Raises:
+            UserError: it does not, so that two drivers would both believe to hold a lease.
+        """
+        name = f"probe-{uuid.uuid4().hex}"
+        try:
+            first, second = self.create(name, b"1"), self.create(name, b"2")
+        finally:
+            self.delete(name)
+        if not first or second:
+            raise UserError(
+                f"{self._system.unstrip_protocol(self._root)}: this store ignores conditional "
+                "writes (If-None-Match), so two runs could do the same work: use a store that has "
+                "them, or a shared folder"
+            )
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """A record and, as its mark, its bytes, which change with each beat."""
+        try:
+            data = bytes(_fresh(self._system, self._system.cat_file, self._path(name)))
+        except FileNotFoundError:
+            return None
+        return data, data.decode("utf-8", "replace")
+
+    def beat(self, name: str, data: bytes) -> None:
+        """Write the record again with a number after it, which JSON readers skip as a line."""
+        self._beats += 1
+        self._system.pipe_file(self._path(name), data + f"\n{self._beats}".encode())
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Put a record in another's place."""
+        self._system.pipe_file(self._path(name), data)
+
+    def delete(self, name: str) -> None:
+        """Remove a record, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
+
+    def names(self) -> list[str]:
+        """The names of all records."""
+        try:
+            found = _fresh(self._system, self._system.ls, self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).rpartition("/")[2] for path in found)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _fresh(system: Any, call: Callable[..., Any], *arguments: Any, **rest: Any) -> Any:
+    """What a call returns without what the file system remembers of listings."""
+    system.invalidate_cache()
+    return call(*arguments, **rest)
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether an error says that the condition of a put did not hold; stores say it differently."""
+    text = f"{type(error).__name__} {error} {error.__cause__}"
+    said = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "EEXIST")
+    return any(word in text for word in said)

@@ -1,0 +1,231 @@
+"""Results behind a URL: file:// and memory:// always, S3 where moto and s3fs are installed."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import fsspec
+import pytest
+
+from quantarena.bench.cache import StageCache, sharing
+from quantarena.bench.errors import UserError
+from quantarena.bench.storage.leases import Leases
+from quantarena.bench.storage.remote import mirror, open_remote, remote_of
+from quantarena.bench.storage.stages import SharedStages
+from quantarena.bench.storage.sync import RunSync, sync_of
+from quantarena.bench.store import Store
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """The URL of a bucket on a local S3 server."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'quantarena[s3]'")
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        place, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(place, timeout=1)
+                break
+            except OSError:
+                assert time.monotonic() < until, "the server did not start"
+                time.sleep(0.1)
+        said = {"AWS_ENDPOINT_URL": place, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+                "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+        before = {name: os.environ.get(name) for name in said}
+        os.environ.update(said)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def url(request, tmp_path, monkeypatch):
+    """An empty store, and a cache of its own for the mirrors of this machine."""
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "here"))
+    name = f"store-{time.monotonic_ns()}"
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/{name}"
+    return f"memory://{name}" if request.param == "memory" else f"file://{tmp_path}/{name}"
+
+
+def elsewhere(monkeypatch, tmp_path):
+    """From now on this is another machine: its mirrors are empty."""
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "elsewhere"))
+
+
+def test_objects_are_whole_and_listed_by_their_marks(url):
+    remote = open_remote(url)
+    assert remote.fetch("a/b.json") is None
+    assert remote.listing("a") == {}
+    remote.push("a/b.json", b"1")
+    first = remote.listing("a")
+    assert list(first) == ["b.json"]
+    time.sleep(0.02)
+    remote.push("a/b.json", b"22")
+    assert remote.fetch("a/b.json") == b"22"
+    assert remote.listing("a") != first
+    remote.push("a/c.json", b"3")
+    asked = ["a/b.json", "a/none.json", "a/c.json"]
+    assert remote.fetch_many(asked) == {"a/b.json": b"22", "a/c.json": b"3"}
+    assert remote.fetch_many(asked[:1]) == {"a/b.json": b"22"}
+    assert remote.fetch_many([]) == {}
+    remote.forget("a/b.json")
+    remote.forget("a/b.json")
+    assert list(remote.listing("a")) == ["c.json"]
+
+
+def test_leases_on_the_store(url):
+    one, other = (Leases(open_remote(url).shelf("run/.leases"), seconds=0.6) for _ in range(2))
+    one.shelf.require_conditions()
+    lease = one.take("cell")
+    assert other.take("cell") is None
+    time.sleep(1.0)
+    assert other.take("cell") is None  # it beats
+    one.release(lease)
+    taken = other.take("cell")
+    assert taken is not None
+    other.release(taken)
+    assert other.shelf.names() == []
+
+
+def test_an_entry_is_made_once_and_comes_from_the_store_elsewhere(url, tmp_path, monkeypatch):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "value").write_text("x" * 1000)
+
+    here = mirror(url)
+    with sharing(SharedStages(here / ".cache", remote_of(here))):
+        StageCache(here / ".cache").get("stage", "key", make)
+    elsewhere(monkeypatch, tmp_path)
+    there = mirror(url)
+    assert there != here
+    with sharing(SharedStages(there / ".cache", remote_of(there))):
+        entry = StageCache(there / ".cache").get("stage", "key", make)
+    assert len(made) == 1
+    assert (entry / "deep" / "value").read_text() == "x" * 1000
+    assert (entry / ".made.json").is_file()
+    remote = open_remote(url)
+    assert list(remote.listing(".cache")) == ["stage-key.tar"]
+    # a damaged object is made again
+    remote.push(".cache/stage-key.tar", b"half of it")
+    StageCache(there / ".cache").drop("stage", "key")
+    with sharing(SharedStages(there / ".cache", remote_of(there))):
+        StageCache(there / ".cache").get("stage", "key", make)
+    assert len(made) == 2
+
+
+def test_a_run_on_a_url_and_its_results_elsewhere(bench, url, tmp_path, monkeypatch):
+    where = ("--results", url)
+    code, out, err = bench("run", "smoke", *where, results=False)
+    assert code == 0, err
+    assert out.startswith("5 ok")
+    remote = open_remote(url)
+    assert len(remote.listing("smoke/rows")) == 5
+    assert {"plan.json", "leaderboard.html"} <= set(remote.listing("smoke"))
+    assert len(remote.listing("smoke/images")) == len(remote.listing("smoke/scores")) == 5
+    assert remote.listing("smoke/.leases") == {}
+    rows = {row.key: row for row in Store(mirror(url) / "smoke").rows()}
+    assert all(row.latency for row in rows.values())
+
+    elsewhere(monkeypatch, tmp_path)
+    code, out, _ = bench("status", "smoke", *where, results=False)
+    assert code == 0
+    assert "complete, 5 of 5 cells" in out
+    code, out, _ = bench("plan", "smoke", *where, results=False)
+    assert "5 done, 0 to run" in out
+    code, out, err = bench("run", "smoke", *where, results=False)
+    assert code == 0, err
+    assert "nothing to run" in err
+    there = mirror(url) / "smoke"
+    assert {row.key: row for row in Store(there).rows()} == rows
+    key = next(iter(rows))
+    assert len(list((there / "images" / key).glob("*.png"))) == 4
+    assert bench("show", key[:8], *where, results=False)[0] == 0
+
+
+def test_rows_that_are_missing_run_and_go_up(bench, url, tmp_path, monkeypatch):
+    where = ("--results", url)
+    bench("run", "smoke", "--bits", "w4a8", *where, results=False)
+    before = set(open_remote(url).listing("smoke/rows"))
+    elsewhere(monkeypatch, tmp_path)
+    code, _, err = bench("run", "smoke", *where, results=False)
+    assert code == 0, err
+    assert f"{len(before)} done, {5 - len(before)} to run" in err
+    after = set(open_remote(url).listing("smoke/rows"))
+    assert before < after
+    assert len(after) == 5
+    # the first machine sees them
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "here"))
+    assert "5 of 5 cells" in bench("status", "smoke", *where, results=False)[1]
+
+
+def test_a_row_whose_pictures_are_not_there_yet_is_not_seen(bench, url, monkeypatch):
+    """The store fails at the row: pictures are up, the row is not, and the next run goes on."""
+    push = RunSync._push_file
+
+    def fail(self, name):
+        if name.startswith("rows/"):
+            raise UserError("cannot write: the store is gone")
+        push(self, name)
+
+    monkeypatch.setattr(RunSync, "_push_file", fail)
+    code, _, err = bench("run", "smoke", "--results", url, results=False)
+    assert code == 2
+    assert "the store is gone" in err
+    assert open_remote(url).listing("smoke/rows") == {}
+    monkeypatch.setattr(RunSync, "_push_file", push)
+    code, out, _ = bench("run", "smoke", "--results", url, results=False)
+    assert (code, out[:4]) == (0, "5 ok")
+    assert len(open_remote(url).listing("smoke/rows")) == 5
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("nonsense://x/y", "nonsense"),
+        ("s3://", "name a bucket or a folder"),
+        ("memory:///", "name a bucket or a folder"),
+    ],
+)
+def test_urls_that_name_no_store(bench, url, line):
+    code, _, err = bench("plan", "smoke", "--results", url, results=False)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert line in err
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(bench, monkeypatch):
+    def absent(*args, **kwargs):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
+    code, _, err = bench("plan", "smoke", "--results", "s3://bucket/x", results=False)
+    assert code == 2
+    assert "pip install 'quantarena[s3]'" in err
+
+
+def test_a_folder_is_no_mirror(tmp_path):
+    assert sync_of(tmp_path / "smoke") is None
