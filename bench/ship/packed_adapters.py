@@ -4,16 +4,15 @@ diffusers loads, scales, fuses and unloads adapters through peft. This makes pef
 (``bench.adapters``), and refuses what would load without a word and do nothing.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.loaders.peft import PeftAdapterMixin
 from torch import nn
 
+from quantarena.bench.adapters.drawing import refuse_tables
 from quantarena.bench.adapters.register import register_with_peft
 from quantarena.bench.errors import UserError
-from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.packed.nodes.node import Node
 
 _FETCHED: dict[str, Any] = {
@@ -61,8 +60,8 @@ class PackedAdapters(PeftAdapterMixin):  # type: ignore[misc]
         super().add_adapter(adapter_config, adapter_name)
         inside = _inside_layers(self)
         if inside:
-            self.delete_adapters(adapter_name)
-            self.unload_lora()
+            alone = len(self.peft_config) == 1
+            self.unload_lora() if alone else self.delete_adapters(adapter_name)
             raise UserError(
                 f"the pattern of {adapter_name} takes {inside}, a part of a packed layer, for a "
                 "layer: name layers by their own paths"
@@ -75,25 +74,6 @@ def eval_adapters(network: nn.Module) -> None:
     for module in network.modules():
         if hasattr(module, "merged_adapters"):
             module.train(network.training)
-
-
-def refuse_tables(network: nn.Module, keys: Iterable[str]) -> None:
-    """Refuse an adapter for layers that became a table of their outputs by sampler call.
-
-    Args:
-        network: the packed network.
-        keys: names of the adapter's tensors.
-
-    Raises:
-        UserError: the line names the table.
-    """
-    tables = [name for name, m in network.named_modules() if isinstance(m, ScheduledTable)]
-    for name in tables:
-        if any(key.startswith(f"{name}.") for key in keys):
-            raise UserError(
-                f"the adapter changes layers of {name}, which this network keeps as a table of "
-                "outputs by sampler call: quantize with a method that keeps the layers"
-            )
 
 
 def refuse_adapters(network: nn.Module) -> None:

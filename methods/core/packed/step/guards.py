@@ -116,7 +116,7 @@ class NetworkState:
         self._modes = list(map(_training, self._moded))
         self._products = [m for m in modules if isinstance(m, QuantAttention)]
         self._product_modes = [quant.mode for quant in self._products]
-        self._adapted = [vars(m) for m in modules if _ADAPTER <= vars(m).keys()]
+        self._adapted = [vars(m) for m in modules if vars(m).keys() >= _ADAPTER]
         self._adapters = list(map(_adapters, self._adapted))
 
     def changed(self) -> str:
