@@ -4,9 +4,9 @@ diffusers loads it, beside the layers of either network; nothing is merged, so t
 compute ``layer(x) + scale * B(A(x))`` and taking it off again leaves every bit as it was.
 """
 
-import importlib.metadata
+import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from quantarena.bench.adapters.register import register_with_peft
 from quantarena.bench.adapters.request import LoraRequest
+from quantarena.bench.closure import closure
 from quantarena.bench.content import file_sha256
 from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
-from quantarena.methods.core.model.time_table import ScheduledTable
-from quantarena.methods.core.packed.nodes.node import Node
 
+REGISTER = "quantarena.bench.adapters.register"
+"""Imported by name where a LoRA is asked for: an import would put peft, and all packed layers, into
+the key of every stage that draws."""
 NAME = "workload"
 """Of the adapter, in peft."""
 _PAIR = re.compile(r"\.(lora_A|lora_down|down)(\.\w+)?\.weight$")
@@ -68,7 +69,7 @@ def facts(text: str) -> LoraFacts:
 def lora_content(text: str) -> list[Any]:
     """What the key of a stage that draws with a LoRA holds of it."""
     found = facts(text)
-    return ["lora", found.sha256, found.scale, importlib.metadata.version("peft")]
+    return ["lora", found.sha256, found.scale, closure(REGISTER).key]
 
 
 def _shapes(request: LoraRequest) -> dict[str, list[int]]:
@@ -105,7 +106,7 @@ def drawing_with(pipe: Any, text: str) -> Iterator[None]:
 
 def load(pipe: Any, request: LoraRequest) -> None:
     """Put a LoRA on the networks of a pipeline; see ``drawing_with``."""
-    register_with_peft()
+    pkgutil.resolve_name(REGISTER).register_with_peft()
     _require_place(pipe, request)
     file = request.file()
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
@@ -126,9 +127,9 @@ def load(pipe: Any, request: LoraRequest) -> None:
     wanted = facts(request.text()).layers
     if len(adapted) < wanted:
         pipe.unload_lora_weights()
-        raise UserError(
-            f"{request.path.name} changes {wanted} layers, of which {type(pipe).__name__} has "
-            f"{len(adapted)}: it was made for another model"
+        raise Unsupported(
+            f"{request.path.name} changes {wanted} layers, of which this {type(pipe).__name__} has "
+            f"{len(adapted)}: it is for another model, or a method made a table of the others"
         )
 
 
@@ -146,43 +147,6 @@ def _require_place(pipe: Any, request: LoraRequest) -> None:
             continue
         if not hasattr(network, "load_lora_adapter"):
             raise Unsupported(f"a {type(network).__name__} in the place of {name} takes no LoRA")
-        refuse_tables(network, list(_shapes(request)), f"{name}.")
-
-
-def refuse_tables(network: nn.Module, keys: Sequence[str], prefix: str = "") -> None:
-    """Refuse an adapter for layers that became a table of their outputs by sampler call.
-
-    Args:
-        network: the packed network.
-        keys: names of the adapter's tensors.
-        prefix: what stands before the network's own names in them.
-
-    Raises:
-        Unsupported: the line names the table.
-    """
-    tables = [name for name, m in network.named_modules() if isinstance(m, ScheduledTable)]
-    for name in tables:
-        if any(key.startswith(f"{prefix}{name}.") for key in keys):
-            raise Unsupported(
-                f"the adapter changes layers of {name}, which this network keeps as a table of "
-                "outputs by sampler call: quantize with a method that keeps the layers"
-            )
-
-
-def fuse_for_timing(pipe: Any, slot: str, text: str) -> None:
-    """Leave a LoRA in a packed network as a branch of its layers; other networks keep it loaded.
-
-    Full precision takes it up in its weights at no cost, codes cannot.
-
-    Args:
-        pipe: a pipeline with the network in its slot.
-        slot: the network's place.
-        text: see ``LoraRequest``.
-    """
-    load(pipe, LoraRequest.read(text))
-    if any(isinstance(module, Node) for module in getattr(pipe, slot).modules()):
-        pipe.fuse_lora(components=[slot])
-        pipe.unload_lora_weights()
 
 
 def refuse_lora(text: str, verb: str) -> None:

@@ -1,22 +1,9 @@
-"""Tells peft about packed layers. peft is an extra: whoever needs it says so in one line."""
+"""Tells peft about packed layers. Stages reach this by name, so that peft is in no other key."""
 
 import functools
-import importlib.util
 from typing import Any
 
-from quantarena.bench.errors import UserError
-
-PIP = "pip install 'quantarena[lora]'"
-
-
-def require_peft(what: str) -> None:
-    """Refuse what needs peft where it is missing; imports nothing.
-
-    Raises:
-        UserError: the line says what to install.
-    """
-    if importlib.util.find_spec("peft") is None:
-        raise UserError(f"{what} needs peft: {PIP}")
+from quantarena.bench.adapters.request import require_peft
 
 
 @functools.cache

@@ -1,15 +1,31 @@
-"""A LoRA as a workload's setting: ``FOLDER[@SCALE]``. No torch, no peft."""
+"""A LoRA as a workload's setting: ``FOLDER[@SCALE]``. No torch, and peft is only looked for."""
 
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantarena.bench.adapters.register import require_peft
 from quantarena.bench.errors import UserError
 
+PIP = "pip install 'quantarena[lora]'"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name that diffusers' ``save_lora_weights`` gives a file."""
+
+
+def peft_is_there() -> bool:
+    """Whether peft is installed."""
+    return importlib.util.find_spec("peft") is not None
+
+
+def require_peft(what: str) -> None:
+    """Refuse what needs peft where it is missing; imports nothing.
+
+    Raises:
+        UserError: the line says what to install.
+    """
+    if not peft_is_there():
+        raise UserError(f"{what} needs peft: {PIP}")
 
 
 @dataclass(frozen=True, slots=True)

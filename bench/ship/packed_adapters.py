@@ -4,15 +4,17 @@ diffusers loads, scales, fuses and unloads adapters through peft. This makes pef
 (``bench.adapters``), and refuses what would load without a word and do nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.loaders.peft import PeftAdapterMixin
 from torch import nn
 
-from quantarena.bench.adapters.drawing import refuse_tables
 from quantarena.bench.adapters.register import register_with_peft
 from quantarena.bench.errors import UserError
+from quantarena.methods.core.errors import Unsupported
+from quantarena.methods.core.model.time_table import ScheduledTable
 from quantarena.methods.core.packed.nodes.node import Node
 
 _FETCHED: dict[str, Any] = {
@@ -32,8 +34,8 @@ class PackedAdapters(PeftAdapterMixin):  # type: ignore[misc]
         """As diffusers' own.
 
         Raises:
-            UserError: peft is missing, or the adapter cannot act on this network; the line names
-                the first layer, and the network is as before.
+            UserError: peft is missing, or a layer cannot hold this kind of adapter.
+            Unsupported: it is for layers that the network has as a table. The network is as before.
         """
         register_with_peft()
         given = pretrained_model_name_or_path_or_dict
@@ -74,6 +76,25 @@ def eval_adapters(network: nn.Module) -> None:
     for module in network.modules():
         if hasattr(module, "merged_adapters"):
             module.train(network.training)
+
+
+def refuse_tables(network: nn.Module, keys: Sequence[str]) -> None:
+    """Refuse an adapter for layers that became a table of their outputs by sampler call.
+
+    Args:
+        network: the packed network.
+        keys: names of the adapter's tensors.
+
+    Raises:
+        Unsupported: the line names the table.
+    """
+    tables = [name for name, m in network.named_modules() if isinstance(m, ScheduledTable)]
+    for name in tables:
+        if any(key.startswith(f"{name}.") for key in keys):
+            raise Unsupported(
+                f"the adapter changes layers of {name}, which this network keeps as a table of "
+                "outputs by sampler call: quantize with a method that keeps the layers"
+            )
 
 
 def refuse_adapters(network: nn.Module) -> None:

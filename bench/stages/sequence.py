@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from quantarena.bench.adapters.drawing import fuse_for_timing
+from quantarena.bench.adapters.timed import fuse_for_timing
 from quantarena.bench.cache import StageCache
 from quantarena.bench.devices.device import describe_device
 from quantarena.bench.devices.steps import timed_step

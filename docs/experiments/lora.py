@@ -1,29 +1,31 @@
 """Does the winner keep your LoRA? A LoRA trained on full precision, on quantized networks.
 
 The LoRA is a style: emoji-t2i learns to draw with rotated colour channels, whatever the prompt.
-peft and diffusers train it on the float network, as users do, and diffusers saves it. Then
-`quantarena run` draws with and without it: methods calibrate on the network without the LoRA, and
-images of both sides have it.
+peft and diffusers train it on the float network, as users do, and diffusers saves it. Then the
+stages of `quantarena run` draw with and without it: methods calibrate on the network without the
+LoRA, and images of both sides have it.
 
     python docs/experiments/lora.py results/lora            # trains it, and prints the loss
-    python docs/experiments/lora.py results/lora --table    # runs the cells, prints the table
+    python docs/experiments/lora.py results/lora --table    # prints the table
 
 It needs peft: pip install 'quantarena[lora]'.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantarena.bench.cli.main import run
 from quantarena.bench.metrics.names import LPIPS, SQNR
 from quantarena.bench.personalise.lesson import NoiseLoss, examples
 from quantarena.bench.personalise.subject import Subject
+from quantarena.bench.plan.presets import PRESETS
 from quantarena.bench.schema import Row, Status
-from quantarena.bench.store import Store
-from quantarena.bench.workloads import emoji64, pipeline, registry
+from quantarena.bench.spec import Cell
+from quantarena.bench.stages import sequence
+from quantarena.bench.workloads import emoji64, pipeline, registry, workload_name
 from quantarena.methods.tuning import TunedNetwork
 
 WORKLOAD = "emoji-t2i"
@@ -79,26 +81,21 @@ def value(row: Row, name: str) -> str:
     return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
-def table(root: Path, lora: Path, images: int) -> None:
-    """Run the cells with and without the LoRA, and print a line for each."""
-    methods = ",".join(dict.fromkeys(method for method, _ in CELLS))
-    bits = ",".join(dict.fromkeys(bits for _, bits in CELLS))
-    words = ["run", "quick", "--results", str(root)]
-    words += ["--method", f"fp,{methods}", "--bits", bits, "--images", str(images), "--name"]
-    rows: list[Row] = []
-    for name, more in (("plain", []), ("style", ["--set", f"lora={lora}"])):
-        run([*words, name, "--workload", WORKLOAD, *more])
-        rows += [row for row in Store(root / name).rows() if row.status is Status.OK]
-    print("| workload | method | bits | LPIPS to full precision | SQNR dB | step, ratio |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        if (row.cell.method, row.cell.bits) in CELLS:
-            lpips, sqnr = value(row, LPIPS), value(row, SQNR)
-            speed = "-" if row.latency is None else f"{row.latency.ratio:.2f}"
-            with_it = row.workload.get("lora", {}).get("name", "no LoRA")
-            print(
-                f"| {with_it} | {row.cell.method} | {row.cell.bits} | {lpips} | {sqnr} | {speed} |"
-            )
+def table(root: Path, lora: Path, given: argparse.Namespace) -> None:
+    """Draw and score the cells with and without the LoRA, and print a line for each."""
+    budget = replace(PRESETS["quick"].grid.budget, images=given.images, iterations=given.iterations)
+    paths = sequence.Paths(root / "rows", root / "cache")
+    print("| LoRA | method | bits | LPIPS to full precision | noise SQNR, dB |")
+    print("|---|---|---|---|---|")
+    for workload in (WORKLOAD, workload_name.with_options(WORKLOAD, (f"lora={lora}",))):
+        for method, bits in CELLS:
+            cell = Cell(workload, method, bits, given.seed, budget=budget)
+            row = sequence.run_cell(cell, paths, progress=lambda *_: None)
+            if row.status is not Status.OK:
+                raise SystemExit(f"{method}@{bits}: {row.reason}")
+            name = row.workload.get("lora", {}).get("name", "none")
+            facts = (name, method, bits, value(row, LPIPS), value(row, SQNR))
+            print(f"| {' | '.join(facts)} |", flush=True)
 
 
 def main() -> None:
@@ -111,12 +108,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--iterations", type=int, default=100, help="of q_diffusion, a block")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
     lora = given.folder / "style-lora"
     if given.table:
-        table(given.folder, lora, given.images)
+        table(given.folder, lora, given)
     else:
         train(lora, given)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantarena.bench.adapters import drawing, register
+from quantarena.bench.adapters import drawing, request
 from quantarena.bench.adapters.request import LoraRequest
-from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.errors import BrokenModel, QuantArenaError, UserError
 from quantarena.bench.workloads import registry, workload_name
 
 TINY = Path(__file__).parent.parent / "tiny_pipelines.py"
@@ -32,7 +32,7 @@ def weights(tmp_path):
 @pytest.fixture
 def peft_or_not(monkeypatch):
     """Names and keys need no peft: pretend that it is installed."""
-    monkeypatch.setattr(register.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(request, "peft_is_there", lambda: True)
 
 
 def test_equal_requests_have_equal_names(weights, peft_or_not, monkeypatch):
@@ -86,10 +86,8 @@ def test_outliers_and_a_lora_exclude_each_other(weights, peft_or_not):
 
 
 def test_without_peft_a_plan_says_what_to_install(weights, monkeypatch):
-    monkeypatch.setattr(register.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"with a LoRA needs peft: pip install 'quantarena\[lora\]'"
-    ):
+    monkeypatch.setattr(request, "peft_is_there", lambda: False)
+    with pytest.raises(UserError, match=r"needs peft: pip install 'quantarena\[lora\]'"):
         registry.resolve(f"emoji-t2i?lora={weights}")
 
 
@@ -97,7 +95,7 @@ def test_facts_are_those_of_the_file(weights, peft_or_not):
     found = drawing.facts(f"{weights}@0.5")
     assert (found.name, found.scale, found.layers, found.values) == ("style", 0.5, 1, 32)
     (weights / "pytorch_lora_weights.safetensors").write_bytes(b"no such thing")
-    with pytest.raises(BrokenModel, match="pytorch_lora_weights.safetensors cannot be read"):
+    with pytest.raises(BrokenModel, match=r"weights\.safetensors cannot be read"):
         drawing.facts(str(weights))
 
 
@@ -113,6 +111,16 @@ def test_other_tensors_are_no_lora(weights, peft_or_not):
 def test_verbs_that_would_leave_it_out_refuse_it(verb):
     with pytest.raises(UserError, match=f"{verb} takes the base model, and lora=style@0.5 is none"):
         drawing.refuse_lora("/x/style@0.5", verb)
+
+
+def test_peft_is_in_no_key_without_a_lora():
+    from quantarena.bench.closure import closure
+
+    for module in ("stages.record", "stages.fp_images", "stages.sample", "stages.quantize"):
+        found = closure(f"quantarena.bench.{module}")
+        assert "peft" not in found.libraries
+        assert not any(file.endswith("adapters/layer.py") for file in map(str, found.files))
+    assert any(str(f).endswith("adapters/layer.py") for f in closure(drawing.REGISTER).files)
 
 
 needs_peft = pytest.mark.skipif(
@@ -220,7 +228,7 @@ def test_a_lora_of_another_model_is_refused(text_model, weights):
 
     loaded = pipeline.load(registry.resolve(str(text_model)))
     before = list(loaded.denoiser.state_dict())
-    with pytest.raises(UserError, match="style"), drawing.drawing_with(loaded.pipe, str(weights)):
+    with pytest.raises(QuantArenaError, match="style"), drawing.drawing_with(loaded.pipe, str(weights)):
         pass
     assert list(loaded.denoiser.state_dict()) == before
 
