@@ -228,7 +228,8 @@ def test_a_lora_of_another_model_is_refused(text_model, weights):
 
     loaded = pipeline.load(registry.resolve(str(text_model)))
     before = list(loaded.denoiser.state_dict())
-    with pytest.raises(QuantArenaError, match="style"), drawing.drawing_with(loaded.pipe, str(weights)):
+    drawn = drawing.drawing_with(loaded.pipe, str(weights))
+    with pytest.raises(QuantArenaError, match="style"), drawn:
         pass
     assert list(loaded.denoiser.state_dict()) == before
 
