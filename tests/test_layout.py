@@ -50,6 +50,7 @@ ROOMS = (
     "bench",
     "bench/process_state",
     "bench/storage",
+    "bench/adapters",
     "bench/workloads",
     "bench/workloads/outliers",
     "bench/devices",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from quantarena.bench.adapters.drawing import refuse_lora
 from quantarena.bench.errors import UserError
 from quantarena.bench.personalise.lesson import NoiseLoss, examples
 from quantarena.bench.personalise.personalise import float_widths, packed_for, personalise
@@ -144,6 +145,7 @@ def _require_place(target: Target) -> None:
 
 def _open(order: Order) -> _Opened:
     info = registry.resolve(order.workload)
+    refuse_lora(info.lora, "tune")
     if not packed_folders(info.path):
         if order.bits is None:
             raise UserError(f"{order.workload} has float weights: say --bits, such as --bits w4a16")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import init_empty_weights
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from quantarena.bench.ship.diffusers_quantizer import (
     QuantArenaQuantizer,
     require_format,
 )
+from quantarena.bench.ship.packed_adapters import PackedAdapters, refuse_adapters
 from quantarena.bench.ship.written_network import AsWritten
 from quantarena.bench.workloads.row_lists import stacked_class, takes_lists
 from quantarena.methods.core.clock import CallClock
@@ -184,6 +186,7 @@ class PackedNetwork(ModelMixin):  # type: ignore[misc]
             raise UserError("packed weights are written as safetensors: leave use_flashpack out")
         if any(isinstance(m, PackedLayer) and not m.panels.is_cpu for m in self.modules()):
             raise UserError("a packed network is saved from the CPU: load its folder again")
+        refuse_adapters(self)
         packed = packed_of(self)
         tensors = tensors_of(packed)
         sizes, meta = sizes_of(packed, tensors), self.hf_quantizer.quantization_config.meta
@@ -297,12 +300,15 @@ def depends_on_calls(module: PackedNetwork) -> bool:
     return module.clock.schedule is not None or any(True for _ in (*tables, *nodes))
 
 
+_OURS = (PackedNetwork, PackedAdapters)
+
+
 def original_class(kind: type) -> Any:
     """The class of diffusers that a packed network's class was made from."""
     return next(
         c
         for c in kind.__mro__
-        if c is not PackedNetwork and c is getattr(sys.modules[c.__module__], c.__name__, None)
+        if c not in _OURS and c is getattr(sys.modules[c.__module__], c.__name__, None)
     )
 
 
@@ -310,7 +316,8 @@ def original_class(kind: type) -> Any:
 def _packed_class(base: Any) -> Any:
     """A subclass of a model's class that is a ``PackedNetwork`` too."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (PackedNetwork, base), names)
+    ours = _OURS if issubclass(base, PeftAdapterMixin) else _OURS[:1]
+    return type(base.__name__, (*ours, base), names)
 
 
 def _blank(original: Any) -> nn.Module:

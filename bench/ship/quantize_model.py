@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from quantarena.bench.adapters.drawing import refuse_lora
 from quantarena.bench.cache import Keyed, StageCache
 from quantarena.bench.errors import QuantArenaError, UserError, one_line
 from quantarena.bench.files import sweep
@@ -71,6 +72,7 @@ def quantize_model(order: Order, progress: Progress) -> dict[str, Any]:
             method.check_offload()
     except Unsupported as error:
         raise UserError(str(error)) from None
+    refuse_lora(registry.resolve(cell.workload).lora, "quantize")
     sweep(order.cache)
     cache, workspace = StageCache(order.cache), open_workspace(cell)
     keyed, packed, gap = _quantize_and_pack(workspace, method, cell, cache, progress)

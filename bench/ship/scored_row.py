@@ -26,6 +26,7 @@ def scores_of(results: Path, key: str) -> dict[str, Any]:
         for folder in sorted(results.glob("*/rows"))
         for row in Store(folder.parent, foreign=True).rows()
         if row.status is Status.OK and row.stage_keys.get(STAGE) == key
+        if not row.workload.get("lora")  # its images are not those of the export alone
     ]
     if not found:
         return {}

@@ -45,7 +45,8 @@ def probe(workspace: Workspace, cache: StageCache, progress: Progress = silent) 
 
     def make(folder: Path) -> None:
         record(workspace, draw, folder, progress)
-        answers = predictions(workspace.loaded.denoiser, recorded_in(folder))
+        with workspace.evaluating(workspace.loaded.denoiser):
+            answers = predictions(workspace.loaded.denoiser, recorded_in(folder))
         save_file({"predictions": answers}, folder / "predictions.safetensors")
 
     def read(folder: Path) -> Probe:

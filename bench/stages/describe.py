@@ -1,7 +1,9 @@
 """What a row says of its method and of its workload."""
 
+from dataclasses import asdict
 from typing import Any
 
+from quantarena.bench.adapters.drawing import facts
 from quantarena.bench.closure import method_closure
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.sampling import Drawn, condition
@@ -52,4 +54,5 @@ def describe_workload(workspace: Workspace, drawn: Drawn) -> dict[str, Any]:
         "reference": info.reference,
         "licence": info.licence,
         "noise_sha256": drawn.noise_sha256,
+        **({"lora": asdict(facts(info.lora))} if info.lora else {}),
     }

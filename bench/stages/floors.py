@@ -71,7 +71,8 @@ def rounded(
         finally:
             workspace.loaded.put(original)
         found = fidelity(reference.images, drawn.images, device=str(workspace.device))
-        answers = predictions(other, seen.recorded)
+        with workspace.evaluating(other):
+            answers = predictions(other, seen.recorded)
         found[SQNR] = sqnr(seen.predictions, answers, seen.recorded.halves).mean(0)
         found |= latent_distance(last, latents.tensor)
         _save(found, folder)

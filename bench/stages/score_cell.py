@@ -65,9 +65,11 @@ def score_cell(
 ) -> CellScores:
     """Score a cell's images; full precision's row carries the floors as well."""
     drawn = drawings.drawn
-    beside, curve = closeness(
-        drawings.network, probe(workspace, cache), drawings.reference_latents, drawings.latents
-    )
+    seen = probe(workspace, cache)
+    with workspace.evaluating(drawings.network.module):
+        beside, curve = closeness(
+            drawings.network, seen, drawings.reference_latents, drawings.latents
+        )
     groups = prompt_groups(workspace.info, len(drawn.images))
     real, changed = read_reference(workspace, cache)
     inputs = ScoreInputs(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from quantarena.bench.adapters.timed import fuse_for_timing
 from quantarena.bench.cache import StageCache
 from quantarena.bench.devices.device import describe_device
 from quantarena.bench.devices.steps import timed_step
@@ -229,10 +230,15 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
     found = _imported(cell.method, plugins, prefer_plugin=prefer)
     method = found.method.configured(cell.options)
     network = make_network(workspace, recorded, cell, method, cache, progress).network
+    # full precision takes a LoRA up in its weights, so its times are those without one
+    plain = replace(workspace, info=replace(workspace.info, lora=""))
+    if workspace.info.lora and network.backend != "fp32":
+        with workspace.holding(network.module):
+            fuse_for_timing(workspace.loaded.pipe, workspace.loaded.slot, workspace.info.lora)
     times, warnings = [], []
     for images in (cell.budget.batch, *cell.budget.latency_batches):
         batch = sampler_batch(recorded, images).on(workspace.home)
-        fastest = baseline(workspace, recorded, cell, batch, cache, progress)
+        fastest = baseline(plain, recorded, cell, batch, cache, progress)
         with network.clock.at(int(batch.step[0])):  # one number for all rows, as a sampler says it
             timed = timed_step(network, workspace.target, batch)
             latency, warning = measure(

@@ -1,11 +1,15 @@
 """A loaded workload and the settings at which one cell uses it."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from quantarena.bench.adapters.drawing import drawing_with, lora_content
 from quantarena.bench.devices.device import on_device
 from quantarena.bench.spec import Budget, Cell, content_key
 from quantarena.bench.target import DEFAULT_TARGET, Target
@@ -16,10 +20,11 @@ from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Draw, condition
 
 _NOT_IN_IMAGES = (
-    *("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps", "outliers"),
+    *("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps"),
+    *("outliers", "lora"),
 )
-"""Fields of a workload that do not change what it draws; its steps are part of each draw, and
-outliers are part of the network's hash."""
+"""Fields of a workload that do not change what it draws; its steps are part of each draw, outliers
+are part of the network's hash, and a LoRA enters the keys of evaluation images by its content."""
 
 
 def silent(done: int, total: int) -> None:
@@ -81,7 +86,25 @@ class Workspace:
             content.append(self.target.kind)
         if self.target.offload:  # sums between blocks, and searches on weights, are the host's
             content.append("offload")
+        if self.info.lora and draw.purpose == "evaluate":
+            content += lora_content(self.info.lora)
         return content_key(content)
+
+    @contextmanager
+    def evaluating(self, network: nn.Module) -> Iterator[None]:
+        """Inside the block, a network has the LoRA that evaluation images are drawn with."""
+        with self.holding(network), drawing_with(self.loaded.pipe, self.info.lora):
+            yield
+
+    @contextmanager
+    def holding(self, network: nn.Module) -> Iterator[None]:
+        """Inside the block, a network is in the place of the pipeline's own."""
+        original = self.loaded.denoiser
+        self.loaded.put(network)
+        try:
+            yield
+        finally:
+            self.loaded.put(original)
 
 
 def open_workspace(cell: Cell) -> Workspace:

@@ -44,6 +44,8 @@ class WorkloadInfo:
         sampler: scheduler class of diffusers that replaces the pipeline's, or "".
         hub: id on the Hugging Face Hub, or "".
         outliers: strength of the outliers that are planted in the network; 0 plants none.
+        lora: a LoRA that evaluation images are drawn with, or "". Methods calibrate on the network
+            without it: whoever ships a model does not know what will be put on it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class WorkloadInfo:
     sampler: str = ""
     hub: str = ""
     outliers: float = 0.0
+    lora: str = ""
 
     @property
     def noise_name(self) -> str:
@@ -183,6 +186,7 @@ def _read(
         sampler=values.sampler,
         hub=hub_id,
         outliers=values.outliers,
+        lora=values.lora,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantarena.bench.adapters.drawing import drawing_with
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
@@ -148,7 +149,7 @@ def draw_images(
     *,
     network: str = "the network",
 ) -> Drawn:
-    """Draw the images by the pipeline.
+    """Draw the images by the pipeline; those of an evaluation with the workload's LoRA.
 
     Args:
         loaded: the pipeline, with the network to draw with in its slot.
@@ -159,7 +160,8 @@ def draw_images(
 
     Raises:
         BrokenModel: the network produced NaN or infinity, or the pipeline refuses its arguments.
-        UserError: the sampler does not take the settings.
+        UserError: the sampler does not take the settings, or the LoRA does not fit.
+        Unsupported: the network takes no LoRA.
     """
     digest = hashlib.sha256()
     first = [True]
@@ -178,12 +180,13 @@ def draw_images(
     handle = loaded.denoiser.register_forward_pre_hook(fingerprint, with_kwargs=True)
     images: list[Tensor] = []
     try:
-        for start in range(0, draw.count, draw.batch):
-            indices = range(start, min(start + draw.batch, draw.count))
-            first[0] = True
-            images.append(_to_uint8(_run(loaded.pipe, info, draw, indices), network))
-            if progress is not None:
-                progress(indices.stop, draw.count)
+        with drawing_with(loaded.pipe, info.lora if draw.purpose == "evaluate" else ""):
+            for start in range(0, draw.count, draw.batch):
+                indices = range(start, min(start + draw.batch, draw.count))
+                first[0] = True
+                images.append(_to_uint8(_run(loaded.pipe, info, draw, indices), network))
+                if progress is not None:
+                    progress(indices.stop, draw.count)
     finally:
         handle.remove()
     return Drawn(torch.cat(images), digest.hexdigest())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from quantarena.bench.adapters.request import LoraRequest
 from quantarena.bench.documents import parse_json
 from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
 from quantarena.bench.files import read_text
@@ -14,7 +15,8 @@ from quantarena.bench.workloads.conditions import class_range, read_conditions
 
 FILE = "workload.json"
 PATHS = ("prompts", "classes", "reference", "model")
-KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "outliers", "column", *PATHS)
+LORA = "lora"
+KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "outliers", "column", LORA, *PATHS)
 KINDS = ("none", "class", "prompt")
 _VALUES = ("sampler", "steps", "guidance", "eta", "resolution")
 _TEXTS = ("title", "licence", "reference")
@@ -54,6 +56,8 @@ class Settings:
         licence: licence of weights and data.
         outliers: strength of planted outliers; 0 leaves the model as it is. A folder's own settings
             have none: it would no longer be the model that its files hold.
+        lora: a LoRA that evaluation images are drawn with, see ``adapters.request``, or "". A
+            folder's own settings have none.
     """
 
     title: str = ""
@@ -67,6 +71,7 @@ class Settings:
     reference: str = ""
     licence: str = "not stated"
     outliers: float = 0.0
+    lora: str = ""
 
 
 def read_settings(folder: Path, base: Settings) -> Settings:
@@ -122,7 +127,9 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
         UserError: a value is out of range, or its file cannot be read.
     """
     try:
-        made = replace(base, **_checked({k: v for k, v in given.items() if k not in PATHS}))
+        made = replace(
+            base, **_checked({k: v for k, v in given.items() if k not in (*PATHS, LORA)})
+        )
         if "prompts" in given and "classes" in given:
             raise ValueError("prompts and classes exclude each other")
     except ValueError as error:
@@ -140,6 +147,11 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
         if not values:
             values = read_conditions(Path(given["classes"]), "class", column)
         made = replace(made, conditions="class", prompts=values)
+    if LORA in given:
+        LoraRequest.read(given[LORA]).file()  # whoever plans a run hears what is missing
+        made = replace(made, lora=given[LORA])
+        if made.outliers:
+            raise UserError(f"workload {name}: lora fits the model without outliers: leave one out")
     return replace(made, reference=given.get("reference", made.reference))
 
 

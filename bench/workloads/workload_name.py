@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from quantarena.bench.adapters.request import LoraRequest
 from quantarena.bench.errors import UserError
 from quantarena.bench.workloads.conditions import class_range
-from quantarena.bench.workloads.settings import KEYS, PATHS, require_known
+from quantarena.bench.workloads.settings import KEYS, LORA, PATHS, require_known
 
 
 def split(name: str) -> tuple[str, dict[str, str]]:
@@ -39,7 +40,7 @@ def join(name: str, given: Mapping[str, str]) -> str:
     """The inverse of ``split``. Equal settings give equal names."""
     if not given:
         return name
-    return f"{name}?{urlencode(sorted(given.items()), safe='/')}"
+    return f"{name}?{urlencode(sorted(given.items()), safe='/@')}"
 
 
 def with_options(name: str, options: tuple[str, ...]) -> str:
@@ -65,6 +66,8 @@ def shown(name: str) -> str:
     """A workload's name as shown in commands: of paths, the last part only."""
     base, given = split(name)
     short = {k: Path(v).name if k in PATHS else v for k, v in given.items()}
+    if LORA in given:
+        short[LORA] = LoraRequest.read(given[LORA]).text(short=True)
     folder = Path(base).expanduser()
     return join(folder.resolve().name if os.path.exists(folder) else base, short)
 
@@ -85,6 +88,8 @@ def _canonical(key: str, value: str) -> str:
             return short if float(short) == float(value) else value
         except ValueError:
             return value
+    if key == LORA:
+        return LoraRequest.read(value).text()
     if key not in PATHS or (key == "classes" and class_range(value)):
         return value
     path = Path(value).expanduser()

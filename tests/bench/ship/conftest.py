@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,17 @@ def ship(tmp_path_factory):
 def shipped(pixel_folder, ship):
     """A pixel U-Net by a method that splits the layers behind skip concatenations."""
     return ship(pixel_folder, "pixel", "q_diffusion")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    """Stable Diffusion with random weights at 16x16, and its settings."""
+    made = runpy.run_path(str(Path(__file__).parent.parent / "tiny_pipelines.py"))
+    folder = made["save"]("sd1", tmp_path_factory.mktemp("text") / "sd1")
+    values = {"kind": "prompt", "values": ["a red cat", "a dog in snow"]}
+    settings = {"steps": 2, "guidance": 3.0, "resolution": 16, "conditions": values}
+    (folder / "workload.json").write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,17 @@ class Node(nn.Module):
         x = plain(x)
         if x.dtype in SHORT and x.dtype not in self.takes:
             return self.forward(x.float(), step).to(x.dtype)
-        y = self._at(x) if step is None else self.run(x, step)
+        return self.watched(self._at(x) if step is None else self.run(x, step))
+
+    def value(self, x: Tensor) -> Tensor:
+        """As ``forward``, as an ordinary tensor: for what adds to a layer's output."""
+        x = plain(x)
+        if x.dtype in SHORT and x.dtype not in self.takes:
+            return self._at(x.float()).to(x.dtype)
+        return self._at(x)
+
+    def watched(self, y: Tensor) -> Tensor:
+        """An output of the layer that sees what comes next, where that is worth it; ``fusion``."""
         if self.follower is None or torch.compiler.is_compiling() or not self.follower.watching:
             return y
         return Watched.of(y, base=y, follower=self.follower)

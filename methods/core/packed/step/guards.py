@@ -116,6 +116,8 @@ class NetworkState:
         self._modes = list(map(_training, self._moded))
         self._products = [m for m in modules if isinstance(m, QuantAttention)]
         self._product_modes = [quant.mode for quant in self._products]
+        self._adapted = [vars(m) for m in modules if vars(m).keys() >= _ADAPTER]
+        self._adapters = list(map(_adapters, self._adapted))
 
     def changed(self) -> str:
         """What is different, or nothing."""
@@ -134,6 +136,8 @@ class NetworkState:
             return TRAINING if self._network.training else "a part is in another mode"
         if not all(map(is_, map(_mode, self._products), self._product_modes)):
             return "attention products are computed in another mode"
+        if self._adapted and list(map(_adapters, self._adapted)) != self._adapters:
+            return "an adapter was switched or has another scale"
         return ""
 
     def _replaced(self) -> str:
@@ -144,6 +148,17 @@ class NetworkState:
         if same and all(map(is_, map(_call, self._leaves), self._calls)):
             return ""
         return "a layer or a weight was replaced"
+
+
+_ADAPTER = {"scaling", "_active_adapter", "_disable_adapters", "merged_adapters"}
+"""Attributes of a layer with adapters of the peft library: plain values that decide what acts."""
+
+
+def _adapters(layer: dict[str, Any]) -> tuple[Any, ...]:
+    """What acts of a layer's adapters, and how much."""
+    active, merged = layer["_active_adapter"], layer["merged_adapters"]
+    named = active if isinstance(active, str) else tuple(active)
+    return named, layer["_disable_adapters"], tuple(merged), tuple(layer["scaling"].items())
 
 
 _mode = attrgetter("mode")

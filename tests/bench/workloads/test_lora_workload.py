@@ -1,0 +1,254 @@
+"""A workload with the setting ``lora``: its name, its keys, and what is drawn with it."""
+
+import importlib.util
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantarena.bench.adapters import drawing, request
+from quantarena.bench.adapters.request import LoraRequest
+from quantarena.bench.errors import BrokenModel, QuantArenaError, UserError
+from quantarena.bench.workloads import registry, workload_name
+
+TINY = Path(__file__).parent.parent / "tiny_pipelines.py"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file that looks like one of diffusers; only its tensors' names and shapes are read."""
+    from safetensors.torch import save_file
+
+    (tmp_path / "style").mkdir()
+    pair = {"unet.a.to_q.lora_A.weight": torch.zeros(2, 8)}
+    pair["unet.a.to_q.lora_B.weight"] = torch.zeros(8, 2)
+    save_file(pair, tmp_path / "style" / "pytorch_lora_weights.safetensors")
+    return tmp_path / "style"
+
+
+@pytest.fixture
+def peft_or_not(monkeypatch):
+    """Names and keys need no peft: pretend that it is installed."""
+    monkeypatch.setattr(request, "peft_is_there", lambda: True)
+
+
+def test_equal_requests_have_equal_names(weights, peft_or_not, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    names = [
+        workload_name.with_options("emoji-t2i", (f"lora={text}",))
+        for text in ("style@0.80", "./style@.8", f"{weights}@8e-1")
+    ]
+    assert names == [f"emoji-t2i?lora={weights}@0.8"] * 3
+    whole = workload_name.with_options("emoji-t2i", ("lora=style@1",))
+    assert whole == f"emoji-t2i?lora={weights}"
+    assert workload_name.shown(names[0]) == "emoji-t2i?lora=style@0.8"
+    info = registry.resolve(names[0])
+    assert (info.lora, info.name) == (f"{weights}@0.8", names[0])
+    assert registry.resolve("emoji-t2i").lora == ""
+    assert info.noise_name == registry.resolve("emoji-t2i").noise_name
+
+
+def test_a_path_may_hold_an_at_sign(weights, peft_or_not):
+    other = weights.rename(weights.parent / "style@2")
+    assert LoraRequest.read(str(other)) == LoraRequest(other, 1.0)
+    assert LoraRequest.read(f"{other}@0.5") == LoraRequest(other, 0.5)
+    assert LoraRequest.read(LoraRequest(other, 0.5).text()) == LoraRequest(other, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("nowhere", "lora=.*nowhere is no folder and no file"),
+        ("style@strong", "lora=style@strong: it reads FOLDER or FOLDER@SCALE"),
+        ("style@nan", "lora=style@nan: it reads FOLDER"),
+        ("empty", "empty holds no .safetensors file"),
+        ("two", "two holds 2 .safetensors files: name the one that is meant"),
+        ("note.txt", "note.txt is no .safetensors file"),
+    ],
+)
+def test_what_is_no_lora_is_refused_at_once(text, line, weights, peft_or_not, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    for folder, files in {"empty": (), "two": ("a", "b")}.items():
+        Path(folder).mkdir()
+        for file in files:
+            (Path(folder) / f"{file}.safetensors").touch()
+    Path("note.txt").touch()
+    with pytest.raises(UserError, match=line):
+        registry.resolve(workload_name.with_options("emoji-t2i", (f"lora={text}",)))
+
+
+def test_outliers_and_a_lora_exclude_each_other(weights, peft_or_not):
+    with pytest.raises(UserError, match="lora fits the model without outliers"):
+        registry.resolve(f"emoji-t2i?lora={weights}&outliers=4")
+
+
+def test_without_peft_a_plan_says_what_to_install(weights, monkeypatch):
+    monkeypatch.setattr(request, "peft_is_there", lambda: False)
+    with pytest.raises(UserError, match=r"needs peft: pip install 'quantarena\[lora\]'"):
+        registry.resolve(f"emoji-t2i?lora={weights}")
+
+
+def test_facts_are_those_of_the_file(weights, peft_or_not):
+    found = drawing.facts(f"{weights}@0.5")
+    assert (found.name, found.scale, found.layers, found.values) == ("style", 0.5, 1, 32)
+    (weights / "pytorch_lora_weights.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(BrokenModel, match=r"weights\.safetensors cannot be read"):
+        drawing.facts(str(weights))
+
+
+def test_other_tensors_are_no_lora(weights, peft_or_not):
+    from safetensors.torch import save_file
+
+    save_file({"conv.weight": torch.zeros(2)}, weights / "pytorch_lora_weights.safetensors")
+    with pytest.raises(BrokenModel, match="holds no LoRA: none of its 1 tensors is a factor"):
+        drawing.facts(str(weights))
+
+
+@pytest.mark.parametrize("verb", ["quantize", "tune"])
+def test_verbs_that_would_leave_it_out_refuse_it(verb):
+    with pytest.raises(UserError, match=f"{verb} takes the base model, and lora=style@0.5 is none"):
+        drawing.refuse_lora("/x/style@0.5", verb)
+
+
+def test_peft_is_in_no_key_without_a_lora():
+    from quantarena.bench.closure import closure
+
+    for module in ("stages.record", "stages.fp_images", "stages.sample", "stages.quantize"):
+        found = closure(f"quantarena.bench.{module}")
+        assert "peft" not in found.libraries
+        assert not any(file.endswith("adapters/layer.py") for file in map(str, found.files))
+    assert any(str(f).endswith("adapters/layer.py") for f in closure(drawing.REGISTER).files)
+
+
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    """Stable Diffusion with random weights, and a LoRA of it in a folder beside it."""
+    from diffusers import DiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    root = tmp_path_factory.mktemp("text")
+    folder = runpy.run_path(str(TINY))["save"]("sd1", root / "sd1")
+    values = {"kind": "prompt", "values": ["a red cat", "a dog in snow"]}
+    settings = {"steps": 2, "guidance": 3.0, "resolution": 16, "conditions": values}
+    (folder / "workload.json").write_text(json.dumps(settings))
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    torch.manual_seed(1)
+    targets = ["to_q", "to_v", "conv1"]
+    pipe.unet.add_adapter(
+        LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False)
+    )
+    pipe.save_lora_weights(root / "style", unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    return folder
+
+
+@pytest.fixture
+def styled(text_model):
+    return f"{text_model}?lora={text_model.parent / 'style'}@0.5"
+
+
+@needs_peft
+def test_evaluation_has_it_and_calibration_has_not(text_model, styled):
+    from quantarena.bench.spec import Budget, Cell
+    from quantarena.bench.stages.workspace import open_workspace
+    from quantarena.bench.workloads.sampling import draw_images
+
+    budget = Budget(images=2, batch=2, steps=2, calibration_images=2)
+    plain, with_it = (
+        open_workspace(Cell(name, "rtn", "w8a8", budget=budget))
+        for name in (str(text_model), styled)
+    )
+    double = replace(with_it, info=replace(with_it.info, lora=with_it.info.lora[:-3] + "0.25"))
+    for calibration in (True, False):
+        draw = plain.draw(calibration=calibration)
+        assert (plain.key(draw) == with_it.key(draw)) is calibration
+        assert (double.key(draw) == with_it.key(draw)) is calibration
+        one, other, again = (draw_images(w.loaded, w.info, draw) for w in (plain, with_it, plain))
+        assert torch.equal(one.images, again.images)
+        assert torch.equal(one.images, other.images) is calibration
+        assert one.noise_sha256 == other.noise_sha256
+    before = with_it.loaded.denoiser.state_dict()
+    assert before.keys() == plain.loaded.denoiser.state_dict().keys()
+
+
+@needs_peft
+def test_a_cell_draws_with_it_on_the_codes_of_the_plain_cell(text_model, styled, tmp_path):
+    from quantarena.bench.schema import Status
+    from quantarena.bench.spec import Budget, Cell
+    from quantarena.bench.stages import sequence
+
+    budget = Budget(
+        images=2,
+        batch=2,
+        steps=2,
+        calibration_images=2,
+        calibration_samples=4,
+        iterations=1,
+        latency_rounds=5,
+    )
+    paths = sequence.Paths(tmp_path / "results", tmp_path / "cache")
+    rows = {}
+    for name in (str(text_model), styled):
+        cell = Cell(name, "rtn", "w8a8", budget=budget)
+        rows[name] = sequence.run_cell(cell, paths, progress=lambda *_: None)
+        assert rows[name].status is Status.OK, rows[name].reason
+    plain, with_it = rows.values()
+    assert plain.stage_keys["quantize"] == with_it.stage_keys["quantize"]
+    assert plain.stage_keys["images"] != with_it.stage_keys["images"]
+    assert plain.cell.key != with_it.cell.key
+    assert "lora" not in plain.workload
+    said = with_it.workload["lora"]
+    assert (said["name"], said["scale"]) == ("style", 0.5)
+    assert said["layers"] == sum(name.endswith("to_q") for name in _layers(text_model)) * 2 + sum(
+        name.endswith("conv1") for name in _layers(text_model)
+    )
+    timed = sequence.time_cell(with_it, paths, progress=lambda *_: None)
+    assert timed.latency is not None
+
+
+def _layers(folder):
+    from diffusers import UNet2DConditionModel
+
+    return [
+        name for name, _ in UNet2DConditionModel.from_pretrained(folder / "unet").named_modules()
+    ]
+
+
+@needs_peft
+def test_a_lora_of_another_model_is_refused(text_model, weights):
+    from quantarena.bench.workloads import pipeline
+
+    loaded = pipeline.load(registry.resolve(str(text_model)))
+    before = list(loaded.denoiser.state_dict())
+    drawn = drawing.drawing_with(loaded.pipe, str(weights))
+    with pytest.raises(QuantArenaError, match="style"), drawn:
+        pass
+    assert list(loaded.denoiser.state_dict()) == before
+
+
+@needs_peft
+def test_pipelines_without_a_place_for_it_are_skipped(class_folder, text_model, weights):
+    from quantarena.bench.workloads import pipeline
+    from quantarena.methods.core.errors import Unsupported
+
+    loaded = pipeline.load(registry.resolve(str(class_folder)))
+    with (
+        pytest.raises(Unsupported, match="DiTPipeline takes no LoRA"),
+        drawing.drawing_with(loaded.pipe, str(weights)),
+    ):
+        pass
+    loaded = pipeline.load(registry.resolve(str(text_model)))
+    loaded.put(torch.nn.Identity())
+    with (
+        pytest.raises(Unsupported, match="a Identity in the place of unet takes no LoRA"),
+        drawing.drawing_with(loaded.pipe, str(weights)),
+    ):
+        pass
