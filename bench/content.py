@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,15 @@ def tree_sha256(folder: Path, without: Collection[str] = ()) -> str:
         digest.update(line.encode())
     _write_index()
     return digest.hexdigest()
+
+
+def listing_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash of named hashes, such as those of a row's images by their file names.
+
+    It can be computed without the files, by who has their hashes alone.
+    """
+    lines = "".join(f"{name}\0{hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def index_file() -> Path:

@@ -15,6 +15,8 @@ SCHEMA_VERSION = 6
 
 SUSPECT = "suspect: "
 """Start of a warning that something on our own side may be wrong; the page shows these apart."""
+SELF_REPORTED = "self-reported: "
+"""Start of a warning that nobody but the sender of a row has checked it, and why."""
 
 
 class Status(StrEnum):
@@ -232,7 +234,9 @@ class Row:
             measures its own peak resets it, and the cells of a long-lived worker share it.
         stage_keys: content hash of each cached stage.
         artefacts: paths relative to the results folder: ``images`` (folder of NNNN.png) and
-            ``scores`` (npz of numbers by image, see ``scores.py``).
+            ``scores`` (npz of numbers by image, see ``scores.py``); and hashes of what they hold:
+            ``scores_sha256`` of the file, ``images_sha256`` of the listing of the images
+            (``content.listing_sha256``). Rows of earlier versions have no hashes.
         warnings: lines worth a reader's attention; those that begin with ``SUSPECT`` most of all.
         started: start of the attempt, UTC in ISO 8601.
         finished: end of the attempt, UTC in ISO 8601.

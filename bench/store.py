@@ -147,9 +147,7 @@ class Store:
     def _write(self, row: Row, path: Path) -> None:
         if row.schema_version == OUTLINE:
             raise ValueError(f"an outline is no row: {row.cell.label}")
-        document = row.to_dict()
-        document[_DIGEST] = digest(document)
-        files.write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        files.write_atomic(path, signed_text(row))
 
     def _read(self, path: Path) -> Row | None:
         try:
@@ -183,6 +181,13 @@ class Store:
             where = f"; moved to {target.relative_to(self.folder)}"
         self.warn(f"{path} is no intact row ({reason}); its cell counts as missing{where}")
         return None
+
+
+def signed_text(row: Row) -> str:
+    """The text of a row's file, with the digest by which ``parse_row`` knows it as unedited."""
+    document = row.to_dict()
+    document[_DIGEST] = digest(document)
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def parse_row(text: str, *, signed: bool = True) -> Row:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantarena.bench.cli.stdout import result_stream
+from quantarena.bench.cli.output.stdout import result_stream
 from quantarena.bench.documents import clean_text, finite
 from quantarena.bench.errors import UserError, did_you_mean
 from quantarena.bench.plan.plan import minutes

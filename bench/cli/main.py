@@ -24,12 +24,13 @@ from quantarena.bench.cli import (
     model,
     plan_run,
     results,
+    share,
     tune,
     votes,
     workload,
 )
 from quantarena.bench.cli.common import Verb
-from quantarena.bench.cli.stdout import abandon_stdout, reserved_stdout
+from quantarena.bench.cli.output.stdout import abandon_stdout, reserved_stdout
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import Interrupted, QuantArenaError, UserError, one_line
 
@@ -50,6 +51,7 @@ _VERBS: dict[str, Verb] = {
     **plan_run.VERBS,
     **budget.VERBS,
     **results.VERBS,
+    **share.VERBS,
     **claims.VERBS,
     **info.VERBS,
     **model.VERBS,

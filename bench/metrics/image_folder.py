@@ -94,6 +94,12 @@ def save_folder(images: Tensor, folder: Path) -> None:
         Image.fromarray(picture).save(folder / f"{index:04d}.png")
 
 
+def load_image(path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """One image as uint8 (1, 3, H, W), and notes on what was changed in it. Raises UserError."""
+    picture, notes = _read(path)
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].contiguous(), tuple(notes)
+
+
 def _read(path: Path) -> tuple[np.ndarray, list[str]]:
     """One image as uint8 (H, W, 3), and notes on what was changed in it."""
     try:

@@ -13,6 +13,8 @@ from quantarena.bench.documents import parse_json
 from quantarena.bench.report.claims import judge_claims, load_claims
 from quantarena.bench.report.texttables import latex, markdown
 from quantarena.bench.schema import Row
+from quantarena.bench.share.provenance import ELSEWHERE
+from quantarena.bench.share.provenance import FILE as MERGED
 from quantarena.bench.spec import content_key
 from quantarena.bench.store import Planned, Store
 
@@ -96,6 +98,8 @@ def leaderboard(module: str) -> Any:
 def stamp(store: Store, planned: Planned) -> str:
     """Hash of everything that the page depends on: rows, plan, and the leaderboard's code."""
     paths = sorted(store.rows_folder.glob("*.json"))
+    paths += sorted((store.rows_folder / ELSEWHERE).glob("*.json"))
+    paths.append(store.folder / MERGED)
     folder = Path(importlib.import_module("quantarena.leaderboard").__file__ or "").parent
     code = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

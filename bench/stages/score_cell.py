@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from quantarena.bench.cache import StageCache
+from quantarena.bench.content import bytes_sha256, listing_sha256
 from quantarena.bench.metrics.image_folder import save_folder
 from quantarena.bench.metrics.wrecked import damage
 from quantarena.bench.schema import Measurement
@@ -107,12 +108,22 @@ def score_cell(
 
 
 def keep(cell: Cell, drawn: Drawn, arrays: dict[str, Array], results: Path) -> dict[str, str]:
-    """Write pictures and scores of a cell; returns their places below ``results``."""
+    """Write pictures and scores of a cell; returns their places below ``results``, and hashes.
+
+    The hashes tie the row to these files, wherever it travels: ``bench/share`` checks them.
+    """
     images, scores = f"images/{cell.key}", f"scores/{cell.key}.npz"
     save_folder(drawn.images, results / images)
+    names = (f"{number:04d}.png" for number in range(len(drawn.images)))
+    pictures = {name: bytes_sha256(results / images / name) for name in names}
     (results / "scores").mkdir(parents=True, exist_ok=True)
     draft = results / "scores" / f".{cell.key}.npz"
     plain: dict[str, Any] = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
     np.savez_compressed(draft, **plain)
     draft.replace(results / scores)
-    return {"images": images, "scores": scores}
+    return {
+        "images": images,
+        "images_sha256": listing_sha256(pictures),
+        "scores": scores,
+        "scores_sha256": bytes_sha256(results / scores),
+    }

@@ -53,13 +53,21 @@ class Advice:
 def advise(lines: Sequence[Line], metric: str | None, another_draw: float | None = None) -> Advice:
     """Choose what to ship among the lines that have a speed and a fidelity.
 
+    A line that is self-reported is not among them: its sender alone could choose the answer.
+
     Args:
         lines: of one board.
         metric: the judge's, None where the board has no per-image scores.
         another_draw: mean of the metric between images of other noise, which says how much the
             tolerance is.
     """
-    advice = _advise(lines, metric)
+    checked = [line for line in lines if not line.self_reported]
+    advice = _advise(checked, metric)
+    if advice.kind == NOTHING and len(checked) < len(lines):
+        advice = replace(
+            advice,
+            sentence=f"{advice.sentence} Rows that are self-reported are never recommended.",
+        )
     return replace(advice, rule=rule_text(metric, another_draw))
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantarena.bench.schema import Row
+from quantarena.bench.share.provenance import SOURCE
 from quantarena.leaderboard.page.format import facts
 
-SAME = ("cpu", "cores", "gpu")
-"""Facts that must be equal for the times of two rows to be comparable."""
+SAME = ("cpu", "cores", "gpu", SOURCE)
+"""Facts that must be equal for the times of two rows to be comparable. Two submissions never are:
+nobody here knows whether their machines are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,21 @@ def machines(rows: Sequence[Row]) -> tuple[Machine, ...]:
 
 def identity(row: Row) -> str:
     """Equal for rows whose times may stand in one column."""
-    return str([row.machine.get(name) for name in SAME])
+    device = row.device
+    # a machine may have several GPUs; its facts name the first
+    name = device.name if device is not None and device.kind != "cpu" else None
+    return str([*(row.machine.get(name) for name in SAME), name])
 
 
 def usual_machine(rows: Sequence[Row]) -> str:
-    """The identity of the machine on which most of these rows were timed; the first of several."""
-    timed = [identity(row) for row in rows if row.latency]
-    return max(timed, key=timed.count, default="")
+    """The identity of the machine on which most of these rows were timed; the first of several.
+
+    Machines of submissions, whose times nobody here can check, come after all others.
+    """
+    timed = [row for row in rows if row.latency]
+    own = [row for row in timed if SOURCE not in row.machine]
+    found = [identity(row) for row in own or timed]
+    return max(found, key=found.count, default="")
 
 
 def machine_name(row: Row) -> str:
@@ -61,9 +71,55 @@ def _machine(group: Sequence[dict[str, Any]]) -> Machine:
 
 
 def _name(machine: dict[str, Any]) -> str:
-    gpu = machine.get("gpu")
+    gpu, cores = machine.get("gpu"), machine.get("cores")
     if isinstance(gpu, dict) and gpu.get("name"):
-        return str(gpu["name"])
-    cores = machine.get("cores")
-    cpu = str(machine.get("cpu") or "an unnamed processor")
-    return f"{cpu}, {cores} cores" if cores else cpu
+        name = str(gpu["name"])
+    else:
+        cpu = str(machine.get("cpu") or "an unnamed processor")
+        name = f"{cpu}, {cores} cores" if cores else cpu
+    source = machine.get(SOURCE)
+    return f"{name} (of {source})" if source else name
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A machine whose times have a column of their own.
+
+    Attributes:
+        identity: as ``identity`` gives it.
+        name: for readers; no other machine of the board has it.
+        setting: full precision's setting there, which speeds are relative to; empty where the rows
+            name several.
+        reported: whether its times came in a submission.
+    """
+
+    identity: str
+    name: str
+    setting: str
+    reported: bool
+
+
+def clocks(rows: Sequence[Row], home: str) -> tuple[Clock, ...]:
+    """The machines on which rows were timed, the usual one first.
+
+    Args:
+        rows: of one board.
+        home: identity of the usual machine.
+    """
+    timed: dict[str, list[Row]] = {home: []} if home else {}
+    for row in rows:
+        if row.latency is not None:
+            timed.setdefault(identity(row), []).append(row)
+    names = [machine_name(some[0]) for some in timed.values() if some]
+    found, seen = [], dict[str, int]()
+    for machine, some in timed.items():
+        if not some:
+            continue
+        name = machine_name(some[0])
+        seen[name] = seen.get(name, 0) + 1
+        if names.count(name) > 1:
+            name = f"{name} ({seen[name]})"
+        settings = {row.latency.fp_setting for row in some if row.latency}
+        setting = settings.pop() if len(settings) == 1 else ""
+        found.append(Clock(machine, name, setting, SOURCE in some[0].machine))
+    return tuple(found)

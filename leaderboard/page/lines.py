@@ -1,12 +1,22 @@
 """The lines of a board: everything that is known about each contestant, over all its seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Parity, Row, Status
+from quantarena.bench.schema import (
+    SELF_REPORTED,
+    SUSPECT,
+    Latency,
+    Measurement,
+    Observed,
+    Parity,
+    Row,
+    Status,
+)
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
@@ -49,6 +59,7 @@ class Line:
         by_batch: likewise, at further batches.
         elsewhere: the machines of seeds timed on others, which have no part in these times.
         parity: the worst parity of the ok seeds.
+        times: mean times over the ok seeds by the machine's identity, ``latency`` among them.
     """
 
     name: str
@@ -69,6 +80,7 @@ class Line:
     by_batch: tuple[Latency, ...] = ()
     elsewhere: tuple[str, ...] = ()
     quality: tuple[QualityStanding, ...] = ()
+    times: Mapping[str, Latency] = field(default_factory=dict)
 
     @property
     def is_fp(self) -> bool:
@@ -102,8 +114,18 @@ class Line:
         It was then measured on packed integer kernels that agree with their simulation, or on a
         rival's own.
         """
+        return self.latency is not None and self.ranked(self.latency)
+
+    def ranked(self, time: Latency) -> bool:
+        """Whether one of its times may be ranked, as ``timed`` says of the first one."""
         agrees = self.parity is None or self.parity.max_rel <= self.parity.limit
-        return self.latency is not None and self.latency.backend not in UNRANKED and agrees
+        return time.backend not in UNRANKED and agrees
+
+    @property
+    def self_reported(self) -> str:
+        """Why nobody but its sender has checked one of its rows; empty where all are checked."""
+        marked = (line for line in self.warnings if line.startswith(SELF_REPORTED))
+        return next(marked, "").removeprefix(SELF_REPORTED)
 
     @property
     def share(self) -> float | None:
@@ -147,6 +169,7 @@ def board_lines(
     planned: Sequence[Cell],
     ranking: BoardRanking | None,
     folder: Path | None = None,
+    elsewhere: Sequence[Row] = (),
 ) -> tuple[Line, ...]:
     """The lines of a board: the reference, then by rank in each width, without a rank, not ok.
 
@@ -156,6 +179,7 @@ def board_lines(
         planned: cells of any board.
         ranking: of that board, if it has one.
         folder: results folder with the scores, which intervals over several seeds need.
+        elsewhere: further rows of any board's cells, of which only the times count.
     """
     cells: dict[str, dict[Cell, None]] = {}
     for cell in [*planned, *(row.cell for row in rows)]:
@@ -165,11 +189,15 @@ def board_lines(
     for row in rows:
         rows_of[contestant(row.cell)].append(row)
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
-    home = usual_machine(rows)
-    lines = [
-        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking, home, folder)
-        for name in cells
-    ]
+    others: dict[str, list[Row]] = {}
+    for row in elsewhere:
+        if BoardId.of(row.cell) == board:
+            others.setdefault(contestant(row.cell), []).append(row)
+    home = usual_machine([*rows, *chain(*others.values())])
+    lines = []
+    for name, of_name in cells.items():
+        own, also = tuple(rows_of[name]), tuple(others.get(name, ()))
+        lines.append(_line(name, titles, board, own, tuple(of_name), ranking, home, folder, also))
     return tuple(sorted(lines, key=_order))
 
 
@@ -187,13 +215,14 @@ def _line(
     ranking: BoardRanking | None,
     home: str,
     folder: Path | None,
+    also: tuple[Row, ...],
 ) -> Line:
     finished = [row for row in rows if row.status is Status.OK]
     several = folder is not None and len(finished) > 1
     ends = pooled_ends(finished, folder) if several and folder is not None else {}
     state, reason = _state(rows, cells)
-    timed = [row for row in finished if row.latency is not None]
-    here = [row for row in timed if identity(row) == home]
+    timed = _once([*finished, *also])
+    here = timed.get(home, [])
     batches = zip(*(row.latency_by_batch for row in here), strict=False)
     parities = [row.parity for row in finished if row.parity is not None]
     return Line(
@@ -213,9 +242,25 @@ def _line(
         observed=next((row.observed for row in finished if row.observed), None),
         latency=_mean_latency([row.latency for row in here if row.latency]),
         by_batch=tuple(mean for times in batches if (mean := _mean_latency(times))),
-        elsewhere=tuple(dict.fromkeys(machine_name(row) for row in timed if row not in here)),
+        elsewhere=tuple(
+            dict.fromkeys(machine_name(row) for row in chain(*timed.values()) if row not in here)
+        ),
+        times={
+            machine: mean
+            for machine, some in timed.items()
+            if (mean := _mean_latency([row.latency for row in some if row.latency]))
+        },
         parity=max(parities, key=lambda parity: parity.max_rel, default=None),
     )
+
+
+def _once(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The timed rows of each machine; of several rows of one cell there the first."""
+    found: dict[str, dict[Cell, Row]] = {}
+    for row in rows:
+        if row.status is Status.OK and row.latency is not None:
+            found.setdefault(identity(row), {}).setdefault(row.cell, row)
+    return {machine: list(some.values()) for machine, some in found.items()}
 
 
 def _state(rows: Sequence[Row], cells: Sequence[Cell]) -> tuple[str, str]:

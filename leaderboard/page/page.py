@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Measurement, Row
+from quantarena.bench.share.provenance import Provenance
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page import plot, rank_plot
 from quantarena.leaderboard.page.advice import Advice, advise
@@ -29,7 +30,7 @@ from quantarena.leaderboard.page.claims import claim_views
 from quantarena.leaderboard.page.export import export_tables
 from quantarena.leaderboard.page.format import FILTERS
 from quantarena.leaderboard.page.gallery import Gallery, make_galleries
-from quantarena.leaderboard.page.hardware import machines
+from quantarena.leaderboard.page.hardware import Clock, clocks, machines, usual_machine
 from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
@@ -67,6 +68,7 @@ class BoardView:
         gallery: images, if there are any.
         scale: axis of the small intervals in the table, of the logarithm of a factor.
         higher: whether a larger value of the judge's metric is better.
+        clocks: the machines that timed its rows, the one of the table's times first.
     """
 
     number: int
@@ -85,6 +87,7 @@ class BoardView:
     gallery: Gallery | None
     scale: plot.Axis | None
     higher: bool
+    clocks: tuple[Clock, ...] = ()
 
     def at(self, factor: float) -> float:
         """Place of a factor on the axis of the small intervals."""
@@ -141,6 +144,8 @@ def render(
         command=command,
         problems=loaded.problems,
         claims=claims,
+        elsewhere=loaded.elsewhere,
+        provenance=loaded.provenance,
     )
     path = folder / "leaderboard.html"
     write_atomic(path, page)
@@ -157,9 +162,11 @@ def page_html(
     command: str,
     problems: Sequence[str] = (),
     claims: Sequence[Mapping[str, Any]] = (),
+    elsewhere: Sequence[Row] = (),
+    provenance: Provenance | None = None,
 ) -> str:
     """The page as HTML."""
-    views = board_views(folder, rows, ranking, planned)
+    views = board_views(folder, rows, ranking, planned, elsewhere)
     lines = [line for view in views for line in view.lines]
     context: dict[str, Any] = {
         "title": grid_title,
@@ -173,7 +180,8 @@ def page_html(
         "problems": problems,
         "claims": claim_views(claims),
         "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
-        "machines": machines(rows),
+        "machines": machines((*rows, *elsewhere)),
+        "provenance": provenance,
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": _version(),
         "python": platform.python_version(),
@@ -188,18 +196,23 @@ def page_html(
 
 
 def board_views(
-    folder: Path, rows: Sequence[Row], ranking: Ranking, planned: Sequence[Cell]
+    folder: Path,
+    rows: Sequence[Row],
+    ranking: Ranking,
+    planned: Sequence[Cell],
+    elsewhere: Sequence[Row] = (),
 ) -> tuple[BoardView, ...]:
     """One view per board in the order of the plan; boards outside the plan come last."""
     rows_of = by_board(rows)
     boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *rows_of]))
     tables = [
-        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board), folder)
+        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board), folder, elsewhere)
         for board in boards
     ]
     key = plot.key_of([line for lines in tables for line in lines])
     galleries = make_galleries(folder, tables)
     titles = [board.title for board in boards]
+    timed = by_board((*rows, *elsewhere))
     return tuple(
         _view(
             number,
@@ -209,6 +222,7 @@ def board_views(
             lines,
             gallery,
             key,
+            clocks(timed.get(board, ()), usual_machine(timed.get(board, ()))),
         )
         for number, (board, lines, gallery) in enumerate(
             zip(boards, tables, galleries, strict=True), 1
@@ -224,6 +238,7 @@ def _view(
     lines: tuple[Line, ...],
     gallery: Gallery | None,
     key: plot.Key,
+    machines_of: tuple[Clock, ...],
 ) -> BoardView:
     asked = metrics_of(lines, QUALITY)
     quality = tuple(m for m in asked if any(_known(line, m.name) for line in lines))
@@ -250,6 +265,7 @@ def _view(
         gallery=gallery,
         scale=plot.Axis(min(ends) - 0.1, max(ends) + 0.1, 0, 76) if ends else None,
         higher=higher,
+        clocks=machines_of,
     )
 
 

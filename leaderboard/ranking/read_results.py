@@ -8,6 +8,7 @@ from pathlib import Path
 from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
+from quantarena.bench.share.provenance import ELSEWHERE, Provenance, read_provenance
 from quantarena.bench.spec import (
     DEFAULT_POLICY,
     DEFAULT_VARIANT,
@@ -29,10 +30,14 @@ class Loaded:
     Attributes:
         rows: in a fixed order: workload, policy, variant, method, bits, seed.
         problems: one line for each file that is no row, with its name.
+        elsewhere: of a joined folder, the rows that lost their cell to another one.
+        provenance: of a joined folder, where its rows come from.
     """
 
     rows: tuple[Row, ...]
     problems: tuple[str, ...] = ()
+    elsewhere: tuple[Row, ...] = ()
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,18 +97,30 @@ def load_rows(folder: Path, known: Iterable[Row] = ()) -> Loaded:
         known: rows of it that were read already; their files are not read again.
     """
     rows = {row.key: row for row in known}
-    problems = []
-    for path in sorted((folder / "rows").glob("*.json")):
-        if path.stem in rows:
-            continue
+    problems: list[str] = []
+    paths = sorted((folder / "rows").glob("*.json"))
+    read = _read_all((path for path in paths if path.stem not in rows), problems)
+    rows |= {row.key: row for row in read}
+    elsewhere = _read_all(sorted((folder / "rows" / ELSEWHERE).glob("*.json")), problems)
+    try:
+        provenance = read_provenance(folder)
+    except ValueError as error:
+        provenance = None
+        problems.append(str(error))
+    ordered = tuple(sorted(rows.values(), key=_order))
+    return Loaded(ordered, tuple(problems), tuple(sorted(elsewhere, key=_order)), provenance)
+
+
+def _read_all(paths: Iterable[Path], problems: list[str]) -> list[Row]:
+    """The rows in these files; a line in ``problems`` for each that is none."""
+    found = []
+    for path in paths:
         try:
             # Rows of another program may come without a digest.
-            row = parse_row(read_text(path), signed=False)
+            found.append(parse_row(read_text(path), signed=False))
         except (OSError, ValueError) as error:
             problems.append(f"{path.name}: {error}")
-        else:
-            rows[row.key] = row
-    return Loaded(tuple(sorted(rows.values(), key=_order)), tuple(problems))
+    return found
 
 
 def _order(row: Row) -> tuple[str, ...]:

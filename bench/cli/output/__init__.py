@@ -1,0 +1,1 @@
+"""What verbs print: their results on stdout, everything else on stderr."""

@@ -1,0 +1,122 @@
+"""A row against the tables of this package: its workload, method, widths and settings. No torch."""
+
+from functools import cache
+from typing import Any
+
+from quantarena.bench.closure import closure
+from quantarena.bench.errors import QuantArenaError
+from quantarena.bench.metrics.names import METRICS
+from quantarena.bench.schema import Row
+from quantarena.bench.spec import POLICY_NAMES, VARIANT_NAMES
+from quantarena.bench.target import checked_target
+from quantarena.bench.workloads import registry, workload_name
+from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
+from quantarena.bench.workloads.registry import WorkloadInfo
+from quantarena.bench.workloads.settings import PATHS
+from quantarena.methods.builtin import FP, builtins
+
+SHOWN = 64
+"""Conditions that a row repeats at most."""
+
+
+def contradictions(row: Row) -> list[str]:
+    """What a row says of its cell that cannot be, by the tables of this package."""
+    cell, found = row.cell, []
+    try:
+        if cell.method != FP and not cell.method.startswith(f"{FP}@"):
+            _ = cell.widths
+    except ValueError as error:
+        found.append(f"its bits: {error}")
+    if cell.policy not in POLICY_NAMES:
+        found.append(f"policy {cell.policy!r} does not exist")
+    if cell.variant not in VARIANT_NAMES:
+        found.append(f"variant {cell.variant!r} does not exist")
+    target = cell.target
+    try:
+        checked_target(target.device, target.dtype, target.threads, target.runtime, target.offload)
+    except QuantArenaError as error:
+        found.append(f"its target: {error}")
+    found += [
+        f"{m.name} is on board {m.board!r}, here it is on {METRICS[m.name].board}"
+        for m in row.measurements
+        if m.name in METRICS and m.board not in (METRICS[m.name].board, "floor")
+    ]
+    return found + (_of_workload(row) if row.workload else [])
+
+
+def unknown_here(row: Row) -> list[str]:
+    """What of a row this package has no table for, so that nobody here can check it."""
+    cell, found = row.cell, []
+    if _shipped(cell.workload) is None:
+        found.append(f"its workload {cell.workload} is not one that ships with this package")
+    if cell.method not in builtins():
+        found.append(f"its method {cell.method} is not one of this package")
+    elif not str(row.method.get("origin", "builtin")).startswith("builtin"):
+        found.append(f"its method {cell.method} is a plug-in's of the same name")
+    return found
+
+
+def other_code(row: Row) -> list[str]:
+    """What differs from this package without being wrong: code and versions move numbers."""
+    known, stated = builtins().get(row.cell.method), row.method.get("code_sha256")
+    if known is None or not stated or stated == _code(known.module):
+        return []
+    return [f"the code of {row.cell.method}, or of a library that it uses, is not this version's"]
+
+
+@cache
+def _code(module: str) -> str:
+    return closure(module).key
+
+
+def _of_workload(row: Row) -> list[str]:
+    """Settings of the row that its workload does not have here."""
+    info = _shipped(row.cell.workload)
+    if info is None:
+        return []
+    budget = row.cell.budget
+    expected: dict[str, Any] = {
+        "steps": budget.steps or info.steps,
+        "guidance": info.guidance,
+        "eta": info.eta,
+        "images": budget.images,
+        "batch": budget.batch,
+        "conditions": info.conditions,
+        "prompts": [info.prompts[i % len(info.prompts)] for i in range(SHOWN)]
+        if info.prompts
+        else [],
+    }
+    if info.resolution:
+        expected["resolution"] = info.resolution
+    if not info.sampler and not info.outliers:  # these change what the hash is of
+        expected["model_sha256"] = _model(info)
+    return [
+        f"its {name} is {_brief(row.workload.get(name))}, {row.cell.workload} has {_brief(value)}"
+        for name, value in expected.items()
+        if row.workload.get(name) != value
+    ]
+
+
+@cache
+def _shipped(name: str) -> WorkloadInfo | None:
+    """A workload of the zoo with plain settings; None for any other name.
+
+    Other names are never looked up: they may be paths, and a row of a stranger chose them.
+    """
+    try:
+        base, given = workload_name.split(name)
+        if base not in registry.names() or any(key in PATHS for key in given):
+            return None
+        return registry.resolve(name)
+    except (QuantArenaError, OSError, ValueError):
+        return None
+
+
+@cache
+def _model(info: WorkloadInfo) -> str:
+    return pipeline_sha256(info.path)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,1 @@
+"""A quantization method for quantarena, in a package of its own."""

@@ -1,0 +1,263 @@
+"""Joining results: every cell once, every time kept, nothing taken on trust."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from quantarena.bench.errors import UserError
+from quantarena.bench.schema import SELF_REPORTED, Row, Status
+from quantarena.bench.share.merge import merge
+from quantarena.bench.share.provenance import SOURCE, Standing, read_provenance
+from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.store import Store, signed_text
+from quantarena.leaderboard.page.page import render
+from quantarena.leaderboard.ranking.read_results import load_rows
+
+BUDGET = Budget(images=4, batch=2, calibration_images=2, calibration_samples=8)
+SHARED = Cell("emoji-dit", "rtn", "w4a8", budget=BUDGET)
+FULL = Cell("emoji-dit", "fp", "fp", budget=BUDGET)
+
+
+def joined(*folders, out, **options):
+    return merge(folders, out, title="Both", command="quantarena merge", **options)
+
+
+def change(folder, cell, edit):
+    path = folder / "rows" / f"{cell.key}.json"
+    row = Store(folder).get(cell.key)
+    path.write_text(signed_text(edit(row)))
+
+
+@pytest.fixture
+def both(world):
+    joined(world / "one", world / "two", out=world / "out")
+    return world / "out"
+
+
+def test_every_cell_stands_once_and_every_time_is_kept(both, world):
+    rows = {row.key: row for row in Store(both).rows()}
+    assert len(rows) == 6  # fp; rtn at three widths; ptqd at two
+    assert rows[SHARED.key].machine["cpu"] == "First CPU"
+    kept = load_rows(both).elsewhere
+    assert {(row.key, row.machine["cpu"]) for row in kept} == {
+        (SHARED.key, "Second CPU"),
+        (FULL.key, "Second CPU"),
+    }
+    assert all(row.latency for row in kept)
+    said = read_provenance(both)
+    assert {one.standing for one in said.origins.values()} == {Standing.VERIFIED}
+    assert {(c.key, c.kept, c.other) for c in said.conflicts} == {
+        (SHARED.key, "one", "two"),
+        (FULL.key, "one", "two"),
+    }
+    assert len(list((both / "images").glob("*/*.png"))) == 6 * 4
+    assert Store(both).read_planned().title == "Both"
+
+
+def test_a_row_keeps_its_images_when_its_results_win(world):
+    joined(world / "two", world / "one", out=world / "out")
+    row = Store(world / "out").get(SHARED.key)
+    assert row.machine["cpu"] == "Second CPU"
+    name = f"{SHARED.key}/0000.png"
+    ours = (world / "out" / "images" / name).read_bytes()
+    assert ours == (world / "two" / "images" / name).read_bytes()
+
+
+def test_equal_copies_of_a_row_are_one(world):
+    shutil.copytree(world / "one", world / "copy")
+    done = joined(world / "one", world / "copy", out=world / "out")
+    assert (done.rows, done.elsewhere) == (3, 0)
+
+
+def test_ok_stands_before_what_failed_whoever_is_first(world):
+    change(world / "one", SHARED, lambda row: Row(row.cell, Status.FAILED, "broken"))
+    joined(world / "one", world / "two", out=world / "out")
+    assert Store(world / "out").get(SHARED.key).status is Status.OK
+    (conflict,) = [c for c in read_provenance(world / "out").conflicts if c.key == SHARED.key]
+    assert (conflict.kept, conflict.why) == ("two", "it is ok")
+
+
+def test_verified_stands_before_self_reported_whoever_is_first(world):
+    def unhashed(row):
+        kept = {k: v for k, v in row.artefacts.items() if not k.endswith("sha256")}
+        return replace(row, artefacts=kept)
+
+    change(world / "one", SHARED, unhashed)
+    joined(world / "one", world / "two", out=world / "out")
+    assert Store(world / "out").get(SHARED.key).machine["cpu"] == "Second CPU"
+    (other,) = [row for row in load_rows(world / "out").elsewhere if row.key == SHARED.key]
+    assert other.warnings[0].startswith(f"{SELF_REPORTED}it states no hash")
+
+
+def test_a_tampered_row_is_left_out_and_named(world):
+    def better(row):
+        first = replace(row.measurements[2], value=0.001)
+        return replace(row, measurements=(*row.measurements[:2], first, *row.measurements[3:]))
+
+    change(world / "two", SHARED, better)
+    done = joined(world / "one", world / "two", out=world / "out")
+    (left_out,) = done.provenance.left_out
+    assert (left_out.source, left_out.row) == ("two", SHARED.key)
+    assert "lpips" in left_out.reason
+    assert Store(world / "out").get(SHARED.key).machine["cpu"] == "First CPU"
+
+
+def test_other_settings_do_not_share_a_board(world):
+    """Rows of a workload that is not ours have only one another to be compared with."""
+
+    def other_noise(row):
+        return replace(row, workload=row.workload | {"noise_sha256": "1" * 64})
+
+    change(world / "two", SHARED, other_noise)
+    done = joined(world / "one", world / "two", out=world / "out")
+    (left_out,) = done.provenance.left_out
+    assert "noise_sha256" in left_out.reason
+
+
+def test_rows_of_a_submission_name_it_and_share_no_clock(world, submission):
+    first = world / "one"
+    for path in sorted((first / "rows").glob("*.json")):  # as if both had one kind of machine
+        row = Store(first).get(path.stem)
+        machine = {**row.machine, "cpu": "Second CPU", "cores": 8}
+        path.write_text(signed_text(replace(row, machine=machine)))
+    joined(first, submission, out=world / "out")
+    rows = Store(world / "out").rows()
+    named = {row.machine.get(SOURCE) for row in rows}
+    assert named == {None, "sent"}
+    text = (render_page(world / "out")).read_text()
+    assert "Second CPU, 8 cores (of sent)" in text
+    assert "self-reported times" in text
+
+
+def test_a_broken_submission_is_refused_as_a_whole(world, submission):
+    (submission / "scores" / f"{SHARED.key}.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="is no intact submission: 1 problem"):
+        joined(world / "one", submission, out=world / "out")
+    assert not (world / "out").exists()
+
+
+def render_page(folder):
+    planned = Store(folder).read_planned()
+    return render(folder, grid_title="Both", planned=planned.cells, command="merge")
+
+
+def test_the_page_has_a_column_for_each_machine(both):
+    text = render_page(both).read_text()
+    assert "Speed by machine" in text
+    head = text.split("Speed by machine")[1].split("</thead>")[0]
+    # the machine that timed most rows, wherever they stand, is that of the other tables
+    assert head.index("Second CPU, 8 cores") < head.index("First CPU, 2 cores")
+    assert head.count("the times of the tables and plots above") == 1
+    body = text.split("Speed by machine")[1].split("</table>")[0]
+    row = next(part for part in body.split("<tr ") if "RTN" in part and ">w4a8<" in part)
+    assert "1.50×" in row
+    assert "0.80×" in row
+    only = next(part for part in body.split("<tr ") if "PTQD" in part and ">w4a4<" in part)
+    assert only.count("0.80×") == 1
+    assert "–</span></td>" in only
+    assert "Rows of 2 results were joined" in text
+
+
+def test_the_page_marks_what_is_self_reported_in_words(world, submission, edit):
+    edit("ptqd", "w4a4", lambda row: replace(row, method=row.method | {"origin": "plugin x.py"}))
+    joined(world / "one", submission, out=world / "out")
+    text = render_page(world / "out").read_text()
+    assert text.count('">self-reported</small>') >= 2  # in the table and in the record
+    assert "a plug-in&#39;s of the same name" in text
+
+
+def test_a_name_of_html_stays_text(world, submission, edit):
+    mean = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
+
+    def hostile(row):
+        return replace(
+            row,
+            method=row.method | {"title": mean, "summary": mean},
+            machine=row.machine | {"cpu": mean},
+            warnings=(mean,),
+        )
+
+    edit("rtn", "w4a8", hostile)
+    joined(submission, out=world / "out")
+    text = render_page(world / "out").read_text()
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_nothing_self_reported_is_recommended(world, submission, edit):
+    """Without a check the sender alone would choose the headline."""
+
+    def unchecked(row):
+        return replace(row, method=row.method | {"origin": "plugin x.py"})
+
+    for method, bits in (("rtn", "w4a8"), ("rtn", "w4a4"), ("ptqd", "w4a8"), ("ptqd", "w4a4")):
+        edit(method, bits, unchecked)
+    joined(submission, out=world / "out")
+    text = render_page(world / "out").read_text()
+    assert "Rows that are self-reported are never recommended" in text
+
+
+@pytest.mark.parametrize("place", ["one", "one/rows", "."])
+def test_the_new_folder_never_covers_a_source(world, place):
+    with pytest.raises(UserError, match="lie in one another"):
+        joined(world / "one", world / "two", out=world / place)
+
+
+def test_places_that_are_none(world, both):
+    with pytest.raises(UserError, match="holds no results"):
+        joined(world / "absent", out=world / "new")
+    with pytest.raises(UserError, match="is named twice"):
+        joined(world / "one", world / "one" / "..", world / "one", out=world / "new")
+    with pytest.raises(UserError, match="is joined already"):
+        joined(both, world / "one", out=world / "new")
+    (world / "mine").mkdir()
+    (world / "mine" / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match="holds something else"):
+        joined(world / "one", out=world / "mine")
+
+
+def test_merging_again_replaces_the_folder_as_a_whole(both, world):
+    (both / "rows" / "0123456789abcdef.json").write_text("{}")
+    joined(world / "one", out=both)
+    assert {row.key for row in Store(both).rows()} == {
+        row.key for row in Store(world / "one").rows()
+    }
+    assert [path.name for path in world.iterdir() if path.name.startswith(".")] == []
+
+
+def test_links_in_results_are_not_followed(world, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    file = world / "two" / "images" / SHARED.key / "0000.png"
+    file.unlink()
+    file.symlink_to(secret)
+    done = joined(world / "two", out=world / "out")
+    assert [one.row for one in done.provenance.left_out] == [SHARED.key]
+    assert not any(p.read_bytes() == b"secret" for p in (world / "out").rglob("*.png"))
+
+
+def test_the_verbs(world, submission, capsys):
+    from quantarena.bench.cli.main import run
+
+    assert run(["verify", str(submission), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["passed"] is True
+    assert {row["standing"] for row in said["rows"]} == {"verified"}
+    out = world / "results" / "all"
+    assert run(["merge", str(world / "one"), str(submission), "-o", str(out), "-q"]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert (out / "leaderboard.html").is_file()
+    assert run(["rank", "all", "--results", str(world / "results")]) == 0
+    assert run(["render", "all", "--results", str(world / "results")]) == 0
+    assert run(["submit", "all", "--results", str(world / "results"), "-o", "x"]) == 2
+    assert "joins results of several machines" in capsys.readouterr().err
+    (submission / "scores" / f"{SHARED.key}.npz").write_bytes(b"PK")
+    assert run(["verify", str(submission)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"scores/{SHARED.key}.npz: it has 2 bytes")
+    assert lines[-1] == "refused"
+    assert run(["merge", str(world / "one"), str(submission), "-o", str(out), "-q"]) == 2
+    assert run(["verify", str(world / "absent")]) == 2
