@@ -1,7 +1,7 @@
 """Times a convolution in ONNX Runtime: in fp32, as ConvInteger, and as our export writes it.
 
-docs/runtimes.md has the numbers of ``python docs/experiments/runtimes/onnx_convolution.py``: 3x3, 128
-channels, 16x16 positions, 16 images, 8-bit weights and activations, one thread.
+docs/runtimes.md has the numbers of ``python docs/experiments/runtimes/onnx_convolution.py``: 3x3,
+128 channels, 16x16 positions, 16 images, 8-bit weights and activations, one thread.
 """
 
 import copy

@@ -1,8 +1,9 @@
-"""Times an OpenVINO export with parts of it taken away, beside NNCF's int8 of the same network.
+r"""Times an OpenVINO export with parts of it taken away, beside NNCF's int8 of the same network.
 
     quantarena quantize emoji-t2i --method q_diffusion --bits w8a8 -o packed
     python docs/experiments/runtimes/openvino_parts.py packed
-    python docs/experiments/runtimes/openvino_parts.py packed symmetric --only "the export" --rounds 8
+    python docs/experiments/runtimes/openvino_parts.py packed symmetric \
+        --only "the export" --rounds 8
 
 docs/runtimes.md has the numbers. A network without a part computes something else: what it shows is
 the time that the part takes. Each network is timed in turns with the others, on one thread; then
