@@ -1,7 +1,6 @@
 """Joining a Ray cluster that runs already."""
 
 import logging
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -44,8 +43,6 @@ def join_ray(address: str, environment: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is no such cluster, or this machine is no part of it.
     """
-    # Else it prints a line for each object of a node that died; the run says what is done again.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with silently():
         import ray
 
