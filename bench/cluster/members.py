@@ -128,11 +128,11 @@ class Members:
             raise RunStopped(_lost_cluster(first_line(error))) from error
         if self._home not in nodes:
             raise RunStopped(_lost_cluster("this machine's node died"))
-        for name in set(self._found) - set(nodes):
+        for name in sorted(set(self._found) - set(nodes)):
             member = self._found.pop(name)
             if member.usable:
                 self._say(f"  node {member.name} left the cluster")
-        for name in set(nodes) - set(self._found):
+        for name in sorted(set(nodes) - set(self._found)):
             self._found[name] = Member(nodes[name], self._question(nodes[name]))
             self._hopeful = self._looked
 
