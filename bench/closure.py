@@ -34,6 +34,8 @@ PACKAGE = "quantarena"
 _ROOT = Path(__file__).resolve().parent.parent
 _ROOTS = {f"{PACKAGE}.{name}": _ROOT / name for name in ("bench", "methods", "leaderboard")}
 _INSTALLED = tuple(Path(get_paths()[name]).resolve() for name in ("stdlib", "purelib", "platlib"))
+_PLUGIN = "quantarena_plugin_"
+"""Start of the names of modules that are plug-in files; what follows differs by their place."""
 _SITES = frozenset({"site-packages", "dist-packages"})
 
 
@@ -97,6 +99,8 @@ def method_closure(kind: type) -> Closure:
         return Closure({kind.__qualname__: ""}, {})
     if kind.__module__.partition(".")[0] == PACKAGE:
         return closure(kind.__module__)
+    if kind.__module__.startswith(_PLUGIN):
+        return file_closure(Path(file))  # its module's name has the hash of its path
     return file_closure(Path(file), kind.__module__)
 
 

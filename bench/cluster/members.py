@@ -30,6 +30,7 @@ LOOK_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
 """How long a cluster may have no node that fits, before the run stops."""
 _MOST_FAILURES = 3
+_LOOKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +128,22 @@ class Members:
             raise RunStopped(_lost_cluster(first_line(error))) from error
         if self._home not in nodes:
             raise RunStopped(_lost_cluster("this machine's node died"))
-        for name in set(self._found) - set(nodes):
+        for name in sorted(set(self._found) - set(nodes)):
             member = self._found.pop(name)
             if member.usable:
                 self._say(f"  node {member.name} left the cluster")
-        for name in set(nodes) - set(self._found):
+        for name in sorted(set(nodes) - set(self._found)):
             self._found[name] = Member(nodes[name], self._question(nodes[name]))
             self._hopeful = self._looked
 
     def lives(self, member: Member) -> bool:
-        """Whether a node is still there, looked up now."""
-        self.look(now=True)
-        return member.node.id in self._found
+        """Whether a node is still there; its death may be known a moment after its workers'."""
+        for _ in range(_LOOKS):
+            self.look(now=True)
+            if member.node.id not in self._found:
+                return False
+            time.sleep(LOOK_SECONDS / _LOOKS)
+        return True
 
     def has(self, member: Member) -> bool:
         """Whether a node was there at the last look, and takes part."""

@@ -1,8 +1,8 @@
 """Joining a Ray cluster that runs already."""
 
 import logging
-import os
 import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +10,7 @@ from quantarena.bench.errors import UserError, first_line
 from quantarena.bench.run.ray_session import silently, without_logs
 
 AUTO = "auto"
+_CONNECT_SECONDS = 10.0
 _PLACE = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
 
@@ -31,6 +32,23 @@ def checked_address(text: str) -> str:
     return text
 
 
+def _require_answer(address: str) -> None:
+    """See that somebody listens at the cluster's head; Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    if address == AUTO:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address = canonicalize_bootstrap_address(AUTO)
+    found = _PLACE.fullmatch(address or "")
+    if found is None:
+        raise OSError("no cluster runs on this machine")
+    with socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_CONNECT_SECONDS):
+        pass
+
+
 def join_ray(address: str, environment: Mapping[str, Any]) -> Any:
     """Join a cluster that runs, from one of its machines; leaving it ends this run's workers.
 
@@ -44,12 +62,11 @@ def join_ray(address: str, environment: Mapping[str, Any]) -> Any:
     Raises:
         UserError: there is no such cluster, or this machine is no part of it.
     """
-    # Else it prints a line for each object of a node that died; the run says what is done again.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with silently():
         import ray
 
         try:
+            _require_answer(address)
             ray.init(
                 address=address,
                 runtime_env=dict(environment),

@@ -25,12 +25,36 @@ def kernels_built_before(index):
 
 
 @pytest.fixture
+def world_of(bench, command, monkeypatch):
+    """A run over stages that are logged, on a cluster of other makers, from a machine of it."""
+    from havoc import World
+
+    made = []
+
+    def make(machine, *arguments, pace=1.0):
+        bench.cache.mkdir(parents=True, exist_ok=True)
+        (bench.cache / "pace.json").write_text(json.dumps({"seconds": pace}))
+        kernels_built_before(machine.folder.parent / "index")
+        for index in machine.folder.parent.glob("qa-*"):
+            shutil.copytree(machine.folder.parent / "index", index / "index")
+        given = ("smoke", *arguments, "--address", f"{machine.address}:6379")
+        line = command(bench, "run", *given, stages="kept_stages")
+        made.append(World(bench, None, machine.command(*line), machine.environment()))
+        return made[-1], bench
+
+    yield make
+    for each in made:
+        if each.driver is not None and each.driver.poll() is None:
+            each.kill_driver()
+
+
+@pytest.fixture
 def world(bench, command, monkeypatch):
     """A cluster of a head and two nodes with a CPU each, and a run that is not started yet."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "20")  # busy is not dead
     import ray
-    from havoc import World
+    from havoc import World, patiently
     from ray.cluster_utils import Cluster
 
     from quantarena.bench.run import executors
@@ -42,11 +66,12 @@ def world(bench, command, monkeypatch):
         bench.cache.mkdir(parents=True, exist_ok=True)
         kernels_built_before(bench.root / "index")
         (bench.cache / "pace.json").write_text(json.dumps({"seconds": pace}))
-        head = {"num_cpus": cpus, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = patiently(lambda: Cluster(shutdown_at_exit=True))
         made.append(cluster)
+        quiet = {"include_dashboard": False, "include_log_monitor": False}
+        patiently(lambda: cluster.add_node(num_cpus=cpus, **quiet))
         for _ in range(2):
-            cluster.add_node(num_cpus=cpus)
+            patiently(lambda: cluster.add_node(num_cpus=cpus))
         address = ("--address", cluster.address)
         line = command(bench, "run", *arguments, *address, stages=stages)
         worlds.append(World(bench, cluster, line))

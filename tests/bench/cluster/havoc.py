@@ -9,19 +9,32 @@ import time
 from collections import Counter
 
 
+def patiently(start):
+    """Start a part of Ray, which gives up after half a minute on a busy machine."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:
+            last = error
+    raise last
+
+
 class World:
     """A cluster, one results folder, and the log of stages in its cache."""
 
-    def __init__(self, bench, cluster, arguments):
+    def __init__(self, bench, cluster, arguments, environment=None):
         self.bench, self.cluster, self.arguments = bench, cluster, arguments
-        self.nodes = list(cluster.worker_nodes)
+        self.environment = environment
+        self.nodes = list(cluster.worker_nodes) if cluster else []
         self.output = bench.root / "driver.txt"
         self.driver = None
 
     def drive(self):
         """Start the command; another process than this one, which can be killed."""
         with open(self.output, "ab") as stream:
-            self.driver = subprocess.Popen(self.arguments, stdout=stream, stderr=stream)
+            self.driver = subprocess.Popen(
+                self.arguments, stdout=stream, stderr=stream, env=self.environment
+            )
 
     def lines(self):
         file = self.bench.cache / "stages.log"
@@ -50,7 +63,7 @@ class World:
         return sorted(pid for pid in set(open_.values()) if os.path.exists(f"/proc/{pid}"))
 
     def add_node(self):
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.nodes.append(patiently(lambda: self.cluster.add_node(num_cpus=1)))
 
     def kill_driver(self):
         self.driver.kill()

@@ -211,3 +211,20 @@ def test_two_timings_do_not_overlap(tmp_path, monkeypatch):
     with worker.alone_on_machine(lambda: waited.append(child.poll())):
         assert child.poll() is not None or child.wait(timeout=5) == 0
     assert waited == [None]
+
+
+def test_the_key_of_a_plugins_stages_does_not_depend_on_its_place(plugin, bag):
+    """Else a node, where it lies elsewhere, would compute again what the driver's machine has."""
+    from quantarena.methods import registry
+
+    made = travel.packed([str(plugin)], bag)
+    keys = []
+    for file in (plugin, bag / made.bundle / made.plugins[0]):
+        code.forget()
+        registry.load_plugin(file)
+        kinds = [e.method for e in registry._entries["mine"] if e.origin == "plugin mine.py"]
+        keys.append(code.method_closure(kinds[-1]).key)
+        registry._entries.pop("mine")
+        for name in [n for n in sys.modules if n.partition(".")[0] == "helping"]:
+            del sys.modules[name]
+    assert keys[0] == keys[1]

@@ -1,8 +1,9 @@
 """Stages that obey a script instead of computing: ``behaviour.json`` in the cache folder.
 
 It maps ``method/bits`` (or ``prepare``, ``time``) to what happens there: ``ok`` (the default),
-``raise``, ``user``, ``nan``, ``memory``, ``kill``, ``hang``, ``nap``, ``interrupt``, ``exit``,
-``quit``, ``turns`` (until two processes have done something), ``lasting``, ``wrong`` or ``skip``.
+``raise``, ``user``, ``nan``, ``memory``, ``large`` (memory is short at the cell's own batch),
+``kill``, ``hang``, ``nap``, ``interrupt``, ``exit``, ``quit``, ``turns`` (until two processes have
+done something), ``lasting``, ``wrong`` or ``skip``.
 """
 
 import json
@@ -77,9 +78,9 @@ def prepare(cell, paths, *, plugins=(), progress):
     return {"record": 0.1}
 
 
-def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, progress):
+def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, batch=0, progress):
     name = f"{cell.method}/{cell.bits}"
-    note(paths, f"cell {name}")
+    note(paths, f"cell {name}" + (f" batch {batch}" if batch else ""))
     progress("quantize", 3, 10)
     time.sleep(0.05)
     what = script(paths, name)
@@ -87,6 +88,8 @@ def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, progress):
         return Row(cell, Status.SKIPPED, "not made for these bits")
     if what == "wrong":
         return Row(replace(cell, seed=cell.seed + 1), Status.OK)
+    if what == "large" and not batch:
+        raise MemoryError
     act(what, paths)
     rng = np.random.default_rng(zlib.crc32(f"{cell.method}{cell.bits}".encode()))
     scores = rng.normal(QUALITY.get(cell.bits, 30.0) + (cell.method == "q_diffusion"), 1.0, 16)

@@ -18,7 +18,7 @@ from quantarena.bench import process_state
 __all__ = ["Paths", "prepare", "run_cell", "time_cell"]
 
 
-def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, progress):
+def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, batch=0, progress):
     what = script(paths, f"{cell.method}/{cell.bits}")
     with process_state.process_state():
         torch.get_float32_matmul_precision()  # raises where precisions are mixed
