@@ -26,7 +26,7 @@ TEMPORARY = "quantarena"
 """Name of work folders among the system's temporary files."""
 OLD_SECONDS = 24 * 3600.0
 """Age from which a draft that has no lock counts as left behind."""
-JOIN_SECONDS = 30.0
+JOIN_SECONDS = 120.0
 """Time that a run has a folder to itself at most while it plans; others wait so long for it."""
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 

@@ -45,6 +45,9 @@ from quantarena.bench.store import Store
 LEAST_TIMEOUT = 1800.0
 """The least timeout of a cell in seconds, however short its estimate."""
 
+INDEX_ROWS = 256
+"""New rows after which the index of outlines is brought up to date in mid-run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -92,6 +95,7 @@ class Run:
     _rows: dict[str, Row] = field(default_factory=dict)
     _shared: dict[str, float] = field(default_factory=dict)
     _blocked: dict[str, list[Cell]] = field(default_factory=dict)
+    _new: int = 0
     _progress: Progress = field(init=False)
 
     def execute(self) -> None:
@@ -259,6 +263,9 @@ class Run:
         """Keep what later tasks and estimates need of a row."""
         self._rows[row.key] = kept = outline(row)
         self._progress.add(kept)
+        self._new += 1
+        if self._new % INDEX_ROWS == 0:  # so that a killed run of many cells resumes fast
+            outlines(self.store)
 
     def _time(self) -> None:
         """Measure the latency of each ok row that has none, one by one; nothing else runs.

@@ -103,6 +103,10 @@ class Leases:
         for lease in held:
             self.release(lease)
         self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=self.seconds)
+        self._thread = None
 
     def holder(self, name: str) -> Owner | None:
         """Who holds a lease, or None."""

@@ -6,6 +6,7 @@ object store does it by a conditional put (``If-None-Match: *``); one that ignor
 """
 
 import contextlib
+import errno
 import os
 import tempfile
 import uuid
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import make_shareable, plain_errors
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Shelf(Protocol):
@@ -58,6 +61,10 @@ class FolderShelf:
                 os.link(draft, self._folder / name)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _created(self._folder / name, data)
             finally:
                 draft.unlink(missing_ok=True)
         return True
@@ -95,6 +102,17 @@ class FolderShelf:
             stream.write(data)
         make_shareable(Path(name))
         return Path(name)
+
+
+def _created(path: Path, data: bytes) -> bool:
+    """Create a file where the file system has no links; a reader may see it empty for a moment."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+    return True
 
 
 class ObjectShelf:

@@ -7,7 +7,7 @@
 cells of the preset for as many seeds as the rows need, each with a row that has the fields of a
 real one, made-up numbers and the stamp of the present code. There are no images, and the page is
 one line: what a page of so many rows costs is measured by ``large_results.py``. ``measure`` runs
-each verb in a process of its own, first without an index of outlines and then with one. It prints
+each verb in a process of its own, ``plan`` also without an index of outlines. It prints
 wall and CPU seconds, and the peak of resident memory. ``--like FILE`` takes a real row as pattern.
 """
 
@@ -106,12 +106,10 @@ def measure(results, file):
         "status": ["status", NAME, "--results", str(results)],
     }
     found = {"rows": len(planned["cells"]), "machine": machine.fingerprint()["cpu"], "verbs": {}}
-    for index in ("without index", "with index"):
-        for verb in VERBS:
-            if index == "without index":
-                (folder / INDEX).unlink(missing_ok=True)
-            found["verbs"][f"{verb}, {index}"] = spent(verbs[verb])
-            print(f"{len(planned['cells'])} rows, {verb}, {index}: {spent.last}", flush=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    for name, verb in (("plan without index", "plan"), *((verb, verb) for verb in VERBS)):
+        found["verbs"][name] = spent(verbs[verb])
+        print(f"{len(planned['cells'])} rows, {name}: {found['verbs'][name]}", flush=True)
     if file:
         file.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -125,12 +123,11 @@ def spent(words):
     wall = time.perf_counter() - began
     if code:
         raise SystemExit(f"{' '.join(words[:2])} ended with {code}")
-    spent.last = {
+    return {
         "wall_s": round(wall, 2),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         "peak_mb": round(usage.ru_maxrss / 1024),
     }
-    return spent.last
 
 
 def main():

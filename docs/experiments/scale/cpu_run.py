@@ -1,7 +1,6 @@
-r"""A run of quantarena whose seconds are processor seconds, so that other programs do not count.
+"""A run of quantarena whose seconds are processor seconds, so that other programs do not count.
 
-    python docs/experiments/scale/cpu_run.py run quick --workload emoji-t2i --method rtn \
-        --bits w4a8 --images 8 --executor local --results /tmp/cpu
+    python docs/experiments/scale/cpu_run.py run quick --workload emoji-t2i --executor local
 
 Stages compute on one thread, so that on a quiet machine their wall seconds are about these. Rows of
 such a run are good for the simulation of this folder and for nothing else: their latencies are

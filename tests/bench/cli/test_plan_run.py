@@ -206,9 +206,11 @@ def test_json_is_pure(bench):
     assert document["page"].endswith("leaderboard.html")
 
 
-def test_two_runs_on_one_folder_do_not_mix(bench):
+def test_who_has_the_folder_alone_is_not_waited_for_long(bench, monkeypatch):
+    from quantarena.bench import files
     from quantarena.bench.store import Store
 
+    monkeypatch.setattr(files, "JOIN_SECONDS", 0.3)
     with Store(bench.results / "smoke").lock():
         code, out, err = bench("run", "smoke")
     assert (code, out) == (2, "")

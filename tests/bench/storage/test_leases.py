@@ -1,5 +1,6 @@
 """Leases on a folder and on an object store: one holder at a time, whatever dies or sleeps."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -158,6 +159,19 @@ def test_a_pid_that_is_used_again_is_another_process():
     assert replace(me, pid=2**22 + 1).gone()
     # of another machine or container nothing is known
     assert not replace(me, boot="another", pid=2**22 + 1).gone()
+
+
+def test_a_file_system_without_links_has_leases_too(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    one, other = (Leases(FolderShelf(tmp_path)) for _ in range(2))
+    lease = one.take("cell")
+    assert lease is not None
+    assert other.take("cell") is None
+    one.release(lease)
+    assert other.take("cell") is not None
 
 
 def test_sweep_deletes_what_the_dead_left(tmp_path):
