@@ -59,15 +59,13 @@ class PackedAdapters(PeftAdapterMixin):  # type: ignore[misc]
             UserError: peft is missing, or the adapter cannot act on this network.
         """
         register_with_peft()
-        super().add_adapter(adapter_config, adapter_name)
-        inside = _inside_layers(self)
+        inside = _inside_layers(self, adapter_config)
         if inside:
-            alone = len(self.peft_config) == 1
-            self.unload_lora() if alone else self.delete_adapters(adapter_name)
             raise UserError(
                 f"the pattern of {adapter_name} takes {inside}, a part of a packed layer, for a "
                 "layer: name layers by their own paths"
             )
+        super().add_adapter(adapter_config, adapter_name)
         eval_adapters(self)
 
 
@@ -110,8 +108,10 @@ def refuse_adapters(network: nn.Module) -> None:
         )
 
 
-def _inside_layers(network: nn.Module) -> str:
-    """The path of an adapter inside a packed layer; empty where there is none."""
-    nodes = [f"{name}." for name, module in network.named_modules() if isinstance(module, Node)]
-    adapted = (n for n, m in network.named_modules() if hasattr(m, "merged_adapters"))
-    return next((n for n in adapted if n.startswith(tuple(nodes))), "") if nodes else ""
+def _inside_layers(network: nn.Module, config: Any) -> str:
+    """The first part of a packed layer that a configuration takes for a layer; empty for none."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    nodes = {name for name, module in network.named_modules() if isinstance(module, Node)}
+    inner = (n for n in nodes if any(n.startswith(f"{other}.") for other in nodes))
+    return next((n for n in sorted(inner) if check_target_module_exists(config, n)), "")

@@ -40,6 +40,7 @@ def write_lora(pipe, slot, folder, targets, seed, *, text=False):
         assert isinstance(encoder, CLIPTextModel)
         encoder.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], **settings))
         given["text_encoder_lora_layers"] = get_peft_model_state_dict(encoder)
+        given["text_encoder_lora_adapter_metadata"] = encoder.peft_config["default"].to_dict()
     pipe.save_lora_weights(folder, **given)
     return folder
 
@@ -214,7 +215,8 @@ def test_a_recorded_step_sees_adapters_and_their_scales(pipe, loras):
     pipe.unet.record_step(exact=True)
     told = vars(pipe.unet)["_recorded_step"].told
     plain = draw(pipe)
-    assert told.replayed == 2
+    calls = told.replayed  # of the network, for one image
+    assert calls >= 2
     load(pipe, loras, "one")
     one = draw(pipe)
     pipe.set_adapters("one", 0.5)
@@ -224,7 +226,7 @@ def test_a_recorded_step_sees_adapters_and_their_scales(pipe, loras):
     pipe.unfuse_lora(components=["unet"])
     pipe.disable_lora()
     off = draw(pipe)
-    assert (told.replayed, told.eager) == (10, 0)
+    assert (told.replayed, told.eager) == (5 * calls, 0)
     pipe.enable_lora()
     pipe.unet.record_step(on=False)
     assert same(draw(pipe), half)
