@@ -10,6 +10,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/plugin-package/README.md": "examples/plugin-package.md",
     **{card.relative_to(ROOT).as_posix(): f"models/{card.parent.name}.md" for card in _CARDS},
 }
 """Pages of the site by the file in the repository that holds their text."""

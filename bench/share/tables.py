@@ -17,6 +17,8 @@ from quantarena.methods.builtin import FP, builtins
 
 SHOWN = 64
 """Conditions that a row repeats at most."""
+MOST_NAME = 300
+"""Longest name that a page shows in a line; those of paths are the longest."""
 
 
 def contradictions(row: Row) -> list[str]:
@@ -41,7 +43,26 @@ def contradictions(row: Row) -> list[str]:
         for m in row.measurements
         if m.name in METRICS and m.board not in (METRICS[m.name].board, "floor")
     ]
+    found += _long_names(row)
     return found + (_of_workload(row) if row.workload else [])
+
+
+def _long_names(row: Row) -> list[str]:
+    """Names that a page shows in a line, and that are longer than any."""
+    gpu = row.machine.get("gpu")
+    names = {
+        "workload": row.cell.workload,
+        "method's title": row.method.get("title"),
+        "processor": row.machine.get("cpu"),
+        "GPU": gpu.get("name") if isinstance(gpu, dict) else gpu,
+        "device": row.device.name if row.device else None,
+        "backend": row.backend,
+    }
+    return [
+        f"the name of its {what} has more than {MOST_NAME} characters"
+        for what, name in names.items()
+        if len(str(name)) > MOST_NAME
+    ]
 
 
 def unknown_here(row: Row) -> list[str]:

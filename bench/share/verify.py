@@ -61,6 +61,8 @@ def verify(folder: Path, *, share: float = SHARE, done: Done = lambda count, tot
     Raises:
         UserError: there is no such folder.
     """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: name the folder itself")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: write one with quantarena submit")
     present, problems = walk(folder)

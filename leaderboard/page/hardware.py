@@ -1,5 +1,6 @@
 """The machines on which rows were measured, by name and in full."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def usual_machine(rows: Sequence[Row]) -> str:
     timed = [row for row in rows if row.latency]
     own = [row for row in timed if SOURCE not in row.machine]
     found = [identity(row) for row in own or timed]
-    return max(found, key=found.count, default="")
+    return max(found, key=Counter(found).__getitem__, default="")
 
 
 def machine_name(row: Row) -> str:

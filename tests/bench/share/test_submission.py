@@ -151,6 +151,11 @@ def test_another_model_under_the_same_name(edit, submission):
     assert any("its model_sha256 is f" in line for line in found(submission))
 
 
+def test_a_name_that_fills_a_page(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, machine=row.machine | {"cpu": "x" * 10_000}))
+    assert any("the name of its processor has more than 300" in line for line in found(submission))
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -290,6 +295,12 @@ def test_links_and_pipes_are_never_followed(submission, tmp_path):
     assert f"images/{KEY}/0001.png: it is a link: only regular files are taken" in lines
     assert "scores/0123456789abcdef.npz: it is no regular file" in lines
     assert any(line.startswith("images/0123456789abcdef: it is a link") for line in lines)
+
+
+def test_a_link_in_the_place_of_the_folder(submission, tmp_path):
+    (tmp_path / "link").symlink_to(submission)
+    with pytest.raises(UserError, match="is a link"):
+        verify(tmp_path / "link")
 
 
 def test_huge_files_are_not_read(submission, monkeypatch):
