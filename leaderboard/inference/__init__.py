@@ -1,1 +1,1 @@
-"""Tests and intervals of paired differences, as pure functions of arrays."""
+"""Tests and intervals of paired differences, as pure functions of arrays; how work is spread."""

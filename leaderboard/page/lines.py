@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from quantarena.bench.schema import (
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
-from quantarena.leaderboard.ranking.pooled import Ends, pooled_ends
+from quantarena.leaderboard.ranking.pooled import Ends
 from quantarena.leaderboard.ranking.quality import QualityStanding
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 from quantarena.leaderboard.ranking.standings import Standing, width_order
@@ -168,7 +167,7 @@ def board_lines(
     rows: Sequence[Row],
     planned: Sequence[Cell],
     ranking: BoardRanking | None,
-    folder: Path | None = None,
+    ends: Mapping[str, Mapping[str, Ends]] | None = None,
     elsewhere: Sequence[Row] = (),
 ) -> tuple[Line, ...]:
     """The lines of a board: the reference, then by rank in each width, without a rank, not ok.
@@ -178,7 +177,7 @@ def board_lines(
         rows: of that board.
         planned: cells of any board.
         ranking: of that board, if it has one.
-        folder: results folder with the scores, which intervals over several seeds need.
+        ends: intervals of means over several seeds, by contestant and measurement.
         elsewhere: further rows of any board's cells, of which only the times count.
     """
     cells: dict[str, dict[Cell, None]] = {}
@@ -194,10 +193,15 @@ def board_lines(
         if BoardId.of(row.cell) == board:
             others.setdefault(contestant(row.cell), []).append(row)
     home = usual_machine([*rows, *chain(*others.values())])
+    known = ends or {}
+    quality: dict[str, list[QualityStanding]] = {name: [] for name in cells}
+    for one in ranking.quality if ranking else ():
+        quality.setdefault(one.contestant, []).append(one)
     lines = []
     for name, of_name in cells.items():
         own, also = tuple(rows_of[name]), tuple(others.get(name, ()))
-        lines.append(_line(name, titles, board, own, tuple(of_name), ranking, home, folder, also))
+        line = _line(name, titles, board, own, tuple(of_name), ranking, home, known.get(name), also)
+        lines.append(replace(line, quality=tuple(quality[name])))
     return tuple(sorted(lines, key=_order))
 
 
@@ -214,12 +218,10 @@ def _line(
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
     home: str,
-    folder: Path | None,
+    ends: Mapping[str, Ends] | None,
     also: tuple[Row, ...],
 ) -> Line:
     finished = [row for row in rows if row.status is Status.OK]
-    several = folder is not None and len(finished) > 1
-    ends = pooled_ends(finished, folder) if several and folder is not None else {}
     state, reason = _state(rows, cells)
     timed = _once([*finished, *also])
     here = timed.get(home, [])
@@ -237,7 +239,6 @@ def _line(
         cells=cells,
         standing=ranking.standing(name) if ranking else None,
         unranked=ranking.unranked.get(name, "") if ranking else "",
-        quality=tuple(q for q in ranking.quality if q.contestant == name) if ranking else (),
         figures=combined([row.measurements for row in finished], ends),
         observed=next((row.observed for row in finished if row.observed), None),
         latency=_mean_latency([row.latency for row in here if row.latency]),
