@@ -5,8 +5,8 @@ peft and diffusers train it on the float network, as users do, and diffusers sav
 stages of `quantarena run` draw with and without it: methods calibrate on the network without the
 LoRA, and images of both sides have it.
 
-    python docs/experiments/lora.py results/lora            # trains it, and prints the loss
-    python docs/experiments/lora.py results/lora --table    # prints the table
+    python docs/experiments/adapters/keeps_lora.py results/lora            # trains it
+    python docs/experiments/adapters/keeps_lora.py results/lora --table    # prints the table
 
 It needs peft: pip install 'quantarena[lora]'.
 """
