@@ -15,7 +15,6 @@ from quantarena.methods.core.kernels import native
 from quantarena.methods.core.kernels.step_abi import step_library
 from quantarena.methods.core.packed.pack import PackedModel
 from quantarena.methods.core.packed.parity import PARITY_LIMIT
-from quantarena.methods.core.packed.step.copies import without_copies
 from quantarena.methods.core.packed.step.guards import (
     TRAINING,
     Constants,
@@ -28,7 +27,7 @@ from quantarena.methods.core.packed.step.guards import (
 from quantarena.methods.core.packed.step.plan import Plan, ReplayFailed
 from quantarena.methods.core.packed.step.simplify import simplify
 from quantarena.methods.core.packed.step.steps import lower
-from quantarena.methods.core.packed.step.trace import NotRecordable, Recorder, Trace, View
+from quantarena.methods.core.packed.step.trace import NotRecordable, Recorder, Trace
 from quantarena.methods.core.packed.step.twins import Signature, apart
 from quantarena.methods.core.packed.step.verify import Agreement, verify
 from quantarena.methods.core.record.points import CalibrationSet
@@ -241,9 +240,8 @@ class RecordedStep(nn.Module):
             raise NotRecordable(reason)
         constants = Constants(trace)
         simplify(trace)
-        outputs = {leaf.buffer for leaf in trace.outputs if isinstance(leaf, View)}
         steps = lower(trace, library, exact=self.exact, shared=self._shared)
-        return _Recording(Plan(trace, without_copies(steps, outputs), library), constants)
+        return _Recording(Plan(trace, steps, library), constants)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, turned: bool) -> Trace:
         tensors: list[Tensor] = []

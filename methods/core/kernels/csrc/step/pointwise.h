@@ -1,4 +1,4 @@
-// Programs of element by element operations, a few hundred elements at a time: intermediate values
+// Programs of element by element operations, some thousand elements at a time: intermediate values
 // stay in the first-level cache.  Each instruction rounds, as separate passes would.
 #ifndef QUANTARENA_POINTWISE_H
 #define QUANTARENA_POINTWISE_H
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kChunk = 256;
+constexpr int64_t kChunk = 1024;
 
 // One instruction over a chunk; `to` may be an operand.
 template <class Function>

@@ -20,9 +20,8 @@ namespace {
 constexpr int kQueries = 4;
 
 // The largest lane, as a tree; not for NaN.
-QA_INLINE float most_lane(Lanes v) {
-    Lanes other = QA_SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-    v = v > other ? v : other;
+QA_INLINE float most_lane(const Lanes& of) {
+    Lanes other = QA_SHUFFLE(of, of, 4, 5, 6, 7, 0, 1, 2, 3), v = of > other ? of : other;
     other = QA_SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
     v = v > other ? v : other;
     other = QA_SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
