@@ -59,7 +59,7 @@ class _Timed:
         """Runs operations of the plan."""
         first = (at - self._plan._ops_at) // self._plan._op_size
         to = ctypes.addressof(self.spent) + first * ctypes.sizeof(ctypes.c_int64)
-        return self._library.timed(at, count, slots, step, threads, to)
+        return int(self._library.timed(at, count, slots, step, threads, to))
 
 
 @torch.no_grad()
