@@ -6,7 +6,7 @@
 docs/kernels.md has the numbers. Everything runs in one process on one thread and takes turns; times
 are processor time. Full precision is eager, in the faster of both layouts. The last columns are the
 share of a recorded step that is not in the native loop, the pieces of it, and the seconds of
-recording it.
+recording it. ``--profile`` prints where a recorded step's time goes, by kind of operation.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from quantarena.bench.ship.pipeline_folder import open_exported
 from quantarena.bench.workloads import pipeline, registry
 from quantarena.methods.core.packed.pack import channels_last
 from quantarena.methods.core.packed.step.recorded import RecordedStep
+from quantarena.methods.timing.step_profile import profile
 from quantarena.methods.timing.steps import in_turns, ratio, share_outside
 
 FP, LAST, WRITTEN, RECORDED, EXACT = (
@@ -68,6 +69,7 @@ def measured(folder: Path, batches: list[int], rounds: int) -> list[dict[str, An
             )
             call = partial(steps[RECORDED], given.sample, **kwargs)
             outside = share_outside(steps[RECORDED], plan, call, rounds)
+            spent = profile(steps[RECORDED], plan, call, rounds)
         best = min((FP, LAST), key=lambda name: statistics.median(times[name]))
         base = times[best]
         found.append(
@@ -81,6 +83,7 @@ def measured(folder: Path, batches: list[int], rounds: int) -> list[dict[str, An
                 "ratio": {n: round(ratio(base, times[n]), 3) for n in (WRITTEN, EXACT, RECORDED)},
                 "recorded_to_written": round(ratio(times[WRITTEN], times[RECORDED]), 3),
                 "outside": round(outside, 4),
+                "profile": [[s.label, s.operations, round(1e3 * s.seconds, 4)] for s in spent],
                 "pieces": [plan.native_pieces, plan.torch_pieces],
                 "operations": plan.native_operations,
                 "arena_bytes": plan.arena_bytes,
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders that quantize wrote")
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--profile", action="store_true", help="print times by operation")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,6 +117,8 @@ def main() -> None:
                 f"| {row['ms'][row['fp32']]:.1f} | {ratios[WRITTEN]:.2f} | {ratios[RECORDED]:.2f} "
                 f"| {row['recorded_to_written']:.2f} | {100 * row['outside']:.1f} % |"
             )
+            for label, operations, milliseconds in row["profile"] if given.profile else ():
+                print(f"    {label:<28} {operations:>4} operations {milliseconds:8.3f} ms")
             sys.stdout.flush()
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=1))

@@ -44,7 +44,7 @@ def build(folder: Path, sanitizers: str) -> Path:
     flags += [*macros, "-DQA_EMULATE_VNNI", "-DQA_EMULATE_AMX", "-DQA_SHARE_ALL", f"-I{sources}"]
     named = [(unit.source, unit.flags) for unit in parts]
     named += [("library.cpp", ()), ("fuzz/fuzz.cpp", ()), ("fuzz/attention_fuzz.cpp", ())]
-    named += [("fuzz/grouped_fuzz.cpp", ())]
+    named += [("fuzz/grouped_fuzz.cpp", ()), ("fuzz/step_fuzz.cpp", ()), ("step/step.cpp", ())]
 
     def run(arguments: list[str], output: Path) -> str:
         command = [*compiler, *flags, *arguments, "-o", str(output)]

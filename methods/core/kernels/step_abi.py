@@ -105,6 +105,8 @@ class StepLibrary:
     Attributes:
         run: ``run(ops, count, slots, step, threads)``; 0, or 8 times the number of the operation
             that failed plus its error.
+        timed: the same with one argument more, an array of int64 that gets the nanoseconds of each
+            operation added.
         pointwise: address of the kernel, as of the following ones.
         layer_norm: the same.
         gather: the same.
@@ -112,6 +114,7 @@ class StepLibrary:
     """
 
     run: "ctypes._CFunctionType"
+    timed: "ctypes._CFunctionType"
     pointwise: int
     layer_norm: int
     gather: int
@@ -129,5 +132,7 @@ def step_library(isa: str) -> StepLibrary | None:
         return None
     library = ctypes.CDLL(str(Path(__file__).resolve().parent / LIBRARY_NAME))
     library.qa_step_kernel.restype = _ptr
-    run = ctypes.CFUNCTYPE(_i32, _ptr, _i32, _ptr, _i32, _i32)(("qa_run_plan", library))
-    return StepLibrary(run, *[library.qa_step_kernel(isa.encode(), i) for i in range(4)])
+    arguments = (_ptr, _i32, _ptr, _i32, _i32)
+    run = ctypes.CFUNCTYPE(_i32, *arguments)(("qa_run_plan", library))
+    timed = ctypes.CFUNCTYPE(_i32, *arguments, _ptr)(("qa_time_plan", library))
+    return StepLibrary(run, timed, *[library.qa_step_kernel(isa.encode(), i) for i in range(4)])

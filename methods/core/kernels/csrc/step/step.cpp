@@ -2,6 +2,7 @@
 #include "step/step.h"
 
 #include <cstring>
+#include <ctime>
 
 #include "attention/attention_call.h"
 
@@ -76,6 +77,13 @@ int run(const QaOp& op, char* const* slots, int32_t step, int32_t threads) {
     }
 }
 
+// Processor time of all threads, in nanoseconds.
+int64_t processor_time() {
+    timespec now = {};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
 }  // namespace
 
 extern "C" {
@@ -85,6 +93,20 @@ QA_EXPORT int32_t qa_run_plan(const QaOp* ops, int32_t count, char* const* slots
                               int32_t threads) {
     for (int32_t i = 0; i < count; ++i)
         if (const int error = run(ops[i], slots, step, threads)) return 8 * i + error;
+    return QA_OK;
+}
+
+// As qa_run_plan, and adds the processor time of operation i to spent[i].  For who looks where a step's
+// time goes: a reading of the clock takes some 0.3 microseconds.
+QA_EXPORT int32_t qa_time_plan(const QaOp* ops, int32_t count, char* const* slots, int32_t step,
+                               int32_t threads, int64_t* spent) {
+    int64_t before = processor_time();
+    for (int32_t i = 0; i < count; ++i) {
+        if (const int error = run(ops[i], slots, step, threads)) return 8 * i + error;
+        const int64_t now = processor_time();
+        spent[i] += now - before;
+        before = now;
+    }
     return QA_OK;
 }
 
