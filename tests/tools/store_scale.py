@@ -77,7 +77,7 @@ def pattern():
 
 def make(results, rows, like):
     grid = presets.choose(presets.preset("quick").grid, choice(seeds_for(rows)))
-    cells, stamp = grid.cells()[:rows], lookup.facts(grid).stamp
+    cells, stamp = grid.cells(), lookup.facts(grid).stamp  # whole seeds: nothing is left to run
     row = parse_row(like.read_text(), signed=False) if like else pattern()
     store = Store(results / NAME)
     store.rows_folder.mkdir(parents=True)
@@ -87,7 +87,8 @@ def make(results, rows, like):
         document = replace(row, cell=cell, seconds=seconds, stage_keys=keys).to_dict()
         document["digest"] = digest(document)
         store.path(cell.key).write_text(json.dumps(document, indent=1))
-    planned = Planned(grid.title, "quantarena run quick", cells)
+    command = presets.command("quick", choice(seeds_for(rows)), ())
+    planned = Planned(grid.title, command, cells)
     store.write_planned(planned)
     (store.folder / publish.PAGE).write_text("one line\n")
     (store.folder / ".page.json").write_text(json.dumps(publish.stamp(store, planned)))
