@@ -147,11 +147,11 @@ class Dag:
             before[key] = last
         if not ends:
             return 0.0, ()
-        key: str | None = max(ends, key=lambda each: ends[each])
-        seconds, chain = ends[str(key)], []
-        while key is not None:
-            chain.append(self.stages[key])
-            key = before[key]
+        place: str | None = max(ends, key=lambda each: ends[each])
+        seconds, chain = ends[str(place)], []
+        while place is not None:
+            chain.append(self.stages[place])
+            place = before[place]
         return seconds, tuple(stage for stage in reversed(chain) if stage.left > 0)
 
     def _there(self, key: str) -> bool:

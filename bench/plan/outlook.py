@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from quantarena.bench.plan.dag import MODEL, SHARED_STAGES, Stage
+from quantarena.bench.plan.dag import MODEL, Stage
+from quantarena.bench.plan.estimate import SHARED_STAGES
 from quantarena.bench.plan.plan import Plan, minutes
 from quantarena.bench.plan.schedule import simulate
 
