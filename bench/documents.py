@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
-__all__ = ["MOST_LEVELS", "clean_text", "finite", "parse_json", "read"]
+__all__ = ["MOST_LEVELS", "clean_text", "finite", "parse_json", "read", "read_text"]
 
 _SHOWN = 3
 """Faults that one line names."""
@@ -52,12 +52,15 @@ def read(kind: type[T], document: Any) -> T:
     Raises:
         ValueError: a field is missing, unknown or of another type; the line names it.
     """
+    return read_text(kind, json.dumps(document))
+
+
+def read_text(kind: type[T], text: str) -> T:
+    """As ``read``, of a document that is JSON already."""
     from pydantic import ValidationError
 
     try:
-        value: T = _adapter(cast("Hashable", kind)).validate_json(
-            json.dumps([document]), strict=True
-        )[0]
+        value: T = _adapter(cast("Hashable", kind)).validate_json(f"[{text}]", strict=True)[0]
     except ValidationError as error:
         faults = [_fault(fault) for fault in error.errors(include_url=False)]
     else:

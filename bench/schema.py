@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from quantarena.bench.documents import read
+from quantarena.bench.documents import read, read_text
 from quantarena.bench.migrate import migrate
 from quantarena.bench.spec import Cell
 
@@ -290,3 +290,28 @@ class Row:
         if plain.get("key", row.key) != row.key:
             raise ValueError(f"row key {plain['key']} does not belong to its cell ({row.key})")
         return row
+
+    @classmethod
+    def from_text(cls, text: str, data: dict[str, Any], digest: str) -> "Row | None":
+        """As ``from_dict``, from the text of the document as the store writes it, which is faster.
+
+        Args:
+            text: JSON of the document, with its digest.
+            data: the document.
+            digest: its digest.
+
+        Returns:
+            The row; None where the text has another form or version, or a fault: ``from_dict``
+            names it.
+        """
+        key = data.get("key")
+        head, tail = f'{{\n "key": "{key}",', f',\n "digest": "{digest}"\n}}'
+        text = text.rstrip()
+        ours = text.startswith(head) and text.endswith(tail)
+        if not ours or data.get("schema_version") != SCHEMA_VERSION:
+            return None
+        try:
+            row = read_text(cls, "{" + text[len(head) : -len(tail)] + "}")
+        except ValueError:
+            return None
+        return row if row.key == key else None

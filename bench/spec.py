@@ -31,7 +31,12 @@ def canonical_json(value: Any) -> str:
 
 def content_key(value: Any, length: int = 16) -> str:
     """First ``length`` hex digits of the sha256 of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+    return content_hash(canonical_json(value), length)
+
+
+def content_hash(canonical: str, length: int = 16) -> str:
+    """The same of a value whose canonical JSON is known."""
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,11 @@ from typing import Any
 from quantarena.bench import files
 from quantarena.bench.documents import clean_text, parse_json, read
 from quantarena.bench.schema import Measurement, Row, Status
-from quantarena.bench.spec import Cell, canonical_json, content_key
+from quantarena.bench.spec import Cell, canonical_json, content_hash, content_key
 
 _DIGEST = "digest"
+DIGITS = 32
+"""Length of a digest in hexadecimal digits."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Warn = Callable[[str], None]
 
@@ -193,10 +195,13 @@ def parse_row(text: str, *, signed: bool = True) -> Row:
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")
     stated = document.pop(_DIGEST, None)
-    if stated != digest(document) and (signed or stated is not None):
+    canonical = canonical_json(document)
+    if stated != content_hash(canonical, DIGITS) and (signed or stated is not None):
         raise ValueError("its digest does not fit, it was edited or written by another program")
     # A file in UTF-8 has lone surrogates only as escapes. To look for these is much faster.
     escaped = _SURROGATE.search(text) is not None
+    if not escaped and stated and (row := Row.from_text(text, document, stated)) is not None:
+        return row
     return Row.from_dict(_with_clean_text(document) if escaped else document)
 
 
@@ -207,7 +212,7 @@ def _with_clean_text(document: dict[str, Any]) -> dict[str, Any]:
 
 def digest(document: dict[str, Any]) -> str:
     """Content hash of a row document; it changes with every number in it."""
-    return content_key(document, 32)
+    return content_key(document, DIGITS)
 
 
 def storable(row: Row) -> Row:

@@ -1,10 +1,12 @@
 """The page and the tables of a results folder, written again only when something changed."""
 
+import contextlib
 import dataclasses
+import gc
 import hashlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,40 @@ def refresh(store: Store, planned: Planned, *, force: bool = False) -> Path:
     mark, page = store.folder / ".page.json", store.folder / PAGE
     if not force and page.is_file() and _read(mark) == _stamp(store, planned):
         return page
+    with _without_collector():
+        return _refreshed(store, planned, mark)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """No search for cycles: thousands of rows are looked through in vain again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _refreshed(store: Store, planned: Planned, mark: Path) -> Path:
     rows = store.rows()  # damaged files are moved aside first
     stamp = _stamp(store, planned)
     loaded = leaderboard("ranking.read_results").load_rows(store.folder, known=rows)
-    ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
-    page = leaderboard("page.page").render(
-        store.folder,
-        grid_title=planned.title,
-        planned=planned.cells,
-        command=planned.command,
-        ranking=ranking,
-        loaded=loaded,
-        claims=_claims(store.folder, rows),
-    )
+    with leaderboard("inference.workers").beside(
+        lambda: leaderboard("page.export").export_tables(loaded.rows, store.folder), len(rows)
+    ):
+        ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
+        page = leaderboard("page.page").render(
+            store.folder,
+            grid_title=planned.title,
+            planned=planned.cells,
+            command=planned.command,
+            ranking=ranking,
+            loaded=loaded,
+            claims=_claims(store.folder, rows),
+            tables=False,
+        )
     files.write_atomic(mark, json.dumps(stamp))
     return Path(page)
 

@@ -1,1 +1,1 @@
-"""Tests and intervals of paired differences, as pure functions of arrays."""
+"""Tests and intervals of paired differences, as pure functions of arrays, and how work is spread."""

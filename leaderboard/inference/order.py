@@ -47,6 +47,7 @@ class SureOrder:
         """The number of contestants minus those that are surely behind this one."""
         return len(self.before) - int(self.before[number].sum())
 
-    def tied(self, one: int, other: int) -> bool:
-        """Whether two different contestants are not separated."""
-        return one != other and not self.before[one, other] and not self.before[other, one]
+    @property
+    def ties(self) -> NDArray[np.bool_]:
+        """(N, N) True for two different contestants that are not separated."""
+        return np.asarray(~(self.before | self.before.T | np.eye(len(self.before), dtype=bool)))

@@ -15,8 +15,8 @@ from quantarena.bench.files import plain_errors, write_atomic
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import canonical_json
 
-ENDS = ("", ".low", ".high", ".n")
-"""Endings of the four columns of a measurement, after its name."""
+ENDS = {"": "value", ".low": "low", ".high": "high", ".n": "n"}
+"""Endings of the four columns of a measurement after its name, and the fields that they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,6 @@ class Column:
     path: tuple[str, ...]
     dtype: str
     json: bool = False
-
-    def value(self, row: Row) -> Any:
-        """The cell of this column for a row; None where a part of the path is None."""
-        value: Any = row
-        for name in self.path:
-            value = None if value is None else getattr(value, name)
-        return canonical_json(value) if self.json and value is not None else value
 
 
 def _columns(kind: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Column]:
@@ -75,27 +68,38 @@ COLUMNS = (Column("key", ("key",), "string"), *_columns(Row))
 FIXED_COLUMNS = (*(column.name for column in COLUMNS), "seconds_total")
 
 
-def flat_row(row: Row) -> dict[str, object]:
-    """One row as scalars; mappings and lists become canonical JSON."""
-    flat: dict[str, object] = {column.name: column.value(row) for column in COLUMNS}
-    flat["seconds_total"] = sum(row.seconds.values())
-    for figure in row.measurements:
-        numbers = (figure.value, figure.low, figure.high, figure.n)
-        flat |= {figure.name + end: number for end, number in zip(ENDS, numbers, strict=True)}
-    flat["schema_version"] = row.schema_version
-    return flat
-
-
 def rows_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """All rows: fixed columns first, then the measurements by name, then the schema version."""
-    names = sorted({figure.name for row in rows for figure in row.measurements})
-    measured = [name + end for name in names for end in ENDS]
-    columns = [*FIXED_COLUMNS, *measured, "schema_version"]
-    frame = pd.DataFrame([flat_row(row) for row in rows], columns=columns, dtype=object)
-    # Each column has one type whatever the rows hold, also where it is empty.
-    kinds = {column.name: column.dtype for column in COLUMNS} | {"schema_version": "Int64"}
-    kinds |= dict.fromkeys(["seconds_total", *measured], "Float64")
-    return frame.astype(kinds)
+    """All rows: fixed columns first, then the measurements by name, then the schema version.
+
+    A column is read as a whole, and has one type whatever the rows hold, also where it is empty.
+    Mappings and lists become canonical JSON.
+    """
+    parts: dict[tuple[str, ...], list[Any]] = {(): list(rows)}
+    found: dict[str, Any] = {}
+    for column in COLUMNS:
+        values = _part(column.path, parts)
+        if column.json:
+            values = [None if value is None else canonical_json(value) for value in values]
+        found[column.name] = pd.array(values, dtype=column.dtype)
+    seconds = [sum(spent.values()) for spent in _part(("seconds",), parts)]
+    found["seconds_total"] = pd.array(seconds, dtype="Float64")
+    figures = [{figure.name: figure for figure in row.measurements} for row in rows]
+    for name in sorted(set().union(*figures)):
+        own = [of_row.get(name) for of_row in figures]
+        for end, field in ENDS.items():
+            values = [None if figure is None else getattr(figure, field) for figure in own]
+            found[name + end] = pd.array(values, dtype="Float64")
+    found["schema_version"] = pd.array([row.schema_version for row in rows], dtype="Int64")
+    return pd.DataFrame(found)
+
+
+def _part(path: tuple[str, ...], parts: dict[tuple[str, ...], list[Any]]) -> list[Any]:
+    """That field of each row; None where a part of the path is. ``parts`` keeps what was read."""
+    if path not in parts:
+        *place, name = path
+        whole = _part(tuple(place), parts)
+        parts[path] = [None if value is None else getattr(value, name) for value in whole]
+    return parts[path]
 
 
 def export_tables(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,18 @@ def make_galleries(
         if gallery:
             spent += sum(len(u) for t in (gallery.reference, *gallery.others) for u in t.uris)
     return tuple(galleries)
+
+
+def repeated(galleries: Sequence[Gallery | None]) -> dict[str, str]:
+    """CSS names of the images that a page shows more than once, by data URI.
+
+    Full precision's images are the same on the boards of all policies: they are written once.
+    """
+    shown = [g for g in galleries if g and g.captions]
+    thumbs = [thumbs for g in shown for thumbs in (g.reference, *g.others)]
+    times = Counter(uri for one in thumbs for uri in one.uris if uri)
+    several = [uri for uri, count in times.items() if count > 1]
+    return {uri: f"--u{number}" for number, uri in enumerate(several)}
 
 
 def _gallery(

@@ -1,5 +1,6 @@
 """The machines on which rows were measured, by name and in full."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,8 @@ def identity(row: Row) -> str:
 
 def usual_machine(rows: Sequence[Row]) -> str:
     """The identity of the machine on which most of these rows were timed; the first of several."""
-    timed = [identity(row) for row in rows if row.latency]
-    return max(timed, key=timed.count, default="")
+    timed = Counter(identity(row) for row in rows if row.latency)
+    return max(timed, key=lambda name: timed[name], default="")
 
 
 def machine_name(row: Row) -> str:

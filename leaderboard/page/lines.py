@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from quantarena.bench.schema import SUSPECT, Latency, Measurement, Observed, Par
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
-from quantarena.leaderboard.ranking.pooled import Ends, pooled_ends
+from quantarena.leaderboard.ranking.pooled import Ends
 from quantarena.leaderboard.ranking.quality import QualityStanding
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, BoardId, contestant
 from quantarena.leaderboard.ranking.standings import Standing, width_order
@@ -146,7 +145,7 @@ def board_lines(
     rows: Sequence[Row],
     planned: Sequence[Cell],
     ranking: BoardRanking | None,
-    folder: Path | None = None,
+    ends: Mapping[str, Mapping[str, Ends]] | None = None,
 ) -> tuple[Line, ...]:
     """The lines of a board: the reference, then by rank in each width, without a rank, not ok.
 
@@ -155,7 +154,7 @@ def board_lines(
         rows: of that board.
         planned: cells of any board.
         ranking: of that board, if it has one.
-        folder: results folder with the scores, which intervals over several seeds need.
+        ends: intervals of means over several seeds, by contestant and measurement.
     """
     cells: dict[str, dict[Cell, None]] = {}
     for cell in [*planned, *(row.cell for row in rows)]:
@@ -166,9 +165,25 @@ def board_lines(
         rows_of[contestant(row.cell)].append(row)
     titles = {row.cell.method: str(row.method["title"]) for row in rows if row.method.get("title")}
     home = usual_machine(rows)
+    known = ends or {}
+    quality: dict[str, list[QualityStanding]] = {name: [] for name in cells}
+    for one in ranking.quality if ranking else ():
+        quality.setdefault(one.contestant, []).append(one)
     lines = [
-        _line(name, titles, board, tuple(rows_of[name]), tuple(cells[name]), ranking, home, folder)
-        for name in cells
+        replace(
+            _line(
+                name,
+                titles,
+                board,
+                tuple(rows_of[name]),
+                tuple(own),
+                ranking,
+                home,
+                known.get(name),
+            ),
+            quality=tuple(quality[name]),
+        )
+        for name, own in cells.items()
     ]
     return tuple(sorted(lines, key=_order))
 
@@ -186,11 +201,9 @@ def _line(
     cells: tuple[Cell, ...],
     ranking: BoardRanking | None,
     home: str,
-    folder: Path | None,
+    ends: Mapping[str, Ends] | None,
 ) -> Line:
     finished = [row for row in rows if row.status is Status.OK]
-    several = folder is not None and len(finished) > 1
-    ends = pooled_ends(finished, folder) if several and folder is not None else {}
     state, reason = _state(rows, cells)
     timed = [row for row in finished if row.latency is not None]
     here = [row for row in timed if identity(row) == home]
@@ -208,7 +221,6 @@ def _line(
         cells=cells,
         standing=ranking.standing(name) if ranking else None,
         unranked=ranking.unranked.get(name, "") if ranking else "",
-        quality=tuple(q for q in ranking.quality if q.contestant == name) if ranking else (),
         figures=combined([row.measurements for row in finished], ends),
         observed=next((row.observed for row in finished if row.observed), None),
         latency=_mean_latency([row.latency for row in here if row.latency]),

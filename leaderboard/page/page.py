@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Measurement, Row
 from quantarena.bench.spec import Cell
-from quantarena.leaderboard.page import plot, rank_plot
+from quantarena.leaderboard.page import marks, plot, rank_plot
 from quantarena.leaderboard.page.advice import Advice, advise
 from quantarena.leaderboard.page.boards import (
     FIDELITY,
@@ -28,7 +29,7 @@ from quantarena.leaderboard.page.boards import (
 from quantarena.leaderboard.page.claims import claim_views
 from quantarena.leaderboard.page.export import export_tables
 from quantarena.leaderboard.page.format import FILTERS
-from quantarena.leaderboard.page.gallery import Gallery, make_galleries
+from quantarena.leaderboard.page.gallery import Gallery, make_galleries, repeated
 from quantarena.leaderboard.page.hardware import machines
 from quantarena.leaderboard.page.lines import Line, board_lines
 from quantarena.leaderboard.page.pareto import size_points, speed_points
@@ -42,6 +43,7 @@ MOST_COLUMNS = 3
 """Largest number of fidelity metrics in the table; with more, speed and size have no room."""
 MOST_RECORDS = 400
 """Largest number of lines whose cells are shown in full; beyond, the page would be too large."""
+_INDENT = re.compile(r">\n\s*<")
 IN_RECORDS = ("latent-mse", "ssim")
 """Metrics that move to the record of a cell when there are more."""
 
@@ -117,6 +119,7 @@ def render(
     ranking: Ranking | None = None,
     loaded: Loaded | None = None,
     claims: Sequence[Mapping[str, Any]] = (),
+    tables: bool = True,
 ) -> Path:
     """Write ``leaderboard.html``, ``rows.csv`` and ``rows.parquet`` into a results folder.
 
@@ -128,10 +131,12 @@ def render(
         ranking: of the folder's rows, where the caller has it already.
         loaded: the folder's rows, where the caller has read them.
         claims: outcomes of the papers' claims, as ``claim_views`` takes them.
+        tables: whether the last two are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     loaded = loaded or load_rows(folder)
-    export_tables(loaded.rows, folder)
+    if tables:
+        export_tables(loaded.rows, folder)
     page = page_html(
         folder,
         loaded.rows,
@@ -161,12 +166,15 @@ def page_html(
     """The page as HTML."""
     views = board_views(folder, rows, ranking, planned)
     lines = [line for view in views for line in view.lines]
+    pictures = repeated([view.gallery for view in views])
     context: dict[str, Any] = {
         "title": grid_title,
         "command": command,
         "views": views,
         "lines": lines,
         "key": plot.key_of(lines),
+        "pictures": pictures,
+        "picture": lambda uri: f"var({pictures[uri]})" if uri in pictures else f"url({uri})",
         "tally": tally(lines),
         "ranking": ranking,
         "titles": {line.method: line.title for line in lines if "[" not in line.title},
@@ -184,7 +192,8 @@ def page_html(
         "short_name": short_name,
         "in_full": len(lines) <= MOST_RECORDS,
     }
-    return environment().get_template("page.html.j2").render(context)
+    page = environment().get_template("page.html.j2").render(context)
+    return _INDENT.sub(">\n<", page)
 
 
 def board_views(
@@ -193,8 +202,17 @@ def board_views(
     """One view per board in the order of the plan; boards outside the plan come last."""
     rows_of = by_board(rows)
     boards = list(dict.fromkeys([*(BoardId.of(cell) for cell in planned), *rows_of]))
+    cells_of: dict[BoardId, list[Cell]] = {board: [] for board in boards}
+    for cell in planned:
+        cells_of[BoardId.of(cell)].append(cell)
     tables = [
-        board_lines(board, rows_of.get(board, ()), planned, ranking.board(board), folder)
+        board_lines(
+            board,
+            rows_of.get(board, ()),
+            cells_of[board],
+            ranking.board(board),
+            ranking.ends.get(board),
+        )
         for board in boards
     ]
     key = plot.key_of([line for lines in tables for line in lines])
@@ -292,7 +310,14 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FILTERS
+    made.filters |= FILTERS | {"sortable": marks.sortable}
+    made.globals |= {
+        "attrs": marks.attrs,
+        "glyph": marks.glyph,
+        "mark": marks.mark,
+        "shape": marks.shape,
+        "value": marks.value,
+    }
     return made
 
 

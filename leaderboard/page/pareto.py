@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from quantarena.leaderboard.page.lines import Line
 
 Ends = tuple[float, float]
@@ -47,36 +49,30 @@ def overlap(one: Ends, other: Ends) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def dominates(one: Point, other: Point, *, x_higher: bool = True, y_higher: bool = False) -> bool:
-    """True when ``one`` is at least as good on both axes, with separate intervals on one of them.
-
-    Args:
-        one: the point that may dominate.
-        other: the point that may be dominated.
-        x_higher: whether a larger x is better.
-        y_higher: whether a larger y is better.
-    """
-
-    def good(a: Span, b: Span, higher: bool) -> bool:
-        return a.value >= b.value if higher else a.value <= b.value
-
-    if not (good(one.x, other.x, x_higher) and good(one.y, other.y, y_higher)):
-        return False
-    return not (overlap(one.x.ends, other.x.ends) and overlap(one.y.ends, other.y.ends))
-
-
 def front(
     points: Sequence[Point], *, x_higher: bool = True, y_higher: bool = False
 ) -> tuple[Point, ...]:
-    """The same points, each marked with whether another point dominates it."""
+    """The same points, each marked with whether another point dominates it.
+
+    A point dominates another if it is at least as good on both axes, with separate intervals on
+    one of them.
+
+    Args:
+        points: to mark.
+        x_higher: whether a larger x is better.
+        y_higher: whether a larger y is better.
+    """
+    spans = [(p.x.value, p.x.low, p.x.high, p.y.value, p.y.low, p.y.high) for p in points]
+    x, x_low, x_high, y, y_low, y_high = np.array(spans, dtype=float).reshape(-1, 6).T
     marked = []
-    for point in points:
-        rivals = (
-            rival.line.name
-            for rival in points
-            if rival is not point and dominates(rival, point, x_higher=x_higher, y_higher=y_higher)
-        )
-        by = next(rivals, "")
+    for number, point in enumerate(points):
+        good_x = x >= x[number] if x_higher else x <= x[number]
+        good_y = y >= y[number] if y_higher else y <= y[number]
+        apart_x = (x_low > x_high[number]) | (x_high < x_low[number])
+        apart_y = (y_low > y_high[number]) | (y_high < y_low[number])
+        rivals = good_x & good_y & (apart_x | apart_y)
+        rivals[number] = False
+        by = points[int(rivals.argmax())].line.name if rivals.any() else ""
         marked.append(Point(point.line, point.x, point.y, bool(by), by))
     return tuple(marked)
 

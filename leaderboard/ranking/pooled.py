@@ -12,13 +12,22 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from quantarena.bench.schema import Row
+from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES, UNITS, is_metric
 from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL
-from quantarena.leaderboard.ranking.read_results import load_scores
-from quantarena.leaderboard.ranking.votes import Floats
+from quantarena.leaderboard.ranking.read_results import contestant, load_scores
+from quantarena.leaderboard.ranking.votes import Floats, Ints
 
 Ends = tuple[float, float]
+
+
+def ends_of(rows: Sequence[Row], folder: Path) -> dict[str, dict[str, Ends]]:
+    """``pooled_ends`` of each contestant of a board that has several ok rows."""
+    finished: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.status is Status.OK:
+            finished.setdefault(contestant(row.cell), []).append(row)
+    return {name: pooled_ends(own, folder) for name, own in finished.items() if len(own) > 1}
 
 
 def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
@@ -37,10 +46,12 @@ def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
     except ValueError:  # a damaged file: the fidelity board says so
         return {}
     shared = set.intersection(*(set(one) for one in scores)) if scores else set()
+    prompts = [one.get(UNITS) for one in scores]
+    places: dict[tuple[int, ...], Ints] = {}
     found: dict[str, Ends] = {}
     for name in sorted(shared):
         if is_metric(name):
-            ends = _of_images([one[name] for one in scores], [one.get(UNITS) for one in scores])
+            ends = _of_images([one[name] for one in scores], prompts, places)
         elif name.startswith(REPLICATES):
             ends = _of_sets(rows, name.removeprefix(REPLICATES), [one[name] for one in scores])
         else:
@@ -50,8 +61,16 @@ def pooled_ends(rows: Sequence[Row], folder: Path) -> dict[str, Ends]:
     return found
 
 
-def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> Ends | None:
-    """Student's interval over units, each of which counts by its images."""
+def _of_images(
+    values: Sequence[Floats], prompts: Sequence[Floats | None], places: dict[tuple[int, ...], Ints]
+) -> Ends | None:
+    """Student's interval over units, each of which counts by its images.
+
+    Args:
+        values: scores of each seed.
+        prompts: of each seed's images.
+        places: the unit of each image, by the numbers of images; metrics share it.
+    """
     pairs = list(zip(values, prompts, strict=True))
     sums: Floats
     count: Floats
@@ -59,8 +78,11 @@ def _of_images(values: Sequence[Floats], prompts: Sequence[Floats | None]) -> En
         sums = np.asarray(np.concatenate(values))
         count = np.ones_like(sums)
     else:
-        names = np.concatenate([u[: len(v)] for v, u in pairs if u is not None])
-        _, place = np.unique(names, return_inverse=True)
+        sizes = tuple(map(len, values))
+        if sizes not in places:
+            names = np.concatenate([u[: len(v)] for v, u in pairs if u is not None])
+            places[sizes] = np.unique(names, return_inverse=True)[1]
+        place = places[sizes]
         sums = np.asarray(np.bincount(place, np.concatenate(values)), dtype=np.float64)
         count = np.asarray(np.bincount(place), dtype=np.float64)
     n = len(sums)

@@ -155,9 +155,10 @@ def _noise(drawn: Floats, one: Ints, other: Ints, spread: Floats) -> Iterator[Fl
     All blocks share their memory, as those of the sign flips do.
     """
     made, taken = np.empty((2, min(BLOCK, len(drawn)), len(one)))
+    with np.errstate(divide="ignore"):
+        unit = np.where(spread > 0, 1 / spread, 0.0)
     for some in in_blocks(drawn):
         block, rest = made[: len(some)], taken[: len(some)]
         np.take(some, one, axis=1, out=block, mode="clip")
         np.subtract(block, np.take(some, other, axis=1, out=rest, mode="clip"), out=block)
-        np.divide(np.abs(block, out=block), spread, out=block)
-        yield np.nan_to_num(block, copy=False)
+        yield np.multiply(np.abs(block, out=block), unit, out=block)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 from quantarena.bench.files import write_atomic
 from quantarena.bench.schema import Row
 from quantarena.leaderboard.inference.sign_flips import LEVEL
+from quantarena.leaderboard.inference.workers import each
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.combined import CombinedBoard, combine
 from quantarena.leaderboard.ranking.image_scores import tie_margin
+from quantarena.leaderboard.ranking.pooled import Ends, ends_of
 from quantarena.leaderboard.ranking.quality import quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId, Loaded, by_board, load_rows
 from quantarena.leaderboard.ranking.score_table import another_draw, score_table
@@ -32,11 +34,14 @@ class Ranking:
         boards: one ranking per board, in the order of the boards.
         combined: all workloads together, width by width.
         level: confidence of the intervals, and of all claims of one width together.
+        ends: intervals of means over several seeds, by board and contestant. The page shows them
+            with the measurements; they are no part of ``ranking.json``.
     """
 
     boards: tuple[BoardRanking, ...]
     combined: tuple[CombinedBoard, ...] = ()
     level: float = LEVEL
+    ends: Mapping[BoardId, Mapping[str, Mapping[str, Ends]]] = field(default_factory=dict)
 
     def board(self, board: BoardId) -> BoardRanking | None:
         """The ranking of that board, if it has rows."""
@@ -44,7 +49,9 @@ class Ranking:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
-        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        shown = dataclasses.asdict(dataclasses.replace(self, ends={}))
+        del shown["ends"]
+        return {"schema_version": SCHEMA_VERSION, **shown}
 
 
 def rank_results(folder: Path) -> Ranking:
@@ -54,9 +61,18 @@ def rank_results(folder: Path) -> Ranking:
 
 def rank_rows(rows: Sequence[Row], folder: Path) -> Ranking:
     """Rank rows that were read already; their scores are in ``folder``."""
-    boards = by_board(rows)
-    ranked = tuple(rank_board(board, own, folder) for board, own in boards.items())
-    return Ranking(ranked, combine(ranked))
+    boards = tuple(by_board(rows).items())
+    found = each(lambda board: _ranked(*board, folder), boards, len(rows))
+    ranked = tuple(board for board, _ in found)
+    ends = {board: own for (board, _), (_, own) in zip(boards, found, strict=True)}
+    return Ranking(ranked, combine(ranked), ends=ends)
+
+
+def _ranked(
+    board: BoardId, rows: Sequence[Row], folder: Path
+) -> tuple[BoardRanking, dict[str, dict[str, Ends]]]:
+    """All that a board's scores are needed for: they are read once, in one process."""
+    return rank_board(board, rows, folder), ends_of(rows, folder)
 
 
 def write_ranking(folder: Path, loaded: Loaded | None = None) -> Ranking:

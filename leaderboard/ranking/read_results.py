@@ -1,6 +1,7 @@
 """Reads a results folder. Nothing is written, and a file that cannot be read is reported."""
 
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,19 +129,19 @@ def load_scores(folder: Path, row: Row) -> Mapping[str, Floats]:
     name = row.artefacts.get("scores")
     if not name or row.status is not Status.OK:
         return {}
-    path = folder / name
+    path = os.path.join(folder, name)
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except OSError:
         return _flat(path)
     return _kept(path, facts.st_mtime_ns, facts.st_size)
 
 
 @functools.lru_cache(maxsize=20_000)
-def _kept(path: Path, changed: int, size: int) -> Mapping[str, Floats]:
+def _kept(path: str, changed: int, size: int) -> Mapping[str, Floats]:
     """The arrays of an unchanged file: a page asks for them three times."""
     return _flat(path)
 
 
-def _flat(path: Path) -> Mapping[str, Floats]:
-    return {key: values.ravel() for key, values in read_scores(path).items()}
+def _flat(path: str) -> Mapping[str, Floats]:
+    return {key: values.ravel() for key, values in read_scores(Path(path)).items()}

@@ -201,16 +201,17 @@ def _of_width(
     behind = loss - loss[order[0]]
     low, high = mean_bounds(_means(behind, np.array(table.units)))
     found = []
-    units = np.array(table.units)
+    _, place = np.unique(np.array(table.units), return_inverse=True)
+    tied = by_mean.ties[:, order]
     flow = flows(loss, table.units, table.runs)
     for number in order:
         known = np.isfinite(loss[number])
         images = int(known.sum())
         bad = np.sort(raw[number][known] * toward)
-        others = [other for other in order if by_mean.tied(number, other)]
+        others = order[tied[number]]
         wanted = _images_to_separate(by_unit[others] - by_unit[number], images)
         names = (table.contestants[members[other]] for other in others)
-        tied = [Tie(name, images) for name, images in zip(names, wanted, strict=True)]
+        ties = tuple(Tie(name, images) for name, images in zip(names, wanted, strict=True))
         name = table.contestants[members[number]]
         found.append(
             Standing(
@@ -229,8 +230,8 @@ def _of_width(
                 wins_best=by_wins.best(number),
                 wins_worst=by_wins.worst(number),
                 rivals=count,
-                ties=tuple(tied),
-                units=len(np.unique(units[known])),
+                ties=ties,
+                units=int(np.count_nonzero(np.bincount(place[known]))),
                 images=images,
                 flow=flow[number],
             )

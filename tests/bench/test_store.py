@@ -31,6 +31,18 @@ def test_a_row_comes_back_as_it_was(store):
     assert store.rows() == (OK,)
 
 
+def test_a_row_keeps_the_order_of_its_facts_and_any_layout_of_its_file(store):
+    workload = {"scheduler": "DDIM", "resolution": 64, "key": CELL.key, "digest": "none"}
+    row = replace(OK, workload=workload, method={"key": CELL.key})
+    store.put(row)
+    path = store.path(CELL.key)
+    document = json.loads(path.read_text())
+    for text in (path.read_text(), json.dumps(document), json.dumps(document, indent=3)):
+        read = parse_row(text)
+        assert read == row
+        assert list(read.workload) == list(workload)
+
+
 def test_an_empty_folder_has_no_rows(store):
     assert store.rows() == ()
     assert store.get(CELL.key) is None

@@ -13,7 +13,7 @@ function applyFilters() {
     for (const item of all("[data-bits]", section)) {
       const reference = item.classList.contains("fp");
       const fits = reference || ["bits", "method", "status"].every(
-        (name) => !wanted[name] || item.dataset[name] === wanted[name]);
+        (name) => !wanted[name] || (item.dataset[name] ?? "ok") === wanted[name]);
       item.classList.toggle("filtered", !fits);
       if (item.matches(".record")) {
         total += 1;
@@ -100,7 +100,7 @@ drawer.addEventListener("close", () => filters ? writeHash(Object.fromEntries(ne
 
 /* Labels of plot points, for mouse and keyboard alike. */
 function showTip(point) {
-  tip.textContent = point.dataset.tip;
+  tip.textContent = point.getAttribute("aria-label").replaceAll("; ", "\n");
   tip.hidden = false;
   const at = point.querySelector("g").getBoundingClientRect();
   const box = tip.getBoundingClientRect();

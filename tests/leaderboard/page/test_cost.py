@@ -1,5 +1,6 @@
 """What a page costs as rows become many, in counts that no busy machine changes."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -65,19 +66,36 @@ def test_a_full_gallery_encodes_no_more_images(tmp_path, make_results, make_grid
     assert counts["_uri", ()] < whole / 2
 
 
-def test_a_point_is_compared_until_one_dominates_it(counted):
-    counts = counted(pareto, "dominates")
+def test_the_front_is_what_no_other_point_dominates():
+    rng = np.random.default_rng(3)
+    values, width = rng.integers(0, 9, (60, 2)).astype(float), rng.uniform(0, 3, (60, 2))
     points = [
-        pareto.Point(_Named(), pareto.Span(x, x, x), pareto.Span(1 / x, 1 / x, 1 / x))
-        for x in np.arange(300.0, 0.0, -1.0)
+        pareto.Point(
+            _Named(f"p{n}"), *(pareto.Span(v, v - w, v + w) for v, w in zip(*pair, strict=True))
+        )
+        for n, pair in enumerate(zip(values, width, strict=True))
     ]
-    marked = pareto.front(points)
-    assert [point.dominated for point in marked] == [False] + [True] * 299
-    assert sum(counts.values()) < 3 * len(points)
+    for x_higher, y_higher in itertools.product((False, True), repeat=2):
+        marked = pareto.front(points, x_higher=x_higher, y_higher=y_higher)
+        for point, found in zip(points, marked, strict=True):
+            above = [
+                other.line.name
+                for other in points
+                if other is not point
+                and (other.x.value >= point.x.value if x_higher else other.x.value <= point.x.value)
+                and (other.y.value >= point.y.value if y_higher else other.y.value <= point.y.value)
+                and (_apart(other.x, point.x) or _apart(other.y, point.y))
+            ]
+            assert (found.dominated, found.by) == (bool(above), above[0] if above else "")
+
+
+def _apart(one, other):
+    return one.high < other.low or other.high < one.low
 
 
 class _Named:
-    name = "x"
+    def __init__(self, name):
+        self.name = name
 
 
 def test_no_more_than_a_block_of_statistics_is_held():

@@ -7,7 +7,7 @@ from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.scores import REPLICATES, UNITS
 from quantarena.bench.spec import Budget, Cell
 from quantarena.leaderboard.page.lines import board_lines
-from quantarena.leaderboard.ranking.pooled import pooled_ends
+from quantarena.leaderboard.ranking.pooled import ends_of, pooled_ends
 from quantarena.leaderboard.ranking.quality import quality_standings
 from quantarena.leaderboard.ranking.read_results import BoardId
 
@@ -100,7 +100,7 @@ def test_seeds_that_share_prompts_have_no_narrower_interval(tmp_path):
     assert ends == pytest.approx(one)
     assert ends[1] - ends[0] > 2 * 0.01 / np.sqrt(3)
     board = BoardId.of(rows[0].cell)
-    (line,) = board_lines(board, rows, [], None, tmp_path)
+    (line,) = board_lines(board, rows, [], None, ends_of(rows, tmp_path))
     assert (line.figure(LPIPS).low, line.figure(LPIPS).high) == pytest.approx(ends)
 
 
