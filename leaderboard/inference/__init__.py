@@ -1,1 +1,1 @@
-"""Tests and intervals of paired differences, as pure functions of arrays; how work is spread."""
+"""Tests and intervals of paired differences, as functions of arrays, and work on several cores."""

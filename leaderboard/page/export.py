@@ -80,7 +80,8 @@ def rows_frame(rows: Sequence[Row]) -> pd.DataFrame:
         values = _part(column.path, parts)
         if column.json:
             values = [None if value is None else canonical_json(value) for value in values]
-        found[column.name] = pd.array(values, dtype=column.dtype)
+        kind: Any = column.dtype
+        found[column.name] = pd.array(values, dtype=kind)
     seconds = [sum(spent.values()) for spent in _part(("seconds",), parts)]
     found["seconds_total"] = pd.array(seconds, dtype="Float64")
     figures = [{figure.name: figure for figure in row.measurements} for row in rows]

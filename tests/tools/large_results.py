@@ -6,8 +6,8 @@
 
 Three workloads, two policies, seven widths and several seeds; as many methods as the rows need, the
 names of most of which end like those of plug-ins. One row in fifty failed. ``measure`` renders the
-page in this process and prints its CPU seconds, which other programs on the machine do not change
-much; ``--profile`` prints where they went. ``browse`` prints what a reader waits for, and how much
+page in this process and prints its CPU seconds, with those of the processes that it forks; where
+they went in this one prints ``--profile``. ``browse`` prints what a reader waits for, and how much
 of it the page itself computes.
 """
 
@@ -147,7 +147,7 @@ def measure(folder, profile):
     """Run ``quantarena render`` in this process; print CPU and wall seconds and the page's size."""
     sys.argv = ["quantarena", "render", str(folder)]
     watch = cProfile.Profile()
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall = sum(os.times()[:4]), time.perf_counter()
     if profile:
         watch.enable()
     try:
@@ -156,7 +156,7 @@ def measure(folder, profile):
         if end.code:
             raise
     watch.disable()
-    spent = time.process_time() - cpu, time.perf_counter() - wall
+    spent = sum(os.times()[:4]) - cpu, time.perf_counter() - wall
     if profile:
         pstats.Stats(watch).sort_stats("cumulative").print_stats(60)
         pstats.Stats(watch).sort_stats("tottime").print_stats(30)
