@@ -179,7 +179,7 @@ class _Announcer:
 
     def stepped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count one step after ``step(output, timestep, ...)``."""
-        if self.full is None:
+        if self.full is None or not self.full.timesteps:
             name = type(self.scheduler).__name__
             self._lost(f"{name} steps before set_timesteps: call it after attaching")
             return
@@ -220,7 +220,8 @@ class _Announcer:
 
     def _go(self, made: int) -> None:
         self._made = made
-        if self.full is None or self._starts[0] + made >= len(self.full.timesteps):
+        known = self.full is not None and self.full.timesteps
+        if not known or self._starts[0] + made >= len(known):
             self.clock.clear()
         elif self._origin is None:
             self.clock.set(made)

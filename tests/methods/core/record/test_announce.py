@@ -154,12 +154,12 @@ def test_calls_of_image_to_image_are_found_and_their_tables_fit(diffusers, kind,
     config = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
     scheduler, clock = getattr(diffusers, kind)(**config), CallClock()
 
-    def sample(used):
+    def sample(used, begin=skipped):
         scheduler.set_timesteps(5)
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
+            scheduler.set_begin_index(begin)
         x = torch.ones(1, 1, 2, 2)
-        for timestep in scheduler.timesteps[skipped:]:
+        for timestep in scheduler.timesteps[begin:]:
             used.append(clock.index)
             x = scheduler.step(0.1 * x, timestep, x).prev_sample
 
@@ -171,14 +171,13 @@ def test_calls_of_image_to_image_are_found_and_their_tables_fit(diffusers, kind,
         assert made == 2 * [list(range(calls))]
         wanted = tuple(map(float, scheduler.timesteps[skipped:]))
         assert ran().timesteps == clock.schedule.timesteps == wanted
-        with pytest.raises(UserError, match="has 6 calls|has 7 calls"):
+        with pytest.raises(UserError, match=r"has [67] calls"):
             scheduler.set_timesteps(6)
     with announcing(scheduler, clock):
         sample(again := [])
         assert again == list(range(calls))
         with pytest.raises(UserError, match=r"calls earlier|is due \(call"):
-            skipped -= 1
-            sample([])
+            sample([], skipped - 1)
 
 
 def test_skipped_calls_that_nobody_announced_are_refused(diffusers):
