@@ -49,6 +49,7 @@ ROOMS = (
     "methods/timing",
     "bench",
     "bench/process_state",
+    "bench/workloads/inputs",
     "bench/workloads",
     "bench/workloads/outliers",
     "bench/devices",
