@@ -51,6 +51,7 @@ ROOMS = (
     "bench/process_state",
     "bench/storage",
     "bench/adapters",
+    "bench/workloads/inputs",
     "bench/workloads",
     "bench/workloads/outliers",
     "bench/devices",

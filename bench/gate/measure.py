@@ -22,7 +22,7 @@ from quantarena.bench.gate.limits import (
 )
 from quantarena.bench.gate.tested import Tested, open_gguf, open_tested
 from quantarena.bench.machine import fingerprint
-from quantarena.bench.metrics.fidelity.fidelity import fidelity
+from quantarena.bench.metrics.fidelity.videos import video_fidelity
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Cell, content_key
 from quantarena.bench.stages.fp_images import fp_images
@@ -147,9 +147,11 @@ def _image_scores(
     reference = fp_images(workspace, cache, partial(progress, "full precision"))
     key = content_key(["gate", tested.sha256])
     drawn, _ = sampled(workspace, tested.network, key, cache, partial(progress, "sample")).value
-    total = len(drawn.images)
-    return fidelity(
-        reference.images, drawn.images, progress=lambda done: progress("score", done, total)
+    return video_fidelity(
+        reference.images,
+        drawn.images,
+        drawn.frames,
+        progress=lambda done: progress("score", done, drawn.count),
     )
 
 

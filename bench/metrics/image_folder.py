@@ -16,6 +16,8 @@ LOSSLESS = (".png",)
 LOSSY = (".jpg", ".jpeg", ".webp")
 _DIRECT = {"RGB", "L", "P", "1"}
 _CLEAR = {"RGBA", "LA", "PA"}
+STRIP = 4
+"""Frames that the picture of a video shows."""
 MOST_PIXELS = 1 << 26
 """Largest image that is read: a small file can claim any size."""
 
@@ -98,6 +100,45 @@ def load_image(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     """One image as uint8 (1, 3, H, W), and notes on what was changed in it. Raises UserError."""
     picture, notes = _read(path)
     return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].contiguous(), tuple(notes)
+
+
+def save_videos(images: Tensor, frames: int, folder: Path) -> None:
+    """Write each video as a strip of a few frames, and each frame in a folder of its own.
+
+    ``0000.png`` shows the first, the last and two frames between them of video 0, side by side;
+    ``0000/000.png`` is its first frame.
+
+    Args:
+        images: uint8 (N x F, 3, H, W), the frames of a video one after the other.
+        frames: F.
+        folder: the folder.
+
+    Raises:
+        BadImages, OSError: the images are none, or the folder cannot be written.
+    """
+    check_images(images, "saved")
+    folder.mkdir(parents=True, exist_ok=True)
+    for video in range(len(images) // frames):
+        shown = images[video * frames : (video + 1) * frames]
+        Image.fromarray(strip(shown)).save(folder / f"{video:04d}.png")
+        place = folder / f"{video:04d}"
+        place.mkdir(exist_ok=True)
+        for number, picture in enumerate(shown.permute(0, 2, 3, 1).cpu().numpy()):
+            Image.fromarray(picture).save(place / f"{number:03d}.png")
+
+
+def strip(frames: Tensor) -> np.ndarray:
+    """A few frames of a video side by side.
+
+    Args:
+        frames: uint8 (F, 3, H, W).
+
+    Returns:
+        uint8 (H, W x n, 3), n up to ``STRIP``.
+    """
+    count = min(STRIP, len(frames))
+    places = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    return np.concatenate([frames[int(k)].permute(1, 2, 0).cpu().numpy() for k in places], 1)
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str]]:

@@ -7,6 +7,7 @@ SSIM = "ssim"
 LPIPS = "lpips/alex-v0.1"
 SQNR = "noise-sqnr"
 LATENT = "latent-mse"
+FRAME_CHANGES = "frame-change-mae"
 KID = "kid/effnet-lite0"
 FRECHET = "frechet-pca32/effnet-lite0"
 PRECISION = "precision-k3/effnet-lite0"
@@ -54,6 +55,9 @@ _FIDELITY = (
     (SQNR, "noise prediction against full precision's, by sampler call", "dB", True, 1, INSIDE),
     (LATENT, "squared difference of the samplers' last latents", "", False, 1, INSIDE),
 )
+_VIDEO = (
+    (FRAME_CHANGES, "changes between frames against full precision's", "levels", False, 1, INSIDE),
+)
 _QUALITY = (
     (KID, "kernel distance to real images", "x1e-3", False, 16, EFFNET),
     (FRECHET, "Frechet distance to real images, 32 axes", "", False, 64, EFFNET),
@@ -75,10 +79,12 @@ _INCEPTION = (
 _QUALITY_ROWS = (*_QUALITY, *_TEXT, *_INCEPTION)
 METRICS = {
     name: MetricInfo(name, title, unit, higher, board, needs, weights)
-    for board, rows in (("fidelity", _FIDELITY), ("quality", _QUALITY_ROWS))
+    for board, rows in (("fidelity", (*_FIDELITY, *_VIDEO)), ("quality", _QUALITY_ROWS))
     for name, title, unit, higher, needs, weights in rows
 }
 FIDELITY = tuple(row[0] for row in _FIDELITY)
+VIDEO = tuple(row[0] for row in _VIDEO)
+"""The fidelity metrics that videos alone have."""
 QUALITY = tuple(row[0] for row in _QUALITY)
 TEXT = tuple(row[0] for row in _TEXT)
 INCEPTION = tuple(row[0] for row in _INCEPTION)

@@ -19,6 +19,7 @@ from quantarena.bench.plan.usable import require_usable
 from quantarena.bench.process_state import process_state
 from quantarena.bench.spec import Grid, OptionPairs, content_key
 from quantarena.bench.target import Target, absent_library
+from quantarena.bench.workloads.inputs.condition_images import content as images_content
 from quantarena.methods.builtin import INSTALL, builtins, full_precision_settings, packaged_names
 
 UNKNOWN_RESOLUTION = 32
@@ -212,14 +213,14 @@ def facts(grid: Grid, plugins: Sequence[str] = (), *, prefer_plugin: bool = Fals
         return content_of(infos[workload_name])
 
     def resolution(name: str) -> int:
-        return int(infos[name].resolution) or UNKNOWN_RESOLUTION
+        return max(infos[name].size or (UNKNOWN_RESOLUTION,))
 
     @functools.cache
     def size(name: str) -> Size:
         if name not in infos:  # a row of another folder, whose model may be gone
             return Size()
         info = infos[name]
-        return network_size(Path(info.path), int(info.resolution), info.guidance, info.steps)
+        return network_size(Path(info.path), max(info.size or (0,)), info.guidance, info.steps)
 
     return Facts(
         lambda cell: stamp(cell.method, cell.workload),
@@ -238,6 +239,7 @@ def content_of(info: Any) -> str:
     settings = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
     for name in ("name", "title", "path", "licence", "megabytes", "hub"):
         settings.pop(name)
+    settings["inputs"] = images_content(info.inputs)
     real = info.reference_path if info.reference else None
     pictures = ""
     if real is not None and real.exists():

@@ -12,11 +12,15 @@ from typing import Any
 
 from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
 from quantarena.bench.workloads.hub import parts_of
+from quantarena.bench.workloads.inputs import arguments
+from quantarena.bench.workloads.inputs.kinds import image_needs
 from quantarena.bench.workloads.pipeline_checks import (
     CLASS_COUNTS,
+    draws_by_itself,
     native_side,
     require_classes,
     require_used,
+    several_denoisers,
 )
 from quantarena.bench.workloads.pipeline_class import (
     SCHEDULERS,
@@ -25,6 +29,7 @@ from quantarena.bench.workloads.pipeline_class import (
     class_source,
     method_signature,
     missing_library,
+    needs_of,
 )
 from quantarena.bench.workloads.pipeline_hash import require_files
 from quantarena.bench.workloads.registry import INDEX, WorkloadInfo
@@ -69,7 +74,9 @@ def require_usable(info: WorkloadInfo, *, packed: bool = False) -> None:
     denoiser, decoder = (
         next(filter(None, map(configs.get, names)), {}) for names in (_DENOISERS, _DECODERS)
     )
-    require_used(kind, signature.names, native_side(denoiser, decoder), info)
+    needs = needs_of(kind) or image_needs(signature.names, signature.required)
+    require_used(kind, signature, needs, native_side(denoiser, decoder), info)
+    _require_one_denoiser(kind, index, info)
     require_classes(denoiser, info)
     _require_conditions(kind, signature.names, signature.required, denoiser, info)
     _require_sampler(index, info)
@@ -98,6 +105,15 @@ def _require_conditions(
         )
 
 
+def _require_one_denoiser(kind: str, index: dict[str, Any], info: WorkloadInfo) -> None:
+    """Refuse two experts, such as Wan 2.2's: one for many, one for few noise."""
+    for name in _DENOISERS:
+        parts = [p for p in parts_of(index) if p == name or p.startswith(f"{name}_")]
+        same = [p for p in parts if index[p] == index.get(name)]
+        if len(same) > 1:
+            raise several_denoisers(f"{info.name}: {kind}", same)
+
+
 def _require_sampler(index: dict[str, Any], info: WorkloadInfo) -> None:
     """Refuse a sampler that is missing, does not fit or lacks a library, and eta without DDIM."""
     current = index.get(_SCHEDULER, [None, None])[1]
@@ -117,6 +133,13 @@ def _require_sampler(index: dict[str, Any], info: WorkloadInfo) -> None:
     if library := missing_library(chosen, SCHEDULERS):
         raise UserError(
             f"{info.name}: sampler {chosen} needs the library {library}, which is not installed"
+        )
+    if noise := draws_by_itself(chosen):
+        raise UserError(f"{info.name}: sampler {chosen} {noise}")
+    made = method_signature(chosen, "__init__", SCHEDULERS)
+    if made is not None:
+        arguments.require_options(
+            chosen, made.names, made.defaults, info.sampler_options, info.name
         )
     step = method_signature(chosen, "step", SCHEDULERS)
     if info.eta and step is not None and "eta" not in step.names:

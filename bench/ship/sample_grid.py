@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from quantarena.bench.errors import UserError
+from quantarena.bench.metrics.image_folder import strip
 from quantarena.bench.ship.pipeline_folder import ExportedPipeline, workload_of
 from quantarena.bench.stages.quantize import Progress
-from quantarena.bench.workloads.sampling import Draw, draw_images
+from quantarena.bench.workloads.sampling import Draw, batch_of, draw_images
 
 BATCH = 8
 GAP = 2
@@ -60,7 +61,8 @@ def draw_grid(
         raise UserError(f"{folder} takes class numbers as --prompt, such as --prompt 3")
     if prompts:
         info = replace(info, prompts=prompts)
-    draw = Draw("evaluate", count, seed, steps or info.steps, min(BATCH, count))
+    batch = batch_of(exported.loaded.pipe, info, min(BATCH, count))
+    draw = Draw("evaluate", count, seed, steps or info.steps, batch)
     exported.loaded.pipe.set_progress_bar_config(disable=True)
     began = time.perf_counter()
     drawn = draw_images(
@@ -69,13 +71,18 @@ def draw_grid(
     seconds = time.perf_counter() - began
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid(drawn.images)).save(file, format="PNG")
+        shown = drawn.images
+        if drawn.frames:
+            videos = shown.unflatten(0, (-1, drawn.frames)).unbind(0)
+            shown = torch.stack([torch.from_numpy(strip(v)).permute(2, 0, 1) for v in videos])
+        Image.fromarray(grid(shown)).save(file, format="PNG")
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from None
     used = [info.prompts[i % len(info.prompts)] for i in range(count)] if info.prompts else []
     return {
         "file": str(file),
         "images": count,
+        **({"frames": drawn.frames} if drawn.frames else {}),
         "steps": draw.steps,
         "seed": seed,
         "prompts": used,

@@ -13,6 +13,7 @@ from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.packed_network import as_diffusers_model
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.workloads.inputs.arguments import CALL, values
 from quantarena.bench.workloads.pipeline_hash import MANIFEST
 from quantarena.bench.workloads.registry import SETTINGS, WorkloadInfo
 from quantarena.methods.core.packed.diffusers_layout import (
@@ -26,6 +27,10 @@ from quantarena.methods.core.packed.pack import PackedModel
 
 MOST_PROMPTS = 64
 """Number of prompts or classes stored with an exported model, to draw from by default."""
+MOST_PICTURES = 8
+"""Number of condition images of each kind that are copied into an export, likewise."""
+PICTURES = "condition_images"
+"""The folder that they are copied to."""
 LISTS = ("layers", "tensors")
 """Entries of a description that are long and only a program reads."""
 ONE_FILE = 1 << 62
@@ -103,7 +108,7 @@ def _fill(
     for name in index:
         if name != slot and (source / name).is_dir():
             shutil.copytree(source / name, work / name, ignore=_duplicates)
-    if workspace.info.sampler:  # not the one in the source folder
+    if workspace.info.sampler or workspace.info.sampler_options:  # not the one in the source folder
         scheduler = workspace.loaded.pipe.scheduler
         scheduler.save_pretrained(work / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
@@ -112,9 +117,8 @@ def _fill(
     network.save_pretrained(work / slot, max_shard_size=ONE_FILE)
     document = read_entry(work / slot / CONFIG)
     document["bytes"]["file"] = (work / slot / f"{WEIGHTS}.safetensors").stat().st_size
-    (work / SETTINGS).write_text(
-        json.dumps(_settings(workspace.info, workspace.steps), indent=1) + "\n"
-    )
+    settings = _settings(workspace.info, workspace.steps) | _copied(workspace.info, work)
+    (work / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
     (work / "README.md").write_text(
         card(document, workspace.info, type(workspace.loaded.pipe).__name__)
     )
@@ -140,6 +144,16 @@ def _duplicates(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name.endswith((".bin", ".msgpack", ".h5", ".ckpt"))}
 
 
+def _copied(info: WorkloadInfo, work: Path) -> dict[str, str]:
+    """Copy the first condition images; returns the settings that name their folders."""
+    for each in info.inputs:
+        place = work / PICTURES / each.setting
+        place.mkdir(parents=True)
+        for number, file in enumerate(each.files[:MOST_PICTURES]):
+            shutil.copyfile(file, place / f"{number:04d}{file.suffix.lower()}")
+    return {each.setting: f"{PICTURES}/{each.setting}" for each in info.inputs}
+
+
 def _settings(info: WorkloadInfo, steps: int) -> dict[str, Any]:
     return {
         "title": info.title,
@@ -149,4 +163,5 @@ def _settings(info: WorkloadInfo, steps: int) -> dict[str, Any]:
         "resolution": info.resolution,
         "licence": info.licence,
         "conditions": {"kind": info.conditions, "values": list(info.prompts[:MOST_PROMPTS])},
+        **{f"{CALL}{name}": value for name, value in values(info.call).items()},
     }

@@ -6,6 +6,8 @@ from typing import Any
 from quantarena.bench.adapters.drawing import facts
 from quantarena.bench.closure import method_closure
 from quantarena.bench.stages.workspace import Workspace
+from quantarena.bench.workloads.inputs.arguments import values
+from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.sampling import Drawn, condition
 from quantarena.methods.core.kernels.native import status
 from quantarena.methods.registry import RegisteredMethod
@@ -45,8 +47,8 @@ def describe_workload(workspace: Workspace, drawn: Drawn) -> dict[str, Any]:
         "guidance": info.guidance,
         "eta": info.eta,
         "resolution": int(drawn.images.shape[-1]),
-        "images": int(drawn.images.shape[0]),
-        "batch": workspace.budget.batch,
+        "images": drawn.count,
+        "batch": workspace.draw().batch,
         "conditions": info.conditions,
         "prompts": [condition(info, "evaluate", i) for i in range(SHOWN_PROMPTS)]
         if info.prompts
@@ -55,4 +57,17 @@ def describe_workload(workspace: Workspace, drawn: Drawn) -> dict[str, Any]:
         "licence": info.licence,
         "noise_sha256": drawn.noise_sha256,
         **({"lora": asdict(facts(info.lora))} if info.lora else {}),
+        **_given(info, drawn),
     }
+
+
+def _given(info: WorkloadInfo, drawn: Drawn) -> dict[str, Any]:
+    """What a workload gives beside conditions, and how many frames its videos have."""
+    found: dict[str, Any] = {}
+    if drawn.frames:
+        found["frames"] = drawn.frames
+    found |= {f"call.{name}": value for name, value in values(info.call).items()}
+    found |= {f"sampler.{name}": value for name, value in values(info.sampler_options).items()}
+    for each in info.inputs:
+        found[each.setting] = f"{len(each.files)} images, sha256 {each.sha256[:12]}"
+    return found

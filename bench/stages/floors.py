@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure
 from quantarena.bench.metrics.bootstrap import Array, Groups
-from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
+from quantarena.bench.metrics.fidelity.fidelity import summarise
 from quantarena.bench.metrics.fidelity.last_latents import watching
 from quantarena.bench.metrics.fidelity.noise_error import predictions, sqnr
+from quantarena.bench.metrics.fidelity.videos import video_fidelity
 from quantarena.bench.metrics.names import LPIPS, SQNR
 from quantarena.bench.metrics.quality.features import Features, halves
 from quantarena.bench.metrics.quality.set_distance import quality
@@ -70,7 +71,9 @@ def rounded(
                 drawn = draw_images(workspace.loaded, workspace.info, draw, progress)
         finally:
             workspace.loaded.put(original)
-        found = fidelity(reference.images, drawn.images, device=str(workspace.device))
+        found = video_fidelity(
+            reference.images, drawn.images, drawn.frames, device=str(workspace.device)
+        )
         with workspace.evaluating(other):
             answers = predictions(other, seen.recorded)
         found[SQNR] = sqnr(seen.predictions, answers, seen.recorded.halves).mean(0)
@@ -94,9 +97,10 @@ def other_seed(
     draw = replace(draw, seed=workspace.seed + 1, count=min(SEED_IMAGES, draw.count))
 
     def make(folder: Path) -> None:
-        reference = fp_images(workspace, cache).images[: draw.count]
         drawn = draw_images(workspace.loaded, workspace.info, draw, progress)
-        _save(fidelity(reference, drawn.images, device=str(workspace.device)), folder)
+        reference = fp_images(workspace, cache).images[: len(drawn.images)]
+        found = video_fidelity(reference, drawn.images, drawn.frames, device=str(workspace.device))
+        _save(found, folder)
 
     key = content_key([workspace.key(workspace.draw()), workspace.key(draw), closure(__name__).key])
     return _cached(cache, "seedfloor", key, make)

@@ -33,10 +33,13 @@ def fp_images_key(workspace: Workspace) -> str:
 def save_drawn(drawn: Drawn, folder: Path) -> None:
     """Keep images and the fingerprint of their noise."""
     save_file({"images": drawn.images}, folder / "images.safetensors")
-    (folder / "noise.json").write_text(json.dumps({"sha256": drawn.noise_sha256}))
+    (folder / "noise.json").write_text(
+        json.dumps({"sha256": drawn.noise_sha256, "frames": drawn.frames})
+    )
 
 
 def load_drawn(folder: Path) -> Drawn:
     """Read what ``save_drawn`` kept."""
     images = load_file(folder / "images.safetensors")["images"]
-    return Drawn(images, json.loads((folder / "noise.json").read_text())["sha256"])
+    noted = json.loads((folder / "noise.json").read_text())
+    return Drawn(images, noted["sha256"], noted["frames"])

@@ -17,7 +17,8 @@ from quantarena.bench.devices.device import clock_of, peak_of
 from quantarena.bench.devices.turns import Progress, interleaved, take_turns
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
-from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
+from quantarena.bench.metrics.fidelity.fidelity import summarise
+from quantarena.bench.metrics.fidelity.videos import video_fidelity
 from quantarena.bench.schema import Latency, Step
 from quantarena.bench.spec import DEFAULT_POLICY, DEFAULT_VARIANT, Cell, content_key
 from quantarena.bench.stages import floors
@@ -166,10 +167,12 @@ def _settings(cell: Cell) -> list[Cell]:
 
 def _outside(workspace: Workspace, made: Made, cache: StageCache) -> str:
     """Why a setting's images are not full precision's; empty where nobody could tell them apart."""
-    reference = fp_images(workspace, cache).images
+    reference = fp_images(workspace, cache)
     drawn, _ = sampled(workspace, made.network, made.key, cache).value
-    groups = prompt_groups(workspace.info, len(reference))
-    near = fidelity(reference, drawn.images, device=str(workspace.device))
+    groups = prompt_groups(workspace.info, drawn.count)
+    near = video_fidelity(
+        reference.images, drawn.images, drawn.frames, device=str(workspace.device)
+    )
     scored = summarise(near, seed=workspace.seed, groups=groups)
     kinds = floors.rounded(workspace, cache), floors.other_seed(workspace, cache)
     return floors.beyond_own_margin(scored, *kinds) or ""

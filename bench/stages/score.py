@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from quantarena.bench.metrics.bootstrap import Groups
-from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
+from quantarena.bench.metrics.fidelity.fidelity import summarise
+from quantarena.bench.metrics.fidelity.videos import video_fidelity
 from quantarena.bench.metrics.images import check_pairs
 from quantarena.bench.metrics.plugins import plugin_metrics
 from quantarena.bench.metrics.quality.effnet import effnet_lite0
@@ -55,6 +56,8 @@ class ScoreInputs:
         real_images: reads the real images, for the metrics on Inception features.
         cache_dir: folder that keeps Inception features.
         groups: prompt of each image. Where prompts repeat, whole prompts are resampled.
+        frames: frames of each video; 0 for images. ``fp`` and ``test`` then hold the frames of all
+            videos one after the other, N x F, and N is the number of videos.
         seed: seed of the bootstrap. Rows of a table must have the same seed: then they share their
             resamples.
     """
@@ -68,6 +71,7 @@ class ScoreInputs:
     cache_dir: Path | None = None
     groups: Groups | None = None
     seed: int = 0
+    frames: int = 0
 
 
 def score(inputs: ScoreInputs, *, progress: Progress | None = None, device: str = "cpu") -> Scores:
@@ -88,12 +92,14 @@ def score(inputs: ScoreInputs, *, progress: Progress | None = None, device: str 
         ValueError: the features are those of another extractor.
     """
     check_pairs(inputs.fp, inputs.test)
-    count = len(inputs.test)
+    count = len(inputs.test) // max(1, inputs.frames)
 
     def report(stage: str) -> Callable[[int], None] | None:
         return (lambda done: progress(stage, done, count)) if progress else None
 
     pairs = _pair_scores(inputs, device, report("lpips"))
+    if inputs.frames:
+        return _joined((pairs, _of_videos()))
     features = _square_features(inputs, device, report("features"))
     return _joined(
         (
@@ -110,13 +116,20 @@ def _pair_scores(
     inputs: ScoreInputs, device: str, progress: Callable[[int], None] | None
 ) -> Scores:
     """The fidelity metrics: image by image against full precision."""
-    values = fidelity(inputs.fp, inputs.test, device=device, progress=progress)
+    values = video_fidelity(inputs.fp, inputs.test, inputs.frames, device=device, progress=progress)
     values |= {name: v for name, v in inputs.beside.items() if not isinstance(v, str)}
     reasons = {name: v for name, v in inputs.beside.items() if isinstance(v, str)}
     measured = summarise(values, seed=inputs.seed, groups=inputs.groups, reasons=reasons)
     equal = len(inputs.test) > 1 and bool((inputs.test == inputs.test[:1]).all())
     warnings = ("all test images are equal: the sampler collapsed",) if equal else ()
     return Scores(measured, values, warnings=warnings)
+
+
+def _of_videos() -> Scores:
+    """Why videos have no other metrics than those of pairs."""
+    reason = "the workload draws videos, whose frames are no independent images"
+    measured = (*not_computed(reason), *without_prompts(reason), *without_images(reason))
+    return Scores(measured, {})
 
 
 def _square_features(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.content import bytes_sha256, listing_sha256
-from quantarena.bench.metrics.image_folder import save_folder
+from quantarena.bench.metrics.image_folder import save_folder, save_videos
 from quantarena.bench.metrics.wrecked import damage
 from quantarena.bench.schema import Measurement
 from quantarena.bench.scores import REPLICATES, UNITS
@@ -71,18 +71,19 @@ def score_cell(
         beside, curve = closeness(
             drawings.network, seen, drawings.reference_latents, drawings.latents
         )
-    groups = prompt_groups(workspace.info, len(drawn.images))
+    groups = prompt_groups(workspace.info, drawn.count)
     real, changed = read_reference(workspace, cache)
     inputs = ScoreInputs(
         drawings.reference.images,
         drawn.images,
         real,
         beside=beside,
-        prompts=evaluation_prompts(workspace.info, len(drawn.images)),
+        prompts=evaluation_prompts(workspace.info, drawn.count),
         real_images=partial(real_images, workspace) if workspace.info.reference else None,
         cache_dir=cache.root,
         groups=groups,
         seed=cell.seed,
+        frames=drawn.frames,
     )
     scores = score(inputs, progress=progress, device=str(workspace.device))
     arrays: dict[str, Array] = dict(scores.per_image) | curve
@@ -90,7 +91,7 @@ def score_cell(
     if groups is not None:
         arrays[UNITS] = np.array(groups, np.float64)
     measurements, warnings = scores.measurements, (*scores.warnings, *changed)
-    if wrong := damage(drawings.reference.images, drawings.reference_latents):
+    if wrong := damage(_one_each(drawings.reference), drawings.reference_latents):
         warnings = (
             f"full precision looks damaged: {wrong}; no score of this workload means anything",
             *warnings,
@@ -100,11 +101,16 @@ def score_cell(
         known = {floors.ROUNDED: rounded, floors.OTHER_SEED: floors.other_seed(workspace, cache)}
         arrays |= floors.arrays(known)
         measurements += floors.measurements(
-            known, real, len(drawn.images), seed=cell.seed, groups=groups
+            known, None if drawn.frames else real, drawn.count, seed=cell.seed, groups=groups
         )
     elif line := floors.tied(scores.measurements, rounded):
         warnings = (line, *warnings)
     return CellScores(measurements, arrays, warnings)
+
+
+def _one_each(drawn: Drawn) -> Tensor:
+    """Images, or the first frame of each video: later ones may well be alike."""
+    return drawn.images[:: max(1, drawn.frames)]
 
 
 def keep(cell: Cell, drawn: Drawn, arrays: dict[str, Array], results: Path) -> dict[str, str]:
@@ -113,8 +119,11 @@ def keep(cell: Cell, drawn: Drawn, arrays: dict[str, Array], results: Path) -> d
     The hashes tie the row to these files, wherever it travels: ``bench/share`` checks them.
     """
     images, scores = f"images/{cell.key}", f"scores/{cell.key}.npz"
-    save_folder(drawn.images, results / images)
-    names = (f"{number:04d}.png" for number in range(len(drawn.images)))
+    if drawn.frames:
+        save_videos(drawn.images, drawn.frames, results / images)
+    else:
+        save_folder(drawn.images, results / images)
+    names = (f"{number:04d}.png" for number in range(drawn.count))
     pictures = {name: bytes_sha256(results / images / name) for name in names}
     (results / "scores").mkdir(parents=True, exist_ok=True)
     draft = results / "scores" / f".{cell.key}.npz"

@@ -14,17 +14,19 @@ from quantarena.bench.devices.device import on_device
 from quantarena.bench.spec import Budget, Cell, content_key
 from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.inputs.condition_images import content
 from quantarena.bench.workloads.outliers.plant import with_outliers
 from quantarena.bench.workloads.pipeline import LoadedPipeline
 from quantarena.bench.workloads.registry import WorkloadInfo
-from quantarena.bench.workloads.sampling import Draw, condition
+from quantarena.bench.workloads.sampling import Draw, batch_of, condition
 
 _NOT_IN_IMAGES = (
     *("name", "title", "path", "reference", "licence", "megabytes", "hub", "steps"),
-    *("outliers", "lora"),
+    *("outliers", "lora", "inputs"),
 )
 """Fields of a workload that do not change what it draws; its steps are part of each draw, outliers
-are part of the network's hash, and a LoRA enters the keys of evaluation images by its content."""
+are part of the network's hash, condition images enter by their bytes, and a LoRA enters the keys of
+evaluation images by its content."""
 
 
 def silent(done: int, total: int) -> None:
@@ -68,13 +70,14 @@ class Workspace:
         """Which images the cell draws."""
         count = self.budget.calibration_images if calibration else self.budget.images
         purpose = "calibrate" if calibration else "evaluate"
-        return Draw(purpose, count, self.seed, self.steps, self.budget.batch)  # type: ignore[arg-type]
+        batch = batch_of(self.loaded.pipe, self.info, self.budget.batch)
+        return Draw(purpose, count, self.seed, self.steps, batch)  # type: ignore[arg-type]
 
     def settings(self) -> dict[str, Any]:
         """Every setting of the workload that its images depend on, beside its weights."""
         fields = (field.name for field in dataclasses.fields(self.info))
         chosen = {name: getattr(self.info, name) for name in fields if name not in _NOT_IN_IMAGES}
-        return chosen | {"noise": self.info.noise_name}
+        return chosen | {"noise": self.info.noise_name, "inputs": content(self.info.inputs)}
 
     def key(self, draw: Draw) -> str:
         """Content hash of a draw at full precision: weights, settings and draw.

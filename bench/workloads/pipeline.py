@@ -12,9 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantarena.bench.errors import BrokenModel, first_line
+from quantarena.bench.errors import BrokenModel, UserError, first_line
 from quantarena.bench.workloads import hub
-from quantarena.bench.workloads.pipeline_checks import require_classes, require_settings, too_long
+from quantarena.bench.workloads.pipeline_checks import (
+    draws_by_itself,
+    require_classes,
+    require_settings,
+    several_denoisers,
+    too_long,
+)
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.row_lists import stack_rows, takes_lists
@@ -81,10 +87,14 @@ def load(info: WorkloadInfo) -> LoadedPipeline:
             f"{info.path} does not load as a diffusers pipeline: {first_line(error)}"
         ) from None
     slot = find_slot(pipe, str(info.path))
-    if info.sampler:
-        pipe = with_sampler(pipe, info.sampler)
+    if info.sampler or info.sampler_options:
+        pipe = with_sampler(pipe, info.sampler, info.sampler_options, info.name)
         # Another sampler draws other images, as another configuration file does.
-        sha256 = hashlib.sha256(f"{sha256}/{type(pipe.scheduler).__name__}".encode()).hexdigest()
+        told = "".join(f"/{name}={value}" for name, value in info.sampler_options)
+        made = f"{sha256}/{type(pipe.scheduler).__name__}{told}"
+        sha256 = hashlib.sha256(made.encode()).hexdigest()
+    if noise := draws_by_itself(type(getattr(pipe, "scheduler", None)).__name__):
+        raise UserError(f"{info.name}: sampler {type(pipe.scheduler).__name__} {noise}")
     stack_rows(getattr(pipe, slot))
     require_settings(pipe, getattr(pipe, slot), info)
     pipe.set_progress_bar_config(disable=True)
@@ -120,7 +130,7 @@ def find_slot(pipe: Any, where: str) -> str:
         held = ", ".join(networks) or "no network at all"
         raise BrokenModel(f"{where} has no denoiser to quantize: it holds {held}")
     if len(found) > 1:
-        raise BrokenModel(f"{where} has several denoisers ({', '.join(found)}): one is supported")
+        raise several_denoisers(where, found)
     return found[0]
 
 

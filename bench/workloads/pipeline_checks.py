@@ -1,12 +1,21 @@
-"""Checks of a pipeline against its workload: settings, lengths of prompts, classes. No torch."""
+"""Checks of a pipeline against its workload: settings, prompts, classes, samplers. No torch."""
 
+import ast
 import inspect
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.workloads import workload_name
+from quantarena.bench.workloads.inputs import arguments
+from quantarena.bench.workloads.inputs.kinds import ImageNeeds, image_needs, require_folders
+from quantarena.bench.workloads.pipeline_class import (
+    SCHEDULERS,
+    CallSignature,
+    class_source,
+    needs_of,
+)
 from quantarena.bench.workloads.registry import WorkloadInfo
 
 if TYPE_CHECKING:  # a plan makes these checks too, and imports no torch
@@ -21,7 +30,8 @@ def too_long(pipe: Any, info: WorkloadInfo) -> tuple[str, ...]:
     if info.conditions != "prompt":
         return ()
     parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    most = parameter.default if parameter and isinstance(parameter.default, int) else math.inf
+    asked = arguments.values(info.call).get("max_sequence_length", parameter and parameter.default)
+    most = asked if isinstance(asked, int) else math.inf
     notes = []
     for name, tokenizer in pipe.components.items():
         limit = min(getattr(tokenizer, "model_max_length", 0), most)
@@ -44,24 +54,44 @@ def require_settings(pipe: Any, denoiser: "nn.Module", info: WorkloadInfo) -> No
     Raises:
         UserError: the pipeline would ignore a setting, which would be in every row and key.
     """
-    takes = inspect.signature(pipe.__call__).parameters
+    takes = signature_of(pipe)
+    kind = type(pipe).__name__
+    needs = needs_of(kind) or image_needs(takes.names, takes.required)
     vae = pipe.components.get("vae") or pipe.components.get("vqvae")
     side = native_side(*(getattr(part, "config", {}) for part in (denoiser, vae)))
-    require_used(type(pipe).__name__, takes, side, info)
+    require_used(kind, takes, needs, side, info)
 
 
-def require_used(kind: str, takes: Collection[str], native: int, info: WorkloadInfo) -> None:
+def signature_of(pipe: Any) -> CallSignature:
+    """The signature of a loaded pipeline's call."""
+    given = {
+        name: parameter.default
+        for name, parameter in inspect.signature(pipe.__call__).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    plain = {n: d for n, d in given.items() if type(d) in (bool, int, float, str)}
+    required = [n for n, d in given.items() if d is inspect.Parameter.empty]
+    return CallSignature(tuple(given), tuple(required), plain)
+
+
+def require_used(
+    kind: str, signature: CallSignature, needs: ImageNeeds, native: int, info: WorkloadInfo
+) -> None:
     """The checks of ``require_settings``, on what a plan knows too.
 
     Args:
         kind: class of the pipeline.
-        takes: arguments of its call.
+        signature: of its call.
+        needs: the condition images that it takes.
         native: side in pixels of the images that it draws by itself; 0 if that is unknown.
         info: the workload.
 
     Raises:
         UserError: as ``require_settings``.
     """
+    takes = signature.names
+    require_folders(kind, needs, [each.setting for each in info.inputs], info.name)
+    arguments.require_arguments(kind, takes, signature.defaults, info.call, info.name)
     if info.guidance not in (0.0, 1.0) and "guidance_scale" not in takes:
         raise UserError(f"{info.name}: {kind} takes no guidance: leave it out, or set guidance=1")
     if info.conditions == "class" and "class_labels" not in takes:
@@ -80,7 +110,14 @@ def require_used(kind: str, takes: Collection[str], native: int, info: WorkloadI
             )
     # A paper's setting states the side of its own model, and another may stand in for that.
     stated = not info.hub or "resolution" in workload_name.split(info.name)[1]
-    if stated and "height" not in takes and native and info.resolution not in (0, native):
+    images = bool(info.inputs)  # they have the size of what is drawn
+    if (
+        stated
+        and not images
+        and "height" not in takes
+        and native
+        and info.resolution not in (0, native)
+    ):
         raise UserError(
             f"{info.name}: {kind} draws {native} pixels a side and takes no other resolution than "
             f"that, not {info.resolution}"
@@ -110,3 +147,26 @@ def require_classes(config: Mapping[str, Any], info: WorkloadInfo) -> None:
             raise UserError(
                 f"{info.name}: class {text} is out of range, the model has 0 to {known - 1}"
             )
+
+
+def several_denoisers(where: str, found: Sequence[str]) -> BrokenModel:
+    """The error for experts that share the sampler's calls, as those of Wan 2.2 do."""
+    return BrokenModel(
+        f"{where} has several denoisers ({', '.join(found)}), and one is supported: quantizing one "
+        "of two experts would be half a result"
+    )
+
+
+def draws_by_itself(scheduler: str) -> str | None:
+    """Why the fresh noise of a class of scheduler is not its images' own; None where it is.
+
+    Others are asked while they draw, see ``samplers.stepping``.
+    """
+    found = class_source(scheduler, SCHEDULERS)
+    names = {n.id for n in ast.walk(found) if isinstance(n, ast.Name)} if found else set()
+    if not any("Brownian" in name for name in names):
+        return None
+    return (
+        "takes its fresh noise from one Brownian tree for a whole batch, so an image would depend "
+        "on its batch: set sampler=DPMSolverMultistep, for example"
+    )

@@ -1,44 +1,31 @@
 """Reads the signature of a pipeline's class from diffusers' source, without importing it. No torch.
 
-So a plan refuses what cannot be drawn from noise and prompts or classes, before anything runs.
+So a plan refuses what no workload can give, before anything runs.
 """
 
 import ast
 import functools
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import BrokenModel
+from quantarena.bench.workloads.inputs.arguments import plain_default
+from quantarena.bench.workloads.inputs.kinds import ARGUMENTS, ImageNeeds, image_needs
 from quantarena.methods.core.json_files import read_object
 
 PIPELINES = "pipelines/**/*pipeline*.py"
 MODULAR = "modular_pipelines/**/modular_pipeline*.py"
 SCHEDULERS = "schedulers/scheduling_*.py"
 """Where diffusers' classes are defined."""
-OFFERED = frozenset({"prompt", "class_labels", "batch_size", "num_inference_steps", "generator"})
+OFFERED = ARGUMENTS | {"prompt", "class_labels", "batch_size", "num_inference_steps", "generator"}
 """Arguments of a pipeline that a workload can give."""
 _GIVEN = OFFERED | {"height", "width", "guidance_scale", "eta", "output_type"}
 """Arguments that a call gets with or without a default."""
 _KINDS = (
-    (
-        {"controlnet_conditioning_scale", "control_image", "adapter_conditioning_scale"},
-        "ControlNet",
-    ),
-    ({"mask_image", "masked_image_latents"}, "inpainting"),
-    (
-        {
-            "num_frames",
-            "frames",
-            "video",
-            "video_length",
-            "num_video_frames",
-            "num_videos_per_prompt",
-        },
-        "video",
-    ),
+    ({"video", "frames", "control_video"}, "video to video"),
     (
         {
             "audio_length_in_s",
@@ -49,10 +36,9 @@ _KINDS = (
         },
         "audio",
     ),
+    ({"frame_size"}, "something other than images"),
 )
 """Arguments by which a kind of pipeline is known, and its name."""
-_EDITS = {"strength", "image_guidance_scale", "noise_level"}
-"""Arguments of pipelines that need their ``image``, whatever their signature says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +48,16 @@ class CallSignature:
     Attributes:
         names: all arguments by name.
         required: those without a default.
+        defaults: those that are numbers, texts or truth values, by name.
     """
 
     names: tuple[str, ...]
     required: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def require_drawable(folder: Path) -> None:
-    """Refuse a pipeline that needs more than noise and prompts or classes, or draws no images.
+    """Refuse a pipeline that needs what no workload can give, or draws no images and no videos.
 
     A class that is not part of diffusers is not judged: its call says later what it lacks.
 
@@ -80,8 +68,8 @@ def require_drawable(folder: Path) -> None:
     kind = purpose(name) if name else None
     if kind:
         raise BrokenModel(
-            f"{folder} is a pipeline for {kind} ({name}): a workload draws images from noise and "
-            "prompts or classes alone; give a text-to-image, class or unconditional pipeline"
+            f"{folder} is a pipeline for {kind} ({name}): a workload draws images or videos from "
+            "noise, prompts, classes and images of a folder, and nothing else"
         )
 
 
@@ -90,7 +78,7 @@ def purpose(name: str) -> str | None:
     """What a class is for, if a workload cannot draw with it; else None.
 
     The signature of its call says most. The rest stands in its source: the class of its output,
-    the conditions under which it raises, and what it does to an ``image`` that is not given.
+    and the conditions under which it raises.
     """
     if class_source(name, MODULAR) is not None:
         return "diffusers' modular blocks"
@@ -110,8 +98,6 @@ def purpose(name: str) -> str | None:
         return kind
     if not all(map(_holds_images, _outputs(call))):
         return "something other than images"
-    if "image" in signature.names and needs(call.body, "image"):
-        return "image to image"
     checks = method_source(name, "check_inputs", PIPELINES)
     missing = _demanded(_optional(call.args), call.body + (checks.body if checks else []))
     return f"a call with {missing!r}" if missing else None
@@ -123,13 +109,25 @@ def kind_of(signature: CallSignature) -> str | None:
     for marks, kind in _KINDS:
         if marks & names:
             return kind
-    # A text-to-image pipeline that also takes an image to edit has a size of its own.
-    if "image" in names and (_EDITS & names or not {"height", "width"} <= names):
-        return "image to image"
-    if "prompt" in names and "height" not in names:  # a prior, a language model, shapes
+    others = {"height", "num_frames", *ARGUMENTS}
+    if "prompt" in names and not others & names:  # a prior, a language model, shapes
         return "something other than images"
     missing = [name for name in signature.required if name not in OFFERED]
     return f"a call with {missing[0]!r}" if missing else None
+
+
+@functools.cache
+def needs_of(name: str) -> ImageNeeds | None:
+    """The condition images of a class of diffusers; None where there is no such class.
+
+    What its code does to an ``image`` that is not given tells whether it needs one.
+    """
+    call = method_source(name, "__call__", PIPELINES)
+    if call is None:
+        return None
+    signature = _signature(call.args)
+    uses = "image" in signature.names and needs(call.body, "image")
+    return image_needs(signature.names, signature.required, uses_image=uses)
 
 
 def _outputs(call: ast.FunctionDef) -> list[str]:
@@ -140,13 +138,13 @@ def _outputs(call: ast.FunctionDef) -> list[str]:
 
 
 def _holds_images(output: str) -> bool:
-    """Whether an output class has images; one that is not found is believed to."""
+    """Whether an output class has images or frames; one that is not found is believed to."""
     found = class_source(output, PIPELINES)
     fields = (
         [item.target for item in found.body if isinstance(item, ast.AnnAssign)] if found else []
     )
     names = {target.id for target in fields if isinstance(target, ast.Name)}
-    return not names or "images" in names
+    return not names or bool(names & {"images", "frames"})
 
 
 def needs(body: Sequence[ast.stmt], name: str) -> bool:
@@ -222,6 +220,11 @@ def _demanded(optional: set[str], body: Sequence[ast.stmt]) -> str | None:
 
 def _optional(given: ast.arguments) -> set[str]:
     """The arguments whose default is None."""
+    return {n for n, v in _defaults(given) if isinstance(v, ast.Constant) and v.value is None}
+
+
+def _defaults(given: ast.arguments) -> list[tuple[str, ast.expr]]:
+    """The arguments that have a default, and what stands there."""
     positional = [*given.posonlyargs, *given.args]
     pairs = [*zip(reversed(positional), reversed(given.defaults), strict=False)]
     pairs += [
@@ -229,7 +232,7 @@ def _optional(given: ast.arguments) -> set[str]:
         for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True)
         if value
     ]
-    return {a.arg for a, v in pairs if isinstance(v, ast.Constant) and v.value is None}
+    return [(argument.arg, value) for argument, value in pairs]
 
 
 def _is_none(test: Any) -> bool:
@@ -293,7 +296,13 @@ def _signature(given: ast.arguments) -> CallSignature:
         for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
         if default is None
     ]
-    return CallSignature((*positional, *(a.arg for a in given.kwonlyargs)), tuple(required))
+    defaults = {
+        name: default
+        for name, node in _defaults(given)
+        if (default := plain_default(node)) is not None
+    }
+    names = (*positional, *(a.arg for a in given.kwonlyargs))
+    return CallSignature(names, tuple(required), defaults)
 
 
 def class_source(name: str, places: str) -> ast.ClassDef | None:

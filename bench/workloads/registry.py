@@ -13,6 +13,13 @@ from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
 from quantarena.bench.workloads import hub, papers, settings, workload_name
+from quantarena.bench.workloads.inputs import arguments
+from quantarena.bench.workloads.inputs.condition_images import (
+    ConditionImages,
+    Size,
+    find_images,
+    require_one_size,
+)
 from quantarena.bench.workloads.pipeline_class import require_drawable
 from quantarena.bench.workloads.settings import Settings
 
@@ -46,6 +53,9 @@ class WorkloadInfo:
         outliers: strength of the outliers that are planted in the network; 0 plants none.
         lora: a LoRA that evaluation images are drawn with, or "". Methods calibrate on the network
             without it: whoever ships a model does not know what will be put on it.
+        inputs: images that the pipeline starts from, follows, or paints in.
+        call: further arguments of the pipeline's call, names and canonical JSON.
+        sampler_options: of the sampler's configuration, likewise.
     """
 
     name: str
@@ -64,6 +74,17 @@ class WorkloadInfo:
     hub: str = ""
     outliers: float = 0.0
     lora: str = ""
+    inputs: tuple[ConditionImages, ...] = ()
+    call: arguments.Pairs = ()
+    sampler_options: arguments.Pairs = ()
+
+    @property
+    def size(self) -> Size | None:
+        """Width and height of the images in pixels; None for those of the pipeline."""
+        given = arguments.values(self.call)
+        if "width" in given:
+            return int(given["width"]), int(given["height"])
+        return (self.resolution, self.resolution) if self.resolution else None
 
     @property
     def noise_name(self) -> str:
@@ -170,7 +191,7 @@ def _read(
         values = dataclasses.replace(values, **base.settings())
     values = settings.apply(values, given, name)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return WorkloadInfo(
+    info = WorkloadInfo(
         name=workload_name.join(name, given),
         title=values.title or (hub_id or folder.name),
         path=folder,
@@ -187,7 +208,12 @@ def _read(
         hub=hub_id,
         outliers=values.outliers,
         lora=values.lora,
+        inputs=find_images(dict(values.folders), name),
+        call=values.call,
+        sampler_options=values.sampler_options,
     )
+    require_one_size(info.inputs, info.size, name)
+    return info
 
 
 def _require_pipeline(folder: Path) -> None:

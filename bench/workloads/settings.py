@@ -12,15 +12,18 @@ from quantarena.bench.documents import parse_json
 from quantarena.bench.errors import BrokenModel, UserError, did_you_mean
 from quantarena.bench.files import read_text
 from quantarena.bench.workloads.conditions import class_range, read_conditions
+from quantarena.bench.workloads.inputs import arguments
+from quantarena.bench.workloads.inputs.arguments import CALL, SAMPLER, is_argument
+from quantarena.bench.workloads.inputs.kinds import FOLDERS
 
 FILE = "workload.json"
-PATHS = ("prompts", "classes", "reference", "model")
+PATHS = ("prompts", "classes", "reference", "model", *FOLDERS)
 LORA = "lora"
 KEYS = ("sampler", "steps", "guidance", "eta", "resolution", "outliers", "column", LORA, *PATHS)
 KINDS = ("none", "class", "prompt")
 _VALUES = ("sampler", "steps", "guidance", "eta", "resolution")
 _TEXTS = ("title", "licence", "reference")
-FILE_KEYS = (*_TEXTS, *_VALUES, "conditions", "name", "pipeline_class")
+FILE_KEYS = (*_TEXTS, *_VALUES, *FOLDERS, "conditions", "name", "pipeline_class")
 """The keys of ``workload.json``; the last two are for readers."""
 CONDITIONS_KEYS = ("kind", "file", "column", "values", "names")
 """The keys of its ``conditions``; ``names`` is for readers."""
@@ -35,6 +38,12 @@ _OTHER_WORDS = {
     "scheduler": "sampler",
     "height": "resolution",
     "width": "resolution",
+    "image": "images",
+    "mask_image": "masks",
+    "control_image": "control",
+    "strength": "call.strength",
+    "num_frames": "call.num_frames",
+    "negative_prompt": "call.negative_prompt",
 }
 """What diffusers calls a setting, and what it is called here."""
 
@@ -58,6 +67,9 @@ class Settings:
             have none: it would no longer be the model that its files hold.
         lora: a LoRA that evaluation images are drawn with, see ``adapters.request``, or "". A
             folder's own settings have none.
+        folders: condition images, setting to folder, by ``FOLDERS``.
+        call: further arguments of the pipeline's call, see ``inputs.arguments``.
+        sampler_options: arguments of the scheduler's configuration, likewise.
     """
 
     title: str = ""
@@ -72,6 +84,9 @@ class Settings:
     licence: str = "not stated"
     outliers: float = 0.0
     lora: str = ""
+    folders: tuple[tuple[str, Path], ...] = ()
+    call: arguments.Pairs = ()
+    sampler_options: arguments.Pairs = ()
 
 
 def read_settings(folder: Path, base: Settings) -> Settings:
@@ -93,6 +108,8 @@ def read_settings(folder: Path, base: Settings) -> Settings:
         texts: dict[str, Any] = {n: _text(n, document[n]) for n in _TEXTS if n in document}
         numbers = {name: document[name] for name in _VALUES if name in document}
         settings = replace(base, **texts, **_checked(numbers))
+        places = {n: folder / _text(n, document[n]) for n in FOLDERS if n in document}
+        settings = _with_inputs(settings, places, document, texts=False)
         if "conditions" in document:
             settings = _with_conditions(settings, document["conditions"], folder)
     except ValueError as error:
@@ -106,7 +123,7 @@ def require_known(name: str, known: tuple[str, ...]) -> None:
     Raises:
         UserError: it is not among the known ones; the line suggests one.
     """
-    if name in known:
+    if name in known or ("sampler" in known and is_argument(name)):
         return
     other = _OTHER_WORDS.get(name)
     if other is None and name in PATHS and "conditions" in known:
@@ -130,6 +147,8 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
         made = replace(
             base, **_checked({k: v for k, v in given.items() if k not in (*PATHS, LORA)})
         )
+        places = {name: Path(given[name]) for name in FOLDERS if name in given}
+        made = _with_inputs(made, places, given, texts=True)
         if "prompts" in given and "classes" in given:
             raise ValueError("prompts and classes exclude each other")
     except ValueError as error:
@@ -153,6 +172,37 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
         if made.outliers:
             raise UserError(f"workload {name}: lora fits the model without outliers: leave one out")
     return replace(made, reference=given.get("reference", made.reference))
+
+
+def _with_inputs(
+    base: Settings, folders: Mapping[str, Path], given: Mapping[str, Any], *, texts: bool
+) -> Settings:
+    """``base`` with other condition images, and with further arguments of calls and samplers.
+
+    Raises:
+        ValueError: a size is given twice.
+    """
+    made = replace(
+        base,
+        folders=tuple({**dict(base.folders), **folders}.items()),
+        call=arguments.changed(base.call, arguments.pairs(given, CALL, texts=texts)),
+        sampler_options=arguments.changed(
+            base.sampler_options, arguments.pairs(given, SAMPLER, texts=texts)
+        ),
+    )
+    sides = [name for name in ("height", "width") if name in dict(made.call)]
+    if len(sides) == 1:
+        raise ValueError(f"call.{sides[0]} alone is no size: give call.height and call.width")
+    for name in sides:
+        value = arguments.values(made.call)[name]
+        if type(value) is not int or not 0 < value <= MOST_PIXELS:
+            raise ValueError(f"call.{name} must be a number of pixels, not {value!a:.40}")
+    if sides and made.resolution:
+        raise ValueError(
+            f"resolution={made.resolution} and call.height exclude each other: give one "
+            "(resolution=0 leaves a folder's own out)"
+        )
+    return made
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

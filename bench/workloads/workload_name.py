@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlencode
 from quantarena.bench.adapters.request import LoraRequest
 from quantarena.bench.errors import UserError
 from quantarena.bench.workloads.conditions import class_range
+from quantarena.bench.workloads.inputs import arguments
 from quantarena.bench.workloads.settings import KEYS, LORA, PATHS, require_known
 
 
@@ -82,6 +83,8 @@ def _canonical(key: str, value: str) -> str:
     require_known(key, KEYS)
     if not value:
         raise UserError(f"setting {key} is empty: give a value, such as {key}=..., or leave it out")
+    if arguments.is_argument(key):
+        return arguments.canonical(key, value)
     if key in ("guidance", "eta", "steps", "resolution", "outliers"):
         try:
             short = f"{float(value):g}"

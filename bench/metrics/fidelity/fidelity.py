@@ -20,7 +20,17 @@ from quantarena.bench.metrics.fidelity.psnr_ssim import (
     ssim,
 )
 from quantarena.bench.metrics.measurement import mean_of, unmeasured
-from quantarena.bench.metrics.names import FIDELITY, LATENT, LPIPS, METRICS, PSNR, SQNR, SSIM
+from quantarena.bench.metrics.names import (
+    FIDELITY,
+    FRAME_CHANGES,
+    LATENT,
+    LPIPS,
+    METRICS,
+    PSNR,
+    SQNR,
+    SSIM,
+    VIDEO,
+)
 from quantarena.bench.schema import Measurement
 
 _ABSENT = {
@@ -66,7 +76,7 @@ def summarise(
     groups: Groups | None = None,
     reasons: Mapping[str, str] | None = None,
 ) -> tuple[Measurement, ...]:
-    """Means with 95 % bootstrap intervals over images, in the order of ``names.FIDELITY``.
+    """Means with 95 % bootstrap intervals over images or videos, in the order of ``names``.
 
     Args:
         per_image: name to (n,) values of the first n images.
@@ -76,7 +86,7 @@ def summarise(
         reasons: name to the reason why a metric has no values.
     """
     found = []
-    for name in FIDELITY:
+    for name in (*FIDELITY, *(name for name in VIDEO if name in per_image)):
         values = per_image.get(name)
         sha256 = weights_sha256() if name == LPIPS else None
         if values is None:
@@ -103,6 +113,7 @@ def _impl(name: str) -> str:
         LPIPS: f"quantarena, LPIPS v0.1 AlexNet, short side >= 64 px, torch {torch.__version__}",
         SQNR: "quantarena, on full precision's trajectory of the first images, mean of dB over "
         f"sampler calls, capped at {SQNR_CAP:g} dB",
+        FRAME_CHANGES: "quantarena, mean over pairs of consecutive frames, uint8 RGB",
         LATENT: "quantarena, what the sampler returns last; for pixel models the image before "
         "clipping",
     }[name]

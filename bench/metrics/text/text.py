@@ -18,9 +18,10 @@ Measured = tuple[tuple[Measurement, ...], dict[str, np.ndarray]]
 """Measurements, and the (N,) values of each metric that was computed."""
 
 
-def without_prompts() -> tuple[Measurement, ...]:
+def without_prompts(
+    reason: str = "the workload draws from no prompts",
+) -> tuple[Measurement, ...]:
     """Measurements without a value, for workloads without prompts."""
-    reason = "the workload draws from no prompts"
     return tuple(unmeasured(METRICS[name], reason) for name in TEXT)
 
 

@@ -52,6 +52,7 @@ from quantarena.methods.core.packed.native_attention import Native
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.node import Node, take
 from quantarena.methods.core.packed.nodes.rebuild import build
+from quantarena.methods.core.packed.number_format import tell_formats
 from quantarena.methods.core.packed.pack import PackedModel, backend_of, channels_last
 from quantarena.methods.core.packed.refusals import refuse_float_tools
 from quantarena.methods.core.trace.network import AttentionInfo, AttentionKind
@@ -175,6 +176,7 @@ def assemble(
     channels_last(skeleton.eval().requires_grad_(False))
     fuse(skeleton, nodes.values())
     refuse_float_tools(skeleton)
+    tell_formats(skeleton)
     return PackedModel(skeleton, nodes, backend_of(nodes, products), clock, products)
 
 

@@ -1,5 +1,7 @@
 """A network in a shorter number format, but for what quantization computes."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,3 +62,25 @@ def _keep(module: nn.Module) -> None:
         if tensor is not None:
             del module._parameters[name]
             module.register_buffer(name, tensor.data)
+
+
+def tell_formats(network: nn.Module) -> None:
+    """Let modules that hold packed layers alone be asked for the format of their parameters.
+
+    Networks read ``next(module.parameters()).dtype`` to convert what they give a module, as Wan's
+    does of its time embedding. A module without parameters answers with the ``weight`` of its first
+    packed layer, which is empty. Copies of the network keep this.
+    """
+    for part in network.modules():
+        inside = [m for m in part.modules() if isinstance(m, Node)]
+        if inside and part is not network and not isinstance(part, Node) and _is_bare(part):
+            vars(part)["parameters"] = partial(_format_of, inside[0])
+
+
+def _is_bare(module: nn.Module) -> bool:
+    return next(module.named_parameters(), None) is None
+
+
+def _format_of(layer: Node, recurse: bool = True) -> Iterator[Tensor]:
+    """Stands for ``parameters()`` of a module around a packed layer."""
+    return iter([layer.weight])

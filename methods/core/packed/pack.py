@@ -24,6 +24,7 @@ from quantarena.methods.core.packed.nodes.dense import DenseLayer
 from quantarena.methods.core.packed.nodes.fusion import fuse
 from quantarena.methods.core.packed.nodes.rebuild import Leaf, leaf_nodes
 from quantarena.methods.core.packed.nodes.wrappers import LowRankLayer
+from quantarena.methods.core.packed.number_format import tell_formats
 from quantarena.methods.core.packed.refusals import refuse_float_tools
 from quantarena.methods.core.visits import visiting_as
 
@@ -151,6 +152,7 @@ def pack(model: QuantizedModel) -> PackedModel:
     channels_last(module)
     fuse(module, packed.values())
     refuse_float_tools(module)
+    tell_formats(module)
     visiting_as(module, model.module)
     products = installed(module)
     for quant in products.values():

@@ -2,7 +2,7 @@
 
 import inspect
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantarena.methods.core.clock import CallClock
+from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.nested import map_leaves
 from quantarena.methods.core.record import tensor_file
-from quantarena.methods.core.record.announce import announcing, can_announce, schedule_of
+from quantarena.methods.core.record.announce import can_announce, counting
 from quantarena.methods.core.record.assembly import (
     NetworkCall,
     StoredTensor,
@@ -65,7 +65,7 @@ def recording(
     recorder = Recorder(denoiser, scheduler, tap, Spool(memory // 2, folder), folder)
     with ExitStack() as stack:
         if scheduler is not None:
-            stack.enter_context(announcing(scheduler, recorder.clock))
+            recorder.ran = stack.enter_context(counting(scheduler, recorder.clock))
         handle = denoiser.register_forward_pre_hook(recorder.note, with_kwargs=True)
         stack.callback(handle.remove)
         if tap is not None:
@@ -85,6 +85,8 @@ class Recorder:
         folder: Path | None,
     ) -> None:
         self.clock = CallClock()
+        self.ran: Callable[[], CallSchedule | None] = lambda: None
+        """Says which calls the last run has made; ``recording`` sets it."""
         self._scheduler, self._tap, self._spool, self._folder = scheduler, tap, spool, folder
         self._calls: list[NetworkCall] = []
         self._taken: dict[int, int] = {}
@@ -144,15 +146,13 @@ class Recorder:
                 "the network was called outside of the sampler's steps: set_timesteps has to be "
                 "called inside the recording, before the first call"
             )
-        if self.clock.schedule is None:  # the clock refuses later runs with other calls
-            self.clock.schedule = schedule_of(self._scheduler)
         assert isinstance(self.clock.index, int)
         return self.clock.index
 
     @property
     def rows(self) -> int:
         """Points recorded at each sampler call: images times guidance halves."""
-        return sum(call.rows for call in by_sampler_call(self._calls, self.clock.schedule)[0])
+        return sum(call.rows for call in by_sampler_call(self._calls, self.ran())[0])
 
     def __call__(self, halves: int = 1) -> Trajectory:
         """The trajectory; a mapped file where it is larger than the allowed memory.
@@ -181,7 +181,7 @@ class Recorder:
         tensor_file.write(path, *self._assemble(halves))
 
     def _assemble(self, halves: int) -> tuple[dict[str, Column], dict[str, str]]:
-        steps = by_sampler_call(self._calls, self.clock.schedule)
+        steps = by_sampler_call(self._calls, self.ran())
         if self._tap is not None and steps[0] and steps[0][0].feature is None:
             raise BrokenModel(f"{self._tap.module} did not run: no features of it")
-        return assemble(steps, self._spool, halves, self.clock.schedule)
+        return assemble(steps, self._spool, halves, self.ran())

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ FILES = (
     HERE.parent / "tiny_pipelines.py",
     HERE.parent / "tiny_llm_pipelines.py",
     HERE / "tiny_more_pipelines.py",
+    HERE.parent / "workloads" / "tiny_input_pipelines.py",
 )
+INPUTS = runpy.run_path(str(FILES[-1]))
 MAKERS = {}
 for file in FILES:
     made = runpy.run_path(str(file))
@@ -48,11 +51,23 @@ CLASSES = {
     "sd1-pag": "StableDiffusionPAGPipeline",
     "sdxl-pag": "StableDiffusionXLPAGPipeline",
     "pixart-sigma-pag": "PixArtSigmaPAGPipeline",
+    "sd1-img2img": "StableDiffusionImg2ImgPipeline",
+    "sd2-inpaint": "StableDiffusionInpaintPipeline",
+    "sd1-controlnet": "StableDiffusionControlNetPipeline",
+    "sd2-controlnet-img2img": "StableDiffusionControlNetImg2ImgPipeline",
+    "sdxl-img2img": "StableDiffusionXLImg2ImgPipeline",
+    "sdxl-inpaint": "StableDiffusionXLInpaintPipeline",
+    "sdxl-controlnet": "StableDiffusionXLControlNetPipeline",
+    "sd3-img2img": "StableDiffusion3Img2ImgPipeline",
+    "flux-img2img": "FluxImg2ImgPipeline",
+    "wan": "WanPipeline",
+    "ltx": "LTXPipeline",
+    "cogvideox": "CogVideoXPipeline",
 }
-QUICK = ("ddpm", "dit", "sd1", "pixart-sigma", "flux", "z-image")
+QUICK = ("ddpm", "dit", "sd1", "pixart-sigma", "flux", "z-image", "sd2-inpaint", "wan")
 RESOLUTION = {"ddpm": 8, "ddim": 8, "consistency": 8, "ldm-text": 64, "lumina": 32, "lumina-2": 32}
 NOISE = ("ddpm", "ddim", "ldm", "consistency")
-SMALL = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
+SMALL = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "-q")
 DRAW = Draw("evaluate", 2, 0, 2, 2)
 
 
@@ -69,6 +84,8 @@ def source(request, tmp_path):
         "resolution": RESOLUTION.get(name, 16),
         "conditions": {"kind": kind, "values": values},
     }
+    if name in INPUTS["PIPELINES"]:
+        settings = INPUTS["settings"](name, folder)
     (folder / "workload.json").write_text(json.dumps(settings))
     return folder
 
@@ -80,7 +97,9 @@ def drawn(pipe, info):
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     with torch.no_grad():
-        return np.asarray(pipe(**pipeline_arguments(info, pipe, DRAW, range(2))).images)
+        draw = replace(DRAW, steps=info.steps)
+        output = pipe(**pipeline_arguments(info, pipe, draw, range(2)))
+    return np.asarray(output.frames if hasattr(output, "frames") else output.images)
 
 
 def export(source, folder, cache):

@@ -10,7 +10,13 @@ import pytest
 
 from quantarena.bench.errors import BrokenModel
 from quantarena.bench.workloads import registry
-from quantarena.bench.workloads.pipeline_class import SCHEDULERS, missing_library, needs, purpose
+from quantarena.bench.workloads.pipeline_class import (
+    SCHEDULERS,
+    missing_library,
+    needs,
+    needs_of,
+    purpose,
+)
 
 DRAWABLE = (
     "DDPMPipeline",
@@ -42,34 +48,22 @@ DRAWABLE = (
     "StableCascadeCombinedPipeline",
 )
 REFUSED = {
-    "StableDiffusionInpaintPipeline": "inpainting",
-    "StableDiffusionXLInpaintPipeline": "inpainting",
-    "FluxFillPipeline": "inpainting",
-    "StableDiffusionImg2ImgPipeline": "image to image",
-    "StableDiffusionXLImg2ImgPipeline": "image to image",
-    "StableDiffusionInstructPix2PixPipeline": "image to image",
-    "StableDiffusionUpscalePipeline": "image to image",
-    "StableDiffusionControlNetPipeline": "ControlNet",
-    "StableDiffusionXLControlNetPipeline": "ControlNet",
-    "FluxControlNetPipeline": "ControlNet",
-    "TextToVideoSDPipeline": "video",
-    "StableVideoDiffusionPipeline": "video",
-    "CogVideoXPipeline": "video",
-    "WanPipeline": "video",
-    "CogVideoXFunControlPipeline": "video",
+    "CogVideoXFunControlPipeline": "video to video",
+    "CogVideoXVideoToVideoPipeline": "video to video",
+    "WanVACEPipeline": "video to video",
     "AudioLDM2Pipeline": "audio",
     "StableAudio3Pipeline": "audio",
     "AceStepPipeline": "audio",
     "KandinskyPriorPipeline": "something other than images",
     "LLaDA2Pipeline": "something other than images",
     "ShapEPipeline": "something other than images",
+    "ShapEImg2ImgPipeline": "something other than images",
+    "MarigoldDepthPipeline": "something other than images",
     "StableCascadePriorPipeline": "something other than images",
     "WuerstchenPriorPipeline": "something other than images",
     "StableDiffusionLDM3DPipeline": "something other than images",
-    "QwenImageEditPipeline": "image to image",
-    "QwenImageEditPlusPipeline": "image to image",
-    "HunyuanImageRefinerPipeline": "image to image",
     "StableDiffusionPix2PixZeroPipeline": "a call with 'source_embeds'",
+    "PaintByExamplePipeline": "a call with 'example_image'",
     "OnnxStableDiffusionPipeline": "ONNX networks",
     "StableDiffusionOnnxPipeline": "ONNX networks",
     "FluxModularPipeline": "diffusers' modular blocks",
@@ -77,6 +71,35 @@ REFUSED = {
     "ModularPipeline": "diffusers' modular blocks",
     "DiffusionPipeline": "no call of its own",
 }
+NEEDS = {
+    "StableDiffusionPipeline": ((), ()),
+    "StableDiffusionImg2ImgPipeline": (("images",), ()),
+    "StableDiffusionXLImg2ImgPipeline": (("images",), ()),
+    "StableDiffusionInstructPix2PixPipeline": (("images",), ()),
+    "StableDiffusionUpscalePipeline": (("images",), ()),
+    "QwenImageEditPipeline": (("images",), ()),
+    "QwenImageEditPlusPipeline": (("images",), ()),
+    "HunyuanImageRefinerPipeline": (("images",), ()),
+    "FluxKontextPipeline": ((), ("images",)),
+    "Flux2Pipeline": ((), ("images",)),
+    "StableDiffusionInpaintPipeline": (("images", "masks"), ()),
+    "FluxFillPipeline": (("images", "masks"), ()),
+    "StableDiffusionControlNetPipeline": (("control",), ()),
+    "StableDiffusionXLControlNetPipeline": (("control",), ()),
+    "StableDiffusion3ControlNetPipeline": (("control",), ()),
+    "FluxControlNetPipeline": (("control",), ()),
+    "StableDiffusionAdapterPipeline": (("control",), ()),
+    "StableDiffusionControlNetImg2ImgPipeline": (("images", "control"), ()),
+    "StableDiffusionControlNetInpaintPipeline": (("images", "masks", "control"), ()),
+    "TextToVideoSDPipeline": ((), ()),
+    "CogVideoXPipeline": ((), ()),
+    "WanPipeline": ((), ()),
+    "LTXPipeline": ((), ()),
+    "LTXImageToVideoPipeline": (("images",), ()),
+    "WanImageToVideoPipeline": (("images",), ()),
+    "StableVideoDiffusionPipeline": (("images",), ()),
+}
+"""Condition images that a class cannot draw without, and those that it also takes."""
 
 
 @pytest.mark.parametrize("name", DRAWABLE)
@@ -89,6 +112,21 @@ def test_what_needs_more_is_refused_by_its_kind(name, kind, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(BrokenModel, match=f"is a pipeline for {kind} \\({name}\\)"):
         registry.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "settings"), NEEDS.items())
+def test_the_condition_images_of_a_class_are_read_from_its_call(name, settings):
+    needed, more = settings
+    found = needs_of(name)
+    assert purpose(name) is None
+    assert found.needed == needed
+    assert set(found.arguments) == {*needed, *more}
+
+
+def test_an_image_of_a_control_network_alone_is_its_control_image():
+    assert needs_of("StableDiffusionControlNetPipeline").arguments == {"control": "image"}
+    both = needs_of("StableDiffusionControlNetImg2ImgPipeline").arguments
+    assert both == {"control": "control_image", "images": "image"}
 
 
 CODE = """
@@ -144,7 +182,7 @@ def test_what_diffusers_does_not_know_is_left_to_its_call(tmp_path):
 def test_plan_says_so_and_imports_no_torch(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    index = {"_class_name": "StableDiffusionInpaintPipeline"}
+    index = {"_class_name": "AudioLDM2Pipeline"}
     (folder / "model_index.json").write_text(json.dumps(index))
     code = (
         "import sys; from quantarena.bench.cli.main import run;"
@@ -154,4 +192,4 @@ def test_plan_says_so_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False", "False"]
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "is a pipeline for inpainting" in done.stderr
+    assert "is a pipeline for audio" in done.stderr

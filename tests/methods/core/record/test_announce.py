@@ -8,7 +8,13 @@ from torch import nn
 
 from quantarena.methods.core.clock import CallClock, CallSchedule
 from quantarena.methods.core.errors import UserError
-from quantarena.methods.core.record.announce import announcing, attach, require_same, schedule_of
+from quantarena.methods.core.record.announce import (
+    announcing,
+    attach,
+    counting,
+    require_same,
+    schedule_of,
+)
 
 
 class Banked(nn.Module):
@@ -141,6 +147,39 @@ def test_image_to_image_starts_where_it_says(diffusers):
     assert model.used == [2, 3, 4]
 
 
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "DDIMScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize("skipped", [1, 2, 3])
+def test_calls_of_image_to_image_are_found_and_their_tables_fit(diffusers, kind, skipped):
+    """Samplers without ``set_begin_index`` too, and where a timestep comes twice (PNDM)."""
+    config = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
+    scheduler, clock = getattr(diffusers, kind)(**config), CallClock()
+
+    def sample(used, begin=skipped):
+        scheduler.set_timesteps(5)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        x = torch.ones(1, 1, 2, 2)
+        for timestep in scheduler.timesteps[begin:]:
+            used.append(clock.index)
+            x = scheduler.step(0.1 * x, timestep, x).prev_sample
+
+    with counting(scheduler, clock) as ran:
+        made = [[], []]
+        for used in made:
+            sample(used)
+        calls = len(scheduler.timesteps) - skipped
+        assert made == 2 * [list(range(calls))]
+        wanted = tuple(map(float, scheduler.timesteps[skipped:]))
+        assert ran().timesteps == clock.schedule.timesteps == wanted
+        with pytest.raises(UserError, match=r"has [67] calls"):
+            scheduler.set_timesteps(6)
+    with announcing(scheduler, clock):
+        sample(again := [])
+        assert again == list(range(calls))
+        with pytest.raises(UserError, match=r"calls earlier|is due \(call"):
+            sample([], skipped - 1)
+
+
 def test_skipped_calls_that_nobody_announced_are_refused(diffusers):
     scheduler = diffusers.DDIMScheduler()
     clock = calibrated(scheduler, 5)
@@ -160,7 +199,9 @@ def test_where_nothing_depends_on_the_call_a_lost_sampler_goes_on_and_says_nothi
     with announcing(scheduler, clock):
         scheduler.set_timesteps(5)
         assert clock.index == 0
-        for k in (2, 3):
+        scheduler.step(x, scheduler.timesteps[2], x)
+        assert clock.index == 1, "the first call that is made may be any"
+        for k in (1, 2):
             scheduler.step(x, scheduler.timesteps[k], x)
             assert not clock.is_set
         scheduler.set_timesteps(5)

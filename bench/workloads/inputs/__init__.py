@@ -1,0 +1,1 @@
+"""What a pipeline is given beside noise and conditions: images of a folder, and call arguments."""
