@@ -58,9 +58,9 @@ def with_branch(node: Node, factors: Sequence[Factors]) -> Node:
     down = torch.cat([down.detach().float() for down, _ in factors])
     up = torch.cat([up.detach().float() for _, up in factors], 1)
     if isinstance(node, Conv1dLayer):
-        inner = LowRankLayer(node.inner, as_image_weight(down), up, geometry.as_image())
-        return _like(node, Conv1dLayer(_like(node.inner, inner)))
-    inner = node
+        image = LowRankLayer(node.inner, as_image_weight(down), up, geometry.as_image())
+        return _like(node, Conv1dLayer(_like(node.inner, image)))
+    inner: Node = node
     if isinstance(node, LowRankLayer):  # the kernels compute one branch in their call
         inner, down = node.inner, torch.cat([node.down, down])
         up = torch.cat([node.up, up], 1)

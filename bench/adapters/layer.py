@@ -34,6 +34,26 @@ class PackedLora(nn.Module, LoraLayer):  # type: ignore[misc]
     """
 
     base_layer: Node
+    # What peft's own class fills in. It comes without types, and a module's attributes are tensors
+    # or modules to a type checker.
+    in_features: int
+    out_features: int
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+    lora_bias: dict[str, bool]
+    use_rslora: dict[str, bool]
+    use_dora: dict[str, bool]
+    lora_dropout: Any
+    lora_A: Any
+    lora_B: Any
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    disable_adapters: bool
+    merged: bool
+    reset_lora_parameters: Any
+    set_adapter: Any
+    _move_adapter_to_device_of_base_layer: Any
 
     def __init__(
         self,
@@ -95,7 +115,7 @@ class PackedLora(nn.Module, LoraLayer):  # type: ignore[misc]
             first = nn.Linear(self.in_features, rank, bias=False)
             return first, nn.Linear(rank, self.out_features, bias=bias)
         kind = _CONV[geometry.spatial]
-        kernel = self.base_layer.weight_shape[2:]
+        kernel: Any = self.base_layer.weight_shape[2:]
         along: dict[str, Any] = {
             "stride": geometry.stride,
             "padding": geometry.padding,

@@ -73,7 +73,7 @@ def draw_grid(
         file.parent.mkdir(parents=True, exist_ok=True)
         shown = drawn.images
         if drawn.frames:
-            videos = shown.unflatten(0, (-1, drawn.frames)).unbind(0)
+            videos = shown.reshape(-1, drawn.frames, *shown.shape[1:]).unbind(0)
             shown = torch.stack([torch.from_numpy(strip(v)).permute(2, 0, 1) for v in videos])
         Image.fromarray(grid(shown)).save(file, format="PNG")
     except OSError as error:
