@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,7 @@ def fake_workload(name_or_path):
 def plain_page(module):
     """A leaderboard of one line: the real one takes seconds and has tests of its own."""
 
-    def render(folder, *, grid_title, planned, command, ranking, loaded, claims):
+    def render(folder, *, grid_title, planned, command, ranking, loaded, claims, tables):
         (folder / "leaderboard.html").write_text(f"{grid_title}: {len(planned)} cells, {command}")
         return folder / "leaderboard.html"
 
@@ -93,6 +94,8 @@ def plain_page(module):
         render=render,
         load_rows=lambda folder, known: known,
         write_ranking=lambda folder, loaded: folder / "ranking.json",
+        export_tables=lambda rows, folder: None,
+        beside=lambda work, rows: nullcontext(work()),
     )
 
 

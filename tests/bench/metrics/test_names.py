@@ -1,11 +1,11 @@
 import subprocess
 import sys
 
-from quantarena.bench.metrics.names import FIDELITY, INCEPTION, METRICS, QUALITY, TEXT
+from quantarena.bench.metrics.names import FIDELITY, INCEPTION, METRICS, QUALITY, TEXT, VIDEO
 
 
 def test_names_are_complete_and_apart():
-    assert tuple(METRICS) == FIDELITY + QUALITY + TEXT + INCEPTION
+    assert tuple(METRICS) == FIDELITY + VIDEO + QUALITY + TEXT + INCEPTION
     assert all(name == info.name for name, info in METRICS.items())
     assert {info.board for info in METRICS.values()} == {"fidelity", "quality"}
 

@@ -27,7 +27,9 @@ def layers(request, text_folder, ship):
     from diffusers import UNet2DConditionModel
 
     bits, forms = FORMS[request.param]
-    exported = open_exported(ship(text_folder, f"forms-{request.param}", request.param, bits))
+    exported = open_exported(
+        ship(text_folder, f"forms-{request.param}", request.param, bits, "--force")
+    )
     found = exported.packed.layers
     assert forms <= {type(node).__name__ for node in found.values()}
     full = UNet2DConditionModel.from_pretrained(text_folder / "unet")

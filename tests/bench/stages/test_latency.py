@@ -57,7 +57,8 @@ def test_measure_sees_which_is_faster():
     assert found.image_ms == pytest.approx(found.step_ms * 10 / 2)
     assert (found.batch, found.rounds, found.threads) == (2, 20, torch.get_num_threads())
     assert found.backend == "packed"
-    assert ticks[-1] in {(23, 23), (22, 23), (21, 23)}  # fewer where others had the cores
+    done, total = ticks[-1]
+    assert 20 <= done <= total == 23  # fewer where others had the cores
 
 
 def test_full_precision_against_a_copy_of_itself_is_no_faster():
