@@ -94,8 +94,7 @@ def plain_page(module):
         render=render,
         load_rows=lambda folder, known: known,
         write_ranking=lambda folder, loaded: folder / "ranking.json",
-        export_tables=lambda rows, folder: None,
-        beside=lambda work, rows: nullcontext(work()),
+        beside=lambda work, rows: nullcontext(),
     )
 
 
