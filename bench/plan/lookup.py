@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from quantarena.bench.adapters.request import LoraRequest
 from quantarena.bench.closure import Closure, closure, closures_key, file_closure, method_closure
 from quantarena.bench.content import file_sha256, tree_sha256
 from quantarena.bench.errors import UnknownName, UserError, did_you_mean
@@ -240,6 +241,9 @@ def content_of(info: Any) -> str:
     for name in ("name", "title", "path", "licence", "megabytes", "hub"):
         settings.pop(name)
     settings["inputs"] = images_content(info.inputs)
+    if info.lora:
+        asked = LoraRequest.read(info.lora)
+        settings["lora"] = [file_sha256(asked.file()), asked.scale]
     real = info.reference_path if info.reference else None
     pictures = ""
     if real is not None and real.exists():

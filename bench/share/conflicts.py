@@ -19,6 +19,7 @@ RULE = (
 SETTINGS = (
     *("model_sha256", "pipeline", "scheduler", "steps", "guidance", "eta", "resolution"),
     *("images", "batch", "conditions", "prompts", "reference", "noise_sha256"),
+    *("lora", "inputs", "frames"),
 )
 """What rows of one board and seed must say equally of their workload; all decide the images."""
 

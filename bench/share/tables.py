@@ -12,7 +12,7 @@ from quantarena.bench.target import checked_target
 from quantarena.bench.workloads import registry, workload_name
 from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.registry import WorkloadInfo
-from quantarena.bench.workloads.settings import PATHS
+from quantarena.bench.workloads.settings import LORA, PATHS
 from quantarena.methods.builtin import FP, builtins
 
 SHOWN = 64
@@ -126,7 +126,7 @@ def _shipped(name: str) -> WorkloadInfo | None:
     """
     try:
         base, given = workload_name.split(name)
-        if base not in registry.names() or any(key in PATHS for key in given):
+        if base not in registry.names() or any(key in (*PATHS, LORA) for key in given):
             return None
         return registry.resolve(name)
     except (QuantArenaError, OSError, ValueError):

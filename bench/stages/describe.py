@@ -68,6 +68,9 @@ def _given(info: WorkloadInfo, drawn: Drawn) -> dict[str, Any]:
         found["frames"] = drawn.frames
     found |= {f"call.{name}": value for name, value in values(info.call).items()}
     found |= {f"sampler.{name}": value for name, value in values(info.sampler_options).items()}
-    for each in info.inputs:
-        found[each.setting] = f"{len(each.files)} images, sha256 {each.sha256[:12]}"
+    if info.inputs:
+        found["inputs"] = {
+            each.setting: f"{len(each.files)} images, sha256 {each.sha256[:12]}"
+            for each in info.inputs
+        }
     return found

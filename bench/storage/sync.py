@@ -21,6 +21,8 @@ from quantarena.bench.store import parse_row
 KNOWN = ".synced.json"
 PAGES = ("plan.json", "leaderboard.html", "ranking.json", "rows.csv", "rows.parquet", ".page.json")
 _AT_ONCE = 256
+_PLACES = ("images", "scores")
+"""The artefacts of a row that name files; the others are hashes of these."""
 
 
 class RunSync:
@@ -80,7 +82,7 @@ class RunSync:
         Raises:
             UserError: the store cannot be written.
         """
-        for name, place in row.artefacts.items():
+        for name, place in _places(row).items():
             mark, path = f"{name}:{place}:{row.attempt}", self._folder / place
             if self._known.get(place) == [mark] or not path.exists():
                 continue
@@ -138,7 +140,7 @@ class RunSync:
                 self._known[name] = [_numbers(path), *known[1:]]
 
     def _pull_artefacts(self, row: Row) -> None:
-        for place in row.artefacts.values():
+        for place in _places(row).values():
             path = self._folder / place
             if path.exists():
                 continue
@@ -184,6 +186,11 @@ def pull_names(results: Path) -> None:
             name = str(each["name"]).rstrip("/").rpartition("/")[2]
             if each.get("type") == "directory" and not name.startswith("."):
                 (results / name / "rows").mkdir(parents=True, exist_ok=True)
+
+
+def _places(row: Row) -> dict[str, str]:
+    """Where a row's files are, by kind."""
+    return {name: place for name, place in row.artefacts.items() if name in _PLACES}
 
 
 def _numbers(path: Path) -> str:

@@ -223,10 +223,12 @@ def test_what_nobody_here_knows_is_self_reported(submission, edit, resign):
     assert "a plug-in's of the same name" in one.doubts[0]
 
 
-def test_a_workload_is_never_looked_up_on_this_machine(submission, edit, tmp_path):
+@pytest.mark.parametrize("form", ["{}", "emoji-t2i?lora={}", "emoji-t2i?images={}"])
+def test_a_workload_is_never_looked_up_on_this_machine(form, submission, edit, tmp_path):
     """A stranger's row must not make us read a folder of ours."""
     (tmp_path / "model_index.json").write_text("{}")
-    place = str(tmp_path)
+    (tmp_path / "style.safetensors").write_text("")
+    place = form.format(tmp_path)
 
     def elsewhere(row):
         return replace(row, cell=replace(row.cell, workload=place))

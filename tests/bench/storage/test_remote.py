@@ -162,6 +162,7 @@ def test_a_run_on_a_url_and_its_results_elsewhere(bench, url, tmp_path, monkeypa
     assert {row.key: row for row in Store(there).rows()} == rows
     key = next(iter(rows))
     assert len(list((there / "images" / key).glob("*.png"))) == 4
+    assert [path.name for path in there.iterdir() if path.name.endswith(".work")] == []
     assert bench("show", key[:8], *where, results=False)[0] == 0
 
 

@@ -16,6 +16,7 @@ from quantarena.bench.cli.main import run
 from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.plan.lookup import content_of
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages.describe import describe_workload
 from quantarena.bench.stages.fp_images import fp_images_key
 from quantarena.bench.stages.record import trajectory
 from quantarena.bench.stages.workspace import open_workspace
@@ -236,6 +237,15 @@ def test_a_pipeline_whose_lists_may_mean_something_else_draws_one_at_a_time(load
     draw(replace(loaded, pipe=pipe), replace(info, call=()))
     assert [len(prompts) for prompts, _ in seen] == [1, 1, 1]
     assert all(isinstance(image, Image.Image) for _, image in seen)
+
+
+def test_a_row_says_how_many_images_and_from_which(folder_of):
+    workspace = open_workspace(Cell(str(folder_of("sd1-img2img")), "rtn", "w8a8", budget=ONCE_EACH))
+    drawn = draw_images(workspace.loaded, workspace.info, workspace.draw())
+    said = describe_workload(workspace, drawn)
+    assert said["images"] == ONCE_EACH.images
+    (given,) = workspace.info.inputs
+    assert said["inputs"] == {"images": f"{len(given.files)} images, sha256 {given.sha256[:12]}"}
 
 
 @pytest.mark.parametrize(

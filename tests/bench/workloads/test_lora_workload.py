@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,24 @@ def test_equal_requests_have_equal_names(weights, peft_or_not, monkeypatch):
     assert (info.lora, info.name) == (f"{weights}@0.8", names[0])
     assert registry.resolve("emoji-t2i").lora == ""
     assert info.noise_name == registry.resolve("emoji-t2i").noise_name
+
+
+def test_another_file_of_the_same_name_is_another_content(weights, peft_or_not):
+    from safetensors.torch import save_file
+
+    from quantarena.bench.plan.lookup import content_of
+
+    def content(text):
+        return content_of(registry.resolve(f"emoji-t2i?lora={text}"))
+
+    before = content(weights)
+    assert content(f"{weights}@0.5") != before
+    shutil.copytree(weights, weights.parent / "copy")
+    assert content(weights.parent / "copy") == before, "its place is not what it draws"
+    pair = {"unet.a.to_q.lora_A.weight": torch.ones(2, 8)}
+    pair["unet.a.to_q.lora_B.weight"] = torch.ones(8, 2)
+    save_file(pair, weights / "pytorch_lora_weights.safetensors")
+    assert content(weights) != before
 
 
 def test_a_path_may_hold_an_at_sign(weights, peft_or_not):
