@@ -5,7 +5,7 @@ PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := quantarena.bench quantarena.methods quantarena.leaderboard
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format type test fast fuzz bench bench-kernels gpu docs clean
+.PHONY: help install lint format type test long fast fuzz bench bench-kernels gpu docs clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ type: install  ## mypy, on an installed copy: it cannot follow the mapped folder
 
 test: install  ## all tests that this machine can run; skipped ones say why
 	$(PYTEST)
+
+long: install  ## the tests of minutes: kills over a cluster, machines, whole examples
+	$(PY) -m pytest --long -m long -v
 
 fast: install  ## tests of a minute: what needs no network of torch and no long run
 	$(PYTEST) --fast

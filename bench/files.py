@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,6 +146,31 @@ def locked(folder: Path, *, beside_others: bool = False) -> Iterator[FolderLock]
             os.ftruncate(handle, 0)
             os.pwrite(handle, note.encode(), 0)
         yield FolderLock(handle, alone)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def waited(
+    path: Path, *, shared: bool = False, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """A block with a lock on a file of this user, however long others have it.
+
+    Args:
+        path: the file, made if missing.
+        shared: beside others that share it.
+        waiting: called once if others have it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, kind)
+        yield
     finally:
         os.close(handle)
 

@@ -130,6 +130,10 @@ class Cell:
             content.append("offload")
         return content_key(content)
 
+    def batched(self, batch: int) -> "Cell":
+        """The cell with that many images drawn together; with its own number if that is 0."""
+        return replace(self, budget=replace(self.budget, batch=batch)) if batch else self
+
     @property
     def label(self) -> str:
         """Short name for progress and messages."""

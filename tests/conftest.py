@@ -25,6 +25,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="leave out what is marked slow, gpu or browser, is a benchmark, or needs a network",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run what is marked long, too: tests of minutes, which `make long` runs alone",
+    )
 
 
 WHOLE = ("bench/ship", "bench/training", "bench/workloads", "methods/testing", "methods/test_*")
@@ -40,7 +45,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def is_fast(item):
     """Whether a test belongs to those of a minute."""
-    marked = any(item.get_closest_marker(name) for name in ("slow", "gpu", "browser"))
+    marked = any(item.get_closest_marker(name) for name in ("slow", "long", "gpu", "browser"))
     return not marked and not (NETWORKS | {"benchmark", "probe"}) & set(item.fixturenames)
 
 
@@ -48,6 +53,31 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--fast"):
         config.hook.pytest_deselected(items=[item for item in items if not is_fast(item)])
         items[:] = filter(is_fast, items)
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make long"))
+
+
+def pytest_configure(config):
+    # Workers of xdist have no terminal: what they report is told once, by the process that has one.
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(_AtOnce(terminal))
+
+
+class _AtOnce:
+    """Name each failure when it happens: a run that is stopped never reaches its summary."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = (crash.message if crash else str(report.longrepr)).strip().splitlines()
+            self.terminal.write_line("")
+            took = f"{report.when}, {report.duration:.0f} s"
+            self.terminal.write_line(f"FAILED {report.nodeid} ({took}): {''.join(why[:1])[:300]}")
 
 
 @pytest.hookimpl(wrapper=True)

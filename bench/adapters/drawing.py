@@ -121,16 +121,21 @@ def load(pipe: Any, request: LoraRequest) -> None:
         raise UserError(
             f"{request.path.name} does not fit {type(pipe).__name__}: {first_line(error)}"
         ) from None
-    adapted = [m for part in networks for m in part.modules() if hasattr(m, "merged_adapters")]
-    for module in adapted:
+    layers = [layer for part in networks for layer in adapted(part)]
+    for module in layers:
         module.eval().requires_grad_(False)  # new modules are in training mode
     wanted = facts(request.text()).layers
-    if len(adapted) < wanted:
+    if len(layers) < wanted:
         pipe.unload_lora_weights()
         raise Unsupported(
             f"{request.path.name} changes {wanted} layers, of which this {type(pipe).__name__} has "
-            f"{len(adapted)}: it is for another model, or a method made a table of the others"
+            f"{len(layers)}: it is for another model, or a method made a table of the others"
         )
+
+
+def adapted(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network that have adapters of peft beside them."""
+    return [module for module in network.modules() if hasattr(module, "merged_adapters")]
 
 
 def _require_place(pipe: Any, request: LoraRequest) -> None:

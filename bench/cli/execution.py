@@ -151,7 +151,7 @@ def _execute(
     _check_disk(made, request.folder)
     retired = _of_other_budgets(request, rows)
     store.retire(retired)
-    store.write_planned(_planned(request, store, made.cells))
+    _keep_planned(request, store, made.cells)
     journal = Journal(store.folder, new_driver(request.command, made.fan.workers))
     leases = Leases(FolderShelf(store.folder / LEASES) if sync is None else sync.shelf(LEASES))
     if sync is not None:
@@ -185,11 +185,9 @@ def _page(request: Request, store: Store, made: Plan, leases: Leases, reporter: 
     """Judge the rows and write the page; of several drivers one after the other does."""
     while (lease := leases.take("page")) is None:
         time.sleep(0.5)
-    pull(store.folder)
     try:
-        planned = _planned(request, store, made.cells)  # others may have planned more meanwhile
-        if store.read_planned() != planned:
-            store.write_planned(planned)
+        pull(store.folder)
+        planned = _keep_planned(request, store, made.cells)  # others may have planned more
         stamp = publish.stamp(store, planned)
         if not request.force and (page := publish.current(store, stamp)) is not None:
             if line := unguarded(outlines(store)):
@@ -289,12 +287,15 @@ def history(request: Request, warn: Warn) -> tuple[Row, ...]:
     return tuple(row for store in stores for row in outlines(store))
 
 
-def _planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:
-    """What was planned here before at this budget stays on the page."""
+def _keep_planned(request: Request, store: Store, cells: tuple[Cell, ...]) -> Planned:
+    """Store what is planned. What was planned here before at this budget stays on the page."""
     before = store.read_planned()
     earlier = before.cells if before else ()
     kept = tuple(cell for cell in earlier if cell.budget == request.grid.budget)
-    return Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+    made = Planned(request.grid.title, request.command, tuple(dict.fromkeys((*kept, *cells))))
+    if made != before:
+        store.write_planned(made)
+    return made
 
 
 def _sweep(cache: Path, folder: Path, *, alone: bool) -> None:

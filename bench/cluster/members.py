@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from quantarena.bench import machine
 from quantarena.bench.cluster.nodes import (
     Need,
     Node,
@@ -267,7 +268,7 @@ class Members:
 def _kind(member: Member) -> str:
     """Which machines' times can be compared, as ``machine.same_machine`` says."""
     facts = (member.facts or {}).get("machine", {})
-    return json.dumps([facts.get(name) for name in ("cpu", "cores", "gpu")])
+    return json.dumps([facts.get(name) for name in machine.COMPARED])
 
 
 def _lost_cluster(why: str) -> str:

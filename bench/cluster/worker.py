@@ -1,7 +1,6 @@
 """The part of a cluster's run that lives on its nodes: what a node says of itself, its workers."""
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from quantarena.bench import closure as code
 from quantarena.bench import machine
 from quantarena.bench.cluster import travel
 from quantarena.bench.content import bytes_sha256, index_file, tree_sha256
+from quantarena.bench.files import waited
 from quantarena.bench.run.attempt import attempt
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.run.ray_worker import spaced
@@ -148,27 +148,12 @@ def _arrived(setting: Setting, bundle: str, metrics: tuple[str, ...]) -> Setting
     return replace(setting, plugins=tuple(str(folder / place) for place in setting.plugins))
 
 
-@contextlib.contextmanager
-def alone_on_machine(waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def alone_on_machine(
+    waiting: Callable[[], None] = lambda: None,
+) -> contextlib.AbstractContextManager[None]:
     """Keep every other timing of this user off this machine, whichever run it belongs to."""
     path = Path(tempfile.gettempdir()) / f"quantarena-timing-{os.getuid()}.lock"
-    with _locked(path, waiting):
-        yield
-
-
-@contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return waited(path, waiting=waiting)
 
 
 def ensure_kernels() -> str:
@@ -186,7 +171,7 @@ def ensure_kernels() -> str:
     if library.exists() or (package / build.REASON_NAME).exists():
         return ""
     kept = index_file().parent / "kernels" / _library_key(package, build.find_compiler())
-    with _locked(kept.with_suffix(".lock")):
+    with waited(kept.with_suffix(".lock")):
         if library.exists() or (package / build.REASON_NAME).exists():
             return ""
         if (kept / build.LIBRARY_NAME).exists():

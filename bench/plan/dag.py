@@ -118,8 +118,7 @@ class Dag:
     def shared(self) -> tuple[Stage, ...]:
         """Stages that more than one cell may use."""
         names = (*SHARED_STAGES, SETTING)
-        several = (s for s in self.stages.values() if s.name in names or s.cells > 1)
-        return tuple(several)
+        return tuple(s for s in self.stages.values() if s.name in names or s.cells > 1)
 
     def tasks(self) -> dict[str, float]:
         """Seconds that each task still takes, in order; tasks with nothing to do are left out."""
@@ -133,7 +132,8 @@ class Dag:
         """The other tasks that each task waits for."""
         found: dict[str, set[str]] = {}
         for stage in self.stages.values():
-            others = {self.stages[need].task for need in stage.needs if not self._there(need)}
+            needs = (self.stages[need] for need in stage.needs)
+            others = {need.task for need in needs if not need.cached}
             found.setdefault(stage.task, set()).update(others - {stage.task})
         return found
 
@@ -153,9 +153,6 @@ class Dag:
             chain.append(self.stages[place])
             place = before[place]
         return seconds, tuple(stage for stage in reversed(chain) if stage.left > 0)
-
-    def _there(self, key: str) -> bool:
-        return self.stages[key].cached
 
 
 def model_key(cell: Cell) -> str:
@@ -179,25 +176,31 @@ def stage_dag(cells: Iterable[Cell], known: Known) -> Dag:
     cells = tuple(cells)
     made: dict[str, Stage] = {}
     users: Counter[str] = Counter()
-    for parts in (_prepared, _own, _timing):
+    for parts, used in ((_prepared, _of_prepared), (_own, _of_own), (_timing, _of_timing)):
         for cell in cells:
             keys = _shared_keys(cell)
             for stage in parts(cell, keys, known, made):
                 made.setdefault(stage.key, stage)
-            users.update(_used_by(cell, keys, parts))
+            users.update(used(cell, keys))
     several = {key: count for key, count in users.items() if count > 1}
     for key, count in several.items():
         made[key] = replace(made[key], cells=count)
     return Dag(made)
 
 
-def _used_by(cell: Cell, keys: Mapping[str, str], parts: Any) -> Iterable[str]:
-    """The keys of the stages of one part that a cell uses."""
-    if parts is _prepared:
-        return (keys[name] for name in SHARED_STAGES)
-    if parts is _timing:
-        return (keys[SETTING],)
+def _of_prepared(cell: Cell, keys: Mapping[str, str]) -> Iterable[str]:
+    """The keys of what a cell needs of ``_prepared``'s stages."""
+    return (keys[name] for name in SHARED_STAGES)
+
+
+def _of_own(cell: Cell, keys: Mapping[str, str]) -> Iterable[str]:
+    """Of ``_own``'s stages, those that others may need, too."""
     return () if cell.method == "fp" else (f"{MODEL}:{model_key(cell)}",)
+
+
+def _of_timing(cell: Cell, keys: Mapping[str, str]) -> Iterable[str]:
+    """Likewise of ``_timing``'s."""
+    return (keys[SETTING],)
 
 
 def _prepared(

@@ -16,7 +16,6 @@ from quantarena.bench.process_state import lasting_changes
 from quantarena.bench.run import handover
 from quantarena.bench.run.executors import Outcome, Setting, Task
 from quantarena.bench.schema import Row, Status
-from quantarena.bench.spec import Cell
 from quantarena.bench.storage.stages import Use, shared_stages
 
 
@@ -30,7 +29,7 @@ def perform(task: Task, setting: Setting, progress: Callable[[str, int, int], No
     paths = stages.Paths(results=Path(setting.results), cache=Path(setting.cache))
     plugins = setting.plugins
     if task.kind == "prepare":
-        stages.prepare(_batched(task), paths, plugins=plugins, progress=progress)
+        stages.prepare(task.cell.batched(task.batch), paths, plugins=plugins, progress=progress)
         return None
     if task.kind == "time":
         began = time.monotonic()
@@ -49,12 +48,6 @@ def perform(task: Task, setting: Setting, progress: Callable[[str, int, int], No
             **({"batch": task.batch} if task.batch else {}),
         )
     )
-
-
-def _batched(task: Task) -> Cell:
-    """The task's cell with the task's batch."""
-    cell = task.cell
-    return replace(cell, budget=replace(cell.budget, batch=task.batch)) if task.batch else cell
 
 
 def attempt(

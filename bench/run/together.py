@@ -1,15 +1,15 @@
 """What a driver shares with others that work on the same results folder: leases, notes, machine."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantarena.bench.files import waited
 from quantarena.bench.run.work import Claims, LeasedClaims, NoOthers
 from quantarena.bench.schema import Row
 from quantarena.bench.storage.drivers import Journal
@@ -51,38 +51,23 @@ class Together:
         if self.remote is not None:
             self.remote.push_row(row)
 
-    @contextlib.contextmanager
-    def beside_others(self) -> Iterator[None]:
+    def beside_others(self) -> contextlib.AbstractContextManager[None]:
         """A block in which no other driver of this folder times anything on this machine."""
-        with self._locked(fcntl.LOCK_SH, lambda line: None):
-            yield
+        if self.machine_lock is None:
+            return contextlib.nullcontext()
+        return waited(self.machine_lock, shared=True)
 
-    @contextlib.contextmanager
-    def alone_here(self, say: Callable[[str], None]) -> Iterator[None]:
+    def alone_here(self, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
         """A block in which no other driver of this folder does anything on this machine."""
-        with self._locked(fcntl.LOCK_EX, say):
-            yield
+        if self.machine_lock is None:
+            return contextlib.nullcontext()
+        line = "  waiting for another run of this folder on this machine"
+        return waited(self.machine_lock, waiting=lambda: say(line))
 
     def close(self) -> None:
         """Give all leases back."""
         if self.leases is not None:
             self.leases.close()
-
-    @contextlib.contextmanager
-    def _locked(self, kind: int, say: Callable[[str], None]) -> Iterator[None]:
-        if self.machine_lock is None:
-            yield
-            return
-        handle = os.open(self.machine_lock, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("  waiting for another run of this folder on this machine")
-                fcntl.flock(handle, kind)
-            yield
-        finally:
-            os.close(handle)
 
 
 def driver_among_others(folder: Path, leases: Leases, journal: Journal, remote: Any) -> Together:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantarena.bench.content import bytes_sha256, listing_sha256
+from quantarena.bench.documents import parse_json
 from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
@@ -83,8 +84,6 @@ class Examined:
 
 def read_rows(root: Path) -> tuple[list[tuple[Row, str]], list[Problem]]:
     """The rows of a folder with the digests that they state, and the files that are no rows."""
-    from quantarena.bench.documents import parse_json
-
     rows, problems = [], []
     folder = root / "rows"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():

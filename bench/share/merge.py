@@ -6,7 +6,7 @@ The new folder has the usual layout, so that every verb which reads a run reads 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,5 @@ def _check_places(results: Sequence[Path], out: Path) -> None:
 
 def as_plain(merged: Merged) -> dict[str, Any]:
     """The outcome as plain data for ``--json``."""
-    from dataclasses import asdict
-
     document: dict[str, Any] = json.loads(json.dumps(asdict(merged.provenance)))
     return {"folder": str(merged.folder), "rows": merged.rows, **document}

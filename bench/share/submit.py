@@ -9,13 +9,13 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import plain_errors, utc_now, work_folder, write_atomic
+from quantarena.bench.machine import versions
 from quantarena.bench.schema import SCHEMA_VERSION, Row, Status
 from quantarena.bench.share.examine import Holding, Listing, read_rows
 from quantarena.bench.share.layout import MANIFEST, README, is_plain_file, limit
@@ -185,7 +185,7 @@ def _manifest(
         name=name,
         created=utc_now(),
         row_schema=SCHEMA_VERSION,
-        package=_package(),
+        package=versions().get("quantarena", "unknown"),
         commits=tuple(sorted({text for row in rows if (text := _commit(row.machine))})),
         machines=tuple(machines.values()),
         closures=dict(sorted(codes.items())),
@@ -201,13 +201,6 @@ def _commit(machine: dict[str, Any]) -> str:
     if not isinstance(git, dict) or not git.get("commit"):
         return ""
     return f"{git['commit']}{'+' if git.get('dirty') else ''}"
-
-
-def _package() -> str:
-    try:
-        return version("quantarena")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _readme(name: str, rows: list[Row], share: float) -> str:

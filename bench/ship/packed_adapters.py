@@ -11,6 +11,7 @@ from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.loaders.peft import PeftAdapterMixin
 from torch import nn
 
+from quantarena.bench.adapters.drawing import adapted
 from quantarena.bench.adapters.register import register_with_peft
 from quantarena.bench.errors import UserError
 from quantarena.methods.core.errors import Unsupported
@@ -71,9 +72,8 @@ class PackedAdapters(PeftAdapterMixin):  # type: ignore[misc]
 
 def eval_adapters(network: nn.Module) -> None:
     """Put what peft made into the mode of its network: new modules are in training mode."""
-    for module in network.modules():
-        if hasattr(module, "merged_adapters"):
-            module.train(network.training)
+    for module in adapted(network):
+        module.train(network.training)
 
 
 def refuse_tables(network: nn.Module, keys: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ def refuse_adapters(network: nn.Module) -> None:
     Raises:
         UserError: it has some.
     """
-    if any(hasattr(module, "merged_adapters") for module in network.modules()):
+    if adapted(network):
         raise UserError(
             "a packed network is saved without adapters: call unload_lora_weights() first; what "
             "fuse_lora() made a part of its layers stays, and is saved with them"

@@ -130,7 +130,7 @@ def run_cell(
         row = replace(row, device=describe_device(cell.target))
         found = _imported(cell.method, plugins, prefer_plugin=prefer_plugin)
         row = replace(row, method=describe_method(found))
-        row = _stages(row, found, paths, batched(cell, batch), progress)
+        row = _stages(row, found, paths, cell.batched(batch), progress)
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -151,11 +151,6 @@ def _advice(error: BaseException, cell: Cell) -> str:
     if not isinstance(error, torch.OutOfMemoryError) or cell.target.offload:
         return ""
     return "; --offload has one block at a time on the device, --batch makes activations smaller"
-
-
-def batched(cell: Cell, batch: int) -> Cell:
-    """The cell with that many images drawn together; with its own number if that is 0."""
-    return replace(cell, budget=replace(cell.budget, batch=batch)) if batch else cell
 
 
 def _stages(row: Row, found: RegisteredMethod, paths: Paths, cell: Cell, progress: Progress) -> Row:
@@ -223,7 +218,7 @@ def time_cell(row: Row, paths: Paths, *, plugins: tuple[str, ...] = (), progress
 
 def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress) -> Row:
     cache = StageCache(paths.cache)
-    cell = batched(row.cell, int(row.workload.get("batch", 0)))  # as its images were drawn
+    cell = row.cell.batched(int(row.workload.get("batch", 0)))  # as its images were drawn
     workspace = open_workspace(cell)
     recorded = trajectory(workspace, cache)
     prefer = not str(row.method.get("origin", "builtin")).startswith("builtin")

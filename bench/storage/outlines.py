@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +60,25 @@ def outlines(store: Store) -> tuple[Row, ...]:
 
     Damaged files are moved aside or left out, as ``Store.rows`` does.
     """
-    index = _Index(store.folder / INDEX)
-    found, new = [], 0
+    memory = _memory_of(store)
+    found: dict[str, tuple[list[int], Row]] = {}
     for name, numbers in _files(store.rows_folder):
-        row = index.get(name, numbers)
+        kept, row = memory.rows.get(name, ([], None))
+        if kept != numbers:
+            row = memory.index.get(name, numbers)
         if row is None:
             whole = store.get(name.removesuffix(".json"))
             if whole is None:
                 continue
-            row, new = outline(whole), new + 1
-        found.append((name, numbers, row))
-    gone = index.size > len(found)
-    if not store.foreign and (gone or new >= min(_MOST_NEW, 1 + len(found) // 4)):
-        _write(store.folder / INDEX, found)
-    return tuple(row for _, _, row in found)
+            row = outline(whole)
+            memory.unsaved += 1
+        found[name] = (numbers, row)
+    gone = memory.saved > len(found)
+    if not store.foreign and (gone or memory.unsaved >= min(_MOST_NEW, 1 + len(found) // 4)):
+        _write(store.folder / INDEX, ((name, *each) for name, each in found.items()))
+        memory.saved, memory.unsaved = len(found), 0
+    memory.rows = found
+    return tuple(row for _, row in found.values())
 
 
 def _files(folder: Path) -> list[tuple[str, list[int]]]:
@@ -134,6 +139,41 @@ class _Index:
 
 _REST = ("reason", "method", "seconds", "peak_bytes", "stage_keys", "warnings")
 _TIMES = ("started", "finished", "attempt")
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What this process knows of one folder: a run asks for the same outlines again and again.
+
+    Attributes:
+        folder: the results folder.
+        index: what was on disk when it was first asked for.
+        rows: size, time stamp and inode, and outline, of each row file that was there last.
+        saved: number of outlines in the index on disk.
+        unsaved: number of outlines that came from row files since it was written.
+    """
+
+    folder: Path
+    index: _Index
+    rows: dict[str, tuple[list[int], Row]]
+    saved: int
+    unsaved: int = 0
+
+
+_last: _Memory | None = None
+"""Of the folder of the run; others are asked once, and would only take room."""
+
+
+def _memory_of(store: Store) -> _Memory:
+    global _last
+    folder = store.folder.absolute()
+    if _last is not None and _last.folder == folder and not store.foreign:
+        return _last
+    index = _Index(folder / INDEX)
+    made = _Memory(folder, index, {}, index.size)
+    if not store.foreign:
+        _last = made
+    return made
 
 
 def _write(path: Path, found: Iterable[tuple[str, list[int], Row]]) -> None:

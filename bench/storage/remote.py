@@ -12,7 +12,7 @@ import importlib
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,7 @@ class Remote:
         Raises:
             UserError: the store cannot be written.
         """
-        path = f"{self.root}/{name}"
-        with self._errors("write", name):
-            self._ensure_parent(path)
-            if _is_file_system(self.system):  # a file is not written whole: it is renamed
-                draft = _draft(path)
-                self.system.pipe_file(draft, data)
-                self.system.mv(draft, path)
-            else:
-                self.system.pipe_file(path, data)
+        self._put(name, lambda path: self.system.pipe_file(path, data))
 
     def fetch(self, name: str) -> bytes | None:
         """The bytes of an object; None if there is none.
@@ -133,15 +125,7 @@ class Remote:
         Raises:
             UserError: the store cannot be written.
         """
-        path = f"{self.root}/{name}"
-        with self._errors("write", name):
-            self._ensure_parent(path)
-            if _is_file_system(self.system):
-                draft = _draft(path)
-                self.system.put_file(str(file), draft)
-                self.system.mv(draft, path)
-            else:
-                self.system.put_file(str(file), path)
+        self._put(name, lambda path: self.system.put_file(str(file), path))
 
     def fetch_folder(self, name: str, folder: Path) -> bool:
         """Copy the files of such an object into a folder; False without an intact one.
@@ -163,9 +147,18 @@ class Remote:
         """Delete such an object."""
         self.forget(name + TAR)
 
-    def _ensure_parent(self, path: str) -> None:
-        if not getattr(self.system, "async_impl", False):  # object stores have no folders
-            self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+    def _put(self, name: str, put: Callable[[str], object]) -> None:
+        """Let an object appear whole: ``put`` writes it to the path that it is given."""
+        path = f"{self.root}/{name}"
+        with self._errors("write", name):
+            if not getattr(self.system, "async_impl", False):  # object stores have no folders
+                self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if _is_file_system(self.system):  # a file is not written whole: it is renamed
+                draft = _draft(path)
+                put(draft)
+                self.system.mv(draft, path)
+            else:
+                put(path)
 
     @contextlib.contextmanager
     def _errors(self, doing: str, name: str) -> Iterator[None]:

@@ -69,7 +69,7 @@ def signature_of(pipe: Any) -> CallSignature:
         for name, parameter in inspect.signature(pipe.__call__).parameters.items()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
-    plain = {n: d for n, d in given.items() if type(d) in (bool, int, float, str)}
+    plain = {n: d for n, d in given.items() if type(d) in arguments.PLAIN}
     required = [n for n, d in given.items() if d is inspect.Parameter.empty]
     return CallSignature(tuple(given), tuple(required), plain)
 

@@ -33,7 +33,7 @@ def check(world, *arguments):
     return left
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_dies_in_mid_run(world):
     asked = ("smoke", "--timeout", "5")
@@ -49,7 +49,7 @@ def test_a_node_dies_in_mid_run(world):
     check(run, *asked)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_thirty_kills(world):
     rng = random.Random(SEED)

@@ -105,7 +105,7 @@ def machines(tmp_path):
             machine.remove()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_a_machine_dies_in_mid_run(world_of, machines):
     """The code travels to a machine without it; its death costs nothing that had ended."""

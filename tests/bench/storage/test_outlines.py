@@ -1,11 +1,13 @@
 """Outlines of rows: equal to those of a full reading, and no row."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from quantarena.bench.schema import Latency, Row, Status
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.storage import outlines as module
 from quantarena.bench.storage.outlines import INDEX, outline, outlines
 from quantarena.bench.store import Store
 from quantarena.bench.target import Target
@@ -42,11 +44,18 @@ def store(tmp_path):
     return made
 
 
+def later(store):
+    """The outlines as another process reads them, which knows no more than the disk."""
+    module._last = None
+    return outlines(store)
+
+
 def test_outlines_are_those_of_the_rows_with_an_index_and_without(store):
     expected = tuple(outline(row) for row in store.rows())
     assert outlines(store) == expected
     assert (store.folder / INDEX).is_file()
     assert outlines(store) == expected
+    assert later(store) == expected
     assert [row.key for row in expected] == sorted(row.key for row in expected)
 
 
@@ -56,6 +65,7 @@ def test_an_unchanged_row_is_not_read_again_and_a_changed_one_is(store, monkeypa
     get = Store.get
     monkeypatch.setattr(Store, "get", lambda self, key: read.append(key) or get(self, key))
     outlines(store)
+    later(store)
     assert read == []
     row = store.rows()[2]
     store.put(replace(row, status=Status.OK, reason=None))
@@ -68,7 +78,27 @@ def test_an_unchanged_row_is_not_read_again_and_a_changed_one_is(store, monkeypa
 def test_a_damaged_index_is_as_good_as_none(store, damage):
     expected = outlines(store)
     (store.folder / INDEX).write_text(damage)
-    assert outlines(store) == expected
+    assert later(store) == expected
+
+
+def test_a_process_reads_the_index_of_its_folder_once(store, monkeypatch):
+    expected = outlines(store)
+    opened = []
+    index = module._Index
+    monkeypatch.setattr(module, "_Index", lambda path: opened.append(path) or index(path))
+    assert later(store) == expected
+    assert outlines(store) == outlines(store) == expected
+    assert outlines(replace(store, foreign=True)) == expected  # another run's: kept nowhere
+    assert opened == [store.folder / INDEX] * 2
+
+
+def test_rows_that_come_one_by_one_reach_the_index(store):
+    outlines(store)
+    for seed in range(10, 16):
+        cell = replace(store.rows()[0].cell, seed=seed)
+        store.put(Row(cell, Status.FAILED, "broken"))
+        outlines(store)
+    assert len(json.loads((store.folder / INDEX).read_text())["rows"]) >= 9  # of 12
 
 
 def test_a_damaged_row_is_moved_aside(store):
