@@ -298,3 +298,15 @@ def _new_lock(parent: Path, name: str) -> tuple[int, Path]:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def put_in_place(work: Path, folder: Path) -> None:
+    """Rename a finished work folder to its name; what was there before is deleted after that."""
+    work.chmod(0o755)
+    if folder.exists():
+        before = work.with_suffix(".before")
+        os.replace(folder, before)
+        os.replace(work, folder)
+        shutil.rmtree(before, ignore_errors=True)
+    else:
+        os.replace(work, folder)

@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: make long"))
 
 
+@pytest.hookimpl(trylast=True)  # after the terminal's own
 def pytest_configure(config):
     # Workers of xdist have no terminal: what they report is told once, by the process that has one.
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):

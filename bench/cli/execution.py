@@ -157,13 +157,13 @@ def _execute(
     if sync is not None:
         journal.push = sync.push
         sync.forget_rows(retired)
-        sync.push_changed()
+        sync.push_changed({cell.key for cell in made.cells})
     lock.share()
     for other in others:
         reporter.say(f"  beside {other.owner.label}, which has {other.ended} of {other.total}")
     together = driver_among_others(store.folder, leases, journal, sync)
     options = replace(options, remote=_remote(request, made))
-    work = Run(made, store, options, reporter, known, together)
+    work = Run(made, store, options, reporter, known, together, rows)
     with journal.beating():
         try:
             work.execute()
@@ -176,7 +176,7 @@ def _execute(
             raise
         page = _page(request, store, made, leases, reporter)
         if sync is not None:
-            sync.push_changed()
+            sync.push_changed({cell.key for cell in made.cells})
     forget_old(store.folder)
     return made, _by_key(store), page
 

@@ -84,6 +84,8 @@ class Run:
         reporter: shows progress.
         history: outlines of earlier runs, from which durations are estimated.
         together: what this driver shares with others on the same folder.
+        seen: outlines of the folder's rows that the plan was made from. What has come since, others
+            have done.
     """
 
     plan: Plan
@@ -92,6 +94,7 @@ class Run:
     reporter: Reporter
     history: tuple[Row, ...] = ()
     together: Together = field(default_factory=Together)
+    seen: tuple[Row, ...] = ()
     _rows: dict[str, Row] = field(default_factory=dict)
     _shared: dict[str, float] = field(default_factory=dict)
     _blocked: dict[str, list[Cell]] = field(default_factory=dict)
@@ -108,7 +111,7 @@ class Run:
         # Resolved once: a method that changes the working directory must not move the results.
         self.store = replace(self.store, folder=self.store.folder.resolve())
         self.options = replace(self.options, cache=self.options.cache.resolve())
-        self._rows = {row.key: row for row in outlines(self.store)}
+        self._rows = {row.key: row for row in self.seen}
         self._progress = Progress(self.plan, self.reporter, self._rows, self.history)
         self._progress.told = self.together.told
         try:
@@ -150,7 +153,7 @@ class Run:
                     self._start(executor, again)
                     continue
                 if outcome.task.kind == "cell":
-                    self._keep(outcome)
+                    self._keep(outcome, work)
                 else:
                     self._unblock(outcome, work)
                 self.together.claims.release(outcome.task)
@@ -203,7 +206,7 @@ class Run:
         cell = outcome.task.cell
         cells = self._blocked.pop(cell.shared_key)
         if outcome.status is not Status.OK:
-            self._cannot_prepare(outcome, cells, others=bool(self._blocked))
+            self._cannot_prepare(outcome, cells, work)
             return
         self._shared[cell.shared_key] = round(outcome.seconds, 3)
         with contextlib.suppress(UserError):  # it helps to estimate, and to share work
@@ -212,18 +215,19 @@ class Run:
         batch = outcome.task.batch  # what had room, if its own had none
         work.extend(Task("cell", cell, batch=batch) for cell in self._ordered(cells))
 
-    def _cannot_prepare(self, outcome: Outcome, cells: list[Cell], *, others: bool) -> None:
-        """Fail the cells of shared stages that failed.
+    def _cannot_prepare(self, outcome: Outcome, cells: list[Cell], work: Work) -> None:
+        """Fail the cells of shared stages that failed, but for those that another driver has.
 
         A user's mistake ends the run at once if no other cells are left.
         """
-        if outcome.user_error and not others and not self._progress.ended:
+        if outcome.user_error and not self._blocked and not self._progress.ended:
             raise UserError(outcome.reason)
         self._say(outcome.task, f"shared stages {outcome.status}: {outcome.reason}")
         for cell in cells:
             reason, task = f"shared stages: {outcome.reason}", Task("cell", cell)
             if self.together.claims.take(task):
-                self._keep(replace(outcome, task=task, reason=reason))
+                if not self._settled(task, work):
+                    self._keep(replace(outcome, task=task, reason=reason), work)
                 self.together.claims.release(task)
 
     def _ordered(self, cells: list[Cell]) -> list[Cell]:
@@ -233,7 +237,7 @@ class Run:
         rates = self._progress.rates()
         return sorted(cells, key=rates.cell_seconds, reverse=True)
 
-    def _keep(self, outcome: Outcome) -> None:
+    def _keep(self, outcome: Outcome, work: Work) -> None:
         """Write the row of a cell that has ended, whatever its status."""
         cell = outcome.task.cell
         row = outcome.row or Row(cell, outcome.status, outcome.reason)
@@ -251,6 +255,9 @@ class Run:
             row = replace(row, seconds={SHARED: spent, **row.seconds})
         if not self.together.claims.ours(outcome.task):
             self._say(outcome.task, f"{cell.label}: another run has taken it over, which counts")
+            work.extend([Task("cell", cell)])  # it is done when the other one has done it
+            return
+        if self._settled(outcome.task, work):  # it was, while this driver slept
             return
         force = self.options.force or cell.key in self.plan.stale
         row = self.store.put(row, force=force)
@@ -294,12 +301,17 @@ class Run:
                 self._progress.over(task)
                 if outcome.lasting and isinstance(executor, LocalExecutor):
                     executor = self._child()
-                if self.together.claims.ours(task):
+                if self.together.claims.ours(task) and self._still_untimed(task):
                     self._keep_time(outcome)
                 self.together.claims.release(task)
         finally:
             executor.close()
             self._progress.began.clear()
+
+    def _still_untimed(self, task: Task) -> bool:
+        """Whether no other driver has timed the row while this one slept."""
+        row = self.together.get(self.store, task.cell.key)
+        return row is not None and needs_timing(row)
 
     def _with_row(self, task: Task) -> Task:
         """A timing task with the row that it amends, as it is now."""

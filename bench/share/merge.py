@@ -13,7 +13,7 @@ from typing import Any
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import plain_errors, work_folder
+from quantarena.bench.files import plain_errors, put_in_place, work_folder
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
 from quantarena.bench.share.examine import Holding, examine, read_rows
@@ -32,7 +32,7 @@ from quantarena.bench.share.provenance import (
     write_provenance,
 )
 from quantarena.bench.share.sample import SHARE
-from quantarena.bench.share.submit import put_in_place, require_replaceable
+from quantarena.bench.share.submit import require_replaceable
 from quantarena.bench.share.verify import is_submission, standings, verify
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store, signed_text

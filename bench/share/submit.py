@@ -14,7 +14,7 @@ from typing import Any
 
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import plain_errors, utc_now, work_folder, write_atomic
+from quantarena.bench.files import plain_errors, put_in_place, utc_now, work_folder, write_atomic
 from quantarena.bench.machine import versions
 from quantarena.bench.schema import SCHEMA_VERSION, Row, Status
 from quantarena.bench.share.examine import Holding, Listing, read_rows
@@ -108,18 +108,6 @@ def require_replaceable(folder: Path, mark: str) -> None:
         raise UserError(f"{folder} exists and is no folder: choose another -o")
     if any(folder.iterdir()) and not (folder / mark).is_file():
         raise UserError(f"{folder} holds something else (no {mark}): choose another -o")
-
-
-def put_in_place(work: Path, folder: Path) -> None:
-    """Rename a finished work folder to its name; what was there before is deleted after that."""
-    work.chmod(0o755)
-    if folder.exists():
-        before = work.with_suffix(".before")
-        os.replace(folder, before)
-        os.replace(work, folder)
-        shutil.rmtree(before, ignore_errors=True)
-    else:
-        os.replace(work, folder)
 
 
 def _wanted(rows: Iterable[Row], listings: dict[str, Listing], share: float) -> dict[str, set[int]]:

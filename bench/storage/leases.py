@@ -25,6 +25,8 @@ VARIABLE = "QUANTARENA_LEASE_SECONDS"
 """Environment variable: seconds without a renewal after which a lease is dead, 60 by default."""
 _BEATS = 6
 """Renewals in that time."""
+_HEIR = ".heir-"
+"""Between the name of a dead lease and its holder's token, in the name of its heir's record."""
 
 
 def lease_seconds() -> float:
@@ -78,12 +80,19 @@ class Leases:
             if self.shelf.create(name, lease.data):
                 return self._keep(lease)
             if (found := self.shelf.read(name)) is not None:
+                if _owner(found[0]) == owner:  # created by a try whose answer was lost
+                    return self._keep(lease)
                 return self._inherit(lease, *found)
         return None
 
     def ours(self, lease: Lease) -> bool:
-        """Whether the record is still this lease's own, seen now."""
+        """Whether the record is still this lease's own, seen now.
+
+        One that somebody has deleted is put back: what is missing is nobody else's.
+        """
         found = self.shelf.read(lease.name)
+        if found is None and not lease.lost and self.shelf.create(lease.name, lease.data):
+            return True
         if found is None or _owner(found[0]) != lease.owner:
             lease.lost = True
         return not lease.lost
@@ -114,13 +123,22 @@ class Leases:
         return None if found is None else _owner(found[0])
 
     def sweep(self) -> int:
-        """Delete the records of processes that are known to have ended; returns how many."""
+        """Delete the records of processes that are known to have ended; returns how many.
+
+        Each is inherited first: another process may be inheriting it at the same moment.
+        """
         swept = 0
         for name in self.shelf.names():
             owner = self.holder(name)
-            if owner is not None and owner.gone():
+            if owner is None or not owner.gone():
+                continue
+            if _HEIR in name:  # a process that died while it inherited
                 self.shelf.delete(name)
-                swept += 1
+            elif (lease := self.take(name)) is not None:
+                self.release(lease)
+            else:
+                continue
+            swept += 1
         return swept
 
     def _inherit(self, lease: Lease, data: bytes, mark: str) -> Lease | None:
@@ -129,7 +147,7 @@ class Leases:
         if not self._dead(name, before, mark):
             return None
         token = before.token if before is not None else "unreadable"
-        heir = f"{name}.heir-{token}"
+        heir = f"{name}{_HEIR}{token}"
         if not self.shelf.create(heir, lease.data):
             other = self.shelf.read(heir)  # one that died while it inherited is forgotten
             if other is not None and self._dead(heir, _owner(other[0]), other[1]):
@@ -174,8 +192,8 @@ class Leases:
                     return
             for lease in held:
                 # A store that cannot be reached now may be back at the next beat.
-                with contextlib.suppress(Exception):
-                    if not lease.lost and self.ours(lease):
+                with contextlib.suppress(Exception), self._lock:
+                    if lease.name in self._held and not lease.lost and self.ours(lease):
                         self.shelf.beat(lease.name, lease.data)
 
 

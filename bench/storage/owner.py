@@ -42,7 +42,8 @@ class Owner:
         """Whether the process is known to have ended; False where this machine cannot know."""
         if not self.boot or self.boot != _boot():
             return False
-        return _born(self.pid) != self.born
+        born = _born(self.pid)
+        return born is not None and born != self.born
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -65,7 +66,7 @@ class Owner:
 def this_process() -> Owner:
     """The present process, with a new token."""
     pid = os.getpid()
-    return Owner(os.uname().nodename, pid, _boot(), _born(pid), uuid.uuid4().hex)
+    return Owner(os.uname().nodename, pid, _boot(), _born(pid) or "", uuid.uuid4().hex)
 
 
 @functools.cache
@@ -77,12 +78,28 @@ def _boot() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
-    """The start of a process in clock ticks after the boot; empty if there is none."""
+def _born(pid: int) -> str | None:
+    """The start of a process in clock ticks after the boot; empty if it has ended.
+
+    None where that cannot be seen: /proc may hide the processes of other users.
+    """
     try:
         line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None if _alive(pid) else ""
     except OSError:
-        return ""
+        return None
     # The name of the program, in parentheses, may hold spaces.
     fields = line.rpartition(")")[2].split()
     return "" if fields[:1] in (["Z"], ["X"]) else fields[19]
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is a process of that id, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

@@ -12,15 +12,17 @@ import importlib
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantarena.bench.content import index_file
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import write_atomic
-from quantarena.bench.storage.shelves import ObjectShelf
+from quantarena.bench.files import plain_errors, write_atomic
+from quantarena.bench.storage.shelves import FolderShelf, ObjectShelf, Shelf, patiently
+
+T = TypeVar("T")
 
 ORIGIN = ".origin"
 """File of a mirror that holds the URL of its store."""
@@ -42,9 +44,12 @@ class Remote:
     system: Any
     root: str
 
-    def shelf(self, folder: str) -> ObjectShelf:
+    def shelf(self, folder: str) -> Shelf:
         """Lease records in a folder of the store."""
-        return ObjectShelf(self.system, f"{self.root}/{folder}")
+        place = f"{self.root}/{folder}"
+        if _is_file_system(self.system):  # links are made once; fsspec's create is not
+            return FolderShelf(Path(place))
+        return ObjectShelf(self.system, place)
 
     def push(self, name: str, data: bytes) -> None:
         """Write an object, whole or not at all.
@@ -60,16 +65,19 @@ class Remote:
         Raises:
             UserError: the store cannot be read.
         """
-        with self._errors("read", name):
+
+        def get() -> bytes | None:
             try:
                 return bytes(self.system.cat_file(f"{self.root}/{name}"))
             except FileNotFoundError:
                 return None
 
+        return self._patiently("read", name, get)
+
     def forget(self, name: str) -> None:
         """Delete an object, if it exists."""
-        with self._errors("delete", name), contextlib.suppress(FileNotFoundError):
-            self.system.rm_file(f"{self.root}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently("delete", name, lambda: self.system.rm_file(f"{self.root}/{name}"))
 
     def listing(self, folder: str) -> dict[str, str]:
         """The objects of a folder: a mark of the content by the name. Half-written ones are none.
@@ -77,14 +85,16 @@ class Remote:
         Raises:
             UserError: the store cannot be read.
         """
-        with self._errors("list", folder):
+
+        def listed() -> list[dict[str, Any]]:
             self.system.invalidate_cache()
             try:
-                found = self.system.ls(f"{self.root}/{folder}", detail=True)
+                return list(self.system.ls(f"{self.root}/{folder}", detail=True))
             except FileNotFoundError:
-                return {}
+                return []
+
         marks = {}
-        for each in found:
+        for each in self._patiently("list", folder, listed):
             name = str(each["name"]).rstrip("/").rpartition("/")[2]
             if each.get("type") == "file" and name and not name.endswith(".tmp"):
                 stamps = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "size")
@@ -96,8 +106,9 @@ class Remote:
         paths = {f"{self.root}/{name}": name for name in names}
         if not paths:
             return {}
-        with self._errors("read", names[0]):
-            found = self.system.cat(list(paths), on_error="return")
+        found = self._patiently(
+            "read", names[0], lambda: self.system.cat(list(paths), on_error="return")
+        )
         if isinstance(found, bytes):  # of one path it is no dictionary
             return {names[0]: found}
         byname = {paths.get(path) or paths[f"/{path}"]: data for path, data in found.items()}
@@ -133,11 +144,12 @@ class Remote:
         Raises:
             UserError: the store cannot be read.
         """
-        with temporary_folder() as place, self._errors("read", name):
+        with temporary_folder() as place:
             file = Path(place) / "entry.tar"
+            path = f"{self.root}/{name}{TAR}"
             try:
-                self.system.get_file(f"{self.root}/{name}{TAR}", str(file))
-                with tarfile.open(file) as tar:
+                self._patiently("read", name, lambda: self.system.get_file(path, str(file)))
+                with tarfile.open(file) as tar, plain_errors("write in", folder):
                     tar.extractall(folder, filter="data")
             except (FileNotFoundError, tarfile.TarError):
                 return False
@@ -150,7 +162,8 @@ class Remote:
     def _put(self, name: str, put: Callable[[str], object]) -> None:
         """Let an object appear whole: ``put`` writes it to the path that it is given."""
         path = f"{self.root}/{name}"
-        with self._errors("write", name):
+
+        def whole() -> None:
             if not getattr(self.system, "async_impl", False):  # object stores have no folders
                 self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
             if _is_file_system(self.system):  # a file is not written whole: it is renamed
@@ -160,15 +173,10 @@ class Remote:
             else:
                 put(path)
 
-    @contextlib.contextmanager
-    def _errors(self, doing: str, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (UserError, FileNotFoundError):
-            raise
-        except Exception as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(f"cannot {doing} {self.url}/{name} ({said})") from error
+        self._patiently("write", name, whole)
+
+    def _patiently(self, doing: str, name: str, call: Callable[[], T]) -> T:
+        return patiently(call, f"{doing} {self.url}/{name}")
 
 
 def is_url(text: str) -> bool:

@@ -7,16 +7,22 @@ object store does it by a conditional put (``If-None-Match: *``); one that ignor
 
 import contextlib
 import errno
+import importlib
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import make_shareable, plain_errors
 
+T = TypeVar("T")
+
+WAITS = (1.0, 3.0, 9.0)
+"""Seconds between the tries of a call that a store fails."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -40,6 +46,13 @@ class Shelf(Protocol):
 
     def names(self) -> list[str]:
         """The names of all records."""
+
+    def require_conditions(self) -> None:
+        """See that a record is created only where there is none.
+
+        Raises:
+            UserError: two drivers could both believe to hold a lease.
+        """
 
 
 class FolderShelf:
@@ -96,6 +109,9 @@ class FolderShelf:
             return []
         return sorted(n for n in os.listdir(self._folder) if not n.startswith("."))
 
+    def require_conditions(self) -> None:
+        """Nothing is left to see: a link, and a file with ``O_EXCL``, is made once."""
+
     def _draft(self, data: bytes) -> Path:
         handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._folder)
         with os.fdopen(handle, "wb") as stream:
@@ -116,7 +132,7 @@ def _created(path: Path, data: bytes) -> bool:
 
 
 class ObjectShelf:
-    """Records as objects.
+    """Records as objects. A call that fails is tried again for some seconds.
 
     Args:
         system: a file system of fsspec.
@@ -129,22 +145,31 @@ class ObjectShelf:
         self._beats = 0
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put a record where there is none; False if there is one."""
-        path = self._path(name)
-        try:
-            if not getattr(self._system, "async_impl", False):  # object stores have no folders
-                self._system.makedirs(self._root, exist_ok=True)
-            self._system.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except Exception as error:
-            if _is_conflict(error):
+        """Put a record where there is none; False if there is one.
+
+        It may be the caller's own, of a try whose answer was lost.
+
+        Raises:
+            UserError: the store cannot be reached, as in all calls.
+        """
+
+        def put() -> bool:
+            try:
+                if not getattr(self._system, "async_impl", False):  # object stores have no folders
+                    self._system.makedirs(self._root, exist_ok=True)
+                self._system.pipe_file(self._path(name), data, mode="create")
+            except FileExistsError:
                 return False
-            raise
-        return True
+            except Exception as error:
+                if _is_conflict(error):
+                    return False
+                raise
+            return True
+
+        return self._patiently(put)
 
     def require_conditions(self) -> None:
-        """See that the store refuses a second create.
+        """See that the store refuses a second create, also of two that come at the same time.
 
         Raises:
             UserError: it does not, so that two drivers would both believe to hold a lease.
@@ -154,51 +179,108 @@ class ObjectShelf:
             first, second = self.create(name, b"1"), self.create(name, b"2")
         finally:
             self.delete(name)
-        if not first or second:
+        if not first or second or not _creates_once(self._system):
             raise UserError(
-                f"{self._system.unstrip_protocol(self._root)}: this store ignores conditional "
+                f"{self._system.unstrip_protocol(self._root)}: this store has no conditional "
                 "writes (If-None-Match), so two runs could do the same work: use a store that has "
                 "them, or a shared folder"
             )
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """A record and, as its mark, its bytes, which change with each beat."""
-        try:
-            data = bytes(_fresh(self._system, self._system.cat_file, self._path(name)))
-        except FileNotFoundError:
-            return None
-        return data, data.decode("utf-8", "replace")
+
+        def get() -> bytes | None:
+            try:
+                return bytes(_fresh(self._system, self._system.cat_file, self._path(name)))
+            except FileNotFoundError:
+                return None
+
+        data = self._patiently(get)
+        return None if data is None else (data, data.decode("utf-8", "replace"))
 
     def beat(self, name: str, data: bytes) -> None:
         """Write the record again with a number after it, which JSON readers skip as a line."""
         self._beats += 1
-        self._system.pipe_file(self._path(name), data + f"\n{self._beats}".encode())
+        self.replace(name, data + f"\n{self._beats}".encode())
 
     def replace(self, name: str, data: bytes) -> None:
         """Put a record in another's place."""
-        self._system.pipe_file(self._path(name), data)
+        self._patiently(lambda: self._system.pipe_file(self._path(name), data))
 
     def delete(self, name: str) -> None:
         """Remove a record, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
-            self._system.rm_file(self._path(name))
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rm_file(self._path(name))
+
+        self._patiently(remove)
 
     def names(self) -> list[str]:
         """The names of all records."""
-        try:
-            found = _fresh(self._system, self._system.ls, self._root, detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(path).rpartition("/")[2] for path in found)
+
+        def listed() -> list[str]:
+            try:
+                return list(_fresh(self._system, self._system.ls, self._root, detail=False))
+            except FileNotFoundError:
+                return []
+
+        return sorted(path.rpartition("/")[2] for path in self._patiently(listed))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, f"reach {self._system.unstrip_protocol(self._root)}")
+
+
+def patiently(call: Callable[[], T], doing: str) -> T:
+    """What a call of a store gives, tried again after one, three and nine seconds.
+
+    Args:
+        call: raises whatever the store's library raises.
+        doing: for the line of an error, such as ``write s3://bucket/run``.
+
+    Raises:
+        UserError: it failed each time.
+        FileNotFoundError: at once; it is an answer.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except (UserError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if wait is None or _is_final(error):
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UserError(
+                    f"cannot {doing} ({said}); what was finished is kept: run the same command "
+                    "again when it is back"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError
 
 
 def _fresh(system: Any, call: Callable[..., Any], *arguments: Any, **rest: Any) -> Any:
     """What a call returns without what the file system remembers of listings."""
     system.invalidate_cache()
     return call(*arguments, **rest)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether waiting does not help: no rights, no credentials, a full or foreign disk."""
+    codes = (errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT)
+    return (
+        isinstance(error, PermissionError | NotImplementedError | ValueError | TypeError)
+        or "Credential" in type(error).__name__
+        or (isinstance(error, OSError) and error.errno in codes)
+    )
+
+
+def _creates_once(system: Any) -> bool:
+    """Whether a put with mode ``create`` is one step: fsspec's own looks first and writes then."""
+    spec = importlib.import_module("fsspec.spec")
+    return type(system).pipe_file is not spec.AbstractFileSystem.pipe_file
 
 
 def _is_conflict(error: Exception) -> bool:

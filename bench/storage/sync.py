@@ -8,14 +8,14 @@ to be: an object of a known name never changes but for the plan, the page and dr
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from quantarena.bench.files import write_atomic
+from quantarena.bench.files import put_in_place, work_folder, write_atomic
 from quantarena.bench.schema import Row
 from quantarena.bench.storage.drivers import FOLDER as DRIVERS
 from quantarena.bench.storage.remote import Remote, remote_of
-from quantarena.bench.storage.shelves import ObjectShelf
+from quantarena.bench.storage.shelves import Shelf
 from quantarena.bench.store import parse_row
 
 KNOWN = ".synced.json"
@@ -40,7 +40,7 @@ class RunSync:
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
 
-    def shelf(self, name: str) -> ObjectShelf:
+    def shelf(self, name: str) -> Shelf:
         """Lease records of this run."""
         return self._remote.shelf(f"{self._folder.name}/{name}")
 
@@ -68,8 +68,8 @@ class RunSync:
         self._fetch(list(PAGES))
         if pictures:
             for path in sorted((self._folder / "rows").glob("[!.]*.json")):
-                with contextlib.suppress(OSError, ValueError):
-                    self._pull_artefacts(parse_row(path.read_text(encoding="utf-8")))
+                if (row := _row(path)) is not None:
+                    self._pull_artefacts(row)
         self._keep()
 
     def pull_row(self, key: str) -> None:
@@ -82,8 +82,12 @@ class RunSync:
         Raises:
             UserError: the store cannot be written.
         """
-        for name, place in _places(row).items():
-            mark, path = f"{name}:{place}:{row.attempt}", self._folder / place
+        self._push_row(row)
+        self._keep()
+
+    def _push_row(self, row: Row) -> None:
+        for place, mark in _places(row).items():
+            path = self._folder / place
             if self._known.get(place) == [mark] or not path.exists():
                 continue
             if path.is_dir():
@@ -92,20 +96,32 @@ class RunSync:
                 self._remote.push_file(path, self._at(place))
             self._known[place] = [mark]
         self._push_file(f"rows/{row.key}.json")
-        self._keep()
 
     def push(self, name: str, data: bytes) -> None:
         """Write an object of this run."""
         self._remote.push(self._at(name), data)
 
-    def push_changed(self) -> None:
-        """Copy rows, plan and page that are newer here."""
-        names = [f"rows/{path.name}" for path in (self._folder / "rows").glob("[!.]*.json")]
-        for name in (*names, *PAGES):
-            path = self._folder / name
-            with contextlib.suppress(FileNotFoundError):
-                if self._known.get(name, [""])[0] != _numbers(path):
-                    self._push_file(name)
+    def push_changed(self, keys: Collection[str]) -> None:
+        """Copy rows, plan and page that are newer here, or that the store has lost.
+
+        Args:
+            keys: of the planned cells; lost rows of other cells stay lost.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        there = self._remote.listing(self._at("rows"))
+        for path in sorted((self._folder / "rows").glob("[!.]*.json")):
+            lost = path.name not in there and path.stem in keys
+            if (lost or self._is_new(f"rows/{path.name}")) and (row := _row(path)) is not None:
+                if lost:
+                    for place in _places(row):
+                        self._known.pop(place, None)
+                self._push_row(row)
+        there = self._remote.listing(self._folder.name)
+        for name in PAGES:
+            if (self._folder / name).is_file() and (name not in there or self._is_new(name)):
+                self._push_file(name)
         self._keep()
 
     def forget_rows(self, rows: Iterable[Row]) -> None:
@@ -140,18 +156,24 @@ class RunSync:
                 self._known[name] = [_numbers(path), *known[1:]]
 
     def _pull_artefacts(self, row: Row) -> None:
-        for place in _places(row).values():
+        """Copy a row's images and scores, unless those that lie here are this row's own."""
+        for place, mark in _places(row).items():
             path = self._folder / place
-            if path.exists():
+            if path.exists() and self._known.get(place) == [mark]:
                 continue
             if path.suffix:
                 self._fetch([place])
-            else:
-                draft = path.with_name(f".{path.name}.{os.getpid()}.work")
-                draft.mkdir(parents=True, exist_ok=True)
+                self._known[place] = [mark]
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with work_folder(path.parent, path.name) as draft:
                 if self._remote.fetch_folder(self._at(place), draft):
-                    with contextlib.suppress(OSError):  # another process was first
-                        os.replace(draft, path)
+                    put_in_place(draft, path)
+                    self._known[place] = [mark]
+
+    def _is_new(self, name: str) -> bool:
+        """Whether a file has changed here since it was copied."""
+        return self._known.get(name, [""])[0] != _numbers(self._folder / name)
 
     def _push_file(self, name: str) -> None:
         path = self._folder / name
@@ -188,9 +210,20 @@ def pull_names(results: Path) -> None:
                 (results / name / "rows").mkdir(parents=True, exist_ok=True)
 
 
+def _row(path: Path) -> Row | None:
+    """The row in a file, or None if it is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        return parse_row(path.read_text(encoding="utf-8"))
+    return None
+
+
 def _places(row: Row) -> dict[str, str]:
-    """Where a row's files are, by kind."""
-    return {name: place for name, place in row.artefacts.items() if name in _PLACES}
+    """Where a row's files are, each with a mark of what is in them."""
+    files = {name: place for name, place in row.artefacts.items() if name in _PLACES}
+    return {
+        place: f"{name} {row.artefacts.get(f'{name}_sha256', f'attempt {row.attempt}')}"
+        for name, place in files.items()
+    }
 
 
 def _numbers(path: Path) -> str:

@@ -112,7 +112,8 @@ def test_a_driver_that_slept_loses_its_cell_and_doubles_no_row(bench, driver):
     first.send_signal(signal.SIGCONT)
     ends = [child.communicate(timeout=SLOW) for child in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], ends
-    assert "another run has taken it over" in ends[0][1]
+    said = ends[0][1]  # by whether the other one still had it
+    assert "another run has taken it over" in said or "rtn/w4a4 ok, by another run" in said
     assert {row.attempt for row in bench.rows()} == {1}
     assert len(bench.rows()) == 5
 

@@ -133,28 +133,15 @@ def test_there_are_twenty_classes():
     assert set(QUICK) <= set(CLASSES)
 
 
-@pytest.mark.parametrize("source", QUICK, indirect=True)
-def test_exported_and_drawn_by_diffusers(source, diffusers, same_files, tmp_path):
-    folder = export(source, tmp_path / "packed", tmp_path / "cache")
-    check(source, folder, diffusers, same_files, tmp_path)
+REST = [pytest.param(name, marks=pytest.mark.long) for name in CLASSES if name not in QUICK]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", CLASSES, indirect=True)
+@pytest.mark.parametrize("source", [*QUICK, *REST], indirect=True)
 def test_planned_run_exported_and_drawn_by_diffusers(source, diffusers, same_files, tmp_path):
     results = tmp_path / "results"
-    grid = [
-        "smoke",
-        "--workload",
-        str(source),
-        "--method",
-        "rtn",
-        "--bits",
-        "w8a8",
-        "--images",
-        "8",
-    ]
-    grid += ["--range-samples", "4", "--results", str(results), "--name", "mine"]
+    grid = ["smoke", "--workload", str(source), "--method", "rtn", "--bits", "w8a8"]
+    grid += ["--images", "8", "--range-samples", "4", "--results", str(results), "--name", "mine"]
     assert run(["plan", *grid, *SMALL[:-1]]) == 0
     assert run(["run", *grid, "--executor", "local", *SMALL]) == 0
     rows = [json.loads(file.read_text()) for file in (results / "mine" / "rows").glob("*.json")]

@@ -12,6 +12,7 @@ import pytest
 
 from quantarena.bench.cache import StageCache, sharing
 from quantarena.bench.errors import UserError
+from quantarena.bench.run.runner import Run
 from quantarena.bench.storage.leases import Leases
 from quantarena.bench.storage.remote import mirror, open_remote, remote_of
 from quantarena.bench.storage.stages import SharedStages
@@ -200,6 +201,66 @@ def test_a_row_whose_pictures_are_not_there_yet_is_not_seen(bench, url, monkeypa
     code, out, _ = bench("run", "smoke", "--results", url, results=False)
     assert (code, out[:4]) == (0, "5 ok")
     assert len(open_remote(url).listing("smoke/rows")) == 5
+
+
+def test_pictures_of_a_row_that_was_made_again_come_down_again(bench, url, tmp_path, monkeypatch):
+    where = ("--results", url)
+    bench("run", "smoke", *where, results=False)
+    here = mirror(url) / "smoke"
+    row = next(row for row in Store(here).rows() if row.cell.method != "fp")
+    files = [here / row.artefacts["scores"], here / row.artefacts["images"] / "0000.png"]
+    before = [file.read_bytes() for file in files]
+
+    elsewhere(monkeypatch, tmp_path)
+    import fake_stages
+
+    monkeypatch.setitem(fake_stages.QUALITY, row.cell.bits, 60.0)
+    code, _, err = bench("run", "smoke", "--force", *where, results=False)
+    assert code == 0, err
+    there = mirror(url) / "smoke"
+    made = [there / file.relative_to(here) for file in files]
+    assert made[0].read_bytes() != before[0]
+
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "here"))
+    assert bench("run", "smoke", *where, results=False)[0] == 0
+    assert Store(here).get(row.key).attempt == 2
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in made]
+
+
+def test_a_store_that_lost_its_rows_gets_them_back(bench, url):
+    where = ("--results", url)
+    bench("run", "smoke", *where, results=False)
+    remote = open_remote(url)
+    remote.system.rm(remote.root, recursive=True)
+    code, out, _ = bench("run", "smoke", *where, results=False)
+    assert (code, out[:4]) == (0, "5 ok")
+    assert len(remote.listing("smoke/rows")) == 5
+    assert len(remote.listing("smoke/images")) == len(remote.listing("smoke/scores")) == 5
+    assert {"plan.json", "leaderboard.html"} <= set(remote.listing("smoke"))
+
+
+def test_what_another_finished_since_the_plan_is_not_done_again(bench, url, tmp_path, monkeypatch):
+    """Nor overwritten: the shared stages of the second driver fail."""
+    where = ("--results", url)
+    execute, first = Run.execute, [True]
+
+    def late(self):
+        if first:
+            first.clear()
+            elsewhere(monkeypatch, tmp_path)
+            assert bench("run", "smoke", *where, results=False)[0] == 0
+            monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "here"))
+            (self.options.cache / "behaviour.json").write_text('{"prepare": "raise"}')
+        execute(self)
+
+    monkeypatch.setattr(Run, "execute", late)
+    code, out, err = bench("run", "smoke", *where, results=False)
+    assert (code, out[:4]) == (0, "5 ok"), err
+    for machine in ("here", "elsewhere"):
+        monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / machine))
+        folder = mirror(url) / "smoke"
+        assert [(row.status, row.attempt) for row in Store(folder).rows()] == [("ok", 1)] * 5
+        assert not list((folder / "rows" / "earlier").glob("*"))
 
 
 @pytest.mark.parametrize(
