@@ -32,7 +32,26 @@ def register_with_peft() -> None:
         return default(target, adapter_name, config=config, **kwargs)
 
     peft_model.dispatch_default = dispatch
+    _find_device(peft_model)
     _keep_shapes()
+
+
+def _find_device(peft_model: Any) -> None:
+    """Let peft find the device of a network whose parameters have all become codes.
+
+    It asks the first parameter; a transformer whose norms have no weights has none left.
+    """
+    find = getattr(peft_model, "get_device_map", None)
+    if find is None:  # of a version that does not ask
+        return
+
+    @functools.wraps(find)
+    def found(model: Any) -> Any:
+        buffers = model.buffers() if next(model.parameters(), None) is None else iter(())
+        buffer = next(buffers, None)
+        return find(model) if buffer is None else {"": buffer.device}
+
+    peft_model.get_device_map = found
 
 
 def _keep_shapes() -> None:

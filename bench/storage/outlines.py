@@ -88,7 +88,7 @@ def _files(folder: Path) -> list[tuple[str, list[int]]]:
         for entry in entries:
             if not entry.name.endswith(".json") or entry.name.startswith("."):
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone since, or a link to nowhere
                 status = entry.stat()
                 numbers = [status.st_size, status.st_mtime_ns, status.st_ino]
                 files.append((entry.name, numbers))

@@ -61,7 +61,7 @@ def test_the_command_line_exits_with_1(bench, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_raylet_ends_the_run_at_once(bench, monkeypatch):
-    from quantarena.bench.run import runner
+    from quantarena.bench.run.progress import Progress
 
     bench.behave(rtn__w4a8="hang")
 
@@ -74,7 +74,7 @@ def test_a_killed_raylet_ends_the_run_at_once(bench, monkeypatch):
                     os.kill(process.pid, signal.SIGKILL)
 
     with monkeypatch.context() as patched:  # an undo of everything would bring real stages back
-        patched.setattr(runner.Run, "_listen", kill)
+        patched.setattr(Progress, "listen", kill)
         code, out, err = bench("run", "smoke", "--executor", "ray", "--workers", "1")
     assert (code, out) == (1, "")
     assert "Ray's process raylet died" in err.splitlines()[-1]

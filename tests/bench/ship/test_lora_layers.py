@@ -12,7 +12,7 @@ FORMS = {
     "rtn": ("w4a8", {"PackedLayer"}),
     "q_diffusion": ("w4a8", {"PackedLayer", "SplitPackedLayer"}),
     "svdquant": ("w4a8", {"LowRankLayer"}),
-    "vidit_q": ("w4a8", {"RowScaledLayer"}),
+    "vidit_q": ("w4a8", {"RotationLayer"}),
     "mpq_dm": ("w4a8", {"MixedWidthLayer"}),
     "tuneqdm": ("w4a16", {"GainsLayer"}),
 }
