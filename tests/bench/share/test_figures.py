@@ -295,3 +295,22 @@ def test_arrays_that_no_row_has(score, submission, name, shape):
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_one_array_that_a_table_names_many_times_is_read_once_too_often(tmp_path):
+    """Every entry of the table would be a copy of the same bytes."""
+    import struct
+
+    from quantarena.bench.scores import read_scores
+
+    file = tmp_path / "bomb.npz"
+    np.savez(file, x=np.zeros(1 << 18))
+    data = file.read_bytes()
+    size, start = struct.unpack_from("<2L", data, len(data) - 10)
+    table, count = data[start : start + size], 2000
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, size * count, start, 0)
+    file.write_bytes(data[:start] + table * count + end)
+    before = peak()
+    with pytest.raises(ValueError, match="more than any scores"):
+        read_scores(file)
+    assert peak() - before < 800e6

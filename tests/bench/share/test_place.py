@@ -120,3 +120,14 @@ def test_a_merge_that_fails_leaves_no_folder(world):
         pass
     joined(world, "one")  # what holds a lock file alone is empty
     assert len(Store(world / "out").rows()) == 3
+
+
+def test_submit_asks_the_store_for_rows(bench, tmp_path, monkeypatch):
+    """A machine that never ran has an empty mirror."""
+    where = ("--results", "memory://submitted")
+    assert bench("run", "smoke", *where, results=False)[0] == 0
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "another machine"))
+    asked = ("submit", "smoke", "-o", str(tmp_path / "sent"), *where)
+    code, out, err = bench(*asked, results=False)
+    assert (code, err) == (0, "")
+    assert out.startswith("5 rows")
