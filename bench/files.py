@@ -115,13 +115,16 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, beside_others: bool = False) -> Iterator[FolderLock]:
+def locked(
+    folder: Path, *, beside_others: bool = False, option: str = "--results"
+) -> Iterator[FolderLock]:
     """Lock a folder for this process. The kernel unlocks it when the process ends, in any way.
 
     Args:
         folder: made if missing.
         beside_others: where others share a lock on the folder, take a share too. One who has the
             lock to himself for long is not waited for.
+        option: of the command line that chooses another folder.
 
     Raises:
         UserError: another process holds the lock.
@@ -139,7 +142,7 @@ def locked(folder: Path, *, beside_others: bool = False) -> Iterator[FolderLock]
         if not alone and not (beside_others and shared):
             raise UserError(
                 f"another run is writing to {folder} ({_holder(path)}); wait for it, stop it, "
-                "or choose another folder with --results"
+                f"or choose another folder with {option}"
             )
         note = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": utc_now()})
         with plain_errors("write", path):

@@ -96,7 +96,7 @@ def _stored(path: Path) -> list[tuple[str, bytes]] | None:
     )
     if mark != b"PK\5\6" or disk or first or here != count or comment:
         return None
-    found = []
+    found, held = [], 0
     for _ in range(count):
         if place + _ENTRY.size > len(data):
             return None
@@ -113,6 +113,9 @@ def _stored(path: Path) -> list[tuple[str, bytes]] | None:
         begin = start + _LOCAL.size
         content = data[begin + named_here + extra_here :][:size]
         same = data[begin : begin + named_here] == name
+        held += len(content)  # two entries of the table may name the same bytes
+        if held > MOST_BYTES:
+            return None
         if mark != b"PK\3\4" or not same or len(content) != size or zlib.crc32(content) != crc:
             return None
         found.append((name.decode(), content))
@@ -131,6 +134,8 @@ def _array(data: bytes) -> NDArray[np.float64]:
     shape, by_columns, kind = _header(data[:start])
     if kind.hasobject:
         raise ValueError("it holds Python objects, not numbers")
+    if math.prod(shape) * 8 > MOST_BYTES:
+        raise ValueError(f"it holds {math.prod(shape)} numbers, more than any scores")
     array = np.frombuffer(data, kind, math.prod(shape), start)
     return np.array(array.reshape(shape, order="F" if by_columns else "C"), dtype=np.float64)
 

@@ -27,6 +27,7 @@ from quantarena.bench.run.rows import counts
 from quantarena.bench.run.runner import Options, Run
 from quantarena.bench.run.together import driver_among_others
 from quantarena.bench.schema import Row
+from quantarena.bench.share.place import require_unjoined
 from quantarena.bench.spec import Cell
 from quantarena.bench.storage.drivers import (
     Driver,
@@ -91,8 +92,8 @@ def run_request(request: Request, timeout: float | None, reporter: Reporter) -> 
         reporter: shows progress.
 
     Raises:
-        UserError: the timeout is out of range, the folder holds rows of another budget, or the
-            disk is full.
+        UserError: the timeout is out of range, the folder holds rows of another budget or joins
+            those of several folders, or the disk is full.
     """
     check_timeout(timeout)
     options = Options(
@@ -130,6 +131,7 @@ def check_timeout(timeout: float | None) -> None:
 def _execute(
     request: Request, options: Options, store: Store, reporter: Reporter, lock: files.FolderLock
 ) -> tuple[Plan, dict[str, Row], Path]:
+    require_unjoined(request.folder)
     files.ensure_folder(options.cache)
     sync = sync_of(store.folder)
     if sync is not None:

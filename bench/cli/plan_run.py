@@ -31,6 +31,7 @@ from quantarena.bench.plan.plan import Plan, make_plan, minutes, next_line, plan
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.run.rows import counts_line
 from quantarena.bench.schema import Row
+from quantarena.bench.share.place import require_unjoined
 from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.storage.status import RunStatus, run_status
 from quantarena.bench.storage.sync import pull
@@ -41,6 +42,7 @@ from quantarena.bench.store import Store
 def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     """Show the cells, the estimated time and the disk space of a run, without running anything."""
     request = made_request(given)
+    require_unjoined(request.folder)
     pull(request.folder, pictures=False)
     warn = Reporter().warn
     rows = outlines(Store(request.folder, warn))

@@ -93,6 +93,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Write a folder with rows, scores, images to check and a manifest, for others to verify."""
+    _module("sync", "quantarena.bench.storage").pull(results / run)
     folder = results / run if (results / run / "rows").is_dir() else Path(run)
     if not (folder / "rows").is_dir():
         raise UserError(f"no results in {results / run}: start with: quantarena run")
@@ -143,6 +144,7 @@ def verify(
                 "not_checked": one.doubts,
                 "notes": one.notes,
                 "rescored": one.rescored,
+                "own_word": _module("bounds").own_word(one.row),
             }
             for one in report.rows
         ],
@@ -150,6 +152,10 @@ def verify(
     lines = [str(problem) for problem in report.problems]
     doubts = Counter(doubt for one in unchecked for doubt in one.doubts)
     lines += [f"self-reported: {_line(doubt)} ({n} rows)" for doubt, n in doubts.items()]
+    words = Counter(name for one in report.rows for name in _module("bounds").own_word(one.row))
+    if words and report.passed:
+        told = ", ".join(f"{name} ({n})" for name, n in words.items())
+        lines.append(f"their sender's own word in verified rows too: {_line(told)}")
     counts = ", ".join(f"{count} {name}" for name, count in report.standings.items())
     lines.append(f"{'accepted' if passed else 'refused'}: {counts}" if report.rows else "refused")
     emit(value, lines, as_json=as_json)

@@ -86,6 +86,8 @@ FIDELITY = tuple(row[0] for row in _FIDELITY)
 VIDEO = tuple(row[0] for row in _VIDEO)
 """The fidelity metrics that videos alone have."""
 QUALITY = tuple(row[0] for row in _QUALITY)
+BIASED_RESAMPLES = (FRECHET, RECALL)
+"""Metrics that resampling biases, because a resample has fewer distinct images."""
 TEXT = tuple(row[0] for row in _TEXT)
 INCEPTION = tuple(row[0] for row in _INCEPTION)
 IMAGE_PAIRS = (PSNR, SSIM, LPIPS)

@@ -18,10 +18,14 @@ RULE = (
 )
 SETTINGS = (
     *("model_sha256", "pipeline", "scheduler", "steps", "guidance", "eta", "resolution"),
-    *("images", "batch", "conditions", "prompts", "reference", "noise_sha256"),
+    *("images", "conditions", "prompts", "reference"),
     *("lora", "inputs", "frames"),
 )
 """What rows of one board and seed must say equally of their workload; all decide the images."""
+NOISE = "noise_sha256"
+"""Likewise, among rows drawn with one batch: it is a hash of the noise of each batch.
+
+Where memory ran out a row has half its budget's batch. The noise of an image is the same in any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +79,20 @@ def other_settings(candidates: Sequence[Candidate]) -> dict[int, str]:
         Reason by the place of the candidate in the sequence.
     """
     facts: dict[str, dict[str, Any]] = {}
+    noises: dict[tuple[str, Any], Any] = {}
     extractors: dict[tuple[str, str], tuple[str | None, str]] = {}
     refused: dict[int, str] = {}
     for number, one in sorted(enumerate(candidates), key=lambda pair: pair[1].place):
         row = one.row
-        if row.status is not Status.OK or not row.workload:
+        if row.status is not Status.OK:
             continue
         board = row.cell.shared_key
         mine = {name: row.workload.get(name) for name in SETTINGS}
         first = facts.setdefault(board, mine)
         differing = [name for name in mine if mine[name] != first[name]]
+        noise = row.workload.get(NOISE)
+        if noises.setdefault((board, row.workload.get("batch")), noise) != noise:
+            differing.append(NOISE)
         measured = {(board, m.name): (m.extractor_sha256, m.reference) for m in row.measurements}
         for key, value in measured.items():
             if extractors.setdefault(key, value) != value:

@@ -16,6 +16,7 @@ from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
 from quantarena.bench.share.figures import Arrays, strange_figures, strange_times
 from quantarena.bench.share.layout import ROW_BYTES, Problem, is_plain_file, plain_line
+from quantarena.bench.share.manifest import is_numbered
 from quantarena.bench.share.provenance import Standing
 from quantarena.bench.share.sample import SHARE, sampled
 from quantarena.bench.share.tables import contradictions, other_code, unknown_here
@@ -139,6 +140,8 @@ def _examined(
         doubts=tuple(unknown_here(row)),
         notes=tuple(other_code(row)),
     )
+    if one.problems:
+        return one  # what follows relies on the numbers of its cell
     if row.status is not Status.OK:
         doubt = f"it is {row.status}, which no file shows"
         return replace(one, doubts=(*one.doubts, doubt)) if holding.kind != "results" else one
@@ -176,9 +179,9 @@ def _with_images(holding: Holding, one: Examined) -> Examined:
     listing = holding.listing(row.key)
     if "images" not in row.artefacts or not listing:
         return _doubt(one, "its images are not here")
-    expected = {f"{number:04d}.png" for number in range(row.cell.budget.images)}
-    if set(listing) != expected:
-        return _problem(one, f"it has {len(listing)} images, its budget says {len(expected)}")
+    images = row.cell.budget.images
+    if not is_numbered(listing, images):
+        return _problem(one, f"it has {len(listing)} images, its budget says {images}")
     stated = row.artefacts.get("images_sha256")
     if stated is None:
         return _doubt(one, "it states no hash of its images: an earlier version wrote it")
@@ -193,8 +196,17 @@ def _with_pairs(
     row = one.row
     if reference is None:
         return _doubt(one, "full precision's row of its seed and budget is not beside it")
+    beside = reference.row.observed
+    if row.observed and beside and row.observed.fp_bytes != beside.fp_bytes:
+        return _problem(
+            one,
+            f"its full precision has {row.observed.fp_bytes} bytes, that of the row beside it "
+            f"{beside.fp_bytes}",
+        )
     if reference is not one and reference.standing is not Standing.VERIFIED:
         one = _doubt(one, f"full precision's row beside it is {reference.standing}")
+    if row.workload.get("frames"):
+        return _doubt(one, "its frames are not here, a video is no image to be scored again")
     seed = row.artefacts.get("images_sha256", row.key)
     numbers = sampled(seed, row.cell.budget.images, share)
     side = row.workload.get("resolution")

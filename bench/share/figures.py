@@ -1,56 +1,103 @@
 """A row's numbers against its own scores file: means, intervals, counts and times. No torch."""
 
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantarena.bench.metrics.bootstrap import Groups, mean_interval
-from quantarena.bench.metrics.names import IMAGE_PAIRS, LPIPS, SSIM
+from quantarena.bench.metrics.bootstrap import (
+    RESAMPLES,
+    Groups,
+    interval,
+    mean_interval,
+    recentred_interval,
+)
+from quantarena.bench.metrics.names import BIASED_RESAMPLES, IMAGE_PAIRS, INCEPTION, QUALITY
 from quantarena.bench.schema import Latency, Measurement, Row
-from quantarena.bench.scores import UNITS
+from quantarena.bench.scores import CURVE, FLOOR, FLOOR_SEED, REPLICATES, UNITS
+from quantarena.bench.share.bounds import SLACK, floor_of, values_range
 from quantarena.methods.builtin import FP
 
 Arrays = Mapping[str, NDArray[np.float64]]
 RELATIVE = 1e-6
 """Difference of a mean from that of its scores, relative to the spread: sums in other orders."""
-_BOUNDS = {LPIPS: (0.0, 2.0), SSIM: (-1.0, 1.0)}
+SETS = (*QUALITY, *INCEPTION)
+"""Metrics of a whole set of images, which have resamples and no values by image."""
+MOST_ARRAYS = 256
+MOST_CURVE = 1 << 22
+"""Most numbers of a curve: calls of a sampler times the few images of a probe."""
+_FLOORS = {"bf16": FLOOR, "seed": FLOOR_SEED}
+"""Prefix of the arrays of a kind of floor; those between real images have none."""
 
 
 def strange_figures(row: Row, scores: Arrays) -> Iterator[str]:
     """Each measurement that does not follow from the scores file, as a line."""
-    images = row.cell.budget.images
+    wrong = list(_strange_arrays(row, scores))
+    yield from wrong
+    if wrong:
+        return  # resamples of arrays of any length would fill the memory
     units = scores.get(UNITS)
-    groups = None if units is None else tuple(int(number) for number in units.ravel())
+    groups = None if units is None else tuple(int(number) for number in units)
     for name in IMAGE_PAIRS:
         figure = row.measurement(name)
-        values = scores.get(name)
-        if values is not None and values.shape != (images,):
-            yield f"the scores hold {values.shape} values of {name}, its budget has {images} images"
-        if figure is not None and figure.value is not None and values is None:
-            yield f"the scores hold nothing of {name}, the row has {figure.value:g}"
-        if values is not None and (figure is None or figure.value is None):
+        if name in scores and (figure is None or figure.value is None):
             yield f"the scores hold {name}, the row has no value of it"
+    hashed = "scores_sha256" in row.artefacts  # rows of earlier versions may have held fewer
     for figure in row.measurements:
-        # on full precision's row a name of a floor may repeat that of a metric
-        values = scores.get(figure.name)
-        if figure.value is not None and values is not None and figure.board != "floor":
-            yield from _of_scores(figure, np.ravel(values), groups, row.cell.seed)
+        kind, metric = floor_of(figure.name)
+        array = _FLOORS.get(kind, "") + metric if kind else figure.name
+        values, drawn = scores.get(array), scores.get(REPLICATES + figure.name)
+        if figure.value is None or (kind and kind not in _FLOORS):
+            continue
+        if values is not None:
+            yield from _of_scores(figure, metric or figure.name, values, groups, row.cell.seed)
+        elif figure.name in SETS and drawn is not None:
+            yield from _of_replicates(figure, drawn)
+        elif hashed or figure.name in IMAGE_PAIRS:
+            yield f"the scores hold nothing of {figure.name}, the row has {figure.value:g}"
+
+
+def _strange_arrays(row: Row, scores: Arrays) -> Iterator[str]:
+    """Arrays that no row of so many images has; the memory of what follows depends on them."""
+    images = row.cell.budget.images
+    if len(scores) > MOST_ARRAYS:
+        yield f"the scores hold {len(scores)} arrays, {MOST_ARRAYS} are taken"
+        return
+    for name, values in scores.items():
+        prefix = name.partition(":")[0] + ":" if ":" in name else ""
+        if prefix in (FLOOR, FLOOR_SEED) and row.cell.method != FP:
+            yield f"the scores hold {name}, which only full precision's do"
+        elif name in IMAGE_PAIRS or name == UNITS:
+            if values.shape != (images,):
+                yield (
+                    f"the scores hold {values.shape} values of {name}, its budget has {images} "
+                    "images"
+                )
+        elif prefix in ("", FLOOR, FLOOR_SEED):
+            if values.ndim != 1 or not 1 <= values.size <= images:
+                yield f"the scores hold {values.shape} values of {name}, of {images} images"
+        elif prefix == REPLICATES:
+            if values.ndim != 1 or not 1 <= values.size <= RESAMPLES:
+                yield f"the scores hold {values.shape} values of {name}, {RESAMPLES} are taken"
+        elif prefix != CURVE:
+            yield f"the scores hold {name}, which no version writes"
+        elif values.ndim != 2 or values.size > MOST_CURVE or values.shape[1] > images:
+            yield f"the scores hold {values.shape} values of {name}"
 
 
 def _of_scores(
-    figure: Measurement, values: NDArray[np.float64], groups: Groups | None, seed: int
+    figure: Measurement,
+    metric: str,
+    values: NDArray[np.float64],
+    groups: Groups | None,
+    seed: int,
 ) -> Iterator[str]:
-    low, high = _BOUNDS.get(figure.name, (-math.inf, math.inf))
+    low, high = values_range(metric)
     if not np.isfinite(values).all():
         yield f"the scores of {figure.name} are not all finite"
         return
-    if values.size == 0 or values.min() < low - 1e-6 or values.max() > high + 1e-6:
+    if values.min() < low - SLACK or values.max() > high + SLACK:
         yield f"the scores of {figure.name} are not all within {low:g} and {high:g}"
-        return
-    if groups is not None and len(groups) < values.size:
-        yield f"the scores name {len(groups)} prompts, and {values.size} values of {figure.name}"
         return
     mean, *ends = mean_interval(values, seed=seed, groups=groups)
     slack = RELATIVE * max(1e-9, abs(mean), float(np.ptp(values)))
@@ -58,12 +105,38 @@ def _of_scores(
     for what, here, there in zip(
         ("mean", "lower end", "upper end"), stated, (mean, *ends), strict=True
     ):
-        if (here is None) != (there is None) or (
-            here is not None and there is not None and not abs(here - there) <= slack
-        ):
+        if not _equal(here, there, slack):
             yield f"the {what} of {figure.name} is {_text(here)}, its scores give {_text(there)}"
     if figure.n != values.size:
         yield f"{figure.name} says {figure.n} images, its scores hold {values.size}"
+
+
+def _of_replicates(figure: Measurement, drawn: NDArray[np.float64]) -> Iterator[str]:
+    """The interval of a metric of a whole set, and whether its value can be that of the same set.
+
+    The value itself follows from nothing that a row holds.
+    """
+    assert figure.value is not None
+    if not np.isfinite(drawn).all():
+        yield f"the resamples of {figure.name} are not all finite"
+        return
+    biased = figure.name in BIASED_RESAMPLES
+    ends = recentred_interval(figure.value, drawn) if biased else interval(drawn)
+    spread, middle = float(np.ptp(drawn)), float(np.median(drawn))
+    slack = RELATIVE * max(1e-9, abs(figure.value), spread)
+    if not all(
+        _equal(here, there, slack)
+        for here, there in zip((figure.low, figure.high), ends, strict=True)
+    ):
+        yield f"the interval of {figure.name} does not follow from its resamples"
+    elif not biased and abs(figure.value - middle) > spread + slack:
+        yield f"{figure.name} is {figure.value:g}, its resamples are around {middle:g}"
+
+
+def _equal(here: float | None, there: float | None, slack: float) -> bool:
+    if here is None or there is None:
+        return here is there
+    return abs(here - there) <= slack
 
 
 def strange_times(row: Row) -> Iterator[str]:
@@ -71,14 +144,13 @@ def strange_times(row: Row) -> Iterator[str]:
     for time in (row.latency, *row.latency_by_batch):
         if time is not None:
             yield from _of_clock(time, full_precision=row.cell.method == FP)
-    counted = row.observed
-    if counted is not None and (counted.packed_bytes < 0 or counted.fp_bytes <= 0):
-        yield f"it has {counted.packed_bytes} bytes of {counted.fp_bytes}"
 
 
 def _of_clock(time: Latency, *, full_precision: bool) -> Iterator[str]:
     if min(time.step_ms, time.fp_step_ms, time.ratio, time.image_ms) <= 0:
         yield "a time or a speed-up is not above 0"
+    elif min(time.step_iqr_ms, time.peak_bytes) < 0 or min(time.batch, time.rounds) < 1:
+        yield "a spread of times or their memory is below 0, or nothing was timed"
     elif not time.ratio_low <= time.ratio <= time.ratio_high:
         yield f"speed-up {time.ratio:g} is not within {time.ratio_low:g} and {time.ratio_high:g}"
     elif not full_precision and not 0.5 < time.ratio * time.step_ms / time.fp_step_ms < 2:

@@ -26,6 +26,8 @@ FOLDERS = re.compile(r"rows|scores|images|images/[0-9a-f]{16}")
 MOST_BYTES = 1 << 34
 """Most bytes of a whole submission."""
 MOST_FILES = 1 << 19
+MOST_IMAGES = 1 << 17
+"""Most images of a row."""
 _SHOWN = 160
 
 

@@ -3,17 +3,24 @@
 import dataclasses
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench.documents import parse_json, read
 from quantarena.bench.files import read_text, write_atomic
-from quantarena.bench.share.layout import LIMITS, MANIFEST, Problem, is_plain_file, stray_name
+from quantarena.bench.share.layout import (
+    LIMITS,
+    MANIFEST,
+    MOST_IMAGES,
+    Problem,
+    is_plain_file,
+    stray_name,
+)
 
 FORMAT = "quantarena-submission"
 VERSION = 1
-MOST_IMAGES = 1 << 17
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -97,14 +104,21 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def is_numbered(names: Collection[str], images: int) -> bool:
+    """Whether names are those of so many images, from ``0000.png`` on.
+
+    The numbers are counted first: a row may state any, and names of so many fill the memory.
+    """
+    return len(names) == images and all(f"{n:04d}.png" in names for n in range(images))
+
+
 def strange_entries(manifest: Manifest) -> list[Problem]:
     """What no manifest of ours says: foreign names, hashes that are none, images by other names."""
     problems = [
         Problem(name, why) for name in manifest.files if (why := _stray(name, manifest.files[name]))
     ]
     for key, listing in manifest.images.items():
-        expected = {f"{number:04d}.png" for number in range(len(listing))}
-        if len(listing) > MOST_IMAGES or set(listing) != expected:
+        if len(listing) > MOST_IMAGES or not is_numbered(listing, len(listing)):
             problems.append(Problem(MANIFEST, f"images of {key} are not numbered from 0000.png"))
         if not all(_SHA256.fullmatch(value) for value in listing.values()):
             problems.append(Problem(MANIFEST, f"images of {key} have hashes that are no SHA-256"))

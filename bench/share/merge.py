@@ -15,9 +15,11 @@ from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import plain_errors, put_in_place, work_folder
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
+from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
 from quantarena.bench.share.examine import Holding, examine, read_rows
 from quantarena.bench.share.layout import Problem, is_plain_file
+from quantarena.bench.share.place import require_nothing_lost, taken
 from quantarena.bench.share.provenance import (
     ELSEWHERE,
     FILE,
@@ -31,8 +33,8 @@ from quantarena.bench.share.provenance import (
     Standing,
     write_provenance,
 )
+from quantarena.bench.share.reference import other_references
 from quantarena.bench.share.sample import SHARE
-from quantarena.bench.share.submit import require_replaceable
 from quantarena.bench.share.verify import is_submission, standings, verify
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store, signed_text
@@ -97,7 +99,7 @@ def merge(
 
     Raises:
         UserError: a folder is none, a submission has problems, nothing is left, or ``out`` holds
-            something else.
+            something else or is in use.
     """
     names = _names(results)
     _check_places(results, out)
@@ -105,8 +107,11 @@ def merge(
         _open(folder, name, place, share, progress)
         for place, (folder, name) in enumerate(zip(results, names, strict=True))
     ]
-    candidates = [one for source in opened for one in source.candidates]
-    strangers = other_settings(candidates)
+    holdings = {source.source.name: source.holding for source in opened}
+    candidates, strangers = other_references(
+        [one for source in opened for one in source.candidates], holdings
+    )
+    strangers = other_settings(candidates) | strangers
     left_out = [one for source in opened for one in source.left_out]
     left_out += [
         LeftOut(candidates[n].source, candidates[n].row.key, why)
@@ -119,7 +124,6 @@ def merge(
     if not by_key:
         first = f": {left_out[0].row}, {left_out[0].reason}" if left_out else ""
         raise UserError(f"no row is left to join{first}")
-    holdings = {source.source.name: source.holding for source in opened}
     placed = {key: ordered(some) for key, some in by_key.items()}
     provenance = Provenance(
         version=VERSION,
@@ -135,7 +139,7 @@ def merge(
         left_out=tuple(left_out),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with plain_errors("write", out), work_folder(out.parent, out.name) as work:
+    with plain_errors("write", out), taken(out), work_folder(out.parent, out.name) as work:
         elsewhere = sum(_write(work, some, holdings) for some in placed.values())
         Store(work).write_planned(_plan(opened, title, command, placed))
         write_provenance(work, provenance)
@@ -186,7 +190,13 @@ def _version(row: Row) -> str:
 def _origin(one: Candidate) -> Origin:
     found = one.found
     return Origin(
-        one.source, found.digest, found.standing, found.doubts, found.notes, found.rescored
+        one.source,
+        found.digest,
+        found.standing,
+        found.doubts,
+        found.notes,
+        found.rescored,
+        own_word(found.row),
     )
 
 
@@ -274,7 +284,7 @@ def _check_places(results: Sequence[Path], out: Path) -> None:
             raise UserError(f"-o {out} and {folder} lie in one another: choose another -o")
         if (folder / FILE).exists():
             raise UserError(f"{folder} is joined already: name its sources instead")
-    require_replaceable(out, FILE)
+    require_nothing_lost(out)
 
 
 def as_plain(merged: Merged) -> dict[str, Any]:

@@ -22,7 +22,9 @@ SOURCE = "source"
 
 
 class Standing(StrEnum):
-    """What was found of a row. Times cannot be checked by anybody but their own machine.
+    """What was found of a row.
+
+    Some figures stay their sender's own word even where a row is verified: ``Origin.own_word``.
 
     ``verified``: its settings are those of this package, its files are those that it states, its
     numbers follow from them, and the sampled images were scored again. ``self-reported``: nothing
@@ -45,6 +47,7 @@ class Origin:
         reasons: why it is self-reported; empty where it is verified.
         notes: what differs from this package without contradicting it.
         rescored: numbers of the images that were scored again.
+        own_word: figures that nobody but its sender has computed, verified or not.
     """
 
     source: str
@@ -53,6 +56,7 @@ class Origin:
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     rescored: tuple[int, ...] = ()
+    own_word: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

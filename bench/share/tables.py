@@ -5,8 +5,8 @@ from typing import Any
 
 from quantarena.bench.closure import closure
 from quantarena.bench.errors import QuantArenaError
-from quantarena.bench.metrics.names import METRICS
-from quantarena.bench.schema import Row
+from quantarena.bench.schema import Row, Status
+from quantarena.bench.share.bounds import impossible
 from quantarena.bench.spec import POLICY_NAMES, VARIANT_NAMES
 from quantarena.bench.target import checked_target
 from quantarena.bench.workloads import registry, workload_name
@@ -38,12 +38,10 @@ def contradictions(row: Row) -> list[str]:
         checked_target(target.device, target.dtype, target.threads, target.runtime, target.offload)
     except QuantArenaError as error:
         found.append(f"its target: {error}")
-    found += [
-        f"{m.name} is on board {m.board!r}, here it is on {METRICS[m.name].board}"
-        for m in row.measurements
-        if m.name in METRICS and m.board not in (METRICS[m.name].board, "floor")
-    ]
+    found += impossible(row)
     found += _long_names(row)
+    if row.status is Status.OK and not row.workload:
+        return [*found, "it is ok and says nothing of its workload's settings"]
     return found + (_of_workload(row) if row.workload else [])
 
 
@@ -96,12 +94,13 @@ def _of_workload(row: Row) -> list[str]:
     if info is None:
         return []
     budget = row.cell.budget
+    half = budget.batch // 2  # where memory ran out half as many images were drawn together
     expected: dict[str, Any] = {
         "steps": budget.steps or info.steps,
         "guidance": info.guidance,
         "eta": info.eta,
         "images": budget.images,
-        "batch": budget.batch,
+        "batch": half if half and row.workload.get("batch") == half else budget.batch,
         "conditions": info.conditions,
         "prompts": [info.prompts[i % len(info.prompts)] for i in range(SHOWN)]
         if info.prompts

@@ -16,6 +16,7 @@ from quantarena.bench.schema import (
     Row,
     Status,
 )
+from quantarena.bench.share.provenance import SOURCE
 from quantarena.bench.spec import Cell
 from quantarena.leaderboard.page.hardware import identity, machine_name, usual_machine
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
@@ -125,6 +126,11 @@ class Line:
         """Why nobody but its sender has checked one of its rows; empty where all are checked."""
         marked = (line for line in self.warnings if line.startswith(SELF_REPORTED))
         return next(marked, "").removeprefix(SELF_REPORTED)
+
+    @property
+    def sent(self) -> bool:
+        """Whether one of its rows came in a submission: some figures are its sender's own word."""
+        return any(SOURCE in row.machine for row in self.rows)
 
     @property
     def share(self) -> float | None:

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from quantarena.bench.files import write_atomic
+from quantarena.bench.metrics.names import IMAGE_PAIRS
 from quantarena.bench.schema import Measurement, Row
 from quantarena.bench.share.provenance import Provenance
 from quantarena.bench.spec import Cell
@@ -190,6 +191,7 @@ def page_html(
         "outside": len({row.cell for row in rows} - set(planned)) if planned else 0,
         "machines": machines((*rows, *elsewhere)),
         "provenance": provenance,
+        "rescored": IMAGE_PAIRS,
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": _version(),
         "python": platform.python_version(),

@@ -16,15 +16,20 @@ from quantarena.bench.metrics.bootstrap import (
     recentred_interval,
 )
 from quantarena.bench.metrics.measurement import unmeasured
-from quantarena.bench.metrics.names import FRECHET, KID, METRICS, PRECISION, QUALITY, RECALL
+from quantarena.bench.metrics.names import (
+    BIASED_RESAMPLES,
+    FRECHET,
+    KID,
+    METRICS,
+    PRECISION,
+    QUALITY,
+    RECALL,
+)
 from quantarena.bench.metrics.quality.features import Features
 from quantarena.bench.metrics.quality.frechet import AXES, frechet
 from quantarena.bench.metrics.quality.kid import Estimate, kid
 from quantarena.bench.metrics.quality.precision_recall import NEIGHBOURS, precision, recall
 from quantarena.bench.schema import Measurement
-
-_BIASED_RESAMPLES = (FRECHET, RECALL)
-"""Metrics that resampling biases, because a resample has fewer distinct images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +136,7 @@ _ESTIMATORS: dict[str, Callable[[Tensor, Features, Resampling], Estimate | str]]
 
 
 def _measurement(name: str, estimate: Estimate, n: int, reference: Features) -> Measurement:
-    if name in _BIASED_RESAMPLES:
+    if name in BIASED_RESAMPLES:
         low, high = recentred_interval(estimate.value, estimate.replicates)
     else:
         low, high = interval(estimate.replicates)

@@ -9,7 +9,7 @@ import pytest
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.merge import merge
-from quantarena.bench.share.provenance import SOURCE, Standing, read_provenance
+from quantarena.bench.share.provenance import ELSEWHERE, SOURCE, Standing, read_provenance
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.store import Store, signed_text
 from quantarena.leaderboard.page.page import render
@@ -220,7 +220,8 @@ def test_places_that_are_none(world, both):
 
 
 def test_merging_again_replaces_the_folder_as_a_whole(both, world):
-    (both / "rows" / "0123456789abcdef.json").write_text("{}")
+    (both / "rows" / ELSEWHERE / "0123456789abcdef.1.json").write_text("{}")
+    (both / ".outlines.json").write_text("{}")
     joined(world / "one", out=both)
     assert {row.key for row in Store(both).rows()} == {
         row.key for row in Store(world / "one").rows()
