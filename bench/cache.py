@@ -145,7 +145,7 @@ class StageCache:
     def load(
         self, stage: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T]
     ) -> T:
-        """The value that ``read`` finds in an entry. An unreadable entry is made again, once.
+        """The value that ``read`` finds in an entry. A damaged entry is made again, once.
 
         Raises:
             UserError: the cache cannot be written, or the disk is full. Errors of ``make`` and of
@@ -155,6 +155,8 @@ class StageCache:
         try:
             return read(folder)
         except Exception as error:
+            if _says_nothing(error):
+                raise
             log.warning("cache entry %s is damaged and is made again: %s", folder, error)
         self.drop(stage, key)
         return read(self.get(stage, key, make))
@@ -163,6 +165,16 @@ class StageCache:
         """Delete an entry."""
         _sharing.forget(self.path(stage, key))
         shutil.rmtree(self.path(stage, key), ignore_errors=True)
+
+
+def _says_nothing(error: Exception) -> bool:
+    """Whether an error of reading says nothing of the entry: no memory, no handle is left."""
+    text = str(error).lower()
+    no_memory = (
+        isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+    )
+    no_handle = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    return no_memory or no_handle
 
 
 def _timed(work: Path, make: Callable[[Path], None]) -> None:

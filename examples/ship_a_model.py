@@ -10,6 +10,7 @@ script prints them. A run that was interrupted goes on where it stopped.
 import argparse
 import inspect
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,21 @@ def compare(given: argparse.Namespace) -> str:
     """Run the methods under one protocol; returns the one that ranks first."""
     results = ["--results", str(given.out)]
     settings = [word for one in given.set for word in ("--set", one)]
+    words = "-".join(("compared", Path(given.workload).name, given.bits, *given.set))
+    name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", words)  # other settings are another comparison
     verb(
-        *("run", "smoke", "--name", "compared", "--workload", given.workload),
+        *("run", "smoke", "--name", name, "--workload", given.workload),
         *("--method", given.methods, "--bits", given.bits, "--images", str(given.images)),
         *settings,
         *results,
     )
-    ranking = json.loads((given.out / "compared" / "ranking.json").read_text())
-    (board,) = ranking["boards"]
-    if not board["standings"]:
+    ranking = json.loads((given.out / name / "ranking.json").read_text())
+    standings = [each for board in ranking["boards"] for each in board["standings"]]
+    if not standings:
         raise SystemExit("no method finished, so none can be shipped")
-    standings = board["standings"]
     if len(standings) > 1:
         names = [standing["contestant"] for standing in standings[:2]]
-        verb("compare", *names, "--in", "compared", *results)
+        verb("compare", *names, "--in", name, *results)
     return str(standings[0]["method"])
 
 

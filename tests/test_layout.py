@@ -98,7 +98,7 @@ CLOSED = {
 
 LEADERBOARD_NEEDS = (
     *("spec", "schema", "scores", "store", "files"),
-    *("budget/curves", "report/power", "share/provenance"),
+    *("budget/curves", "metrics/names", "report/power", "share/provenance"),
 )
 """Modules of ``bench`` that the leaderboard may import: plain data and formulas, no torch."""
 

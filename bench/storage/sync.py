@@ -21,8 +21,6 @@ from quantarena.bench.store import parse_row
 KNOWN = ".synced.json"
 PAGES = ("plan.json", "leaderboard.html", "ranking.json", "rows.csv", "rows.parquet", ".page.json")
 _AT_ONCE = 256
-_PLACES = ("images", "scores")
-"""The artefacts of a row that name files; the others are hashes of these."""
 
 
 class RunSync:
@@ -218,8 +216,12 @@ def _row(path: Path) -> Row | None:
 
 
 def _places(row: Row) -> dict[str, str]:
-    """Where a row's files are, each with a mark of what is in them."""
-    files = {name: place for name, place in row.artefacts.items() if name in _PLACES}
+    """Where a row's files are, each with a mark of what is in them.
+
+    A row that others wrote names no other places than its own.
+    """
+    own = {"images": f"images/{row.key}", "scores": f"scores/{row.key}.npz"}
+    files = {name: place for name, place in own.items() if row.artefacts.get(name) == place}
     return {
         place: f"{name} {row.artefacts.get(f'{name}_sha256', f'attempt {row.attempt}')}"
         for name, place in files.items()

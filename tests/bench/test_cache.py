@@ -110,3 +110,18 @@ def test_an_entry_that_never_reads_is_an_error_not_a_loop(tmp_path):
     with pytest.raises(ValueError, match="never"):
         cache.load("stage", "key", made.append, read)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, ""), RuntimeError("CUDA out of memory")]
+)
+def test_an_entry_that_could_not_be_read_for_want_of_memory_stays(tmp_path, error):
+    cache, made = StageCache(tmp_path), []
+
+    def read(folder):
+        raise error
+
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            cache.load("stage", "key", made.append, read)
+    assert len(made) == 1

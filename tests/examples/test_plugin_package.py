@@ -59,7 +59,7 @@ def test_its_own_tests_pass(installed, tmp_path):
     assert "3 passed" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_it_runs_in_workers_of_ray(installed, pixel_folder, tmp_path):
     words = (

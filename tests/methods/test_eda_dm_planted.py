@@ -64,7 +64,7 @@ def error(seed, points, side, **off):
         return float((made.run(others) - target).square().mean() / target.square().mean())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mixing_does_no_harm_where_points_are_few():
     """The mean over many networks: that of six was 1.3, by chance. docs/methods/eda_dm.md."""
     gains = [math.log(error(s, 4, 1, mixing=False) / error(s, 4, 1)) for s in SEEDS]

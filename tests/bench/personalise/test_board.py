@@ -87,7 +87,7 @@ def test_a_finished_cell_is_not_run_again(tmp_path, monkeypatch):
         measured(cell, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tuning_moves_the_subject_score_and_takes_little_memory(tmp_path):
     """Processes of their own: peak memory is a fact about a process."""
     sizes = {"images": 8, "others": 1, "updates": 30}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -17,7 +18,7 @@ from quantarena.bench.storage.leases import Leases
 from quantarena.bench.storage.remote import mirror, open_remote, remote_of
 from quantarena.bench.storage.stages import SharedStages
 from quantarena.bench.storage.sync import RunSync, sync_of
-from quantarena.bench.store import Store
+from quantarena.bench.store import Store, signed_text
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,20 @@ def test_pictures_of_a_row_that_was_made_again_come_down_again(bench, url, tmp_p
     assert bench("run", "smoke", *where, results=False)[0] == 0
     assert Store(here).get(row.key).attempt == 2
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in made]
+
+
+def test_a_row_of_others_names_no_places_outside(bench, url, tmp_path, monkeypatch):
+    where = ("--results", url)
+    bench("run", "smoke", *where, results=False)
+    row = Store(mirror(url) / "smoke").rows()[0]
+    remote = open_remote(url)
+    places = {"images": "../../../pwned", "scores": "../../../pwned.npz"}
+    forged = replace(row, artefacts=row.artefacts | places)
+    remote.push(f"smoke/rows/{row.key}.json", signed_text(forged).encode())
+    remote.push_folder(mirror(url) / "smoke" / "images" / row.key, "smoke/../../../pwned")
+    elsewhere(monkeypatch, tmp_path)
+    bench("show", row.key[:8], *where, results=False)
+    assert not [path for path in (tmp_path / "elsewhere").rglob("*pwned*")]
 
 
 def test_a_store_that_lost_its_rows_gets_them_back(bench, url):

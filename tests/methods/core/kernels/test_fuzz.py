@@ -158,7 +158,7 @@ def test_random_layers_are_exact(library):
         one_layer(seed, library)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_thousands_of_random_layers_are_exact(library):
     """``pytest -s`` shows how many and how long."""

@@ -82,14 +82,14 @@ def sanitized(sanitizer, layers, callers=2):
     assert min(counts) >= layers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sanitizer", ["address", "undefined"])
 def test_fuzzing_under_the_sanitizers_is_clean(sanitizer):
     """``make fuzz`` runs thousands."""
     sanitized(sanitizer, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_threads_that_call_at_once_race_for_nothing():
     sanitized("thread", 20, callers=3)
 
