@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantarena.bench.errors import UserError, first_line
-from quantarena.bench.run.ray_session import silently, without_logs
+from quantarena.bench.run.ray_session import PRIVATE, silently, without_logs
 
 AUTO = "auto"
 _CONNECT_SECONDS = 10.0
@@ -80,4 +80,10 @@ def join_ray(address: str, environment: Mapping[str, Any]) -> Any:
                 "start it with 'RAY_worker_niceness=0 ray start --head', and on every other "
                 "machine, this one too, with 'ray start --address HOST:PORT'"
             ) from error
+        if PRIVATE in ray.cluster_resources():
+            ray.shutdown()
+            raise UserError(
+                f"--address {address}: the Ray that runs there is private to another run of "
+                "quantarena: start a cluster with 'ray start --head', and give its HOST:PORT"
+            )
     return without_logs(ray)

@@ -11,6 +11,8 @@ from typing import Any
 from quantarena.bench.errors import RunStopped, one_line
 
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
+PRIVATE = "quantarena-private"
+"""A resource by which other runs on this machine know that a Ray is no cluster to join."""
 _NEEDED = {"raylet", "gcs_server"}
 """The processes without which Ray starts and ends no task."""
 _QUIET = {
@@ -101,4 +103,5 @@ def _init(ray: Any, workers: int) -> None:
         logging_level=logging.ERROR,
         configure_logging=True,
         object_store_memory=OBJECT_STORE_BYTES,
+        resources={PRIVATE: 1},
     )

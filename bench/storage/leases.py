@@ -25,6 +25,8 @@ VARIABLE = "QUANTARENA_LEASE_SECONDS"
 """Environment variable: seconds without a renewal after which a lease is dead, 60 by default."""
 _BEATS = 6
 """Renewals in that time."""
+_LONGEST = 3600.0
+"""Seconds that a holder may ask others to wait, at most."""
 _HEIR = ".heir-"
 """Between the name of a dead lease and its holder's token, in the name of its heir's record."""
 
@@ -74,7 +76,11 @@ class Leases:
     def take(self, name: str) -> Lease | None:
         """The lease of that name, or None while another process holds it."""
         owner = this_process()
-        said = {"owner": owner.to_dict(), "taken": datetime.now(UTC).isoformat(timespec="seconds")}
+        said = {
+            "owner": owner.to_dict(),
+            "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": self.seconds,
+        }
         lease = Lease(name, owner, json.dumps(said).encode())
         for _ in range(2):  # the record may be deleted between the two calls
             if self.shelf.create(name, lease.data):
@@ -144,13 +150,13 @@ class Leases:
     def _inherit(self, lease: Lease, data: bytes, mark: str) -> Lease | None:
         """Take a dead lease over; None while its holder lives or another process inherits."""
         before, name = _owner(data), lease.name
-        if not self._dead(name, before, mark):
+        if not self._dead(name, data, mark):
             return None
         token = before.token if before is not None else "unreadable"
         heir = f"{name}{_HEIR}{token}"
         if not self.shelf.create(heir, lease.data):
             other = self.shelf.read(heir)  # one that died while it inherited is forgotten
-            if other is not None and self._dead(heir, _owner(other[0]), other[1]):
+            if other is not None and self._dead(heir, *other):
                 self.shelf.delete(heir)
             return None
         try:
@@ -162,7 +168,9 @@ class Leases:
             self.shelf.delete(heir)
         return self._keep(lease)
 
-    def _dead(self, name: str, owner: Owner | None, mark: str) -> bool:
+    def _dead(self, name: str, data: bytes, mark: str) -> bool:
+        """Whether a record's holder has ended, or was silent for its own time and for ours."""
+        owner = _owner(data)
         if owner is not None and owner.gone():
             return True
         now = time.monotonic()
@@ -170,7 +178,7 @@ class Leases:
         if known != mark:
             self._seen[name] = (mark, now)
             return False
-        return now - since > self.seconds
+        return now - since > max(self.seconds, _seconds(data))
 
     def _keep(self, lease: Lease) -> Lease:
         with self._lock:
@@ -195,6 +203,13 @@ class Leases:
                 with contextlib.suppress(Exception), self._lock:
                     if lease.name in self._held and not lease.lost and self.ours(lease):
                         self.shelf.beat(lease.name, lease.data)
+
+
+def _seconds(data: bytes) -> float:
+    """Seconds without a renewal that the holder of a record may take; 0 if it says none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return min(float(json.loads(data.partition(b"\n")[0])["seconds"]), _LONGEST)
+    return 0.0
 
 
 def _owner(data: bytes) -> Owner | None:

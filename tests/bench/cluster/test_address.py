@@ -1,5 +1,9 @@
 """What ``--address`` refuses, each in one line, before anything starts."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from quantarena.bench.cluster.session import checked_address
@@ -60,3 +64,29 @@ def test_no_cluster_is_told_in_one_line(bench):
     code, out, err = bench("run", "smoke", "-q", "--address", "127.0.0.1:1")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: --address 127.0.0.1:1: Ray did not let")
+
+
+@pytest.mark.slow
+def test_nobody_joins_the_private_ray_of_another_run(bench):
+    """``auto`` finds any Ray of this machine."""
+    code = (
+        "import sys\n"
+        "from quantarena.bench.run.ray_session import start_ray\n"
+        "start_ray(1); print('there', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        assert other.stdout.readline() == "there\n"
+        code, out, err = bench("run", "smoke", "-q", "--address", "auto")
+        assert (code, out) == (2, "")
+        assert "private to another run" in err
+        assert err.count("\n") == 1
+    finally:
+        other.stdin.close()
+        other.wait(timeout=60)

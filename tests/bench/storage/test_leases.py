@@ -81,6 +81,16 @@ def test_a_holder_that_is_silent_is_dead_after_the_time_of_a_lease_by_our_own_cl
     leases.close()
 
 
+def test_a_watcher_with_less_patience_waits_for_the_time_of_the_holder(shelf):
+    held, hasty = Leases(shelf(), seconds=1000.0), Leases(shelf(), seconds=0.1)
+    lease = held.take("cell")  # its next beat is minutes away
+    assert hasty.take("cell") is None
+    time.sleep(0.4)
+    assert hasty.take("cell") is None
+    assert held.ours(lease)
+    held.close()
+
+
 def test_beats_keep_a_lease(shelf):
     held, other = Leases(shelf(), seconds=0.6), Leases(shelf(), seconds=0.6)
     lease = held.take("cell")
@@ -108,9 +118,10 @@ def test_one_heir_of_a_dead_holder(shelf):
     assert len(found) == 1
 
 
-def test_who_slept_too_long_has_lost_it_and_leaves_it_to_the_new_holder(shelf):
-    sleeper, other = Leases(shelf(), seconds=1000.0), Leases(shelf(), seconds=0.4)
-    lease = sleeper.take("cell")  # it beats every three minutes: asleep
+def test_who_slept_too_long_has_lost_it_and_leaves_it_to_the_new_holder(shelf, monkeypatch):
+    monkeypatch.setattr(Leases, "_renew", lambda self: None)  # asleep
+    sleeper, other = Leases(shelf(), seconds=0.4), Leases(shelf(), seconds=0.4)
+    lease = sleeper.take("cell")
     assert other.take("cell") is None
     time.sleep(0.6)
     taken = other.take("cell")
