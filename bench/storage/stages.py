@@ -16,7 +16,7 @@ from typing import Any
 from quantarena.bench import machine
 from quantarena.bench.cache import MADE, Sharing, sharing
 from quantarena.bench.storage.leases import Leases
-from quantarena.bench.storage.remote import Remote, remote_of
+from quantarena.bench.storage.remote import TAR, Remote, remote_of
 from quantarena.bench.storage.shelves import FolderShelf
 
 CACHE = ".cache"
@@ -61,6 +61,7 @@ class SharedStages(Sharing):
         shelf = FolderShelf(cache / LEASES) if remote is None else remote.shelf(f"{CACHE}/{LEASES}")
         self._leases = Leases(shelf)
         self.uses: dict[str, Use] = {}
+        self._there: set[str] | None = None  # objects of the remote store; None before a look
 
     @contextlib.contextmanager
     def turn(self, entry: Path) -> Iterator[None]:
@@ -85,6 +86,8 @@ class SharedStages(Sharing):
         """Copy the entry to the remote store."""
         if self._remote is not None:
             self._remote.push_folder(entry, f"{CACHE}/{entry.name}")
+            if self._there is not None:
+                self._there.add(f"{entry.name}{TAR}")
 
     def forget(self, entry: Path) -> None:
         """Delete the entry in the remote store."""
@@ -92,7 +95,15 @@ class SharedStages(Sharing):
             self._remote.forget_folder(f"{CACHE}/{entry.name}")
 
     def used(self, entry: Path) -> None:
-        """Note that an entry is used."""
+        """Note that an entry is used, and see that others can have it.
+
+        One whose maker died before it was copied, or whose copy was lost, is copied now.
+        """
+        if self._remote is not None:
+            if self._there is None:
+                self._there = set(self._remote.listing(CACHE))
+            if f"{entry.name}{TAR}" not in self._there:
+                self.push(entry)
         if entry.name not in self.uses and (use := use_of(entry)) is not None:
             self.uses[entry.name] = use
 

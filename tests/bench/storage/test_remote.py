@@ -138,6 +138,27 @@ def test_an_entry_is_made_once_and_comes_from_the_store_elsewhere(url, tmp_path,
     assert len(made) == 2
 
 
+def test_an_entry_whose_copy_failed_goes_up_when_it_is_used_again(url, monkeypatch):
+    here, remote = mirror(url), open_remote(url)
+
+    def get():
+        with sharing(SharedStages(here / ".cache", remote_of(here))):
+            return StageCache(here / ".cache").get("stage", "key", lambda f: made.append(f))
+
+    def fail(self, *given):
+        raise UserError("cannot write: the store is gone")
+
+    made = []
+    with monkeypatch.context() as patched:
+        patched.setattr(type(remote), "push_folder", fail)
+        with pytest.raises(UserError, match="the store is gone"):
+            get()
+    assert remote.listing(".cache") == {}
+    get()
+    assert list(remote.listing(".cache")) == ["stage-key.tar"]
+    assert len(made) == 1
+
+
 def test_a_run_on_a_url_and_its_results_elsewhere(bench, url, tmp_path, monkeypatch):
     where = ("--results", url)
     code, out, err = bench("run", "smoke", *where, results=False)
