@@ -279,8 +279,11 @@ def _is_final(error: Exception) -> bool:
 
 def _creates_once(system: Any) -> bool:
     """Whether a put with mode ``create`` is one step: fsspec's own looks first and writes then."""
-    spec = importlib.import_module("fsspec.spec")
-    return type(system).pipe_file is not spec.AbstractFileSystem.pipe_file
+    if getattr(system, "async_impl", False):
+        general = importlib.import_module("fsspec.asyn").AsyncFileSystem
+        return type(system)._pipe_file is not general._pipe_file
+    general = importlib.import_module("fsspec.spec").AbstractFileSystem
+    return type(system).pipe_file is not general.pipe_file
 
 
 def _is_conflict(error: Exception) -> bool:
