@@ -155,7 +155,7 @@ def _of_counts(counted: Observed, *, exact: bool) -> Iterator[str]:
     below = [n for n in (counted.layers, counted.branch_macs, counted.attention) if n and n < 0]
     if below:
         yield f"it counts {below[0]} layers, products or MACs"
-    most = None if counted.fp_bops is None else counted.fp_bops
+    most = counted.fp_bops
     if (most is not None and most <= 0) or (counted.bops is not None and counted.bops <= 0):
         yield f"it has {counted.bops} bit operations of {most}"
     elif most is not None and counted.bops is not None:

@@ -189,7 +189,7 @@ def test_attention_products_come_back(probe, tmp_path):
     }
     with torch.no_grad():
         fake = model.run(probe.heldout)
-    # A sum on the edge of two codes of a product may go either way, by the order of additions.
+    # Seen: 1.4e-4 on a Xeon with AVX-512, below 1e-4 on two Zens; why was not looked for.
     assert (run(packed, probe.heldout) - fake).square().mean() <= 1e-3 * fake.square().mean()
     loaded = round_trip(probe, packed, tmp_path)
     assert loaded.attention.keys() == packed.attention.keys()
