@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from quantarena.bench import files
 from quantarena.bench.documents import clean_text, parse_json, read
 from quantarena.bench.schema import Measurement, Row, Status
@@ -160,7 +162,7 @@ class Store:
         except ValueError:
             return self._aside(path, "it is no text")
         try:
-            row = parse_row(text)
+            row = _intact(text) or parse_row(text)
         except ValueError as error:
             return self._aside(path, str(error))
         if row.key != path.stem:
@@ -190,6 +192,24 @@ def signed_text(row: Row) -> str:
     document = row.to_dict()
     document[_DIGEST] = digest(document)
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _intact(text: str) -> Row | None:
+    """A row that is as this version wrote it; None where ``parse_row`` has to look more closely.
+
+    Of what a store wrote and nobody edited, the digest proves that ``parse_json`` would find no
+    fault, and a parser without its rules is four times as fast.
+    """
+    if _SURROGATE.search(text) is not None:
+        return None
+    try:
+        document = from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return None
+    stated = document.pop(_DIGEST, None) if isinstance(document, dict) else None
+    if not stated or stated != digest(document):
+        return None
+    return Row.from_text(text, document, stated)
 
 
 def parse_row(text: str, *, signed: bool = True) -> Row:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from quantarena.bench.cluster.session import join_ray
 from quantarena.bench.errors import one_line
 from quantarena.bench.files import TEMPORARY, work_folder
 from quantarena.bench.plan.lookup import KERNELS
-from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, where
+from quantarena.bench.run.executors import START_LIMIT, Listener, Outcome, Setting, Task, where
 from quantarena.bench.schema import Status
 
 _POLL_SECONDS = 0.25
 _TELL_SECONDS = 1.0
+_LATE_SECONDS = 60.0
+"""After which people are told that a worker has not started; then every ten times as long."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -51,6 +53,9 @@ class _Slot:
         key: under which it says how far its task is.
         hello: Ray's handle of its first sign of life.
         ready: whether it has given that.
+        since: when the worker was asked for, and once its process runs, when that was seen.
+        placed: whether its process runs.
+        told: when people were told last that it does not start.
         work: the present task; None for an idle worker.
         reference: Ray's handle of the task's outcome.
         working: when the worker first said how far the task is; None until then.
@@ -62,6 +67,9 @@ class _Slot:
     key: bytes
     hello: Any
     ready: bool = False
+    since: float = field(default_factory=time.monotonic)
+    placed: bool = False
+    told: float = 0.0
     work: _Work | None = None
     reference: Any = None
     working: float | None = None
@@ -185,7 +193,7 @@ class ClusterExecutor:
             time.sleep(_POLL_SECONDS)
             return None
         ready, _ = self._ray.wait(references, num_returns=1, timeout=_POLL_SECONDS)
-        self._tell(busy.values())
+        self._tell(busy.values(), [slot for slot in starting.values() if slot.hello not in ready])
         for reference in ready:
             if reference in members:
                 self._members.answered(members[reference])
@@ -199,6 +207,7 @@ class ClusterExecutor:
         try:
             self._ray.get(slot.hello)
             slot.ready, slot.member.failures = True, 0
+            self._forget(slot)
         except Exception as error:
             self._dismiss(slot)
             self._members.failed(slot.member, error)
@@ -271,18 +280,16 @@ class ClusterExecutor:
         with contextlib.suppress(Exception):
             _internal_kv_del(slot.key, namespace=worker.NAMESPACE)
 
-    def _tell(self, busy: Iterable[_Slot]) -> None:
-        """Tell the listener how far tasks are."""
+    def _tell(self, busy: Iterable[_Slot], starting: Iterable[_Slot]) -> None:
+        """Tell the listener how far tasks are, and people which workers do not start."""
         now = time.monotonic()
         if now - self._told < _TELL_SECONDS:
             return
         self._told = now
-        from ray.experimental.internal_kv import _internal_kv_get
-
+        for slot in starting:
+            self._press(slot, now)
         for slot in busy:
-            said = None
-            with contextlib.suppress(Exception):
-                said = _internal_kv_get(slot.key, namespace=worker.NAMESPACE)
+            said = self._said(slot)
             if not said or slot.work is None:
                 continue
             stage, done, total = json.loads(said)
@@ -290,3 +297,31 @@ class ClusterExecutor:
             if (stage, done, total) != slot.reported:
                 slot.reported = (stage, done, total)
                 self._listener(slot.work.task, stage, done, total)
+
+    def _press(self, slot: _Slot, now: float) -> None:
+        """What to do about a worker that is not ready: wait for room, but not for a hung process.
+
+        Room may come late, since other runs and other programs reserve it: timings of a run wait
+        until the last cell of another one is done.
+        """
+        if not slot.placed and now - slot.since > _LATE_SECONDS and self._said(slot):
+            slot.placed, slot.since = True, now
+        if slot.placed and now - slot.since > START_LIMIT:
+            self._dismiss(slot)
+            silent = TimeoutError(f"no sign of life in {START_LIMIT:.0f} s")
+            self._members.failed(slot.member, silent)
+        elif not slot.placed and now - max(slot.since, slot.told) > _LATE_SECONDS:
+            slot.told = now + 9 * _LATE_SECONDS
+            self._say(
+                f"  a worker waits for room on node {slot.member.name} since "
+                f"{now - slot.since:.0f} s: other programs reserve it ('ray status' shows how much)"
+            )
+
+    def _said(self, slot: _Slot) -> bytes | None:
+        """The worker's last note of how far it is."""
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        with contextlib.suppress(Exception):
+            said: bytes | None = _internal_kv_get(slot.key, namespace=worker.NAMESPACE)
+            return said
+        return None

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quantarena.bench import machine
@@ -30,6 +30,8 @@ LOOK_SECONDS = 2.0
 """Between two looks at which nodes the cluster has."""
 PATIENCE_SECONDS = 60.0
 """How long a cluster may have no node that fits, before the run stops."""
+ANSWER_SECONDS = 600.0
+"""How long a node may take to answer; before its first answer it may build kernels for minutes."""
 _MOST_FAILURES = 3
 _LOOKS = 4
 
@@ -71,12 +73,16 @@ class Member:
         question: Ray's handle of the answer.
         facts: the answer; None until it comes.
         failures: how often in a row it did not answer, or a worker of it did not start.
+        since: when it was asked, by the monotonic clock.
+        awaited: whether people were told that its answer is late.
     """
 
     node: Node
     question: Any
     facts: dict[str, Any] | None = None
     failures: int = 0
+    since: float = field(default_factory=time.monotonic)
+    awaited: bool = False
 
     @property
     def usable(self) -> bool:
@@ -88,9 +94,10 @@ class Member:
         """Its name for people; of several nodes on one machine, the id tells which."""
         return f"{self.node.name} ({self.node.id[:8]})"
 
-    def refuse(self, reason: str) -> None:
-        """Leave it out from now on."""
-        self.facts = {**(self.facts or {}), "refused": reason}
+    @property
+    def refused(self) -> str:
+        """Why it takes no part; empty where it does, or has not answered yet."""
+        return str((self.facts or {}).get("refused", ""))
 
 
 class Members:
@@ -131,11 +138,14 @@ class Members:
             raise RunStopped(_lost_cluster("this machine's node died"))
         for name in sorted(set(self._found) - set(nodes)):
             member = self._found.pop(name)
-            if member.usable:
-                self._say(f"  node {member.name} left the cluster")
+            if not member.refused:
+                before = "" if member.usable else " before it took part"
+                self._say(f"  node {member.name} left the cluster{before}")
         for name in sorted(set(nodes) - set(self._found)):
             self._found[name] = Member(nodes[name], self._question(nodes[name]))
             self._hopeful = self._looked
+        for member in self.asked.values():
+            self._press(member, self._looked - member.since)
 
     def lives(self, member: Member) -> bool:
         """Whether a node is still there; its death may be known a moment after its workers'."""
@@ -165,11 +175,13 @@ class Members:
             member.failures += 1
             if member.failures < _MOST_FAILURES:
                 member.question = self._question(member.node)
+                member.since = time.monotonic()
                 return
-            member.refuse(f"it does not answer ({first_line(error)})")
+            self._refuse(member, f"it does not answer ({first_line(error)})")
+            return
         assert member.facts is not None
-        if reason := member.facts["refused"]:
-            self._say(f"  warning: node {member.name} takes no part: {reason}")
+        if member.refused:
+            self._refuse(member, member.refused)
             return
         node, built = member.node, member.facts["kernels"]
         offers = f"{node.cpus:g} CPUs" + (f", {node.gpus:g} GPUs" if node.gpus else "")
@@ -186,8 +198,7 @@ class Members:
             return
         member.failures += 1
         if member.failures >= _MOST_FAILURES:
-            member.refuse(f"its workers do not start ({first_line(error)})")
-            self._say(f"  warning: node {member.name} takes no part: {member.facts['refused']}")  # type: ignore[index]
+            self._refuse(member, f"its workers do not start ({first_line(error)})")
 
     def memory_ran_out(self, member: Member) -> bool:
         """Whether the kernel of a node's machine has killed processes since it was asked last."""
@@ -225,9 +236,9 @@ class Members:
         if usable and time.monotonic() - self._hopeful < PATIENCE_SECONDS:
             return
         refused = {
-            f"{member.node.name}: {member.facts['refused']}"
+            f"{member.node.name}: {member.refused}"
             for member in self._found.values()
-            if member.facts is not None and member.facts["refused"]
+            if member.refused
         }
         if refused and not usable:
             raise UserError(f"no node of the cluster takes part; {'; '.join(sorted(refused))}")
@@ -239,6 +250,27 @@ class Members:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+    def _refuse(self, member: Member, reason: str) -> None:
+        """Leave a node out from now on."""
+        member.facts = {**(member.facts or {}), "refused": reason}
+        self._say(f"  warning: node {member.name} takes no part: {reason}")
+
+    def _press(self, member: Member, waited: float) -> None:
+        """Say that an answer is late, once; leave the node out where none comes.
+
+        Timings wait for all answers, since these tell which kind of machine is usual.
+        """
+        if waited > ANSWER_SECONDS:
+            with contextlib.suppress(Exception):
+                self._ray.cancel(member.question, force=True)
+            self._refuse(member, f"it did not answer in {ANSWER_SECONDS:.0f} s")
+        elif waited > PATIENCE_SECONDS and not member.awaited:
+            member.awaited = True
+            self._say(
+                f"  node {member.name} has not answered for {PATIENCE_SECONDS:.0f} s: it may be "
+                "building its kernels"
+            )
 
     def _question(self, node: Node) -> Any:
         return self._ask.options(scheduling_strategy=self.at(node)).remote(self._asked)

@@ -112,8 +112,10 @@ class ClusterWorker:
         # Ctrl-C reaches the driver, which decides what it means.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._key = key
+        self._tell("worker starts", 0, 1)  # so that the driver knows that there was room for it
         ensure_kernels()  # again: Ray may have unpacked the package anew since the node was asked
-        self._setting, self._key = _arrived(setting, bundle, metrics), key
+        self._setting = _arrived(setting, bundle, metrics)
 
     def pid(self) -> int:
         """The id of the worker's process; the answer comes once the process is up."""

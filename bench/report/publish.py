@@ -39,8 +39,7 @@ def refresh(
     Returns:
         The path of the page.
     """
-    known = given or stamp(store, planned)
-    if not force and (page := current(store, known)) is not None:
+    if not force and (page := current(store, given or stamp(store, planned))) is not None:
         return page
     with _without_collector():
         return _refreshed(store, planned, given)
@@ -62,10 +61,11 @@ def _refreshed(store: Store, planned: Planned, given: str | None) -> Path:
     rows = store.rows()  # damaged files are moved aside first
     known = given or stamp(store, planned)
     loaded = leaderboard("ranking.read_results").load_rows(store.folder, known=rows)
+    # Boards are ranked on all cores; the page is written on one, and the tables on another.
+    ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
     with leaderboard("inference.workers").beside(
         lambda: leaderboard("page.export").export_tables(loaded.rows, store.folder), len(rows)
     ):
-        ranking = leaderboard("ranking.ranking").write_ranking(store.folder, loaded)
         page = leaderboard("page.page").render(
             store.folder,
             grid_title=planned.title,

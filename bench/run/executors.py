@@ -15,6 +15,9 @@ from quantarena.bench.storage.stages import Use
 STAGES = "quantarena.bench.stages.sequence"
 """The module that does the work: ``Paths``, ``prepare``, ``run_cell`` and ``time_cell``."""
 
+START_LIMIT = 600.0
+"""Time that a worker process may take to start."""
+
 Kind = Literal["prepare", "cell", "time"]
 Listener = Callable[["Task", str, int, int], None]
 """A function that is called with (task, stage, done, total) while a task runs."""

@@ -16,13 +16,18 @@ from typing import Any
 from quantarena.bench import machine
 from quantarena.bench.errors import one_line
 from quantarena.bench.files import TEMPORARY, work_folder
-from quantarena.bench.run.executors import Listener, Outcome, Setting, Task, where
+from quantarena.bench.run.executors import (
+    START_LIMIT,
+    Listener,
+    Outcome,
+    Setting,
+    Task,
+    where,
+)
 from quantarena.bench.run.ray_session import require_alive, start_ray
 from quantarena.bench.run.ray_worker import Worker
 from quantarena.bench.schema import Status
 
-START_SECONDS = 600.0
-"""Time that a worker may take to start."""
 _POLL_SECONDS = 0.25
 # Two threads of two workers on two cores are far slower than one thread each.
 _THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -123,8 +128,8 @@ class RayExecutor:
         """The reason to stop a task, or None. The time of the worker's start does not count."""
         now = time.monotonic()
         if slot.working is None:
-            late = now - slot.began > START_SECONDS
-            return f"its worker did not start in {START_SECONDS:.0f} s" if late else None
+            late = now - slot.began > START_LIMIT
+            return f"its worker did not start in {START_LIMIT:.0f} s" if late else None
         late = bool(self._timeout) and now - slot.working > self._timeout
         return f"stopped after {self._timeout:.0f} s{where(slot.reported)}" if late else None
 

@@ -14,6 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -50,7 +52,12 @@ def each(work: Callable[[T], R], items: Sequence[T], rows: int) -> list[R]:
         _INHERITED[:] = work, items
         try:
             fork = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(min(len(items), cores()), mp_context=fork) as pool:
+            number = min(len(items), cores())
+            # Each process has a core: threads of linear algebra would only wait for one another.
+            with (
+                threadpool_limits(1, "blas"),
+                ProcessPoolExecutor(number, mp_context=fork) as pool,
+            ):
                 return list(pool.map(_one, range(len(items))))
         except (BrokenProcessPool, OSError):
             pass  # a process was killed, or there is no memory for one: it is done here

@@ -42,15 +42,12 @@ def ceiling(pair: bool) -> float:
 
     NaN where the unit has none of this form.
     """
-    peak = native.library().peak
-    if peak is None or peak(int(pair), 24, 32):
+    library = native.library()
+    if library.peak is None:
         return math.nan
-    units, repeats, best = 24, 4096, math.inf
-    for _ in range(15):
-        start = time.process_time()
-        peak(int(pair), units, repeats)
-        best = min(best, time.process_time() - start)
-    return repeats * 96 * units * 16 / best
+    isa = library.status.isa
+    found = units.peaks([isa], pair=pair)
+    return found[isa].cached if isa in found else math.nan
 
 
 def bandwidth(size: int, threads: int) -> float:

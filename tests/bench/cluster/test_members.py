@@ -134,6 +134,38 @@ def test_nodes_join_and_leave(ray):
     assert said[-1] == "  node host-late (late) left the cluster"
 
 
+def test_a_node_that_leaves_before_its_answer_is_told_too(ray):
+    said = []
+    ray.join("short")
+    made = met(ray, said, answer=False)
+    ray.leave("short")
+    made.look()
+    assert said == ["  node host-short (short) left the cluster before it took part"]
+    ray.join("refused", refused="it does not see /shared")
+    made.look()
+    for member in list(made.asked.values()):
+        made.answered(member)
+    ray.leave("refused")
+    made.look()
+    assert "takes no part" in said[-1]  # nobody misses it
+
+
+def test_a_node_that_never_answers_does_not_hold_timings_back(ray, monkeypatch):
+    said = []
+    made = met(ray, said, timing=True)
+    ray.join("silent")
+    monkeypatch.setattr(members, "PATIENCE_SECONDS", -1.0)
+    for _ in range(2):
+        made.look()
+    assert said[1:] == [said[-1]]
+    assert "node host-silent (silent) has not answered" in said[-1]
+    assert made.room() == {}
+    monkeypatch.setattr(members, "ANSWER_SECONDS", -1.0)
+    made.look()
+    assert "node host-silent (silent) takes no part: it did not answer" in said[-1]
+    assert made.room() == {"home": 1}
+
+
 def test_this_machines_node_must_live(ray):
     made = met(ray)
     ray.join("other")
