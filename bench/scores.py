@@ -111,7 +111,8 @@ def _stored(path: Path) -> list[tuple[str, bytes]] | None:
             return None
         mark, named_here, extra_here = _LOCAL.unpack_from(data, start)
         begin = start + _LOCAL.size
-        content = data[begin + named_here + extra_here :][:size]
+        first_byte = begin + named_here + extra_here
+        content = data[first_byte : first_byte + size]
         same = data[begin : begin + named_here] == name
         held += len(content)  # two entries of the table may name the same bytes
         if held > MOST_BYTES:

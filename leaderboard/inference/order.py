@@ -14,6 +14,17 @@ def pairs(count: int) -> tuple[Ints, Ints]:
     return one.astype(np.int64), other.astype(np.int64)
 
 
+def least_ranks(values: Floats) -> Floats:
+    """(N, M) ranks from 1 in each column of (N, M) values; equal ones share the least rank."""
+    order = np.argsort(values, axis=0, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=0)
+    places = np.ones_like(values)
+    places[1:] = np.where(ordered[1:] != ordered[:-1], np.arange(2, len(values) + 1)[:, None], 1)
+    ranks = np.empty_like(values)
+    np.put_along_axis(ranks, order, np.maximum.accumulate(places, axis=0), axis=0)
+    return ranks
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SureOrder:
     """The separated pairs.

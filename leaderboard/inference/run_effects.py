@@ -17,9 +17,9 @@ step-down then holds all claims of a family together.
 import math
 
 import numpy as np
-from scipy import stats
 
 from quantarena.leaderboard.inference.sign_flips import Floats
+from quantarena.leaderboard.inference.student import two_sided
 
 FEWEST_RUNS = 5
 """Fewest runs whose spread is estimated; with fewer, a claim is about the runs at hand."""
@@ -75,6 +75,6 @@ def _p_values(gaps: Floats, least: float, freedom_of_runs: float) -> Floats:
     variance = np.maximum.reduce([prompts + seeds - rest, prompts, seeds])
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = (prompts + seeds) ** 2 / (prompts**2 / (n - 1) + seeds**2 / freedom_of_runs)
-        p = 2 * stats.t.sf(np.abs(m) / np.sqrt(variance), freedom)
+        p = two_sided(m / np.sqrt(variance), freedom)
     p = np.where(variance == 0, 0.0, p)  # it differs, and always by as much
     return np.where(gaps.any(axis=(1, 2)), p, 1.0)

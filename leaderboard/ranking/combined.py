@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.run_effects import holm
-from quantarena.leaderboard.inference.sign_flips import LEVEL, Floats
+from quantarena.leaderboard.inference.sign_flips import Floats
+from quantarena.leaderboard.inference.student import reach, two_sided
 from quantarena.leaderboard.ranking.board_ranking import BoardRanking
 from quantarena.leaderboard.ranking.standings import width_order
 
@@ -119,14 +119,13 @@ def _board(
     variance = float(np.square(centred - mean[:, None]).sum()) / freedom
     order = np.argsort(mean, kind="stable")
     lead = order[0]
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     # of a difference of two contestants on a new workload: its own noise and that of the means
-    half = reach * math.sqrt(2 * variance * (1 + 1 / size))
+    half = reach(freedom) * math.sqrt(2 * variance * (1 + 1 / size))
     one, other = pairs(count)
     gaps = mean[one] - mean[other]
     error = math.sqrt(2 * variance / size)
     seen = np.abs(gaps) / error if error else np.where(gaps == 0, 0.0, np.inf)
-    sure = SureOrder.of(count, gaps, holm(2 * stats.t.sf(seen, freedom)))
+    sure = SureOrder.of(count, gaps, holm(two_sided(seen, freedom)))
     standings = tuple(
         CombinedStanding(
             contestant=names[number],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from quantarena.leaderboard.inference.order import least_ranks
 from quantarena.leaderboard.ranking.votes import Floats
 
 
@@ -70,8 +70,7 @@ def _ranks(sums: tuple[Floats, Floats]) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         # rounded: equal scores that were added in another order are equal
         means = np.round(np.where(count > 0, total / count, np.nan), 12)
-    ranks = stats.rankdata(np.nan_to_num(means, nan=np.inf), method="min", axis=0)
-    return np.where(np.isnan(means), np.nan, ranks)
+    return np.where(np.isnan(means), np.nan, least_ranks(np.nan_to_num(means, nan=np.inf)))
 
 
 def _rank(value: float) -> int | None:

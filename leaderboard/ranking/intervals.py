@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.sparse.csgraph import connected_components
 
 from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL
+from quantarena.leaderboard.inference.student import widening
 from quantarena.leaderboard.ranking.ksort import DEFAULT_RULES, Rules, replay
 from quantarena.leaderboard.ranking.votes import Ballots, Floats, Ints
 
@@ -131,7 +131,7 @@ def _widened(samples: Floats, units: int) -> Floats:
     """
     if units < 2 or not len(samples):
         return samples
-    tails = stats.t.ppf((1 + LEVEL) / 2, units - 1) / stats.norm.ppf((1 + LEVEL) / 2)
+    tails = widening(units - 1)
     centre = samples.mean(axis=0)
     return np.asarray(centre + (samples - centre) * tails * np.sqrt(units / (units - 1)))
 

@@ -5,16 +5,15 @@ Their errors are not independent then, and adding half widths in quadrature give
 are too narrow.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES, UNITS, is_metric
 from quantarena.leaderboard.inference.sign_flips import FEWEST, LEVEL
+from quantarena.leaderboard.inference.student import reach
 from quantarena.leaderboard.ranking.read_results import contestant, load_scores
 from quantarena.leaderboard.ranking.votes import Floats, Ints
 
@@ -91,14 +90,8 @@ def _of_images(
     middle = sums.sum() / count.sum()
     # the error of a ratio of sums: what units add beyond the mean times their images
     error = np.sqrt(np.square(sums - middle * count).sum() * n / (n - 1)) / count.sum()
-    half = _reach(n - 1) * float(error)
+    half = reach(n - 1) * float(error)
     return float(middle) - half, float(middle) + half
-
-
-@functools.cache
-def _reach(freedom: int) -> float:
-    """Student's quantile of a two-sided interval."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _of_sets(rows: Sequence[Row], name: str, replicates: Sequence[Floats]) -> Ends | None:

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import REPLICATES
@@ -19,11 +18,11 @@ from quantarena.leaderboard.inference.order import SureOrder, pairs
 from quantarena.leaderboard.inference.sign_flips import (
     BLOCK,
     FEWEST,
-    LEVEL,
     adjusted,
     in_blocks,
     least_first,
 )
+from quantarena.leaderboard.inference.student import widening
 from quantarena.leaderboard.ranking.read_results import FP_METHOD, contestant, load_scores
 from quantarena.leaderboard.ranking.standings import bits_of, width_order
 from quantarena.leaderboard.ranking.votes import Floats, Ints
@@ -120,7 +119,7 @@ def _of_width(metric: str, bits: str, cells: Mapping[str, _Resampled]) -> list[Q
     gap, moved = values[one] - values[other], _spread_of_pairs(drawn)
     images = min(cell.images for cell in members)
     # a bootstrap of n images divides by n, not n - 1, and has normal tails, not Student's
-    tails = stats.t.ppf((1 + LEVEL) / 2, images - 1) / stats.norm.ppf((1 + LEVEL) / 2)
+    tails = widening(images - 1)
     spread = moved * tails * np.sqrt(images / (images - 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.where(gap == 0, 0.0, np.abs(gap) / spread)
