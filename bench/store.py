@@ -6,6 +6,7 @@ replace it, are kept in ``rows/earlier/``; files that are not intact rows go to 
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
+import orjson
 
 from quantarena.bench import files
 from quantarena.bench.documents import clean_text, parse_json, read
@@ -28,6 +29,9 @@ _DIGEST = "digest"
 DIGITS = 32
 """Length of a digest in hexadecimal digits."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# With literal beginnings, which are searched for quickly.
+_TINY = re.compile(rb"e-([0-9])(?=[,\]}])")
+_SMALL = re.compile(rb"0\.0000([1-9])([0-9]*)(?=[,\]}])")
 Warn = Callable[[str], None]
 
 
@@ -198,18 +202,27 @@ def _intact(text: str) -> Row | None:
     """A row that is as this version wrote it; None where ``parse_row`` has to look more closely.
 
     Of what a store wrote and nobody edited, the digest proves that ``parse_json`` would find no
-    fault, and a parser without its rules is four times as fast.
+    fault. orjson takes a tenth of json's time, and writes the canonical text of most rows once
+    small floats are as Python writes them; where it does not, the digest does not fit.
     """
     if _SURROGATE.search(text) is not None:
         return None
     try:
-        document = from_json(text, allow_inf_nan=False)
-    except ValueError:
+        document = orjson.loads(text)
+        stated = document.pop(_DIGEST, None) if isinstance(document, dict) else None
+        canonical = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+    except (ValueError, TypeError):
         return None
-    stated = document.pop(_DIGEST, None) if isinstance(document, dict) else None
-    if not stated or stated != digest(document):
+    canonical = _SMALL.sub(_with_exponent, _TINY.sub(rb"e-0\1", canonical))
+    if not stated or stated != hashlib.sha256(canonical).hexdigest()[:DIGITS]:
         return None
     return Row.from_text(text, document, stated)
+
+
+def _with_exponent(found: re.Match[bytes]) -> bytes:
+    """``0.000012`` as Python writes it, ``1.2e-05``."""
+    first, rest = found.groups()
+    return first + (b"." + rest if rest else b"") + b"e-05"
 
 
 def parse_row(text: str, *, signed: bool = True) -> Row:
