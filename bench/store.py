@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from quantarena.bench import files
-from quantarena.bench.documents import clean_text, parse_json, read
+from quantarena.bench.documents import clean_text, parse_json, read_text
 from quantarena.bench.schema import Measurement, Row, Status
 from quantarena.bench.spec import Cell, canonical_json, content_hash, content_key
 
@@ -130,14 +130,17 @@ class Store:
 
     def write_planned(self, planned: Planned) -> None:
         """Write the plan of this folder, for later calls of ``rank`` and ``render``."""
-        text = json.dumps(dataclasses.asdict(planned), indent=1)
-        files.write_atomic(self.folder / "plan.json", text + "\n")
+        # a cell at a time, so that memory for thousands of them is not taken at once
+        cells = ",\n  ".join(json.dumps(dataclasses.asdict(cell)) for cell in planned.cells)
+        head = json.dumps({"title": planned.title, "command": planned.command}, indent=1)
+        text = f'{head[:-2]},\n "cells": [\n  {cells}\n ]\n}}\n'
+        files.write_atomic(self.folder / "plan.json", text)
 
     def read_planned(self) -> Planned | None:
         """The plan of this folder, None when there is none or its file is damaged."""
         path = self.folder / "plan.json"
         try:
-            return read(Planned, parse_json(files.read_text(path)))
+            return read_text(Planned, files.read_text(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

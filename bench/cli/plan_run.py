@@ -58,7 +58,8 @@ def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     lines = [*plan_lines(made, request.folder), *outlook_lines(made)]
     if beyond:
         lines.append(next_line(_sized(request, beyond, (*rows, *known))))
-    emit(_as_json(made, request), [*lines, *cells], as_json=as_json)
+    document = _as_json(made, request) if as_json else None
+    emit(document, [*lines, *cells], as_json=as_json)
 
 
 @takes(RequestOptions)
