@@ -52,7 +52,7 @@ class Bfloat16(Rival):
         if self.options.layout == "channels_last":
             channels_last(network)
         name = "eager" if self.options.layout == "contiguous" else self.options.layout
-        emulated = ctx.device.type == "cpu" and not _native()
+        emulated = ctx.device.type == "cpu" and not computes_bf16()
         lines = (
             () if not emulated else ("this processor has no bfloat16 arithmetic: it is emulated",)
         )
@@ -65,6 +65,6 @@ class Bfloat16(Rival):
         )
 
 
-def _native() -> bool:
+def computes_bf16() -> bool:
     """Whether this processor multiplies bfloat16; torch has no public name for the question."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)())

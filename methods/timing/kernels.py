@@ -34,7 +34,7 @@ from quantarena.methods.timing.cases import (
     mixed_layer,
 )
 from quantarena.methods.timing.interleave import interleave
-from quantarena.methods.timing.rivals import Run, rivals
+from quantarena.methods.timing.rivals import NAMES, Run, rivals
 
 
 def ceiling(pair: bool) -> float:
@@ -144,19 +144,18 @@ def geomean(values: Iterable[float]) -> float:
 def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
     """The results as text, one line per shape and one of geometric means."""
     names = [f"w{w}a{a}" for w, a in bits]
-    others = {"torch int8": "int8*", "onnxruntime": "ort"}
-    head = "".join(f"{name:>8}" for name in (*names, "w3+4a8", *others.values()))
+    head = "".join(f"{name:>8}" for name in (*names, "w3+4a8", *NAMES.values()))
     names.append(MIXED)
     lines = [f"{'shape':24}{'fp32 ms':>9}{head}"]
     for t in timings:
         ratios = "".join(f"{t.ratio(n):8.2f}" for n in names)
         ratios += "".join(
-            f"{t.base / t.rivals[n]:8.2f}" if n in t.rivals else f"{'-':>8}" for n in others
+            f"{t.base / t.rivals[n]:8.2f}" if n in t.rivals else f"{'-':>8}" for n in NAMES
         )
         lines.append(f"{t.case.name:24}{t.base * 1e3:9.3f}{ratios}")
     means = "".join(f"{geomean(t.ratio(n) for t in timings):8.2f}" for n in names)
     lines.append(f"{'geometric mean':33}{means}")
-    lines.append("* torch x86 int8, inexact on AVX2: 8-bit products saturate there")
+    lines.append("* torch x86 int8, inexact on AVX2: 8-bit products saturate there; so do those of ov8")
     return "\n".join(lines)
 
 

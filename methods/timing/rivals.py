@@ -1,16 +1,32 @@
-"""Other 8-bit layers to time beside ours, with fp32 inputs and outputs: torch and onnxruntime."""
+"""Layers of others to time beside ours: torch in bfloat16 and int8, onnxruntime, OpenVINO.
+
+Those of 8 bits take and give fp32, as ours do. The bfloat16 one takes and gives bfloat16, which is
+what it has inside of a network.
+"""
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from quantarena.methods.rivals.bf16 import computes_bf16
 from quantarena.methods.timing.cases import Case
 
 Run = Callable[[], object]
+NAMES = {
+    "bf16": "bf16",
+    "torch int8": "int8*",
+    "onnxruntime": "ort",
+    "openvino fp32": "ov32",
+    "openvino int8": "ov8",
+}
+"""The layers of others, and the headings of their columns."""
 SCALE, ZERO = 0.03, 128
 """Scale and zero point of activations; outputs have scale 1, whose rounding takes the same time."""
 _OPSET, _IR = 17, 8
@@ -25,10 +41,67 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
         x: float32 input, contiguous.
 
     Returns:
-        ``torch int8`` and ``onnxruntime``, each only where it is installed and has the layer.
+        The layers of ``NAMES``, each only where it is installed, and bfloat16 only where the
+        processor computes in it.
     """
-    layers = {"torch int8": _torch(case, weight, x), "onnxruntime": _onnx(case, weight, x)}
+    layers = {
+        "bf16": _bf16(case, weight, x),
+        "torch int8": _torch(case, weight, x),
+        "onnxruntime": _onnx(case, weight, x),
+        "openvino fp32": _openvino(case, weight, x, quantized=False),
+        "openvino int8": _openvino(case, weight, x, quantized=True),
+    }
     return {name: run for name, run in layers.items() if run is not None}
+
+
+def _bf16(case: Case, weight: Tensor, x: Tensor) -> Run | None:
+    """Torch's layer in bfloat16, channels last where it has channels."""
+    if not computes_bf16():
+        return None
+    if case.kind == "linear":
+        return partial(functional.linear, x.bfloat16(), weight.bfloat16())
+    form = torch.channels_last
+    image, kernel = (value.bfloat16().contiguous(memory_format=form) for value in (x, weight))
+    return partial(functional.conv2d, image, kernel, padding=1)
+
+
+def _openvino(case: Case, weight: Tensor, x: Tensor, *, quantized: bool) -> Run | None:
+    """A model of OpenVINO that has this one layer, in float32 or in int8, with torch's threads.
+
+    In int8 it is inexact without dot-product instructions, as torch's is: see docs/kernels.md.
+    """
+    try:  # optional
+        import openvino as core
+        import openvino.opset15 as ov
+    except ImportError:
+        return None
+    entry = ov.parameter(list(x.shape), core.Type.f32)
+    acts, factor = entry.output(0), ov.constant(weight.numpy()).output(0)
+    if quantized:
+        codes, scale = _codes(weight)
+        low, high = (ov.constant(np.float32((end - ZERO) * SCALE)) for end in (0, 255))
+        acts = ov.fake_quantize(acts, low, high, low, high, 256).output(0)
+        number = ov.convert(ov.constant(codes.numpy(), dtype=core.Type.i8), core.Type.f32)
+        each = scale.numpy().reshape([-1] + [1] * (weight.dim() - 1))
+        factor = ov.multiply(number, ov.constant(each)).output(0)
+    if case.kind == "linear":
+        product = ov.matmul(acts, factor, False, True)
+    else:
+        product = ov.convolution(acts, factor, [1, 1], [1, 1], [1, 1], [1, 1])
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.Core().compile_model(core.Model([product], [entry], "layer"), "CPU", settings)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(core.Tensor(x.numpy(), shared_memory=True))
+
+    def run() -> object:
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run
 
 
 def _codes(weight: Tensor) -> tuple[Tensor, Tensor]:
