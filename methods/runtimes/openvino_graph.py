@@ -11,6 +11,9 @@ inputs and the true weights:
 - 7- and 8-bit codes less zero points may not fit int8. Then the constant holds the codes alone,
   and the zero points' part, ``-zw * sw * sum(a)``, comes from a sum over the input: ReduceSum, or
   a convolution with ones.
+- Without dot-product instructions the plugin adds pairs of uint8 by int8 products in int16, which
+  saturates silently. Codes that are too large for that are written as a sum of two constants, each
+  with a product of its own.
 """
 
 from collections.abc import Mapping
@@ -24,15 +27,18 @@ from quantarena.methods.core.kernels.formats import IntegerLayer
 
 PREFIX = "__module.network."
 """Of every operation's name in a converted model, before the module's path."""
+_PLACES = ("strides", "pads_begin", "pads_end", "dilations")
+"""What a convolution needs beside its operands, in the order in which it is made."""
 _PRODUCTS = frozenset({"MatMul", "Convolution", "GroupConvolution"})
 
 
-def fill(model: Any, layers: Mapping[str, IntegerLayer]) -> None:
+def fill(model: Any, layers: Mapping[str, IntegerLayer], *, saturates: bool) -> None:
     """Give the products of a converted model their quantizers and weights, in place.
 
     Args:
         model: an ``openvino.Model``.
         layers: integer layers by module path.
+        saturates: whether uint8 by int8 products may add up in int16 where the model runs.
 
     Raises:
         QuantArenaError: the model has no product of a layer.
@@ -42,7 +48,7 @@ def fill(model: Any, layers: Mapping[str, IntegerLayer]) -> None:
     for node in model.get_ordered_ops():
         path = path_of(node.get_friendly_name())
         if node.get_type_name() in _PRODUCTS and path in layers:
-            _fill(node, path, layers[path])
+            _fill(node, path, layers[path], saturates=saturates)
             found.add(path)
     absent = sorted(set(layers) - found)
     if absent:
@@ -55,7 +61,7 @@ def path_of(name: str) -> str:
     return name.removeprefix(PREFIX).split("/")[0]
 
 
-def _fill(node: Any, path: str, layer: IntegerLayer) -> None:
+def _fill(node: Any, path: str, layer: IntegerLayer, *, saturates: bool) -> None:
     import openvino.opset15 as ov
 
     codes = _signed(layer.weight_codes).astype(np.int32)
@@ -69,19 +75,49 @@ def _fill(node: Any, path: str, layer: IntegerLayer) -> None:
     turned = node.get_type_name() == "MatMul" and node.get_attributes()["transpose_a"]
     acts = _codes_of(node.input_value(0), layer, turned=turned)
     node.input(0).replace_source_output(acts)
-    weight = _scaled((centred if fits else codes).astype(np.int8), layer)
+    parts = _parts(centred if fits else codes, layer.act_bits, saturates=saturates)
+    first, *others = [_shaped(_scaled(part, layer), node) for part in parts]
+    node.input(1).replace_source_output(first)
+    addends = [_product(node, acts, other) for other in others]
+    if not fits:
+        addends.append(_zero_part(node, acts, layer, zero, turned=turned))
+    targets, total = list(node.output(0).get_target_inputs()), node.output(0)
+    for addend in addends:
+        total = ov.add(total, addend).output(0)
+    for target in targets if addends else ():
+        target.replace_source_output(total)
+
+
+def _parts(codes: np.ndarray, act_bits: int, *, saturates: bool) -> list[np.ndarray]:
+    """The codes as one int8 array, or as the sum of two of which a pair of products fits int16."""
+    most = np.iinfo(np.int16).max // (2 * ((1 << act_bits) - 1))
+    if not saturates or np.abs(codes).max() <= most:
+        return [codes.astype(np.int8)]
+    half = codes // 2
+    return [half.astype(np.int8), (codes - half).astype(np.int8)]
+
+
+def _shaped(weight: Any, node: Any) -> Any:
+    """A weight, (O, ...), as the product's second input has it."""
+    import openvino.opset15 as ov
+
     if node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]:
-        weight = ov.transpose(weight, np.array([1, 0], np.int64)).output(0)
-    shape = list(node.input_value(1).get_partial_shape().to_shape())
+        return ov.transpose(weight, np.array([1, 0], np.int64)).output(0)
     if node.get_type_name() == "GroupConvolution":
-        weight = ov.reshape(weight, np.array(shape, np.int64), False).output(0)
-    node.input(1).replace_source_output(weight)
-    if fits:
-        return
-    targets = list(node.output(0).get_target_inputs())
-    added = ov.add(node.output(0), _zero_part(node, acts, layer, zero, turned=turned))
-    for target in targets:
-        target.replace_source_output(added.output(0))
+        shape = list(node.input_value(1).get_partial_shape().to_shape())
+        return ov.reshape(weight, np.array(shape, np.int64), False).output(0)
+    return weight
+
+
+def _product(node: Any, acts: Any, weight: Any) -> Any:
+    """A product like that of a node, of the same input with another weight."""
+    import openvino.opset15 as ov
+
+    told = node.get_attributes()
+    if node.get_type_name() == "MatMul":
+        return ov.matmul(acts, weight, told["transpose_a"], told["transpose_b"])
+    kind = ov.group_convolution if node.get_type_name() == "GroupConvolution" else ov.convolution
+    return kind(acts, weight, *(list(told[name]) for name in _PLACES))
 
 
 def _signed(codes: torch.Tensor) -> np.ndarray:
@@ -133,16 +169,7 @@ def _zero_part(node: Any, acts: Any, layer: IntegerLayer, zero: np.ndarray, *, t
         ov.convert(ov.constant(ones, dtype=core.Type.i8), core.Type.f32),
         ov.constant(np.ones((1, 1, 1, 1), np.float32)),
     )
-    told = node.get_attributes()
-    total = ov.convolution(
-        acts,
-        kernel,
-        list(told["strides"]),
-        list(told["pads_begin"]),
-        list(told["pads_end"]),
-        list(told["dilations"]),
-    )
-    return ov.multiply(total, ov.constant(factor))
+    return ov.multiply(_product(node, acts, kernel), ov.constant(factor))
 
 
 def _channels(layer: IntegerLayer) -> list[int]:

@@ -155,7 +155,9 @@ def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
         lines.append(f"{t.case.name:24}{t.base * 1e3:9.3f}{ratios}")
     means = "".join(f"{geomean(t.ratio(n) for t in timings):8.2f}" for n in names)
     lines.append(f"{'geometric mean':33}{means}")
-    lines.append("* torch x86 int8, inexact on AVX2: 8-bit products saturate there; so do those of ov8")
+    lines.append(
+        "* torch x86 int8, inexact on AVX2: 8-bit products saturate there; so do those of ov8"
+    )
     return "\n".join(lines)
 
 

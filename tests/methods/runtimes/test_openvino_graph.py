@@ -1,8 +1,10 @@
 """OpenVINO runs our codes in int8, exactly; where it is installed."""
 
+import numpy as np
 import pytest
 import torch
 
+from quantarena.bench import machine
 from quantarena.methods.core.bits import parse_bits
 from quantarena.methods.core.errors import QuantArenaError
 from quantarena.methods.core.packed.pack import pack
@@ -15,6 +17,7 @@ pytest.importorskip("openvino")
 from quantarena.methods.rivals import ov_network
 from quantarena.methods.runtimes import openvino_graph
 
+SATURATES = not machine.has_dot_products()
 CASES = [("rtn", "w8a8"), ("rtn", "w4a8"), ("q_diffusion", "w4a4")]
 
 
@@ -29,7 +32,7 @@ def test_the_graph_computes_what_the_kernels_compute_in_int8(
     plain = plain_network(packed)
     points = probe.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
     model = ov_network.convert(plain.module, points)
-    openvino_graph.fill(model, plain.layers)
+    openvino_graph.fill(model, plain.layers, saturates=SATURATES)
     ov_network.save(model, tmp_path)
     network = ov_network.OpenVinoNetwork(tmp_path / ov_network.MODEL, ov_network.F32)
     agrees(probe, packed, network)
@@ -48,7 +51,7 @@ def test_symmetric_weights_need_no_sum_over_the_input(networks, agrees, method, 
         plain = plain_network(packed)
         model = ov_network.convert(plain.module, points)
         before = len(model.get_ops())
-        openvino_graph.fill(model, plain.layers)
+        openvino_graph.fill(model, plain.layers, saturates=SATURATES)
         kinds = [node.get_type_name() for node in model.get_ops()]
         added[symmetric] = kinds.count("ReduceSum"), len(kinds) - before
         (folder := tmp_path / str(symmetric)).mkdir()
@@ -69,4 +72,33 @@ def test_a_layer_without_a_product_is_named(networks):
     model = ov_network.convert(plain.module, points)
     layers = {**plain.layers, "nowhere": next(iter(plain.layers.values()))}
     with pytest.raises(QuantArenaError, match="no product of nowhere"):
-        openvino_graph.fill(model, layers)
+        openvino_graph.fill(model, layers, saturates=False)
+
+
+@pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
+@pytest.mark.parametrize("name", ["pixel-unet", "transformer"])
+def test_weights_in_two_parts_are_the_same_products(networks, agrees, name, method, tmp_path):
+    """The form for processors on which sums in int16 saturate is right on all of them."""
+    probe = networks[name]
+    packed = pack(
+        entry(method).method().run(probe.context(parse_bits("w8a8"), "paper", Effort(16, 2)))
+    )
+    plain = plain_network(packed)
+    points = probe.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
+    model = ov_network.convert(plain.module, points)
+    openvino_graph.fill(model, plain.layers, saturates=True)
+    ov_network.save(model, tmp_path)
+    network = ov_network.OpenVinoNetwork(tmp_path / ov_network.MODEL, ov_network.F32)
+    agrees(probe, packed, network)
+    integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
+    assert set(integer) == set(plain.layers)
+
+
+def test_parts_of_codes():
+    codes = np.arange(-128, 128)
+    assert len(openvino_graph._parts(codes, 8, saturates=False)) == 1
+    assert len(openvino_graph._parts(codes, 4, saturates=True)) == 1
+    assert len(openvino_graph._parts(codes[64:193], 8, saturates=True)) == 1  # -64 to 64
+    parts = openvino_graph._parts(codes, 8, saturates=True)
+    assert (sum(part.astype(int) for part in parts) == codes).all()
+    assert max(np.abs(part.astype(int)).max() for part in parts) * 255 * 2 <= 2**15 - 1
