@@ -156,7 +156,7 @@ def table(timings: list[Timing], bits: list[tuple[int, int]]) -> str:
     means = "".join(f"{geomean(t.ratio(n) for t in timings):8.2f}" for n in names)
     lines.append(f"{'geometric mean':33}{means}")
     lines.append(
-        "* torch x86 int8, inexact on AVX2: 8-bit products saturate there; so do those of ov8"
+        "* torch x86 int8, inexact on AVX2: 8-bit products saturate there, those of ov8 too"
     )
     return "\n".join(lines)
 
