@@ -21,23 +21,34 @@ SATURATES = not machine.has_dot_products()
 CASES = [("rtn", "w8a8"), ("rtn", "w4a8"), ("q_diffusion", "w4a4")]
 
 
-@pytest.mark.parametrize("name", ["pixel-unet", "conditional-unet", "transformer"])
-@pytest.mark.parametrize(("method", "bits"), CASES)
-def test_the_graph_computes_what_the_kernels_compute_in_int8(
-    networks, agrees, name, method, bits, tmp_path
-):
-    probe = networks[name]
+def runs_in_int8(probe, agrees, method, bits, folder, *, saturates):
+    """Check that a filled graph predicts what the packed network does, with all layers in int8."""
     context = probe.context(parse_bits(bits), "paper", Effort(16, 2))
     packed = pack(entry(method).method().run(context))
     plain = plain_network(packed)
     points = probe.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
     model = ov_network.convert(plain.module, points)
-    openvino_graph.fill(model, plain.layers, saturates=SATURATES)
-    ov_network.save(model, tmp_path)
-    network = ov_network.OpenVinoNetwork(tmp_path / ov_network.MODEL, ov_network.F32)
+    openvino_graph.fill(model, plain.layers, saturates=saturates)
+    ov_network.save(model, folder)
+    network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
     agrees(probe, packed, network)
     integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
     assert set(integer) == set(plain.layers)
+
+
+@pytest.mark.parametrize("name", ["pixel-unet", "conditional-unet", "transformer"])
+@pytest.mark.parametrize(("method", "bits"), CASES)
+def test_the_graph_computes_what_the_kernels_compute_in_int8(
+    networks, agrees, name, method, bits, tmp_path
+):
+    runs_in_int8(networks[name], agrees, method, bits, tmp_path, saturates=SATURATES)
+
+
+@pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
+@pytest.mark.parametrize("name", ["pixel-unet", "transformer"])
+def test_weights_in_two_parts_are_the_same_products(networks, agrees, name, method, tmp_path):
+    """The form for processors on which sums in int16 saturate is right on all of them."""
+    runs_in_int8(networks[name], agrees, method, "w8a8", tmp_path, saturates=True)
 
 
 @pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
@@ -73,25 +84,6 @@ def test_a_layer_without_a_product_is_named(networks):
     layers = {**plain.layers, "nowhere": next(iter(plain.layers.values()))}
     with pytest.raises(QuantArenaError, match="no product of nowhere"):
         openvino_graph.fill(model, layers, saturates=False)
-
-
-@pytest.mark.parametrize("method", ["rtn", "q_diffusion"])
-@pytest.mark.parametrize("name", ["pixel-unet", "transformer"])
-def test_weights_in_two_parts_are_the_same_products(networks, agrees, name, method, tmp_path):
-    """The form for processors on which sums in int16 saturate is right on all of them."""
-    probe = networks[name]
-    packed = pack(
-        entry(method).method().run(probe.context(parse_bits("w8a8"), "paper", Effort(16, 2)))
-    )
-    plain = plain_network(packed)
-    points = probe.trajectory.pick(torch.zeros(2, dtype=torch.long), torch.arange(2))
-    model = ov_network.convert(plain.module, points)
-    openvino_graph.fill(model, plain.layers, saturates=True)
-    ov_network.save(model, tmp_path)
-    network = ov_network.OpenVinoNetwork(tmp_path / ov_network.MODEL, ov_network.F32)
-    agrees(probe, packed, network)
-    integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)
-    assert set(integer) == set(plain.layers)
 
 
 def test_parts_of_codes():
