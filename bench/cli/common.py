@@ -101,14 +101,14 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
     Raises:
         UserError: there is no such run.
     """
-    folder = results / name
-    pull(folder)
+    folder, reporter = results / name, reporter or Reporter()
+    pull(folder, reporter.warn)
     if not os.path.isdir(folder / "rows"):
         known = run_names(results)
         hint = did_you_mean(name, known) if known else "nothing was run here yet"
         verb = name if name != "." else DEFAULT
         raise UserError(f"no results in {folder}: {hint}; start with: quantarena run {verb}")
-    return Store(folder, (reporter or Reporter()).warn)
+    return Store(folder, reporter.warn)
 
 
 def opened_run(results: Path, name: str) -> Store:
@@ -120,7 +120,7 @@ def opened_run(results: Path, name: str) -> Store:
     if is_url(name):
         url, _, last = name.rstrip("/").rpartition("/")
         results, name = mirror(url), last
-    pull(results / name, pictures=False)
+    pull(results / name, Reporter().warn, pictures=False)
     for folder in (results / name, Path(name)):
         if any(os.path.isdir(folder / part) for part in ("rows", "drivers")):
             return Store(folder, Reporter().warn)
