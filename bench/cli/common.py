@@ -17,6 +17,7 @@ from rich.text import Text
 from quantarena.bench.cli.output.stdout import result_stream
 from quantarena.bench.documents import clean_text, finite
 from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.files import finish_replacing
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
@@ -102,6 +103,7 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
         UserError: there is no such run.
     """
     folder, reporter = results / name, reporter or Reporter()
+    finish_replacing(folder)
     pull(folder, reporter.warn)
     if not os.path.isdir(folder / "rows"):
         known = run_names(results)
@@ -120,6 +122,8 @@ def opened_run(results: Path, name: str) -> Store:
     if is_url(name):
         url, _, last = name.rstrip("/").rpartition("/")
         results, name = mirror(url), last
+    for folder in (results / name, Path(name)):
+        finish_replacing(folder)
     pull(results / name, Reporter().warn, pictures=False)
     for folder in (results / name, Path(name)):
         if any(os.path.isdir(folder / part) for part in ("rows", "drivers")):
