@@ -37,6 +37,7 @@ from quantarena.bench.storage.drivers import (
     others_alive,
 )
 from quantarena.bench.storage.leases import Leases
+from quantarena.bench.storage.mounts import local_locks
 from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.storage.shelves import FolderShelf
 from quantarena.bench.storage.stages import CACHE, LEASES
@@ -137,6 +138,11 @@ def _execute(
     if sync is not None:
         sync.require_conditions()
         sync.pull()
+    elif how := local_locks(store.folder):
+        reporter.warn(
+            f"{store.folder} lies on {how}, whose locks do not hold on other machines: run on one "
+            "machine at a time there, or mount it with locks"
+        )
     others = others_alive(store.folder)
     alone = lock.alone and not others
     _sweep(options.cache, request.folder, alone=alone)
