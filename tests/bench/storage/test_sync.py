@@ -59,11 +59,14 @@ class Machine:
         return {path.name: parse_row(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "s3"])
 def machines(request, tmp_path, monkeypatch):
     """Two machines whose mirrors have the same three rows, and their store."""
     name = f"sync-{os.urandom(6).hex()}"
-    url = f"memory://{name}" if request.param == "memory" else f"file://{tmp_path}/{name}"
+    if request.param == "s3":
+        url = f"{request.getfixturevalue('s3')}/{name}"
+    else:
+        url = f"memory://{name}" if request.param == "memory" else f"file://{tmp_path}/{name}"
     one = Machine(monkeypatch, tmp_path / "one", url)
     other = Machine(monkeypatch, tmp_path / "other", url)
     for row in ROWS:
