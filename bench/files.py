@@ -21,7 +21,7 @@ from quantarena.bench.errors import UserError
 from quantarena.methods.core.json_files import read_text as read_text
 from quantarena.methods.core.json_files import require_regular as require_regular
 
-_WORK, _LOCK = ".work", ".lock"
+_WORK, _LOCK, _BEFORE = ".work", ".lock", ".before"
 TEMPORARY = "quantarena"
 """Name of work folders among the system's temporary files."""
 OLD_SECONDS = 24 * 3600.0
@@ -249,6 +249,9 @@ def sweep(parent: Path, name: str = "") -> int:
     with contextlib.suppress(OSError):
         for lock in sorted(parent.glob(f".{_escaped(name)}*{_LOCK}")):
             swept += _sweep_one(lock)
+        for before in sorted(parent.glob(f".{_escaped(name)}*{_BEFORE}")):
+            if not before.with_suffix(_LOCK).exists():  # its owner ended in an error, not by a kill
+                _finish(before.with_suffix(_LOCK))
     return swept
 
 
@@ -278,12 +281,27 @@ def _sweep_one(lock: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             work = lock.with_suffix(_WORK)
             found = work.is_dir()
+            _finish(lock)
             shutil.rmtree(work, ignore_errors=True)
             lock.unlink()
             return int(found)
         finally:
             os.close(handle)
     return 0
+
+
+def _finish(lock: Path) -> None:
+    """Finish what ``put_in_place`` began in a process that has ended.
+
+    Without the new folder, which was whole, the one that it was to replace gets its name back.
+    """
+    before, work = lock.with_suffix(_BEFORE), lock.with_suffix(_WORK)
+    if not before.is_dir():
+        return
+    folder = lock.with_name(lock.stem.removeprefix(".").rpartition("-")[0])
+    if not os.path.lexists(folder):
+        os.replace(work if work.is_dir() else before, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _new_lock(parent: Path, name: str) -> tuple[int, Path]:
@@ -304,12 +322,35 @@ def _escaped(name: str) -> str:
 
 
 def put_in_place(work: Path, folder: Path) -> None:
-    """Rename a finished work folder to its name; what was there before is deleted after that."""
+    """Rename a finished work folder to its name; what was there before is deleted after that.
+
+    A kill between the two renames leaves a folder without its name: ``finish_replacing``.
+
+    Args:
+        work: of ``work_folder``, for the name of the folder.
+        folder: beside it.
+    """
     work.chmod(0o755)
     if folder.exists():
-        before = work.with_suffix(".before")
+        before = work.with_suffix(_BEFORE)
         os.replace(folder, before)
-        os.replace(work, folder)
+        try:
+            os.replace(work, folder)
+        except BaseException:
+            os.replace(before, folder)
+            raise
         shutil.rmtree(before, ignore_errors=True)
     else:
         os.replace(work, folder)
+
+
+def finish_replacing(folder: Path) -> None:
+    """Give a folder its name back that a process did not replace to the end, because it was killed.
+
+    Whoever opens a folder that ``put_in_place`` may replace calls this first. A living process is
+    left alone.
+    """
+    with contextlib.suppress(OSError):
+        folder = Path(os.path.abspath(folder))
+        if any(folder.parent.glob(f".{_escaped(folder.name)}-*{_BEFORE}")):
+            sweep(folder.parent, f"{folder.name}-")

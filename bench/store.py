@@ -100,14 +100,17 @@ class Store:
         """
         current = self.get(row.key)
         row = replace(storable(row), attempt=self._next_attempt(row.key, current))
-        holds = current is not None and current.status is Status.OK
-        if holds and row.status is not Status.OK and not force:
-            self._write(row, self._earlier(row))
+        if current is not None and not force and holds(current, row):
+            self.keep_earlier(row)
             return row
         if current is not None:
-            self._write(current, self._earlier(current))
+            self.keep_earlier(current)
         self._write(row, self.path(row.key))
         return row
+
+    def keep_earlier(self, row: Row) -> None:
+        """Keep a row in ``earlier``, beside others of the same attempt that differ from it."""
+        self._write(row, self._earlier(row, signed_text(row).encode()))
 
     def amend(self, row: Row) -> Row:
         """Replace the current row by the same attempt with more in it, such as its latency."""
@@ -122,11 +125,13 @@ class Store:
         return files.locked(self.folder, beside_others=beside_others)
 
     def retire(self, rows: Iterable[Row]) -> None:
-        """Move rows that no longer belong to a plan into ``earlier``."""
+        """Move rows that are no longer wanted into ``earlier``; one that is gone is left out."""
         for row in rows:
-            with files.plain_errors("move", self.path(row.key)):
-                self._earlier(row).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path(row.key), self._earlier(row))
+            path = self.path(row.key)
+            with files.plain_errors("move", path), contextlib.suppress(FileNotFoundError):
+                earlier = self._earlier(row, path.read_bytes())
+                earlier.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, earlier)
 
     def write_planned(self, planned: Planned) -> None:
         """Write the plan of this folder, for later calls of ``rank`` and ``render``."""
@@ -147,8 +152,14 @@ class Store:
             self.warn(f"{path} is damaged and ignored ({error})")
             return None
 
-    def _earlier(self, row: Row) -> Path:
-        return self.rows_folder / "earlier" / f"{row.key}.{row.attempt}.json"
+    def _earlier(self, row: Row, data: bytes) -> Path:
+        """Where a row's bytes are kept: attempts of two machines may have the same number."""
+        path = self.rows_folder / "earlier" / f"{row.key}.{row.attempt}.json"
+        number = 1
+        while path.is_file() and path.read_bytes() != data:
+            number += 1
+            path = path.with_name(f"{row.key}.{row.attempt}.{number}.json")
+        return path
 
     def _next_attempt(self, key: str, current: Row | None) -> int:
         names = (self.rows_folder / "earlier").glob(f"{key}.*.json")
@@ -192,6 +203,11 @@ class Store:
             where = f"; moved to {target.relative_to(self.folder)}"
         self.warn(f"{path} is no intact row ({reason}); its cell counts as missing{where}")
         return None
+
+
+def holds(current: Row, other: Row) -> bool:
+    """Whether a row keeps its place whatever came later: it is ok, and the other one is not."""
+    return current.status is Status.OK and other.status is not Status.OK
 
 
 def signed_text(row: Row) -> str:

@@ -4,21 +4,19 @@ diffusers loads it, beside the layers of either network; nothing is merged, so t
 compute ``layer(x) + scale * B(A(x))`` and taking it off again leaves every bit as it was.
 """
 
+import math
 import pkgutil
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from quantarena.bench.adapters.request import LoraRequest
+from quantarena.bench.adapters.request import LoraRequest, layers_of
 from quantarena.bench.closure import closure
 from quantarena.bench.content import file_sha256
-from quantarena.bench.errors import BrokenModel, UserError, first_line
+from quantarena.bench.errors import UserError, first_line
 from quantarena.methods.core.errors import QuantArenaError, Unsupported
 
 REGISTER = "quantarena.bench.adapters.register"
@@ -26,8 +24,6 @@ REGISTER = "quantarena.bench.adapters.register"
 the key of every stage that draws."""
 NAME = "workload"
 """Of the adapter, in peft."""
-_PAIR = re.compile(r"\.(lora_A|lora_down|down)(\.\w+)?\.weight$")
-"""Names of first factors, as diffusers, older diffusers and kohya call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +53,15 @@ def facts(text: str) -> LoraFacts:
         BrokenModel: it is no safetensors file, or holds no LoRA.
     """
     request = LoraRequest.read(text)
-    file = request.file()
-    shapes = _shapes(request)
-    layers = sum(bool(_PAIR.search(name)) for name in shapes)
-    if not layers:
-        raise BrokenModel(f"{file} holds no LoRA: none of its {len(shapes)} tensors is a factor")
-    values = sum(torch.Size(shape).numel() for shape in shapes.values())
-    return LoraFacts(request.path.name, request.scale, file_sha256(file), layers, values)
+    shapes, sha256 = request.shapes(), file_sha256(request.file())
+    values = sum(math.prod(shape) for shape in shapes.values())
+    return LoraFacts(request.path.name, request.scale, sha256, layers_of(shapes), values)
 
 
 def lora_content(text: str) -> list[Any]:
     """What the key of a stage that draws with a LoRA holds of it."""
     found = facts(text)
     return ["lora", found.sha256, found.scale, closure(REGISTER).key]
-
-
-def _shapes(request: LoraRequest) -> dict[str, list[int]]:
-    file = request.file()
-    try:
-        with safe_open(file, "pt") as tensors:
-            names = list(tensors.keys())
-            return {name: tensors.get_slice(name).get_shape() for name in names}
-    except (OSError, SafetensorError) as error:
-        raise BrokenModel(f"{file} cannot be read: {first_line(error)}") from None
 
 
 @contextmanager

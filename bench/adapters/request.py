@@ -3,14 +3,24 @@
 import importlib.util
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.documents import parse_json
+from quantarena.bench.errors import BrokenModel, UserError
 
 PIP = "pip install 'quantarena[lora]'"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name that diffusers' ``save_lora_weights`` gives a file."""
+_PAIR = re.compile(r"\.(lora_A|lora_down|down)(\.\w+)?\.weight$")
+"""Names of first factors, as diffusers, older diffusers and kohya call them."""
+_LENGTH_BYTES = 8
+_MOST_HEADER = 100_000_000
+"""Bytes of a header that the safetensors library reads at most."""
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 def peft_is_there() -> bool:
@@ -83,3 +93,52 @@ class LoraRequest:
             what = f"{len(found)} .safetensors files" if found else "no .safetensors file"
             raise UserError(f"lora={self.path} holds {what}: name the one that is meant")
         return chosen[0]
+
+    def shapes(self) -> Shapes:
+        """The shapes of the tensors in its file, by name; only the head of the file is read.
+
+        Raises:
+            UserError: as ``file``.
+            BrokenModel: it is no whole safetensors file, or none of its tensors is a LoRA's.
+        """
+        file = self.file()
+        try:
+            found = _read_shapes(file)
+        except OSError as error:
+            raise BrokenModel(f"{file} cannot be read: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"{error} is missing in its head" if isinstance(error, KeyError) else str(error)
+            raise BrokenModel(
+                f"{file} cannot be read: it is no intact safetensors file ({why})"
+            ) from None
+        if not layers_of(found):
+            raise BrokenModel(f"{file} holds no LoRA: none of its {len(found)} tensors is a factor")
+        return found
+
+
+def layers_of(shapes: Shapes) -> int:
+    """Number of layers that the tensors of a LoRA change."""
+    return sum(bool(_PAIR.search(name)) for name in shapes)
+
+
+def _read_shapes(file: Path) -> Shapes:
+    """The shapes that the head of a safetensors file states.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, KeyError, TypeError: it is none, or it is truncated.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        start = _LENGTH_BYTES + length
+        if not 2 <= length <= _MOST_HEADER or start > size:
+            raise ValueError(f"its {size} bytes begin with no head")
+        head: Any = parse_json(stream.read(length).decode("utf-8"))
+    if not isinstance(head, dict):
+        raise ValueError("its head is no JSON object")
+    tensors = {name: head[name] for name in head if name != "__metadata__"}
+    end = max((int(each["data_offsets"][1]) for each in tensors.values()), default=0)
+    if start + end != size:
+        raise ValueError(f"it has {size} bytes of {start + end}")
+    return {name: tuple(map(int, each["shape"])) for name, each in tensors.items()}

@@ -17,6 +17,7 @@ from rich.text import Text
 from quantarena.bench.cli.output.stdout import result_stream
 from quantarena.bench.documents import clean_text, finite
 from quantarena.bench.errors import UserError, did_you_mean
+from quantarena.bench.files import finish_replacing
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
@@ -101,14 +102,15 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
     Raises:
         UserError: there is no such run.
     """
-    folder = results / name
-    pull(folder)
+    folder, reporter = results / name, reporter or Reporter()
+    finish_replacing(folder)
+    pull(folder, reporter.warn)
     if not os.path.isdir(folder / "rows"):
         known = run_names(results)
         hint = did_you_mean(name, known) if known else "nothing was run here yet"
         verb = name if name != "." else DEFAULT
         raise UserError(f"no results in {folder}: {hint}; start with: quantarena run {verb}")
-    return Store(folder, (reporter or Reporter()).warn)
+    return Store(folder, reporter.warn)
 
 
 def opened_run(results: Path, name: str) -> Store:
@@ -120,7 +122,9 @@ def opened_run(results: Path, name: str) -> Store:
     if is_url(name):
         url, _, last = name.rstrip("/").rpartition("/")
         results, name = mirror(url), last
-    pull(results / name, pictures=False)
+    for folder in (results / name, Path(name)):
+        finish_replacing(folder)
+    pull(results / name, Reporter().warn, pictures=False)
     for folder in (results / name, Path(name)):
         if any(os.path.isdir(folder / part) for part in ("rows", "drivers")):
             return Store(folder, Reporter().warn)

@@ -37,10 +37,11 @@ from quantarena.bench.storage.drivers import (
     others_alive,
 )
 from quantarena.bench.storage.leases import Leases
+from quantarena.bench.storage.mounts import local_locks
 from quantarena.bench.storage.outlines import outlines
 from quantarena.bench.storage.shelves import FolderShelf
 from quantarena.bench.storage.stages import CACHE, LEASES
-from quantarena.bench.storage.sync import pull, sync_of
+from quantarena.bench.storage.sync import RunSync, sync_of
 from quantarena.bench.store import Planned, Store, Warn
 
 MOST_MINUTES = 366 * 24 * 60
@@ -133,10 +134,15 @@ def _execute(
 ) -> tuple[Plan, dict[str, Row], Path]:
     require_unjoined(request.folder)
     files.ensure_folder(options.cache)
-    sync = sync_of(store.folder)
+    sync = sync_of(store.folder, reporter.warn)
     if sync is not None:
         sync.require_conditions()
         sync.pull()
+    elif how := local_locks(store.folder):
+        reporter.warn(
+            f"{store.folder} lies on {how}, whose locks do not hold on other machines: run on one "
+            "machine at a time there, or mount it with locks"
+        )
     others = others_alive(store.folder)
     alone = lock.alone and not others
     _sweep(options.cache, request.folder, alone=alone)
@@ -159,7 +165,7 @@ def _execute(
     if sync is not None:
         journal.push = sync.push
         sync.forget_rows(retired)
-        sync.push_changed({cell.key for cell in made.cells})
+        sync.push_changed()
     lock.share()
     for other in others:
         reporter.say(f"  beside {other.owner.label}, which has {other.ended} of {other.total}")
@@ -176,19 +182,27 @@ def _execute(
                 "run the same command again to continue"
             )
             raise
-        page = _page(request, store, made, leases, reporter)
+        page = _page(request, store, made, leases, reporter, sync)
         if sync is not None:
-            sync.push_changed({cell.key for cell in made.cells})
+            sync.push_changed()
     forget_old(store.folder)
     return made, _by_key(store), page
 
 
-def _page(request: Request, store: Store, made: Plan, leases: Leases, reporter: Reporter) -> Path:
+def _page(
+    request: Request,
+    store: Store,
+    made: Plan,
+    leases: Leases,
+    reporter: Reporter,
+    sync: RunSync | None,
+) -> Path:
     """Judge the rows and write the page; of several drivers one after the other does."""
     while (lease := leases.take("page")) is None:
         time.sleep(0.5)
     try:
-        pull(store.folder)
+        if sync is not None:
+            sync.pull()
         planned = _keep_planned(request, store, made.cells)  # others may have planned more
         stamp = publish.stamp(store, planned)
         if not request.force and (page := publish.current(store, stamp)) is not None:

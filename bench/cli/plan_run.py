@@ -43,8 +43,8 @@ def plan(given: RequestOptions, as_json: JsonOption = False) -> None:
     """Show the cells, the estimated time and the disk space of a run, without running anything."""
     request = made_request(given)
     require_unjoined(request.folder)
-    pull(request.folder, pictures=False)
     warn = Reporter().warn
+    pull(request.folder, warn, pictures=False)
     rows = outlines(Store(request.folder, warn))
     require_budget(request, rows)
     known = history(request, warn)

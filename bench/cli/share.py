@@ -93,7 +93,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Write a folder with rows, scores, images to check and a manifest, for others to verify."""
-    _module("sync", "quantarena.bench.storage").pull(results / run)
+    _module("sync", "quantarena.bench.storage").pull(results / run, Reporter().warn)
     folder = results / run if (results / run / "rows").is_dir() else Path(run)
     if not (folder / "rows").is_dir():
         raise UserError(f"no results in {results / run}: start with: quantarena run")

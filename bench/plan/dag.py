@@ -3,7 +3,9 @@
 A pure function of the cells and of what is known about them; nothing is read or imported.
 
 A *task* is what a worker is handed: the shared stages of a workload, a cell, or the timing of a
-row. A stage belongs to one task; cells that need a stage of another task wait for that task.
+row. A stage belongs to one task. A worker goes through the stages of its task one after the other,
+and the runner hands out a cell when all of its shared stages are there, and the first timing when
+all cells are done. So a stage needs what its value comes from, and what is made before it.
 """
 
 import functools
@@ -49,7 +51,8 @@ class Stage:
         key: names this stage among all of the run.
         label: as a reader knows it, such as ``recording of emoji-t2i, seed 0``.
         task: the task that makes it: ``prepare:KEY``, ``cell:KEY`` or ``time:KEY``.
-        needs: keys of the stages that it waits for.
+        needs: keys of the stages that it waits for. What stages that run alone wait for besides,
+            which is all the others, is not listed.
         cells: number of cells that use it.
         seconds: estimated, on one worker; of a cached one those that it took.
         measured: whether the seconds rest on this store's own timings.
@@ -138,13 +141,17 @@ class Dag:
         return found
 
     def critical(self) -> tuple[float, tuple[Stage, ...]]:
-        """Seconds and stages of the longest chain: no number of workers is faster."""
+        """Seconds and stages of the longest chain: no number of workers and machines is faster."""
         ends: dict[str, float] = {}
         before: dict[str, str | None] = {}
+        latest: tuple[str, ...] = ()  # of the stages that do not run alone: timings wait for it
         for key, stage in self.stages.items():
-            last = max(stage.needs, key=lambda need: ends[need], default=None)
+            waits = (*stage.needs, *latest) if stage.alone else stage.needs
+            last = max(waits, key=lambda need: ends[need], default=None)
             ends[key] = stage.left + (ends[last] if last is not None else 0.0)
             before[key] = last
+            if not stage.alone and (not latest or ends[key] > ends[latest[0]]):
+                latest = (key,)
         if not ends:
             return 0.0, ()
         place: str | None = max(ends, key=lambda each: ends[each])
@@ -211,6 +218,7 @@ def _prepared(
         PROBE: (keys[RECORD],),
         FLOOR: (keys[IMAGES], keys[PROBE]),
     }
+    before: tuple[str, ...] = ()
     for name in SHARED_STAGES:
         if keys[name] in made:
             continue
@@ -224,12 +232,13 @@ def _prepared(
             keys[name],
             _NAMES[name].format(w=cell.workload, s=cell.seed),
             f"prepare:{cell.shared_key}",
-            needs.get(name, ()),
+            tuple(dict.fromkeys((*needs.get(name, ()), *before))),
             seconds=seconds,
             measured=measured,
             disk=disk,
             cached=found is not None or cell.shared_key in known.prepared,
         )
+        before = (keys[name],)
 
 
 def _own(
@@ -247,7 +256,7 @@ def _own(
                 f"{MODEL}:{model}",
                 f"model {cell.configured} {cell.bits} of {cell.workload}, seed {cell.seed}",
                 task,
-                (keys[RECORD],),
+                shared,
                 seconds=seconds,
                 measured=measured,
                 disk=known.model_bytes(cell.workload),
@@ -258,7 +267,7 @@ def _own(
             sample,
             f"images of {cell.label}, seed {cell.seed}",
             task,
-            (f"{MODEL}:{model}",),
+            (*shared, f"{MODEL}:{model}"),
             seconds=sum(rates.stage_seconds(each, cell) for each in ("pack", "parity", "sample")),
             measured=rates.with_basis("sample", cell)[1],
             disk=disk_of_cell(cell, known.resolution(cell.workload)),

@@ -1,9 +1,9 @@
 """When a graph of stages is done with so many workers: a simulation of the runner's own rules.
 
-A worker takes the first task that waits for nothing: shared stages in their order, then cells,
-those that take longest first. Latencies come after all cells, one at a time on each machine. The
-driver hands out tasks and writes rows by itself, one after the other: what it takes for each is a
-cost that no further worker shortens.
+A worker takes the first task that waits for nothing: shared stages in their order, then cells in
+the order in which these end, of one group those that take longest first. Latencies come after all
+cells, one at a time on each machine. The driver hands out tasks and writes rows by itself, one
+after the other: what it takes for each is a cost that no further worker shortens.
 """
 
 import heapq
@@ -59,22 +59,28 @@ class _Queue:
 
     left: dict[str, set[str]]
     rank: Mapping[str, tuple[int, float, int]]
-    ready: list[tuple[tuple[int, float, int], str]] = field(default_factory=list)
+    ready: list[tuple[int, int, float, int, str]] = field(default_factory=list)
     users: dict[str, list[str]] = field(default_factory=dict)
+    ended: int = 0
 
     def __post_init__(self) -> None:
         for task, needs in self.left.items():
             for need in needs:
                 self.users.setdefault(need, []).append(task)
             if not needs:
-                heapq.heappush(self.ready, (self.rank[task], task))
+                self._push(task)
 
     def done(self, task: str) -> None:
-        """Free the tasks that waited for this one alone."""
+        """Free the tasks that waited for this one alone; they come after those that are free."""
+        self.ended += 1
         for user in self.users.get(task, ()):
             self.left[user].discard(task)
             if not self.left[user]:
-                heapq.heappush(self.ready, (self.rank[user], user))
+                self._push(user)
+
+    def _push(self, task: str) -> None:
+        kind, length, number = self.rank[task]
+        heapq.heappush(self.ready, (kind, self.ended if kind else 0, length, number, task))
 
 
 def simulate(dag: Dag, workers: int, costs: Costs | None = None, machines: int = 1) -> Schedule:
@@ -123,7 +129,7 @@ def _cells(
     busy = driver = waited = 0.0
     while queue.ready or running:
         while queue.ready and idle:
-            _, task = heapq.heappop(queue.ready)
+            *_, task = heapq.heappop(queue.ready)
             seconds = tasks[task] + costs.trip
             heapq.heappush(running, (max(now, driver_free) + seconds, task))
             idle, busy = idle - 1, busy + seconds

@@ -13,7 +13,7 @@ from typing import Any
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import plain_errors, put_in_place, work_folder
+from quantarena.bench.files import finish_replacing, plain_errors, put_in_place, work_folder
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
@@ -102,6 +102,8 @@ def merge(
             something else or is in use.
     """
     names = _names(results)
+    for folder in (*results, out):
+        finish_replacing(folder)
     _check_places(results, out)
     opened = [
         _open(folder, name, place, share, progress)

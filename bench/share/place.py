@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import locked
+from quantarena.bench.files import finish_replacing, locked
 from quantarena.bench.share.provenance import ELSEWHERE, FILE, read_provenance
 from quantarena.bench.share.submit import require_replaceable
 from quantarena.bench.storage.drivers import others_alive
@@ -31,6 +31,7 @@ def require_unjoined(folder: Path) -> None:
     Raises:
         UserError: it is one.
     """
+    finish_replacing(folder)
     if (folder / FILE).exists():
         raise UserError(
             f"{folder} joins results of several folders, and the next merge replaces it: run with "

@@ -14,7 +14,14 @@ from typing import Any
 
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import plain_errors, put_in_place, utc_now, work_folder, write_atomic
+from quantarena.bench.files import (
+    finish_replacing,
+    plain_errors,
+    put_in_place,
+    utc_now,
+    work_folder,
+    write_atomic,
+)
 from quantarena.bench.machine import versions
 from quantarena.bench.schema import SCHEMA_VERSION, Row, Status
 from quantarena.bench.share.examine import Holding, Listing, read_rows
@@ -72,6 +79,7 @@ def submit(results: Path, folder: Path, *, name: str, share: float) -> Submitted
         raise UserError(f"{results / problems[0].where} is no intact row: {problems[0].what}")
     if not pairs:
         raise UserError(f"{results} has no rows: start with quantarena run")
+    finish_replacing(folder)
     require_replaceable(folder, MANIFEST)
     holding = Holding(results, "results")
     rows = [row for row, _ in pairs]

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 WAITS = (1.0, 3.0, 9.0)
 """Seconds between the tries of a call that a store fails."""
+_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+"""Codes of answers to a conditional put: there is an object already, or one comes just now."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -286,8 +288,27 @@ def _creates_once(system: Any) -> bool:
     return type(system).pipe_file is not general.pipe_file
 
 
-def _is_conflict(error: Exception) -> bool:
-    """Whether an error says that the condition of a put did not hold; stores say it differently."""
-    text = f"{type(error).__name__} {error} {error.__cause__}"
-    said = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "EEXIST")
-    return any(word in text for word in said)
+def _is_conflict(error: BaseException | None) -> bool:
+    """Whether an error or its cause says by its code that the condition of a put did not hold.
+
+    s3fs raises errors of the operating system that are caused by botocore's ``ClientError``; gcsfs
+    raises ``HttpError``, whose code is a number or its text. What a message says decides nothing:
+    names and sizes stand in it.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EEXIST:
+            return True
+        if _code(error) in _CONFLICTS:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _code(error: BaseException) -> str:
+    """The store's own code in an error, or the status of its answer; empty without either."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        said = response.get("Error", {}).get("Code")
+        return str(said or response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    found = (getattr(error, name, None) for name in ("code", "status_code", "status"))
+    return next((str(code) for code in found if isinstance(code, int | str)), "")

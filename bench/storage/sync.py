@@ -3,12 +3,16 @@
 A row goes up after its images and scores, so that whoever sees the row finds them. Each object is
 put whole. Rows are compared by a mark of the store (its ETag, or size and time); nothing else has
 to be: an object of a known name never changes but for the plan, the page and drivers' notes.
+
+The folder remembers which rows it has seen in the store, and how their files were here. A row that
+was made or changed here since then is *unsent*: only this folder has it, and no sync takes it away.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quantarena.bench.files import put_in_place, work_folder, write_atomic
@@ -16,9 +20,13 @@ from quantarena.bench.schema import Row
 from quantarena.bench.storage.drivers import FOLDER as DRIVERS
 from quantarena.bench.storage.remote import Remote, remote_of
 from quantarena.bench.storage.shelves import Shelf
-from quantarena.bench.store import parse_row
+from quantarena.bench.storage.versions import is_the_same_with_more, ours_stands
+from quantarena.bench.store import Store, Warn, parse_row
 
 KNOWN = ".synced.json"
+IDENTITY = ".store-id"
+"""Object of a run that is made once. A store without it, or with another one, has lost its rows;
+where it is there, rows that are not were deleted."""
 PAGES = ("plan.json", "leaderboard.html", "ranking.json", "rows.csv", "rows.parquet", ".page.json")
 _AT_ONCE = 256
 
@@ -29,11 +37,14 @@ class RunSync:
     Args:
         remote: the store that the results folder mirrors.
         folder: the run's folder here.
+        warn: called with one line for what a sync does that nobody may expect.
     """
 
-    def __init__(self, remote: Remote, folder: Path) -> None:
+    def __init__(self, remote: Remote, folder: Path, warn: Warn = lambda line: None) -> None:
         self._remote = remote
         self._folder = folder
+        self._warn = warn
+        self._store = Store(folder, warn)
         self._known: dict[str, list[str]] = {}
         with contextlib.suppress(OSError, ValueError):
             self._known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
@@ -51,7 +62,11 @@ class RunSync:
         self.shelf("probe").require_conditions()
 
     def pull(self, *, pictures: bool = True) -> None:
-        """Copy what is new in the store into the folder.
+        """Copy what is new in the store into the folder, and retire what was deleted there.
+
+        A row that was seen in the store and is not there any more is moved into ``rows/earlier``,
+        unless it is unsent. Of two rows of one cell that differ, one stands (``versions.py``) and
+        the other is kept in ``rows/earlier``.
 
         Args:
             pictures: the rows' images and scores, too, which pages and comparisons need.
@@ -59,14 +74,16 @@ class RunSync:
         Raises:
             UserError: the store cannot be read.
         """
-        names = [f"{each}.json" for each in self._new("rows")]
-        self._fetch([f"rows/{name}" for name in names])
+        there = self._remote.listing(self._at("rows"))
+        self._retire_deleted(there)
+        self._fetch(self._new(there))
         drivers = list(self._remote.listing(self._at(DRIVERS)))
         self._fetch([f"{DRIVERS}/{name}" for name in drivers if name.endswith(".json")])
-        self._fetch(list(PAGES))
+        self._fetch([*PAGES, IDENTITY])
         if pictures:
             for path in sorted((self._folder / "rows").glob("[!.]*.json")):
-                if (row := _row(path)) is not None:
+                # An unsent row has its own pictures; those in the store are another row's.
+                if not self._is_new(f"rows/{path.name}") and (row := _row(path)) is not None:
                     self._pull_artefacts(row)
         self._keep()
 
@@ -99,24 +116,19 @@ class RunSync:
         """Write an object of this run."""
         self._remote.push(self._at(name), data)
 
-    def push_changed(self, keys: Collection[str]) -> None:
-        """Copy rows, plan and page that are newer here, or that the store has lost.
-
-        Args:
-            keys: of the planned cells; lost rows of other cells stay lost.
+    def push_changed(self) -> None:
+        """Copy rows that are unsent, and the plan and page where they are newer here or lost there.
 
         Raises:
             UserError: the store cannot be written.
         """
-        there = self._remote.listing(self._at("rows"))
         for path in sorted((self._folder / "rows").glob("[!.]*.json")):
-            lost = path.name not in there and path.stem in keys
-            if (lost or self._is_new(f"rows/{path.name}")) and (row := _row(path)) is not None:
-                if lost:
-                    for place in _places(row):
-                        self._known.pop(place, None)
+            if self._is_new(f"rows/{path.name}") and (row := _row(path)) is not None:
                 self._push_row(row)
         there = self._remote.listing(self._folder.name)
+        if IDENTITY not in there:
+            write_atomic(self._folder / IDENTITY, uuid.uuid4().hex)
+            self._push_file(IDENTITY)
         for name in PAGES:
             if (self._folder / name).is_file() and (name not in there or self._is_new(name)):
                 self._push_file(name)
@@ -126,32 +138,99 @@ class RunSync:
         """Delete rows in the store that no longer belong to the plan."""
         for row in rows:
             self._remote.forget(self._at(f"rows/{row.key}.json"))
+            self._forget(row.key)
 
     def _at(self, name: str) -> str:
         return f"{self._folder.name}/{name}"
 
-    def _new(self, folder: str) -> list[str]:
-        """The stems of the store's files that this folder does not have as they are there."""
+    def _new(self, there: Mapping[str, str]) -> list[str]:
+        """The store's row files that this folder does not have as they are there."""
         found = []
-        for name, mark in self._remote.listing(self._at(folder)).items():
-            known = self._known.get(f"{folder}/{name}", ["", ""])
+        for name, mark in there.items():
+            known = self._known.get(f"rows/{name}", ["", ""])
             if not name.endswith(".json") or (known[-1] == mark and len(known) > 1):
                 continue
-            self._known[f"{folder}/{name}"] = [known[0], mark]
-            found.append(name.removesuffix(".json"))
+            self._known[f"rows/{name}"] = [known[0], mark]
+            found.append(f"rows/{name}")
         return found
+
+    def _retire_deleted(self, there: Mapping[str, str]) -> None:
+        """Move rows into ``earlier`` that were seen in the store and are not there any more.
+
+        If the store is not the one in which they were seen, it has lost them: they go up again.
+        """
+        seen = (name for name in self._known if name.startswith("rows/"))
+        gone = [name for name in seen if name.removeprefix("rows/") not in there]
+        if not gone:
+            return
+        intact = self._identity() is not None and self._identity() == self._identity_there()
+        retired = []
+        for name in gone:
+            key, unsent = Path(name).stem, self._is_new(name)
+            self._forget(key)
+            if intact and not unsent and (row := self._store.get(key)) is not None:
+                retired.append(row)
+        self._store.retire(retired)
+        if retired:
+            self._warn(
+                f"{len(retired)} row(s) were deleted in {self._remote.url}/{self._folder.name} "
+                f"(the first is {retired[0].cell.label}): moved to {self._folder}/rows/earlier"
+            )
+
+    def _identity(self) -> bytes | None:
+        path = self._folder / IDENTITY
+        return path.read_bytes() if path.is_file() else None
+
+    def _identity_there(self) -> bytes | None:
+        return self._remote.fetch(self._at(IDENTITY))
+
+    def _forget(self, key: str) -> None:
+        """Forget that a row and its files were seen in the store."""
+        for name in (f"rows/{key}.json", f"images/{key}", f"scores/{key}.npz"):
+            self._known.pop(name, None)
 
     def _fetch(self, names: list[str]) -> None:
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
             found = self._remote.fetch_many([self._at(name) for name in part])
             for at, data in found.items():
-                name = at.partition("/")[2]
-                path = self._folder / name
-                if not path.is_file() or path.read_bytes() != data:
-                    _write(path, data)
-                known = self._known.get(name, ["", ""])
-                self._known[name] = [_numbers(path), *known[1:]]
+                self._arrive(at.partition("/")[2], data)
+
+    def _arrive(self, name: str, data: bytes) -> None:
+        """Put an object of the store into the folder, unless it is a row that does not stand."""
+        path = self._folder / name
+        before = path.read_bytes() if path.is_file() else None
+        if before != data:
+            if before is not None and name.startswith("rows/") and self._stays(name, data):
+                return
+            _write(path, data)
+        known = self._known.get(name, ["", ""])
+        self._known[name] = [_numbers(path), *known[1:]]
+
+    def _stays(self, name: str, data: bytes) -> bool:
+        """Whether the row here stands against another one of the store; the other one is kept."""
+        path, mark = self._folder / name, self._known.get(name, ["", ""])[1:]
+        ours, unsent = self._store.get(path.stem), self._is_new(name)
+        if ours is None:
+            return False
+        theirs = _parsed(data)
+        if theirs is None or theirs.key != ours.key:
+            self._known[name] = [
+                _numbers(path),
+                *mark,
+            ]  # never written over: it may be a newer form
+            self._warn(f"{self._remote.url}/{self._at(name)} is no row that this version reads: "
+                       f"{path} stays")  # fmt: skip
+            return True
+        if not ours_stands(ours, theirs, unsent=unsent):
+            if not is_the_same_with_more(ours, theirs):
+                self._store.keep_earlier(ours)
+            return False
+        if not is_the_same_with_more(theirs, ours):
+            self._store.keep_earlier(theirs)
+        self._forget(ours.key)
+        self._known[name] = ["", *mark]  # unsent, and compared with this one already
+        return True
 
     def _pull_artefacts(self, row: Row) -> None:
         """Copy a row's images and scores, unless those that lie here are this row's own."""
@@ -170,8 +249,10 @@ class RunSync:
                     self._known[place] = [mark]
 
     def _is_new(self, name: str) -> bool:
-        """Whether a file has changed here since it was copied."""
-        return self._known.get(name, [""])[0] != _numbers(self._folder / name)
+        """Whether a file has changed here since it was copied; one that is not here has not."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._known.get(name, [""])[0] != _numbers(self._folder / name)
+        return False
 
     def _push_file(self, name: str) -> None:
         path = self._folder / name
@@ -184,15 +265,15 @@ class RunSync:
             write_atomic(self._folder / KNOWN, json.dumps(self._known))
 
 
-def sync_of(folder: Path) -> RunSync | None:
+def sync_of(folder: Path, warn: Warn = lambda line: None) -> RunSync | None:
     """What syncs a run's folder; None for a folder that mirrors nothing."""
     remote = remote_of(folder.parent)
-    return None if remote is None else RunSync(remote, folder)
+    return None if remote is None else RunSync(remote, folder, warn)
 
 
-def pull(folder: Path, *, pictures: bool = True) -> None:
+def pull(folder: Path, warn: Warn = lambda line: None, *, pictures: bool = True) -> None:
     """Copy what is new in the store behind a run's folder, if there is one."""
-    if (sync := sync_of(folder)) is not None:
+    if (sync := sync_of(folder, warn)) is not None:
         sync.pull(pictures=pictures)
 
 
@@ -210,8 +291,15 @@ def pull_names(results: Path) -> None:
 
 def _row(path: Path) -> Row | None:
     """The row in a file, or None if it is damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        return parse_row(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError):
+        return _parsed(path.read_bytes())
+    return None
+
+
+def _parsed(data: bytes) -> Row | None:
+    """The row in a file's bytes, or None if they are damaged."""
+    with contextlib.suppress(ValueError):
+        return parse_row(data.decode("utf-8"))
     return None
 
 
@@ -222,8 +310,9 @@ def _places(row: Row) -> dict[str, str]:
     """
     own = {"images": f"images/{row.key}", "scores": f"scores/{row.key}.npz"}
     files = {name: place for name, place in own.items() if row.artefacts.get(name) == place}
+    unhashed = f"attempt {row.attempt} of {row.finished}"  # rows of earlier versions
     return {
-        place: f"{name} {row.artefacts.get(f'{name}_sha256', f'attempt {row.attempt}')}"
+        place: f"{name} {row.artefacts.get(f'{name}_sha256', unhashed)}"
         for name, place in files.items()
     }
 

@@ -167,7 +167,7 @@ def apply(base: Settings, given: Mapping[str, str], name: str) -> Settings:
             values = read_conditions(Path(given["classes"]), "class", column)
         made = replace(made, conditions="class", prompts=values)
     if LORA in given:
-        LoraRequest.read(given[LORA]).file()  # whoever plans a run hears what is missing
+        LoraRequest.read(given[LORA]).shapes()  # whoever plans a run hears what is wrong with it
         made = replace(made, lora=given[LORA])
         if made.outliers:
             raise UserError(f"workload {name}: lora fits the model without outliers: leave one out")

@@ -8,7 +8,14 @@ import time
 import pytest
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.files import OLD_SECONDS, sweep, sweep_drafts, work_folder
+from quantarena.bench.files import (
+    OLD_SECONDS,
+    finish_replacing,
+    put_in_place,
+    sweep,
+    sweep_drafts,
+    work_folder,
+)
 
 HOLD = """
 import sys, time
@@ -18,6 +25,27 @@ with work_folder(Path(sys.argv[1]), "quantize") as folder:
     (folder / "big").write_text("x")
     print(folder, flush=True)
     time.sleep(60)
+"""
+
+REPLACE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from quantarena.bench.files import put_in_place, work_folder
+place, moment = Path(sys.argv[1]), sys.argv[2]
+rename, renamed = os.replace, []
+def die(*given, **rest):
+    os.kill(os.getpid(), signal.SIGKILL)
+def replace(source, target):
+    if moment == f"rename {len(renamed)}":
+        die()
+    renamed.append(target)
+    rename(source, target)
+with work_folder(place, "both-of.us") as work:
+    (work / "row").write_text("new")
+    os.replace = replace
+    if moment == "deletion":
+        shutil.rmtree = die
+    put_in_place(work, place / "both-of.us")
 """
 
 
@@ -83,3 +111,52 @@ def test_drafts(tmp_path):
     assert sweep_drafts(tmp_path) == 1
     assert sweep_drafts(tmp_path, now=True) == 1
     assert names(tmp_path) == ["c.npz"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "row"), [("rename 0", "old"), ("rename 1", "new"), ("deletion", "new")]
+)
+@pytest.mark.parametrize("opens", [finish_replacing, lambda folder: sweep(folder.parent)])
+def test_a_kill_in_mid_replacement_is_put_right_by_whoever_comes_next(tmp_path, moment, row, opens):
+    folder = tmp_path / "both-of.us"
+    folder.mkdir()
+    (folder / "row").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", REPLACE, str(tmp_path), moment])
+    assert killed.returncode == -9
+    assert folder.exists() == (moment != "rename 1")
+    opens(folder)
+    assert (folder / "row").read_text() == row
+    sweep(tmp_path)
+    assert names(tmp_path) == ["both-of.us"]
+
+
+def test_an_earlier_folder_comes_back_where_the_new_one_is_gone(tmp_path):
+    """A version that swept the new folder and its lock left the earlier one without a name."""
+    (tmp_path / ".both-abcd1234.before").mkdir()
+    finish_replacing(tmp_path / "both")
+    assert names(tmp_path) == ["both"]
+
+
+def test_a_living_process_is_not_disturbed_in_its_replacement(owner, tmp_path):
+    lock = min(tmp_path.iterdir())
+    lock.with_suffix(".before").mkdir()
+    before = names(tmp_path)
+    finish_replacing(tmp_path / "quantize")
+    assert names(tmp_path) == before
+
+
+def test_a_rename_that_fails_leaves_the_earlier_folder(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "both", os.replace
+    folder.mkdir()
+    (folder / "row").write_text("old")
+
+    def fails(source, target):
+        if str(source).endswith(".work"):
+            raise OSError("the disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="the disk is gone"), work_folder(tmp_path, "both") as work:
+        put_in_place(work, folder)
+    assert (folder / "row").read_text() == "old"
+    assert names(tmp_path) == ["both"]

@@ -119,11 +119,21 @@ def test_a_manifest_that_vouches_for_nothing(folder, sampled):
     "meta", [None, 3, [], {"base_model": 3}, {"base_model": "\ud800"}, {"base_model": "a\0b"}]
 )
 def test_a_model_that_does_not_say_how_it_was_made(meta, folder, sampled):
+    """Also where the hash vouches for what it says instead."""
+    from safetensors.torch import load_file
+
+    from quantarena.methods.core.packed.diffusers_layout import content_sha256, tensor_sha256
+
     file = without_manifest(folder) / CONFIG
     document = json.loads(file.read_bytes())
-    document["quantization_config"]["meta"] = meta
+    entry = document["quantization_config"]
+    entry["meta"] = meta
     if meta is None:
-        del document["quantization_config"]["meta"]
+        del entry["meta"]
+    file.write_text(json.dumps(document))
+    assert "was edited: the sha256 in config.json" in sampled()
+    digests = {name: tensor_sha256(tensor) for name, tensor in load_file(folder / TENSORS).items()}
+    entry["sha256"] = content_sha256(entry, digests)
     file.write_text(json.dumps(document))
     assert CONFIG in sampled()
 

@@ -7,9 +7,9 @@ The tensors do not depend on a kernel: code streams of ``formats.pack_codes``, s
 orders of channels, float branches, and the parts of the network that stayed in floating point.
 
 The JSON describes every layer as a tree (``nodes.rebuild``), the sampler calls that tables are for,
-the modules that became tables, and the attention products. Of ``packed.json``, it holds the SHA-256
-of the tensors, and the tensors hold that of the description, so that neither can be edited without
-the other.
+the modules that became tables, and the attention products, and says how the model was made. Of
+``packed.json``, it holds the SHA-256 of the tensors, and the tensors hold that of what it says, so
+that neither can be edited without the other.
 
 Loading needs the structure of the network but no floating-point weights of its quantized layers;
 the loaded network gives the same outputs bit for bit.
@@ -43,6 +43,7 @@ from quantarena.methods.core.packed.files import (
     VERSION,
     Document,
     Tensors,
+    as_read,
     description_sha256,
     file_sha256,
     read,
@@ -82,14 +83,13 @@ def save_packed(packed: PackedModel, folder: Path, *, meta: Mapping[str, Any]) -
     sizes = sizes_of(packed, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / TENSORS
-    save_file(tensors, file, {DIGEST: description_sha256(described)})  # one entry: a set order
+    said: Document = {"version": VERSION, "bytes": sizes, "meta": as_read(meta), **described}
+    save_file(tensors, file, {DIGEST: description_sha256(said)})  # one entry: a set order
     document: Document = {
         "format": FORMAT,
-        "version": VERSION,
         "sha256": file_sha256(file),
+        **said,
         "bytes": {**sizes, "file": file.stat().st_size},
-        "meta": dict(meta),
-        **described,
     }
     (folder / DOCUMENT).write_text(json.dumps(document, separators=(",", ":")) + "\n")
     return document
@@ -206,9 +206,7 @@ def described_of(packed: PackedModel) -> Document:
         "tables": [name for name, module in modules if isinstance(module, ScheduledTable)],
         "attention": attention,
     }
-    return {
-        name: json.loads(json.dumps(described[name])) for name in DESCRIBED
-    }  # as it is read back
+    return {name: as_read(described[name]) for name in DESCRIBED}
 
 
 def _schedule(document: Mapping[str, Any] | None) -> CallSchedule | None:

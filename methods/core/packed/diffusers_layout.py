@@ -2,8 +2,8 @@
 
 The entry ``quantization_config`` of ``config.json`` is the description of the tensors, as in
 ``packed.json``. It also lists the tensors' names, because diffusers asks for these before it reads
-any, and holds one SHA-256 over the description and every tensor. That hash knows nothing of files:
-diffusers may write the same tensors into one file or into several.
+any, and holds one SHA-256 over the description, what is said of the model, and every tensor. That
+hash knows nothing of files: diffusers may write the same tensors into one file or into several.
 """
 
 import hashlib
@@ -19,15 +19,16 @@ from torch import Tensor
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.json_files import read_object
 from quantarena.methods.core.packed.files import (
-    DESCRIBED,
     DOCUMENT,
     VERSION,
     Document,
     Tensors,
+    as_read,
     migrate,
     read_document,
     require_version,
     text,
+    vouched,
 )
 
 CONFIG, ENTRY = "config.json", "quantization_config"
@@ -47,12 +48,13 @@ def entry_of(
         sizes: bytes by purpose.
         meta: facts for the reader, JSON types.
     """
+    said = {"version": VERSION, "bytes": dict(sizes), "meta": as_read(meta), **described}
     return {
         METHOD_KEY: METHOD,
         "version": VERSION,
-        "sha256": content_sha256(described, {n: tensor_sha256(t) for n, t in tensors.items()}),
-        "bytes": dict(sizes),
-        "meta": dict(meta),
+        "sha256": content_sha256(said, {n: tensor_sha256(t) for n, t in tensors.items()}),
+        "bytes": said["bytes"],
+        "meta": said["meta"],
         "tensors": _by_owner(tensors),
         **described,
     }
@@ -159,8 +161,8 @@ def checked(
 
 
 def content_sha256(described: Mapping[str, Any], digests: Mapping[str, str]) -> str:
-    """Hash of a description and of tensors, whatever files they are in."""
-    content = [{name: described.get(name) for name in DESCRIBED}, sorted(digests.items())]
+    """Hash of a description of its version and of tensors, whatever files they are in."""
+    content = [vouched(described), sorted(digests.items())]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from quantarena.methods.core.errors import BrokenModel
 from quantarena.methods.core.json_files import read_object
 
-FORMAT, VERSION = "quantarena-packed", 2
+FORMAT, VERSION = "quantarena-packed", 3
 TENSORS, DOCUMENT = "packed.safetensors", "packed.json"
 DIGEST = "layers_sha256"
 DESCRIBED = ("layers", "schedule", "tables", "attention")
@@ -34,7 +34,12 @@ def _trees(document: Document, tensors: Tensors) -> tuple[Document, Tensors]:
     return {**document, **empty, "layers": layers}, tensors
 
 
-MIGRATIONS: dict[int, Migration] = {1: _trees}
+def _covered(document: Document, tensors: Tensors) -> tuple[Document, Tensors]:
+    """Version 2 had all that version 3 has; its digests did not cover ``meta`` and ``bytes``."""
+    return document, tensors
+
+
+MIGRATIONS: dict[int, Migration] = {1: _trees, 2: _covered}
 """By version, the function that turns a checkpoint of that version into one of the next."""
 
 
@@ -48,7 +53,10 @@ def read(folder: Path) -> tuple[Document, Tensors]:
     document = read_document(file)
     tensors, digest = _read_tensors(folder / TENSORS, document)
     if digest and digest != description_sha256(document):
-        raise BrokenModel(f"{file} was edited: its layers are not those that the tensors were for")
+        raise BrokenModel(
+            f"{file} was edited: what it says of its layers, or of how the model was made, is not "
+            "what was written with the tensors"
+        )
     return migrate(document, tensors, file)
 
 
@@ -130,11 +138,30 @@ def file_sha256(file: Path) -> str:
 
 
 def description_sha256(document: Document) -> str:
-    """Hash of the entries that describe the tensors; version 1 had layers only."""
-    described: Any = {name: document.get(name) for name in DESCRIBED}
-    if document.get("version") == 1:
-        described = document.get("layers")
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    """Hash of what a document says of its tensors; version 1 had layers only."""
+    said = document.get("layers") if document.get("version") == 1 else vouched(document)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def vouched(document: Mapping[str, Any]) -> Document:
+    """The entries of a document that its digest vouches for.
+
+    From version 3 on these are the facts of how the model was made, too, and the sizes by purpose;
+    the size of a file is compared with the file.
+    """
+    said: Document = {name: document.get(name) for name in DESCRIBED}
+    version = document.get("version")
+    if isinstance(version, int) and version >= 3:
+        sizes = document.get("bytes")
+        if isinstance(sizes, dict):
+            sizes = {name: size for name, size in sizes.items() if name != "file"}
+        said |= {"meta": document.get("meta"), "bytes": sizes}
+    return said
+
+
+def as_read(value: Any) -> Any:
+    """A value as it is read back from JSON, whose hash does not change by writing it."""
+    return json.loads(json.dumps(value))
 
 
 def text(error: Exception) -> str:

@@ -117,6 +117,50 @@ def test_the_critical_path_is_the_longest_chain():
     assert Dag({}).critical() == (0.0, ())
 
 
+def test_the_critical_path_has_whole_tasks_and_latencies_after_all_cells():
+    """A cell begins when all its shared stages are there, and no stage beside another of a task."""
+    found = dag()
+    seconds, chain = found.critical()
+    spent = found.tasks()
+    kinds = ("prepare:", "cell:", "time:")
+    longest = [max(s for task, s in spent.items() if task.startswith(kind)) for kind in kinds]
+    assert seconds == pytest.approx(sum(longest))
+    assert seconds == pytest.approx(simulate(found, 1000, machines=1000).seconds)
+    names = [stage.name for stage in chain]
+    assert names == ["record", "fp images", "floor", "model", "images", "score", "time"]
+
+
+def test_a_model_that_another_cell_makes_is_waited_for_but_not_that_cells_images():
+    cells = [replace(CELLS[1], target=Target(dtype=dtype)) for dtype in ("fp32", "bf16")]
+    found = dag(cells)
+    (model,) = named(found, MODEL)
+    waiting = [s for s in named(found, "images") if s.task != model.task]
+    assert [model.key in s.needs for s in waiting] == [True]
+    others = {stage.key for stage in found.stages.values() if stage.task == model.task}
+    assert all(others & set(s.needs) == {model.key} for s in waiting)
+
+
+def test_latencies_wait_for_the_longest_cell_of_all():
+    stages = [
+        Stage("score", "short", "", "cell:0", seconds=1.0),
+        Stage("score", "long", "", "cell:1", seconds=9.0),
+        Stage("time", "t", "", "time:0", ("short",), seconds=2.0, alone=True),
+    ]
+    seconds, chain = Dag({stage.key: stage for stage in stages}).critical()
+    assert (seconds, [stage.key for stage in chain]) == (11.0, ["long", "t"])
+
+
+def test_cells_start_in_the_order_in_which_their_groups_were_prepared():
+    """As the runner's queue: the first group's short cells before the second one's long cell."""
+    stages = [
+        Stage("record", "a", "", "prepare:a", seconds=1.0),
+        Stage("record", "b", "", "prepare:b", seconds=1.0),
+        *(Stage("score", f"a{n}", "", f"cell:a{n}", ("a",), seconds=2.0) for n in range(2)),
+        Stage("score", "b0", "", "cell:b0", ("b",), seconds=4.0),
+    ]
+    assert simulate(Dag({stage.key: stage for stage in stages}), 2).seconds == 1 + 2 + 4
+
+
 def tasks(*seconds):
     return Dag({f"s{i}": Stage("score", f"s{i}", "", f"cell:{i}", seconds=s)
                 for i, s in enumerate(seconds)})  # fmt: skip

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from quantarena.bench.cli.common import opened
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.merge import merge
+from quantarena.bench.share.place import require_unjoined
 from quantarena.bench.share.provenance import ELSEWHERE, SOURCE, Standing, read_provenance
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.store import Store, signed_text
@@ -227,6 +231,37 @@ def test_merging_again_replaces_the_folder_as_a_whole(both, world):
         row.key for row in Store(world / "one").rows()
     }
     assert [path.name for path in world.iterdir() if path.name.startswith(".")] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from quantarena.bench.share.merge import merge
+one, out = Path(sys.argv[1]), Path(sys.argv[2])
+rename = os.replace
+def replace(source, target):
+    if Path(target) == out and Path(source).suffix == ".work":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.replace = replace
+merge([one], out, title="Killed", command="c")
+"""
+
+
+@pytest.mark.parametrize("verb", ["merge", "show", "run"])
+def test_a_merge_that_was_killed_between_its_renames_is_finished(both, world, verb):
+    command = [sys.executable, "-c", KILLED, str(world / "one"), str(both)]
+    assert subprocess.run(command).returncode == -9
+    assert not both.exists()
+    if verb == "merge":
+        joined(world / "one", world / "two", out=both)
+    elif verb == "show":
+        assert opened(world, "out").read_planned().title == "Killed"
+    else:
+        with pytest.raises(UserError, match="joins results of several folders"):
+            require_unjoined(both)
+    assert read_provenance(both).sources[0].name == "one"
+    assert [path.name for path in world.iterdir() if path.name.startswith(".out")] == []
 
 
 def test_links_in_results_are_not_followed(world, tmp_path):

@@ -1,5 +1,6 @@
 """diffusers itself loads, saves and loads again what ``quantarena quantize`` wrote."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import torch
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.methods.core.errors import BrokenModel, UserError
 from quantarena.methods.core.packed.checkpoint import save_packed
-from quantarena.methods.core.packed.files import DOCUMENT
+from quantarena.methods.core.packed.diffusers_layout import tensor_sha256
+from quantarena.methods.core.packed.files import DESCRIBED, DOCUMENT
 
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -174,6 +176,41 @@ def test_an_edited_description_is_refused(unet, edit, diffusers):
 
     edit(unet / CONFIG, other_stride)
     assert "is damaged or was edited" in one_line(unet, diffusers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry["meta"].update(bits="w1a1"),
+        lambda entry: entry["meta"].update(author="somebody"),
+        lambda entry: entry["bytes"].update(codes=1),
+        lambda entry: entry.pop("meta"),
+        lambda entry: (entry["meta"].update(bits="w1a1"), entry.update(version=2)),
+    ],
+)
+def test_edited_facts_are_refused(change, unet, edit, diffusers):
+    edit(unet / CONFIG, lambda config: change(config["quantization_config"]))
+    assert "is damaged or was edited" in one_line(unet, diffusers)
+
+
+def test_a_folder_whose_hash_did_not_cover_the_facts_loads(shipped, unet, edit, diffusers):
+    """Version 2: the hash covers the description and the tensors."""
+    from safetensors.torch import load_file
+
+    digests = {name: tensor_sha256(t) for name, t in load_file(unet / WEIGHTS).items()}
+
+    def older(config):
+        entry = config["quantization_config"]
+        entry["version"] = 2
+        described = {name: entry[name] for name in DESCRIBED}
+        content = json.dumps([described, sorted(digests.items())], sort_keys=True)
+        entry["sha256"] = hashlib.sha256(content.encode()).hexdigest()
+
+    edit(unet / CONFIG, older)
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor(3)
+    old, new = (diffusers.UNet2DModel.from_pretrained(f) for f in (unet, shipped / "unet"))
+    with torch.no_grad():
+        assert torch.equal(old(x, t).sample, new(x, t).sample)
 
 
 def test_a_changed_weight_is_refused(unet, diffusers):

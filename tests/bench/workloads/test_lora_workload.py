@@ -4,6 +4,8 @@ import importlib.util
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 from quantarena.bench.adapters import drawing, request
 from quantarena.bench.adapters.request import LoraRequest
+from quantarena.bench.cli.main import run as command
 from quantarena.bench.errors import BrokenModel, QuantArenaError, UserError
 from quantarena.bench.workloads import registry, workload_name
 
@@ -97,6 +100,65 @@ def test_what_is_no_lora_is_refused_at_once(text, line, weights, peft_or_not, mo
     Path("note.txt").touch()
     with pytest.raises(UserError, match=line):
         registry.resolve(workload_name.with_options("emoji-t2i", (f"lora={text}",)))
+
+
+def header(text, data=b""):
+    return len(text).to_bytes(8, "little") + text.encode() + data
+
+
+PAIR = '{"unet.a.lora_A.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"", "no intact safetensors file"),
+        (b"no such thing at all", "its 20 bytes begin with no head"),
+        (b"PK\x03\x04" + bytes(100), "no intact safetensors file"),
+        (header("[]" + " " * 20), "its head is no JSON object"),
+        (header('{"a": 3}'), "no intact safetensors file"),
+        (header('{"a": {}}'), "'data_offsets' is missing in its head"),
+        (header('{"a": ' + "[" * 50_000), "no intact safetensors file"),
+        (header(PAIR, bytes(5)), "it has 93 bytes of 96"),
+        (header(PAIR, bytes(9)), "it has 97 bytes of 96"),
+        (header("{}"), "holds no LoRA: none of its 0 tensors"),
+        (header(PAIR.replace("lora_A", "conv"), bytes(8)), "holds no LoRA: none of its 1 tensors"),
+    ],
+)
+def test_a_file_that_holds_no_lora_is_refused_at_once(data, line, weights, peft_or_not):
+    file = weights / "pytorch_lora_weights.safetensors"
+    file.write_bytes(data)
+    with pytest.raises(BrokenModel) as caught:
+        registry.resolve(f"emoji-t2i?lora={weights}")
+    assert line in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_the_verbs_refuse_it_before_any_work(verb, weights, peft_or_not, tmp_path, capsys):
+    (weights / "pytorch_lora_weights.safetensors").write_bytes(b"no such thing at all")
+    results = tmp_path / "results"
+    asked = ("--workload", "emoji-t2i", "--set", f"lora={weights}", "--results", str(results))
+    assert command([verb, "smoke", *asked]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "its 20 bytes begin with no head" in err
+    assert not list(results.glob("*/rows"))
+
+
+def test_a_plan_with_a_lora_imports_no_torch(weights):
+    code = """
+import sys
+from quantarena.bench.adapters import request
+request.peft_is_there = lambda: True
+from quantarena.bench.workloads import registry
+assert registry.resolve(f"emoji-t2i?lora={sys.argv[1]}").lora == sys.argv[1]
+assert not {"torch", "safetensors"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(weights)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_outliers_and_a_lora_exclude_each_other(weights, peft_or_not):

@@ -11,6 +11,7 @@ from quantarena.methods.core.errors import BrokenModel, QuantArenaError
 from quantarena.methods.core.kernels.formats import IntegerLayer
 from quantarena.methods.core.packed import checkpoint, files
 from quantarena.methods.core.packed.checkpoint import load_packed, save_packed
+from quantarena.methods.core.packed.files import DESCRIBED
 from quantarena.methods.core.packed.nodes.channel_sum import SplitPackedLayer
 from quantarena.methods.core.packed.nodes.k_groups import GroupedLayer
 from quantarena.methods.core.packed.nodes.leaf import PackedLayer
@@ -90,7 +91,8 @@ def test_symmetric_weights_store_no_zero_points(pixel, tmp_path, packed_of):
 
 
 def test_saving_what_was_loaded_gives_the_same_file(folder, tmp_path):
-    save_packed(load_packed(folder, skeleton("pixel-unet")), tmp_path / "again", meta={})
+    loaded = load_packed(folder, skeleton("pixel-unet"))
+    save_packed(loaded, tmp_path / "again", meta={"method": "none"})
     again = tmp_path / "again" / checkpoint.TENSORS
     assert again.read_bytes() == (folder / checkpoint.TENSORS).read_bytes()
 
@@ -201,6 +203,28 @@ def test_a_future_version(folder):
 def test_an_edited_description(folder):
     edit(folder, lambda d: d["layers"]["conv_in"]["meta"].update(act_bits=4))
     assert "edited" in broken(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda d: d["meta"].update(method="other"), lambda d: d["bytes"].update(codes=1)]
+)
+def test_edited_facts(folder, change):
+    edit(folder, change)
+    assert "was edited" in broken(folder)
+
+
+def test_version_2_did_not_cover_the_facts_and_loads(folder, pixel, pixel_packed):
+    from safetensors.torch import load_file, save_file
+
+    file = folder / checkpoint.TENSORS
+    document = json.loads((folder / checkpoint.DOCUMENT).read_text())
+    described = {name: document[name] for name in DESCRIBED}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    save_file(load_file(file), file, {"layers_sha256": digest})
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(folder, lambda d: d.update(version=2, sha256=sha256, meta={"method": "other"}))
+    edit(folder, lambda d: d["bytes"].update(file=file.stat().st_size))
+    assert same(pixel_packed, load_packed(folder, skeleton("pixel-unet")), pixel.heldout)
 
 
 def test_a_layer_without_codes(folder):
