@@ -47,6 +47,7 @@ from quantarena.methods.techniques.distill.serial_parallel import distill_on_stu
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
+from quantarena.methods.techniques.learn.column_rounding import start_from_columns
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.schedule import paced_groups
 from quantarena.methods.techniques.widths.allocate import Allocation, allocate
@@ -82,6 +83,8 @@ class SerialToParallel(Method):
             window: sampler calls of a rollout to one update.
             guided: match the guided prediction instead of that of each half.
             per_call: a range for each sampler call; if false, one for all.
+            column_start: weights start from rounding column by column, each error made good by the
+                columns that follow; if false, from rounding to nearest.
             tables: replace layers that depend on the timestep alone by tables of what they give.
             mixed: give sensitive layers more bits and others fewer (v1), under policy budget.
             steps: candidates of mixed precision, as differences to the requested weight bits.
@@ -106,6 +109,7 @@ class SerialToParallel(Method):
         window: Annotated[int, AtLeast(1)] = 2
         guided: bool = False
         per_call: bool = True
+        column_start: bool = True
         tables: bool = True
         mixed: bool = True
         steps: tuple[int, ...] = (-2, -1, 1, 2, 3, 4)
@@ -122,7 +126,7 @@ class SerialToParallel(Method):
         venue="arXiv 2024",
         paper="arXiv:2412.06661",
         summary="learns on its own walks, then on large batches of all calls; ranges by call",
-        version=3,
+        version=4,
         bibtex=(
             "@article{li2024efficiency, title={Efficiency Meets Fidelity: A Novel Quantization "
             "Framework for Stable Diffusion}, author={Li, Shuaiting and Deng, Juncan and others}, "
@@ -146,6 +150,7 @@ class SerialToParallel(Method):
         "epochs": 0,
         "rounds": 0,
         "per_call": False,
+        "column_start": False,
         "mixed": False,
     }
     options: Options
@@ -164,6 +169,9 @@ class SerialToParallel(Method):
         calibrate_activations(model, points, default_range, plan)
         if self.options.mixed_channels:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
+        if self.options.column_start:
+            shares = start_from_columns(model, points, ctx.effort.samples)
+            model.notes["column_start"] = {name: round(e, 4) for name, e in shares.items()}
         self.learn(model, ctx, points)
         if self.options.tables:
             kept |= ctx.tabulate(model, time.quantized)
