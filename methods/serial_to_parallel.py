@@ -141,6 +141,8 @@ class SerialToParallel(Method):
             "tables hold what time layers give at the policy's widths: in full precision under "
             "policy published alone",
             "the sampler's step in the serial stage is fitted to the recorded walks",
+            "weights start from GPTQ's rounding, column by column, and learn from there; how the "
+            "paper's start is not known",
         ),
     )
     supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True, whole_network=True)

@@ -251,7 +251,9 @@ def test_tables_of_quantized_time_layers_change_no_output_bit(probe, policy):
 
 def test_bits_go_to_layers_that_matter_at_the_same_mean(judged, uneven):
     (made, ours), (_, equal) = (
-        judged(variant(mixed=mixed), uneven, Bits(3, 8), BUDGET) for mixed in (True, False)
+        # the start by columns mends a part of what equal widths lose, and is another idea
+        judged(variant(mixed=mixed, column_start=False), uneven, Bits(3, 8), BUDGET)
+        for mixed in (True, False)
     )
     assert equal >= 3 * ours
     widths = [made.layers[f"middle.{i}"].bits.weight for i in range(6)]

@@ -7,8 +7,9 @@ Here ``H`` belongs to the quantized input, and the rounded weight is not ``W`` i
 the weight whose outputs on the quantized input are nearest to those of ``W`` on the plain one. All
 of this is in closed form; nothing is trained.
 
-What an input column holds when its turn comes, errors of earlier columns included, is a float weight
-whose nearest codes are the rounded ones. Training can start from it (``start_from_columns``).
+What an input column holds when its turn comes, errors of earlier columns included, is a float
+weight whose nearest codes are the rounded ones. Training can start from it, see
+``start_from_columns``.
 """
 
 import torch
