@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from quantarena.methods import published
@@ -38,7 +39,7 @@ from quantarena.methods.api import (
     register,
 )
 from quantarena.methods.core.model.call_outputs import call_outputs
-from quantarena.methods.core.record.points import evenly
+from quantarena.methods.core.record.points import calls_of, evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
@@ -60,6 +61,9 @@ LEAST_FITTED = 8
 """Images that the sampler's step is fitted to, at least; every image that learns is among them."""
 QUICK = 100
 """Iterations at which ``rounds`` is as given; it grows in proportion."""
+TOLD = 16
+"""Rows of each sampler call that tell whether a layer can become a table. Those that do are checked
+again when they are made."""
 JUDGED = 32
 """Points that channels are ranked on."""
 
@@ -293,13 +297,20 @@ class TimeLayers:
 def time_layers(ctx: MethodContext, points: CalibrationSet) -> TimeLayers:
     """Which layers can become tables, as full precision shows."""
     names = [name for name, info in ctx.graph.layers.items() if info.role in TIME_ROLES]
-    found = call_outputs(ctx.model, lambda rows: rows.call(ctx.model), points, names)
+    few = few_of_each_call(points)
+    found = call_outputs(ctx.model, lambda rows: rows.call(ctx.model), few, names)
     bits = ctx.widths.layers
     return TimeLayers(
         tuple(name for name in found.values if bits[name].is_fp),
         tuple(name for name in found.values if not bits[name].is_fp),
         found.reasons,
     )
+
+
+def few_of_each_call(points: CalibrationSet) -> CalibrationSet:
+    """``TOLD`` rows of each sampler call, or all where there are fewer."""
+    rows = [(points.step == call).nonzero()[:, 0] for call in calls_of(points)]
+    return points.rows(torch.cat([of_call[evenly(len(of_call), TOLD)] for of_call in rows]))
 
 
 def mix_channels(
