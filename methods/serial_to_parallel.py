@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from quantarena.methods import published
@@ -38,7 +39,7 @@ from quantarena.methods.api import (
     register,
 )
 from quantarena.methods.core.model.call_outputs import call_outputs
-from quantarena.methods.core.record.points import evenly
+from quantarena.methods.core.record.points import calls_of, evenly
 from quantarena.methods.core.record.trajectory import Trajectory
 from quantarena.methods.core.trace.network import Role
 from quantarena.methods.techniques.calibrate.channel_widths import swap_widths
@@ -47,6 +48,7 @@ from quantarena.methods.techniques.distill.serial_parallel import distill_on_stu
 from quantarena.methods.techniques.distill.serial_parallel_settings import SerialParallel
 from quantarena.methods.techniques.distill.student_walk import RecordedWalks, fit_walks
 from quantarena.methods.techniques.distill.time_layers import tabulate_time_layers
+from quantarena.methods.techniques.learn.column_rounding import start_from_columns
 from quantarena.methods.techniques.learn.oscillation import Freezing
 from quantarena.methods.techniques.learn.schedule import paced_groups
 from quantarena.methods.techniques.widths.allocate import Allocation, allocate
@@ -59,6 +61,9 @@ LEAST_FITTED = 8
 """Images that the sampler's step is fitted to, at least; every image that learns is among them."""
 QUICK = 100
 """Iterations at which ``rounds`` is as given; it grows in proportion."""
+TOLD = 16
+"""Rows of each sampler call that tell whether a layer can become a table. Those that do are checked
+again when they are made."""
 JUDGED = 32
 """Points that channels are ranked on."""
 
@@ -82,6 +87,8 @@ class SerialToParallel(Method):
             window: sampler calls of a rollout to one update.
             guided: match the guided prediction instead of that of each half.
             per_call: a range for each sampler call; if false, one for all.
+            column_start: weights start from rounding column by column, each error made good by the
+                columns that follow; if false, from rounding to nearest.
             tables: replace layers that depend on the timestep alone by tables of what they give.
             mixed: give sensitive layers more bits and others fewer (v1), under policy budget.
             steps: candidates of mixed precision, as differences to the requested weight bits.
@@ -106,6 +113,7 @@ class SerialToParallel(Method):
         window: Annotated[int, AtLeast(1)] = 2
         guided: bool = False
         per_call: bool = True
+        column_start: bool = True
         tables: bool = True
         mixed: bool = True
         steps: tuple[int, ...] = (-2, -1, 1, 2, 3, 4)
@@ -122,7 +130,7 @@ class SerialToParallel(Method):
         venue="arXiv 2024",
         paper="arXiv:2412.06661",
         summary="learns on its own walks, then on large batches of all calls; ranges by call",
-        version=3,
+        version=4,
         bibtex=(
             "@article{li2024efficiency, title={Efficiency Meets Fidelity: A Novel Quantization "
             "Framework for Stable Diffusion}, author={Li, Shuaiting and Deng, Juncan and others}, "
@@ -137,6 +145,8 @@ class SerialToParallel(Method):
             "tables hold what time layers give at the policy's widths: in full precision under "
             "policy published alone",
             "the sampler's step in the serial stage is fitted to the recorded walks",
+            "weights start from GPTQ's rounding, column by column, and learn from there; how the "
+            "paper's start is not known",
         ),
     )
     supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True, whole_network=True)
@@ -146,6 +156,7 @@ class SerialToParallel(Method):
         "epochs": 0,
         "rounds": 0,
         "per_call": False,
+        "column_start": False,
         "mixed": False,
     }
     options: Options
@@ -164,6 +175,9 @@ class SerialToParallel(Method):
         calibrate_activations(model, points, default_range, plan)
         if self.options.mixed_channels:
             model.notes["widths"] = mix_channels(model, points, ctx.bits.weight)
+        if self.options.column_start:
+            shares = start_from_columns(model, points, ctx.effort.samples)
+            model.notes["column_start"] = {name: round(e, 4) for name, e in shares.items()}
         self.learn(model, ctx, points)
         if self.options.tables:
             kept |= ctx.tabulate(model, time.quantized)
@@ -283,13 +297,20 @@ class TimeLayers:
 def time_layers(ctx: MethodContext, points: CalibrationSet) -> TimeLayers:
     """Which layers can become tables, as full precision shows."""
     names = [name for name, info in ctx.graph.layers.items() if info.role in TIME_ROLES]
-    found = call_outputs(ctx.model, lambda rows: rows.call(ctx.model), points, names)
+    few = few_of_each_call(points)
+    found = call_outputs(ctx.model, lambda rows: rows.call(ctx.model), few, names)
     bits = ctx.widths.layers
     return TimeLayers(
         tuple(name for name in found.values if bits[name].is_fp),
         tuple(name for name in found.values if not bits[name].is_fp),
         found.reasons,
     )
+
+
+def few_of_each_call(points: CalibrationSet) -> CalibrationSet:
+    """``TOLD`` rows of each sampler call, or all where there are fewer."""
+    rows = [(points.step == call).nonzero()[:, 0] for call in calls_of(points)]
+    return points.rows(torch.cat([of_call[evenly(len(of_call), TOLD)] for of_call in rows]))
 
 
 def mix_channels(

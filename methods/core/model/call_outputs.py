@@ -49,6 +49,8 @@ def call_outputs(
     Raises:
         ValueError: a sampler call without points.
     """
+    if not names:
+        return CallOutputs({}, {})  # a pass over the points would tell nothing
     reasons: dict[str, str] = {}
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     for call in calls_of(points):

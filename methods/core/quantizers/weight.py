@@ -166,18 +166,18 @@ class WeightQuantizer(nn.Module):
             ValueError: AdaRound with a scale or zero point that learns.
         """
         groups: dict[str, list[nn.Parameter]] = {}
+        start = weight if self.master is None else self.master  # see start_from and thaw
         if rounding is Rounding.SOFT:
             if scale or zero_point:
                 raise ValueError("AdaRound lays its grid out once: scales cannot learn beside it")
-            groups["rounding"] = [self.soften(weight).alpha]
+            groups["rounding"] = [self.soften(start).alpha]
         elif rounding is Rounding.STE:
-            start = weight if self.master is None else self.master  # see thaw
             master = nn.Parameter(start.detach().clone())
             self.master, groups["weight"] = master, [master]
         elif rounding is Rounding.LORA:
             rows, columns = weight.shape[0], weight[0].numel()
-            start = torch.randn(rank, columns) / columns**0.5  # the same on every device
-            down = nn.Parameter(start.to(weight.device))
+            drawn = torch.randn(rank, columns) / columns**0.5  # the same on every device
+            down = nn.Parameter(drawn.to(weight.device))
             up = nn.Parameter(torch.zeros(rows, rank, device=weight.device))  # no change yet
             self.lora_down, self.lora_up, groups["lora"] = down, up, [down, up]
         for name, parameter, wanted in (
@@ -188,6 +188,19 @@ class WeightQuantizer(nn.Module):
                 parameter.requires_grad_(True)
                 groups[name] = [parameter]
         return groups
+
+    def start_from(self, weight: Tensor) -> None:
+        """Round this weight, (O, K, ...), in the place of the layer's own; ranges stay.
+
+        What learns afterwards, in whichever way, starts from it.
+
+        Raises:
+            ValueError: codes are fixed.
+        """
+        if self.codes is not None:
+            raise ValueError("codes are fixed: another weight would change nothing")
+        self._forget_learning()
+        self.master = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
     @torch.no_grad()
     def thaw(self, weight: Tensor) -> None:
@@ -220,11 +233,10 @@ class WeightQuantizer(nn.Module):
 
     def latent(self, weight: Tensor) -> Tensor:
         """The float weight that will be quantized: learned, or with its LoRA merged."""
-        if self.master is not None:
-            return self.master
+        start = weight if self.master is None else self.master
         if self.lora_up is not None and self.lora_down is not None:
-            return weight + (self.lora_up @ self.lora_down).reshape(weight.shape)
-        return weight
+            return start + (self.lora_up @ self.lora_down).reshape(weight.shape)
+        return start
 
     @torch.no_grad()
     def freeze(self, weight: Tensor) -> None:

@@ -161,6 +161,27 @@ def test_nothing_learns_unasked(case):
     assert not made(weight)(weight).requires_grad
 
 
+@pytest.mark.parametrize("rounding", list(Rounding))
+def test_another_weight_is_rounded_and_learned_from(case, rounding):
+    weight, x = case
+    other = weight + 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    quantizer = made(weight, 3)
+    quantizer.start_from(other)
+    wanted = fake_quantize(other, quantizer.params)
+    assert torch.equal(quantizer(weight), wanted)
+    groups = quantizer.learn(weight, rounding=rounding)
+    if rounding is not Rounding.SOFT:
+        assert torch.equal(quantizer(weight), wanted), "learning starts from it too"
+    if groups:
+        descend(quantizer, weight, groups, x, steps=3)
+    else:
+        quantizer.freeze(weight)
+    assert (quantizer(weight) - other).abs().max() <= 2 * quantizer.scale.max()
+    assert float((quantizer(weight) != wanted).float().mean()) < 0.5
+    with pytest.raises(ValueError, match="fixed"):
+        quantizer.start_from(other)
+
+
 @pytest.mark.parametrize("group_size", [0, 4])
 def test_thawed_codes_keep_the_way_that_they_round(group_size):
     weight = torch.randn(6, 8)

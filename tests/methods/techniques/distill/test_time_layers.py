@@ -106,3 +106,16 @@ def test_a_call_or_timestep_outside_the_schedule_is_an_error(pixel):
         announcing(scheduler, model.clock),
     ):
         scheduler.set_timesteps(5)
+
+
+def test_no_layers_cost_no_pass(probe):
+    ran = []
+    probe.model.register_forward_hook(lambda *args: ran.append(args))
+    try:
+        model, points, _, _ = tabulated(probe)
+        assert ran
+        ran.clear()
+        assert tabulate_time_layers(model, points, ()) == {}
+        assert not ran
+    finally:
+        probe.model._forward_hooks.clear()

@@ -7,11 +7,19 @@ from torch import nn
 from quantarena.methods.core.affine import dequantize, quantize
 from quantarena.methods.core.bits import Bits
 from quantarena.methods.core.model.layer import QuantLayer
+from quantarena.methods.core.quantizers.weight import Rounding
+from quantarena.methods.core.record.points import evenly
+from quantarena.methods.core.record.steps import AllCalls
+from quantarena.methods.info import Effort
+from quantarena.methods.techniques.calibrate.layer_samples import layer_inputs
 from quantarena.methods.techniques.learn.column_rounding import (
+    ROWS,
     best_weight,
     columns,
+    compensated,
     reconstruct_columns,
     round_columns,
+    start_from_columns,
 )
 from quantarena.methods.techniques.ranges.minmax import minmax_range
 
@@ -58,6 +66,36 @@ def test_later_columns_make_errors_good():
     assert 3 * error(codes) < error(nearest)
     alone = round_columns(weight, params, torch.eye(24), damp=0.0)
     assert torch.equal(alone, nearest), "inputs that do not depend on each other have no help"
+
+
+def test_training_starts_where_the_columns_were_rounded(probe):
+    model = probe.context(Bits(3, 8), "paper", Effort(16, 0)).wrap()
+    points = AllCalls().draw(probe.trajectory, 0)
+    model.set_weight_ranges(minmax_range)
+    scales = {n: x.only_part.weight_quantizer.scale.clone() for n, x in model.layers.items()}
+    errors = start_from_columns(model, points, len(points))
+    assert errors.keys() == {name for name, layer in model.layers.items() if layer.groups == 1}
+    assert max(errors.values()) < 1.2
+    assert sorted(errors.values())[len(errors) // 2] < 0.8
+    name, layer = next((n, x) for n, x in model.layers.items() if not x.is_conv and n in errors)
+    quantizer = layer.only_part.weight_quantizer
+    rows = columns(layer, layer_inputs(model, points, len(points))[name])
+    rows = rows[evenly(len(rows), ROWS)] if len(rows) > ROWS else rows
+    codes = round_columns(layer.weight, quantizer.params, rows, 0.01)
+    (master,) = quantizer.learn(layer.weight, rounding=Rounding.STE)["weight"]
+    assert torch.equal(quantize(master, quantizer.params), codes)
+    assert torch.allclose(master, compensated(layer.weight, quantizer.params, rows, 0.01))
+    for other, wanted in scales.items():
+        assert torch.equal(model.layers[other].only_part.weight_quantizer.scale, wanted)
+
+
+def test_channels_of_several_widths_are_compensated_on_their_own_grids():
+    layer = nn.Linear(24, 8).requires_grad_(False)
+    quantizer = QuantLayer(layer, Bits(4, 8)).only_part.weight_quantizer
+    quantizer.set_bit_map(torch.tensor([2] * 4 + [4] * 4))
+    quantizer.find_params(layer.weight, minmax_range, symmetric=False)
+    codes = round_columns(layer.weight, quantizer.params, mixed(), 1e-3)
+    assert codes[:4].max() <= 3 < codes[4:].max()
 
 
 def test_the_order_of_columns_is_put_back():
