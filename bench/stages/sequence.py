@@ -250,7 +250,8 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 step=timed.step,
             )
         times.append(latency)
-        warnings += [f"latency: {warning}"] if warning else []
+        said = (warning, fastest.doubt(network.backend, latency))
+        warnings += [f"latency: {line}" for line in said if line]
         warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
         warnings.append(TRAVELS)
