@@ -181,7 +181,12 @@ def test_a_broken_method_is_a_failed_row(row, cell, paths, plugin, body, reason)
 
 
 @pytest.mark.parametrize(
-    "error", ["MemoryError('x')", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"]
+    "error",
+    [
+        "MemoryError('x')",
+        "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')",
+        "RuntimeError('CUDA error: out of memory')",
+    ],
 )
 def test_out_of_memory_has_its_own_status(row, cell, paths, plugin, error):
     found = sequence.run_cell(
