@@ -127,6 +127,11 @@ class OpenVinoRuntime(FileRuntime):
 
     name, title = "openvino", "OpenVINO"
 
+    @property
+    def version(self) -> str:
+        """Of the library, and of the weights' form: a cached file serves processors of its kind."""
+        return super().version + ("" if machine.has_dot_products() else ", halved weights")
+
     def write(self, packed: PackedModel, points: CalibrationSet, folder: Path) -> int:
         """Write the model, compile it and look what runs in int8."""
         from quantarena.methods.rivals import ov_network
@@ -135,7 +140,7 @@ class OpenVinoRuntime(FileRuntime):
 
         plain = plain_network(packed)
         model = ov_network.convert(plain.module, points)
-        openvino_graph.fill(model, plain.layers)
+        openvino_graph.fill(model, plain.layers, saturates=not machine.has_dot_products())
         ov_network.save(model, folder)
         network = ov_network.OpenVinoNetwork(folder / ov_network.MODEL, ov_network.F32)
         integer = ov_network.integer_layers(network.compiled_for(points), plain.layers)

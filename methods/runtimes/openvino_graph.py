@@ -11,6 +11,8 @@ inputs and the true weights:
 - 7- and 8-bit codes less zero points may not fit int8. Then the constant holds the codes alone,
   and the zero points' part, ``-zw * sw * sum(a)``, comes from a sum over the input: ReduceSum, or
   a convolution with ones.
+- Without dot-product instructions the plugin adds pairs of products in int16, which saturates
+  silently. There, weights too large for it are written as two halves, a product each.
 """
 
 from collections.abc import Mapping
@@ -27,12 +29,13 @@ PREFIX = "__module.network."
 _PRODUCTS = frozenset({"MatMul", "Convolution", "GroupConvolution"})
 
 
-def fill(model: Any, layers: Mapping[str, IntegerLayer]) -> None:
+def fill(model: Any, layers: Mapping[str, IntegerLayer], *, saturates: bool = False) -> None:
     """Give the products of a converted model their quantizers and weights, in place.
 
     Args:
         model: an ``openvino.Model``.
         layers: integer layers by module path.
+        saturates: whether pairs of products may add up in int16 where the model runs.
 
     Raises:
         QuantArenaError: the model has no product of a layer.
@@ -42,7 +45,7 @@ def fill(model: Any, layers: Mapping[str, IntegerLayer]) -> None:
     for node in model.get_ordered_ops():
         path = path_of(node.get_friendly_name())
         if node.get_type_name() in _PRODUCTS and path in layers:
-            _fill(node, path, layers[path])
+            _fill(node, path, layers[path], saturates=saturates)
             found.add(path)
     absent = sorted(set(layers) - found)
     if absent:
@@ -55,7 +58,7 @@ def path_of(name: str) -> str:
     return name.removeprefix(PREFIX).split("/")[0]
 
 
-def _fill(node: Any, path: str, layer: IntegerLayer) -> None:
+def _fill(node: Any, path: str, layer: IntegerLayer, *, saturates: bool) -> None:
     import openvino.opset15 as ov
 
     codes = _signed(layer.weight_codes).astype(np.int32)
@@ -69,19 +72,51 @@ def _fill(node: Any, path: str, layer: IntegerLayer) -> None:
     turned = node.get_type_name() == "MatMul" and node.get_attributes()["transpose_a"]
     acts = _codes_of(node.input_value(0), layer, turned=turned)
     node.input(0).replace_source_output(acts)
-    weight = _scaled((centred if fits else codes).astype(np.int8), layer)
+    first, *others = _summands(centred if fits else codes, layer, saturates=saturates)
+    targets = list(node.output(0).get_target_inputs())
+    node.input(1).replace_source_output(_weight(node, first, layer))
+    total = node.output(0)
+    for other in others:
+        total = ov.add(total, _again(node, acts, _weight(node, other, layer))).output(0)
+    if not fits:
+        total = ov.add(total, _zero_part(node, acts, layer, zero, turned=turned)).output(0)
+    if others or not fits:
+        for target in targets:
+            target.replace_source_output(total)
+
+
+def _summands(codes: np.ndarray, layer: IntegerLayer, *, saturates: bool) -> list[np.ndarray]:
+    """Weights that add up to these, none too large for sums of pairs in int16."""
+    pair = 2 * ((1 << layer.act_bits) - 1)
+    if not saturates or pair * int(np.abs(codes).max(initial=0)) <= np.iinfo(np.int16).max:
+        return [codes]
+    half = codes // 2  # at most 64 of either sign, and 510 * 64 fits
+    return [half, codes - half]
+
+
+def _weight(node: Any, codes: np.ndarray, layer: IntegerLayer) -> Any:
+    """Codes times their scales, as a product takes them."""
+    import openvino.opset15 as ov
+
+    weight = _scaled(codes.astype(np.int8), layer)
     if node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]:
         weight = ov.transpose(weight, np.array([1, 0], np.int64)).output(0)
-    shape = list(node.input_value(1).get_partial_shape().to_shape())
     if node.get_type_name() == "GroupConvolution":
+        shape = list(node.input_value(1).get_partial_shape().to_shape())
         weight = ov.reshape(weight, np.array(shape, np.int64), False).output(0)
-    node.input(1).replace_source_output(weight)
-    if fits:
-        return
-    targets = list(node.output(0).get_target_inputs())
-    added = ov.add(node.output(0), _zero_part(node, acts, layer, zero, turned=turned))
-    for target in targets:
-        target.replace_source_output(added.output(0))
+    return weight
+
+
+def _again(node: Any, acts: Any, weight: Any) -> Any:
+    """The same product with another weight."""
+    import openvino.opset15 as ov
+
+    told = node.get_attributes()
+    if node.get_type_name() == "MatMul":
+        return ov.matmul(acts, weight, told["transpose_a"], told["transpose_b"])
+    kind = ov.convolution if node.get_type_name() == "Convolution" else ov.group_convolution
+    ends = (list(told[name]) for name in ("strides", "pads_begin", "pads_end", "dilations"))
+    return kind(acts, weight, *ends)
 
 
 def _signed(codes: torch.Tensor) -> np.ndarray:
