@@ -39,6 +39,13 @@ from quantarena.methods.core.record.announce import announcing
 from quantarena.methods.rivals.stand_in import StandIn
 
 NORMS = (nn.GroupNorm, nn.LayerNorm)
+EXPORT, NOISE, TORCH, MOVED = (
+    "the export",
+    "ours, other noise",
+    "ours, norms by torch",
+    "ours, norms moved",
+)
+CONTROLS = [EXPORT, NOISE, TORCH, MOVED]
 
 
 @contextmanager
@@ -71,6 +78,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=CONTROLS, default=CONTROLS)
     parser.add_argument(
         "--as-if-dot-products",
         action="store_true",
@@ -123,14 +131,18 @@ def main() -> None:
 
     print(f"{count} images, {given.steps} steps, seed {given.seed}")
     print("| against our kernels | one call | mean LPIPS | largest | levels of 255 |")
-    print("|---|---|---|---|---|")
-    tell("the export", images(stand_in), call(stand_in))
-    tell("ours, other noise", images(packed.module, noise=1), None)
+    print("|---|---|---|---|---|", flush=True)
+    if EXPORT in given.only:
+        tell(EXPORT, images(stand_in), call(stand_in))
+    if NOISE in given.only:
+        tell(NOISE, images(packed.module, noise=1), None)
     if given.full:
         full = load(registry.resolve(str(given.full.resolve()))).denoiser
         tell("full precision", images(full), call(full))
     # last: a hook keeps a norm and its activation from running as one pass from then on
-    for name, shaken in (("ours, norms by torch", False), ("ours, norms moved", True)):
+    for name, shaken in ((TORCH, False), (MOVED, True)):
+        if name not in given.only:
+            continue
         with norms_changed(packed.module, shaken=shaken):
             tell(name, images(packed.module), call(packed.module))
 
