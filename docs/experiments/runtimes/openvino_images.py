@@ -102,9 +102,10 @@ def main() -> None:
         recorded = recorded_in(folder)
         points = sampler_batch(recorded, 1)
         few = sampler_batch(recorded, EXAMPLE_ROWS)
-        runtime.write(packed, few, folder)
-        network = runtime.network(folder)
-    stand_in = StandIn(packed.module, network)
+        stand_in: nn.Module = packed.module
+        if EXPORT in given.only:
+            runtime.write(packed, few, folder)
+            stand_in = StandIn(packed.module, runtime.network(folder))
 
     def images(module: nn.Module, *, noise: int = 0) -> Tensor:
         draw = replace(workspace.draw(), seed=given.seed + noise)
