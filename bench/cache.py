@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from quantarena.bench.errors import UserError
+from quantarena.bench.errors import UserError, out_of_memory
 from quantarena.bench.files import work_folder
 
 log = logging.getLogger("quantarena")
@@ -169,12 +169,8 @@ class StageCache:
 
 def _says_nothing(error: Exception) -> bool:
     """Whether an error of reading says nothing of the entry: no memory, no handle is left."""
-    text = str(error).lower()
-    no_memory = (
-        isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
-    )
     no_handle = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-    return no_memory or no_handle
+    return no_handle or out_of_memory(error)
 
 
 def _timed(work: Path, make: Callable[[Path], None]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantarena.bench.devices.turns import interleaved
+from quantarena.bench.devices.choose import choose
 from quantarena.bench.schema import Step
 from quantarena.bench.target import Target
 from quantarena.methods.core.errors import QuantArenaError
@@ -64,8 +64,8 @@ def timed_step(network: Network, target: Target, points: CalibrationSet) -> Time
     except QuantArenaError as error:
         wrong = reason = error.message
     if not reason:
-        times = interleaved({RECORDED: recorded, EAGER: module}, points)
-        reason = "" if times[RECORDED] <= times[EAGER] else "the recorded step was slower"
+        chosen = choose({RECORDED: recorded, EAGER: module}, points).name
+        reason = "" if chosen == RECORDED else "the recorded step was slower"
     if reason:
         warning = f"latency: {wrong}; the step was timed as written" if wrong else ""
         return TimedStep(module, Step(EAGER, prepare_seconds=seconds, reason=reason), warning)

@@ -1,6 +1,5 @@
 """Time networks that take turns; what another process disturbed is timed again."""
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,21 +100,6 @@ def take_turns(
     # sorting is stable: of undisturbed rounds the first ones stay, in their order
     chosen = sorted(tried, key=_disturbance)[:rounds]
     return Turns({name: [each[name] for each in chosen] for name in names}, rounds - kept)
-
-
-def interleaved(
-    networks: Mapping[str, nn.Module], points: CalibrationSet, rounds: int = 5
-) -> dict[str, float]:
-    """Median seconds of a call of each network, less what it waited for other processes.
-
-    That suits a choice between networks, whichever of them was held up. Times to publish come from
-    ``take_turns``, which takes nothing off.
-    """
-    calls = take_turns(networks, points, rounds).calls
-    return {
-        name: statistics.median(call.seconds - call.waited for call in of)
-        for name, of in calls.items()
-    }
 
 
 def _disturbance(calls: Mapping[str, Call]) -> float:

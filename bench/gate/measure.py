@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from quantarena.bench.cache import StageCache
-from quantarena.bench.devices.turns import interleaved, take_turns
+from quantarena.bench.devices.choose import choose
+from quantarena.bench.devices.turns import take_turns
 from quantarena.bench.errors import UserError
 from quantarena.bench.gate.limits import (
     SPEEDUP,
@@ -168,8 +169,7 @@ def _ratios(
         "contiguous": plain,
         "channels_last": channels_last(copy.deepcopy(plain)),
     }
-    times = interleaved(candidates, batch)
-    fastest = candidates[min(times, key=lambda name: times[name])]
+    fastest = candidates[choose(candidates, batch).name]
     with tested.network.clock.at(int(batch.step[0])):
         networks = {"full": fastest, "test": tested.network.module}
         turns = take_turns(networks, batch, rounds, partial(progress, "time"))

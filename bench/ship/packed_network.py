@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from accelerate import init_empty_weights
@@ -46,8 +46,10 @@ class PackedNetwork(ModelMixin):  # type: ignore[misc]
     Attributes:
         clock: the sampler call that tables are read at.
         hf_quantizer: diffusers' name for what describes the weights.
+        packed_from: the class beside which it is inherited, which exports build anew.
     """
 
+    packed_from: ClassVar[type]
     clock: CallClock
     hf_quantizer: QuantArenaQuantizer
     _internal_dict: Any
@@ -315,7 +317,11 @@ def original_class(kind: type) -> Any:
 @functools.cache
 def _packed_class(base: Any) -> Any:
     """A subclass of a model's class that is a ``PackedNetwork`` too."""
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    names = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "packed_from": base,
+    }
     ours = _OURS if issubclass(base, PeftAdapterMixin) else _OURS[:1]
     return type(base.__name__, (*ours, base), names)
 

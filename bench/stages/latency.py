@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.closure import closure, closures_key, method_closure
+from quantarena.bench.devices.choose import Choice, choose, ratio_interval
 from quantarena.bench.devices.device import clock_of, peak_of
-from quantarena.bench.devices.turns import Progress, interleaved, take_turns
+from quantarena.bench.devices.turns import Progress, take_turns
 from quantarena.bench.errors import one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import summarise
@@ -49,11 +49,31 @@ class Baseline:
         name: of the fastest unquantized setting, such as ``bf16 eager``.
         module: full precision in that setting.
         fp32: full precision in fp32, in its faster layout; the row of ``fp`` is timed on it.
+        fp32_name: the name of that setting.
+        candidates: names of all settings that it was chosen from.
     """
 
     name: str
     module: nn.Module
     fp32: nn.Module
+    fp32_name: str
+    candidates: tuple[str, ...]
+
+    def doubt(self, backend: str, latency: Latency) -> str:
+        """A line where the timing of a row says that another candidate is faster; else empty.
+
+        Args:
+            backend: of the row's network; ``fp32`` is full precision's own.
+            latency: the row's.
+        """
+        setting = self.fp32_name if backend == "fp32" else backend
+        if setting not in self.candidates or setting == self.name or latency.ratio_low <= 1:
+            return ""
+        return (
+            f"{setting} is {latency.ratio:.2f} times as fast here (95 % interval "
+            f"{latency.ratio_low:.2f} to {latency.ratio_high:.2f}) as {self.name}, which was the "
+            "fastest when it was chosen: this workload's speed-ups may be too large by that"
+        )
 
 
 def baseline(
@@ -67,8 +87,8 @@ def baseline(
     """The fastest setting of full precision whose images stay within its own tie margin.
 
     It is chosen once for all cells of a workload, so that their ratios can be compared: candidates
-    take turns, and the least median wins. Candidates are fp32 and the built-in settings
-    ``fp@...`` of the larger presets, eager networks in both layouts.
+    take turns, and paired rounds decide. Candidates are fp32 and the built-in settings ``fp@...``
+    of the larger presets, eager networks in both layouts.
 
     Args:
         workspace: of the cell.
@@ -103,15 +123,12 @@ def baseline(
                 left_out[name] = reason
                 continue
             found[name], cells[name] = module, [setting.method, setting.options]
-        times = interleaved(found, batch)
-        best = min(times, key=lambda each: times[each])
-        fastest32 = min(fp32, key=lambda each: times[each])
-        milliseconds = {each: round(1e3 * seconds, 3) for each, seconds in times.items()}
+        chosen = choose(found, batch)
         document = {
-            "name": best,
-            "fp32": fastest32,
-            "cell": cells.get(best),
-            "milliseconds": milliseconds,
+            "name": chosen.name,
+            "fp32": chosen.among(list(fp32)),
+            "cell": cells.get(chosen.name),
+            "candidates": {name: _told(chosen, name) for name in found},
             "left_out": left_out,
         }
         (folder / "setting.json").write_text(json.dumps(document))
@@ -142,7 +159,18 @@ def baseline(
             _held.clear()
             _held[key] = network(asked).network.module
         module = _held[key]
-    return Baseline(said["name"], module, fp32[said["fp32"]])
+    candidates = tuple(said["candidates"])
+    return Baseline(said["name"], module, fp32[said["fp32"]], said["fp32"], candidates)
+
+
+def _told(chosen: Choice, name: str) -> dict[str, Any]:
+    """What is kept of a candidate: its time, and how many times as fast the chosen setting is."""
+    seconds = chosen.last([name])[name]
+    return {
+        "milliseconds": round(1e3 * statistics.median(seconds), 3),
+        "rounds": len(seconds),
+        "chosen_is_faster": [round(end, 4) for end in chosen.ratio(name)],
+    }
 
 
 _held: dict[str, nn.Module] = {}
@@ -176,16 +204,6 @@ def _outside(workspace: Workspace, made: Made, cache: StageCache) -> str:
     scored = summarise(near, seed=workspace.seed, groups=groups)
     kinds = floors.rounded(workspace, cache), floors.other_seed(workspace, cache)
     return floors.beyond_own_margin(scored, *kinds) or ""
-
-
-def ratio_interval(fp: list[float], test: list[float], seed: int = 0) -> tuple[float, float, float]:
-    """Median of paired ratios ``fp / test`` and its 95 % bootstrap interval."""
-    ratios = np.asarray(fp) / np.asarray(test)
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(0, len(ratios), (2000, len(ratios)))
-    medians = np.median(ratios[draws], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return float(np.median(ratios)), float(low), float(high)
 
 
 @torch.no_grad()

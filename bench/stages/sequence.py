@@ -17,7 +17,7 @@ from quantarena.bench.adapters.timed import fuse_for_timing
 from quantarena.bench.cache import StageCache
 from quantarena.bench.devices.device import describe_device
 from quantarena.bench.devices.steps import timed_step
-from quantarena.bench.errors import one_line
+from quantarena.bench.errors import one_line, out_of_memory
 from quantarena.bench.machine import fingerprint, same_machine
 from quantarena.bench.memory import peak_bytes
 from quantarena.bench.process_state import process_state
@@ -133,16 +133,13 @@ def run_cell(
         row = _stages(row, found, paths, cell.batched(batch), progress)
     except Unsupported as error:
         row = replace(row, status=Status.SKIPPED, reason=str(error))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        row = replace(row, status=Status.OOM, reason=one_line(error) + _advice(error, cell))
     except QuantArenaError as error:
         row = replace(row, status=Status.FAILED, reason=str(error))
     except SystemExit:
         row = replace(row, status=Status.FAILED, reason=f"{cell.method} called sys.exit")
     except Exception as error:  # whatever a plug-in raises is this cell's own affair
-        # torch's CPU allocator has no error class of its own
-        status = Status.OOM if "DefaultCPUAllocator" in str(error) else Status.FAILED
-        row = replace(row, status=status, reason=one_line(error))
+        status = Status.OOM if out_of_memory(error) else Status.FAILED
+        row = replace(row, status=status, reason=one_line(error) + _advice(error, cell))
     return replace(row, finished=_now())
 
 
@@ -250,7 +247,8 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 step=timed.step,
             )
         times.append(latency)
-        warnings += [f"latency: {warning}"] if warning else []
+        said = (warning, fastest.doubt(network.backend, latency))
+        warnings += [f"latency: {line}" for line in said if line]
         warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
         warnings.append(TRAVELS)

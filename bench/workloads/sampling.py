@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantarena.bench.adapters.drawing import drawing_with
-from quantarena.bench.errors import BrokenModel, UserError
+from quantarena.bench.errors import BrokenModel, UserError, out_of_memory
 from quantarena.bench.workloads.inputs.arguments import for_images
 from quantarena.bench.workloads.inputs.condition_images import read_image
 from quantarena.bench.workloads.inputs.kinds import image_needs, most_in_batch
@@ -264,10 +264,8 @@ def _run(pipe: Any, info: WorkloadInfo, draw: Draw, indices: Sequence[int]) -> A
     try:
         with stepping(pipe.scheduler, info.eta, arguments["generator"]):
             output = pipe(**arguments)
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, NameError) as error:
-        if "DefaultCPUAllocator" in str(error):  # torch's CPU allocator has no error of its own
+        if out_of_memory(error):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise BrokenModel(

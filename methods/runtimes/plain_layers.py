@@ -96,7 +96,9 @@ def plain_network(packed: PackedModel) -> Plain:
 
 def _skeleton(packed: PackedModel) -> nn.Module:
     """The network as its configuration builds it, with the packed one's floating-point parts."""
-    kind, config = type(packed.module), getattr(packed.module, "config", None)
+    own = type(packed.module)
+    kind = getattr(own, "packed_from", own)  # one that was loaded has a class for packed networks
+    config = getattr(packed.module, "config", None)
     if config is None or not hasattr(kind, "from_config"):
         raise Unsupported(f"{kind.__name__} is no network of diffusers")
     network: nn.Module = kind.from_config(config)

@@ -1,4 +1,10 @@
+import errno
+import subprocess
+import sys
+
+import numpy as np
 import pytest
+import torch
 
 from quantarena.bench.errors import (
     BrokenModel,
@@ -8,6 +14,7 @@ from quantarena.bench.errors import (
     did_you_mean,
     first_line,
     one_line,
+    out_of_memory,
 )
 
 
@@ -54,3 +61,45 @@ def test_an_unexpected_error_in_one_line():
 )
 def test_the_first_line_of_a_message(error, line):
     assert first_line(error) == line
+
+
+def raised(call):
+    with pytest.raises(Exception) as caught:  # noqa: PT011, whichever a library has for it
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised(lambda: torch.empty(1 << 58, dtype=torch.uint8)),
+        raised(lambda: np.empty(1 << 55)),
+        MemoryError(),
+        torch.OutOfMemoryError("the card is full"),
+        OSError(errno.ENOMEM, ""),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("unable to mmap 80 bytes from file <x>: Cannot allocate memory (12)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_ran_out_is_seen_whoever_says_it(error):
+    assert out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("one"),
+        RuntimeError("size mismatch"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        UserError("the option memory: out of memory is no value"),
+    ],
+)
+def test_other_errors_are_none_of_memory(error):
+    assert not out_of_memory(error)
+
+
+def test_the_errors_load_without_torch():
+    code = "import sys, quantarena.bench.errors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from quantarena.bench.devices.turns import take_turns
+from quantarena.bench.machine import has_dot_products
 from quantarena.bench.ship import export_model
 from quantarena.bench.ship.pipeline_folder import open_exported
 from quantarena.methods.core.packed.step.recorded import RecordedStep
@@ -95,9 +96,10 @@ def network_of(model: Any) -> ov_network.OpenVinoNetwork:
     return made
 
 
-def quantized_by_nncf(network: torch.nn.Module, points: Any) -> Any:
+def quantized_by_nncf(network: Any, points: Any) -> Any:
     """NNCF's int8 of the same architecture; its weights are random, which changes no time."""
-    model = ov_network.convert(type(network).from_config(network.config).eval(), points)  # type: ignore[attr-defined]
+    kind = network.packed_from  # the class of diffusers, less what packed networks add
+    model = ov_network.convert(kind.from_config(network.config).eval(), points)
     given = [t.numpy() for t in arguments(points.sample, points.timestep, points.conditions)]
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -150,7 +152,7 @@ def exported_as(form: str, packed: Any, few: Any) -> ov_network.OpenVinoNetwork:
     openvino_graph._codes_of, openvino_graph._zero_part = codes(), zero_part
     plain = plain_network(packed)
     model = ov_network.convert(plain.module, few)
-    openvino_graph.fill(model, plain.layers)
+    openvino_graph.fill(model, plain.layers, saturates=not has_dot_products())
     return network_of(model)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quantarena.bench.devices import steps
+from quantarena.bench.devices.choose import Choice, fastest_of
 from quantarena.bench.devices.steps import EAGER, RECORDED, timed_step
 from quantarena.bench.target import DEFAULT_TARGET, Target
 from quantarena.methods.core.bits import Bits
@@ -32,7 +33,11 @@ def times(monkeypatch):
     """Says which form is faster."""
 
     def say(**seconds):
-        monkeypatch.setattr(steps, "interleaved", lambda networks, points: seconds)
+        def chosen(networks, points):
+            stage = {name: [seconds[name]] for name in networks}
+            return Choice(fastest_of(stage), (stage,))
+
+        monkeypatch.setattr(steps, "choose", chosen)
 
     return say
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from quantarena.bench.devices import turns
-from quantarena.bench.devices.turns import Call, Turns, interleaved, take_turns, waits
+from quantarena.bench.devices.turns import Call, Turns, take_turns, waits
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
 POINTS = CalibrationSet(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2))
@@ -89,16 +89,6 @@ def test_where_no_round_is_quiet_the_least_disturbed_are_kept_and_told(monkeypat
     assert "2 of 2 timed rounds" in found.warning
 
 
-def test_a_choice_takes_off_what_a_call_waited(monkeypatch):
-    """The faster network loses by the clock, because another process had its core."""
-    rounds = turns.WARMUP + 3 * turns.MOST_ROUNDS
-    pairs = [(1.9, 1.0), (1.2, 0.0)]
-    flat = [call for index in range(rounds) for call in (pairs if index % 2 == 0 else pairs[::-1])]
-    planted(monkeypatch, *zip(*flat, strict=True))
-    times = interleaved({"fast": nn.Identity(), "slow": nn.Identity()}, POINTS, rounds=3)
-    assert times == pytest.approx({"fast": 0.9, "slow": 1.2})
-
-
 def test_networks_change_places_in_every_round():
     order = []
 
@@ -120,8 +110,8 @@ def test_a_second_process_on_the_core_is_seen(shared_core):
     found = take_turns({"busy": Busy(longer_than_any_turn_on_a_core)}, POINTS, 1)
     assert found.disturbed == 1
     assert found.seconds("busy")[0] > 0.25
-    corrected = interleaved({"busy": Busy(longer_than_any_turn_on_a_core)}, POINTS, rounds=1)
-    assert corrected["busy"] == pytest.approx(0.2, rel=0.25)
+    (call,) = found.calls["busy"]
+    assert call.seconds - call.waited == pytest.approx(0.2, rel=0.25)
 
 
 def test_an_empty_warning_where_nothing_was_disturbed():

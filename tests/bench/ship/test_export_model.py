@@ -8,6 +8,9 @@ import torch
 
 from quantarena.bench.cli.main import run
 from quantarena.bench.ship import export_model as export
+from quantarena.bench.ship.packed_network import PackedNetwork
+from quantarena.bench.ship.pipeline_folder import open_exported
+from quantarena.methods.runtimes.plain_layers import plain_network
 
 FAST = ("--samples", "4", "--calibration-images", "2", "--iterations", "1", "--steps", "2", "-q")
 has_openvino = importlib.util.find_spec("openvino") is not None
@@ -28,6 +31,17 @@ def told(capsys, *words):
     capsys.readouterr()
     code = run([str(word) for word in words])
     return code, *capsys.readouterr()
+
+
+def test_a_loaded_network_becomes_one_of_diffusers_own_class(exported):
+    """Converters call it, and the class for packed networks would ask it for its clock."""
+    packed = open_exported(exported).packed
+    found = plain_network(packed).module
+    assert isinstance(packed.module, PackedNetwork)
+    assert not isinstance(found, PackedNetwork)
+    with torch.no_grad():
+        (output,) = found(torch.randn(2, 3, 16, 16), torch.tensor([5, 5]), return_dict=False)
+    assert output.shape == (2, 3, 16, 16)
 
 
 @needs_openvino

@@ -1,12 +1,12 @@
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from quantarena.bench.devices.turns import interleaved
 from quantarena.bench.memory import peak_growth
-from quantarena.bench.stages.latency import measure, ratio_interval
+from quantarena.bench.stages.latency import Baseline, measure
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
 
@@ -22,19 +22,6 @@ class Sleeper(nn.Module):
 
 
 POINTS = CalibrationSet(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2))
-
-
-def test_ratio_and_interval():
-    ratio, low, high = ratio_interval([2.0, 2.2, 1.8, 2.1], [1.0, 1.0, 1.0, 1.0])
-    assert ratio == pytest.approx(2.05)
-    assert 1.8 <= low <= ratio <= high <= 2.2
-    assert ratio_interval([3.0] * 5, [2.0] * 5) == pytest.approx((1.5, 1.5, 1.5))
-
-
-def test_a_machine_that_slows_down_keeps_its_ratio():
-    drift = [1 + i / 5 for i in range(20)]
-    ratio, low, high = ratio_interval([2 * d for d in drift], drift)
-    assert (ratio, low, high) == pytest.approx((2, 2, 2))
 
 
 def test_measure_sees_which_is_faster():
@@ -72,11 +59,28 @@ def test_full_precision_against_a_copy_of_itself_is_no_faster():
     assert found.ratio_high >= 0.67
 
 
-def test_settings_take_turns():
-    fast, slow = Sleeper(0.001), Sleeper(0.006)
-    times = interleaved({"slow": slow, "fast": fast}, POINTS, rounds=3)
-    assert times["fast"] < times["slow"]
-    assert fast.calls == slow.calls >= 6
+def test_a_setting_that_turns_out_to_be_faster_is_told():
+    settings = ("fp32 eager", "fp32 channels_last", "openvino fp32")
+    chosen = Baseline("fp32 eager", nn.Identity(), nn.Identity(), "fp32 channels_last", settings)
+    found, _ = measure(
+        Sleeper(0.001),
+        Sleeper(0.004),
+        POINTS,
+        backend="openvino fp32",
+        setting="fp32 eager",
+        images=2,
+        steps=10,
+        rounds=20,
+    )
+    faster = replace(found, ratio=1.12, ratio_low=1.07, ratio_high=1.15)
+    line = chosen.doubt("openvino fp32", faster)
+    assert "openvino fp32 is 1.12 times as fast here (95 % interval 1.07 to 1.15)" in line
+    assert "fp32 eager" in line
+    assert chosen.doubt("fp32", faster).startswith("fp32 channels_last is 1.12")
+    assert chosen.doubt("openvino fp32", replace(faster, ratio_low=0.99)) == ""
+    # its own images are not full precision's, or it is quantized
+    assert chosen.doubt("bf16 eager", faster) == chosen.doubt("packed", faster) == ""
+    assert replace(chosen, name="openvino fp32").doubt("openvino fp32", faster) == ""
 
 
 def test_peak_growth_sees_a_large_tensor():

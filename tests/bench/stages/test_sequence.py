@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from quantarena.bench.devices.choose import Choice
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.stages import fp_images as fp_images_module
 from quantarena.bench.stages import latency, latents, sample, sequence
@@ -180,7 +181,12 @@ def test_a_broken_method_is_a_failed_row(row, cell, paths, plugin, body, reason)
 
 
 @pytest.mark.parametrize(
-    "error", ["MemoryError('x')", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"]
+    "error",
+    [
+        "MemoryError('x')",
+        "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')",
+        "RuntimeError('CUDA error: out of memory')",
+    ],
 )
 def test_out_of_memory_has_its_own_status(row, cell, paths, plugin, error):
     found = sequence.run_cell(
@@ -268,9 +274,10 @@ def test_cells_of_a_workload_share_full_precisions_fastest_setting(
 
     def search(networks, points):
         searched.append(set(networks))
-        return {name: float(name != "fp32 channels_last") for name in networks}
+        stage = {name: [1 + float(name != "fp32 channels_last")] for name in networks}
+        return Choice("fp32 channels_last", (stage,))
 
-    monkeypatch.setattr(latency, "interleaved", search)
+    monkeypatch.setattr(latency, "choose", search)
     fresh = sequence.Paths(paths.results, tmp_path / "cache")
     other = replace(row, cell=replace(row.cell, seed=1))
     found = [
@@ -279,6 +286,14 @@ def test_cells_of_a_workload_share_full_precisions_fastest_setting(
     assert found == ["fp32 channels_last"] * 2
     assert len(searched) == 1
     assert searched[0] >= {"fp32 eager", "fp32 channels_last"}
+
+
+def test_a_setting_that_is_faster_than_the_chosen_one_is_in_the_rows_warnings(
+    row, paths, monkeypatch
+):
+    monkeypatch.setattr(latency.Baseline, "doubt", lambda self, backend, found: f"{backend} wins")
+    found = sequence.time_cell(row, paths, progress=quiet)
+    assert f"latency: {row.backend} wins" in found.warnings
 
 
 def test_failed_rows_are_not_timed(row, paths):
