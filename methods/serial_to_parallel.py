@@ -87,8 +87,8 @@ class SerialToParallel(Method):
             window: sampler calls of a rollout to one update.
             guided: match the guided prediction instead of that of each half.
             per_call: a range for each sampler call; if false, one for all.
-            column_start: weights start from rounding column by column, each error made good by the
-                columns that follow; if false, from rounding to nearest.
+            column_start: weights start from rounding column by column (GPTQ), each error made good
+                by the columns that follow; if false, from rounding to nearest.
             tables: replace layers that depend on the timestep alone by tables of what they give.
             mixed: give sensitive layers more bits and others fewer (v1), under policy budget.
             steps: candidates of mixed precision, as differences to the requested weight bits.
@@ -113,7 +113,7 @@ class SerialToParallel(Method):
         window: Annotated[int, AtLeast(1)] = 2
         guided: bool = False
         per_call: bool = True
-        column_start: bool = True
+        column_start: bool = False
         tables: bool = True
         mixed: bool = True
         steps: tuple[int, ...] = (-2, -1, 1, 2, 3, 4)
@@ -130,7 +130,7 @@ class SerialToParallel(Method):
         venue="arXiv 2024",
         paper="arXiv:2412.06661",
         summary="learns on its own walks, then on large batches of all calls; ranges by call",
-        version=4,
+        version=3,
         bibtex=(
             "@article{li2024efficiency, title={Efficiency Meets Fidelity: A Novel Quantization "
             "Framework for Stable Diffusion}, author={Li, Shuaiting and Deng, Juncan and others}, "
@@ -145,8 +145,6 @@ class SerialToParallel(Method):
             "tables hold what time layers give at the policy's widths: in full precision under "
             "policy published alone",
             "the sampler's step in the serial stage is fitted to the recorded walks",
-            "weights start from GPTQ's rounding, column by column, and learn from there; how the "
-            "paper's start is not known",
         ),
     )
     supports = Capabilities(board_bits=("w4a8", "w4a4"), budget=True, whole_network=True)
@@ -156,7 +154,6 @@ class SerialToParallel(Method):
         "epochs": 0,
         "rounds": 0,
         "per_call": False,
-        "column_start": False,
         "mixed": False,
     }
     options: Options
