@@ -108,7 +108,10 @@ def test_the_correction_is_packed_and_comes_back(probe, tmp_path):
         for model in (packed, loaded):
             with model.clock.at(probe.heldout.step):
                 output = probe.heldout.call(model.module)
-            assert (output - made.run(probe.heldout)).abs().max() <= 1e-3 * output.abs().max()
+            errors = (output - made.run(probe.heldout)).abs().flatten(1).amax(1)
+            assert errors.median() <= 1e-6 * output.abs().max()
+            # sums in another order may put a code of one image on the other side of a tie
+            assert errors.max() <= 0.05 * output.abs().max()
     with pytest.raises(UserError, match="4 calls"), loaded.clock.at(networks.CALLS):
         probe.heldout.call(loaded.module)  # a call beyond the tables
 
