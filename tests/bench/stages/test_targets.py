@@ -37,7 +37,7 @@ def no_baseline(monkeypatch):
 
     def fp32(workspace, recorded, cell, batch, cache, progress):
         denoiser = workspace.loaded.denoiser
-        return latency.Baseline("fp32 eager", denoiser, denoiser)
+        return latency.Baseline("fp32 eager", denoiser, denoiser, "fp32 eager", ("fp32 eager",))
 
     monkeypatch.setattr(sequence, "baseline", fp32)
 
