@@ -215,12 +215,10 @@ class RunSync:
             return False
         theirs = _parsed(data)
         if theirs is None or theirs.key != ours.key:
-            self._known[name] = [
-                _numbers(path),
-                *mark,
-            ]  # never written over: it may be a newer form
-            self._warn(f"{self._remote.url}/{self._at(name)} is no row that this version reads: "
-                       f"{path} stays")  # fmt: skip
+            # never written over: it may be a newer form
+            self._known[name] = [_numbers(path), *mark]
+            there = f"{self._remote.url}/{self._at(name)}"
+            self._warn(f"{there} is no row that this version reads: {path} stays")
             return True
         if not ours_stands(ours, theirs, unsent=unsent):
             if not is_the_same_with_more(ours, theirs):
