@@ -119,6 +119,26 @@ def bench(tmp_path, capsys, monkeypatch, request):
 
 
 @pytest.fixture
+def sleeper():
+    """A class of networks of which each call takes so many seconds, and is counted."""
+    import time
+
+    from torch import nn
+
+    class Sleeper(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds, self.calls = seconds, 0
+
+        def forward(self, sample, timestep, return_dict=True):
+            self.calls += 1
+            time.sleep(self.seconds)
+            return (sample,)
+
+    return Sleeper
+
+
+@pytest.fixture
 def card(monkeypatch):
     """A machine with one GPU, as far as the harness asks; what it holds is counted."""
     pytest.importorskip("triton", reason="triton is not installed; torch's CUDA wheels bring it")

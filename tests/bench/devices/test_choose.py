@@ -1,7 +1,6 @@
 """The fastest of several networks, by the rounds in which they took turns."""
 
 import statistics
-import time
 
 import pytest
 import torch
@@ -17,17 +16,6 @@ POINTS = CalibrationSet(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2))
 EAGER = [0.060, 0.090, 0.100, 0.130, 0.140]
 OPENVINO = [0.105, 0.080, 0.089, 0.116, 0.125]
 """Faster in four of five rounds, by 1.12, on a machine that changes its speed; slower by itself."""
-
-
-class Sleeper(nn.Module):
-    def __init__(self, seconds):
-        super().__init__()
-        self.seconds, self.calls = seconds, 0
-
-    def forward(self, sample, timestep, return_dict=True):
-        self.calls += 1
-        time.sleep(self.seconds)
-        return (sample,)
 
 
 class Scripted(nn.Module):
@@ -131,7 +119,7 @@ def test_a_call_that_only_waited_is_no_error(scripted):
     assert choose(networks, POINTS).stages[0]["held"] == [choices._LEAST] * FEW
 
 
-def test_networks_take_turns():
-    fast, slow = Sleeper(0.001), Sleeper(0.006)
+def test_networks_take_turns(sleeper):
+    fast, slow = sleeper(0.001), sleeper(0.006)
     assert choose({"slow": slow, "fast": fast}, POINTS).name == "fast"
     assert fast.calls == slow.calls >= turns.WARMUP + FEW

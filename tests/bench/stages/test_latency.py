@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import pytest
@@ -9,23 +8,11 @@ from quantarena.bench.memory import peak_growth
 from quantarena.bench.stages.latency import Baseline, measure
 from quantarena.methods.core.record.trajectory import CalibrationSet
 
-
-class Sleeper(nn.Module):
-    def __init__(self, seconds):
-        super().__init__()
-        self.seconds, self.calls = seconds, 0
-
-    def forward(self, sample, timestep, return_dict=True):
-        self.calls += 1
-        time.sleep(self.seconds)
-        return (sample,)
-
-
 POINTS = CalibrationSet(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.zeros(2))
 
 
-def test_measure_sees_which_is_faster():
-    fast, slow, ticks = Sleeper(0.001), Sleeper(0.004), []
+def test_measure_sees_which_is_faster(sleeper):
+    fast, slow, ticks = sleeper(0.001), sleeper(0.004), []
     found, _ = measure(
         fast,
         slow,
@@ -48,8 +35,8 @@ def test_measure_sees_which_is_faster():
     assert 20 <= done <= total == 23  # fewer where others had the cores
 
 
-def test_full_precision_against_a_copy_of_itself_is_no_faster():
-    original, same = Sleeper(0.002), Sleeper(0.002)
+def test_full_precision_against_a_copy_of_itself_is_no_faster(sleeper):
+    original, same = sleeper(0.002), sleeper(0.002)
     found, _ = measure(
         same, original, POINTS, backend="fp32", setting="fp32 eager", images=1, steps=1, rounds=20
     )
@@ -59,12 +46,12 @@ def test_full_precision_against_a_copy_of_itself_is_no_faster():
     assert found.ratio_high >= 0.67
 
 
-def test_a_setting_that_turns_out_to_be_faster_is_told():
+def test_a_setting_that_turns_out_to_be_faster_is_told(sleeper):
     settings = ("fp32 eager", "fp32 channels_last", "openvino fp32")
     chosen = Baseline("fp32 eager", nn.Identity(), nn.Identity(), "fp32 channels_last", settings)
     found, _ = measure(
-        Sleeper(0.001),
-        Sleeper(0.004),
+        sleeper(0.001),
+        sleeper(0.004),
         POINTS,
         backend="openvino fp32",
         setting="fp32 eager",
