@@ -97,6 +97,8 @@ def take_turns(
             progress(min(index + 1, WARMUP + kept), WARMUP + rounds)
         if kept == rounds:
             break
+    if progress is not None:  # also where too few rounds were undisturbed
+        progress(WARMUP + rounds, WARMUP + rounds)
     # sorting is stable: of undisturbed rounds the first ones stay, in their order
     chosen = sorted(tried, key=_disturbance)[:rounds]
     return Turns({name: [each[name] for each in chosen] for name in names}, rounds - kept)

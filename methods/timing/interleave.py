@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 
+from quantarena.methods.timing.clock import thread_clock
 from quantarena.methods.timing.rivals import Run
 
 
 def interleave(runs: dict[str, Run], rounds: int, threads: int) -> dict[str, float]:
     """Times every run once per round, so that changes of the machine's load affect all alike."""
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = thread_clock() if threads == 1 else time.perf_counter
     repeats, samples = {}, {name: list[float]() for name in runs}
     for name, run in runs.items():
         run()

@@ -2,7 +2,8 @@
 
 Every ratio is fp32 time over packed time, measured interleaved in one process, with activation
 quantization and layout included, against the faster of contiguous and channels_last fp32.  With one
-thread the clock is the process's CPU time and the statistic the median; with more it is wall time
+thread the clock is the process's CPU time (the wall's where that one is coarse) and the statistic
+the median; with more it is wall time
 and the minimum, because a preempted run says nothing about the kernels.
 """
 
@@ -33,6 +34,7 @@ from quantarena.methods.timing.cases import (
     gaussian_layer,
     mixed_layer,
 )
+from quantarena.methods.timing.clock import thread_clock
 from quantarena.methods.timing.interleave import interleave
 from quantarena.methods.timing.rivals import NAMES, Run, rivals
 
@@ -60,7 +62,7 @@ def bandwidth(size: int, threads: int) -> float:
     Returns:
         The better of a copy (read and write) and a sum (read).
     """
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = thread_clock() if threads == 1 else time.perf_counter
     source = torch.ones(max(size // 8, 4096))
     target = torch.empty_like(source)
     repeats = max(1, (1 << 24) // source.numel())

@@ -1,4 +1,8 @@
-"""Where the time of a recorded step goes: processor time by kind of operation."""
+"""Where the time of a recorded step goes, by kind of operation.
+
+The clock is the wall's: on some machines the processor's clock moves in steps of milliseconds, in
+which thousands of operations fit. The median over calls leaves out what other programs took.
+"""
 
 import ctypes
 import statistics
@@ -28,7 +32,7 @@ class Spent:
     Attributes:
         label: the kind.
         operations: how many a step has; 0 for what is outside the loop.
-        seconds: processor time of a step, median of all calls.
+        seconds: wall time of a step, median of all calls.
     """
 
     label: str
@@ -83,9 +87,9 @@ def profile(step: RecordedStep, plan: Plan, call: Callable[[], Any], rounds: int
         for _ in range(rounds):
             timed = _Timed(plan, library)
             plan._library = timed  # type: ignore[assignment]
-            started = time.process_time_ns()
+            started = time.perf_counter_ns()
             call()
-            whole = time.process_time_ns() - started
+            whole = time.perf_counter_ns() - started
             spent: dict[str, int] = defaultdict(int)
             for label, nanoseconds in zip(labels, timed.spent, strict=False):
                 spent[label] += nanoseconds

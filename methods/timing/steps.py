@@ -1,7 +1,6 @@
 """Times recorded steps: whole calls that take turns, and what of them is not the native loop."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,29 +8,31 @@ import torch
 
 from quantarena.methods.core.packed.step.plan import Plan
 from quantarena.methods.core.packed.step.recorded import RecordedStep
+from quantarena.methods.timing.clock import thread_clock
 
 WARMUP = 3
 
 
 @torch.no_grad()
 def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of calls that take turns, one of each in a round.
+    """Seconds of calls that take turns, one of each in a round, by the thread's clock.
 
-    In every second round they come in reverse order. Processor time does not count what other
-    processes do, but for the caches that they fill.
+    In every second round they come in reverse order. Where the clock is the processor's, it does
+    not count what other processes do, but for the caches that they fill.
 
     Args:
         calls: by name.
         rounds: rounds to keep, after a few that are not.
     """
+    clock = thread_clock()
     spent: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for number in range(WARMUP + rounds):
         for name in names if number % 2 else names[::-1]:
-            started = time.process_time()
+            started = clock()
             calls[name]()
             if number >= WARMUP:
-                spent[name].append(time.process_time() - started)
+                spent[name].append(clock() - started)
     return spent
 
 
@@ -41,22 +42,22 @@ def ratio(base: list[float], other: list[float]) -> float:
 
 
 class _Watched:
-    """A step library that adds up the processor time of its loop."""
+    """A step library that adds up the time of its loop."""
 
     def __init__(self, run: Callable[..., int]) -> None:
-        self._run, self.spent = run, 0.0
+        self._run, self._clock, self.spent = run, thread_clock(), 0.0
 
     def run(self, *arguments: Any) -> int:
         """Runs the loop."""
-        started = time.process_time()
+        started = self._clock()
         error = self._run(*arguments)
-        self.spent += time.process_time() - started
+        self.spent += self._clock() - started
         return error
 
 
 @torch.no_grad()
 def share_outside(step: RecordedStep, plan: Plan, call: Callable[[], Any], rounds: int) -> float:
-    """The median share of a recorded step's processor time that is not in the native loop.
+    """The median share of a recorded step's time that is not in the native loop.
 
     It holds Python, operations of torch, and the two readings of the clock.
 
@@ -66,16 +67,16 @@ def share_outside(step: RecordedStep, plan: Plan, call: Callable[[], Any], round
         call: calls it.
         rounds: calls to look at.
     """
-    library = plan._library
+    clock, library = thread_clock(), plan._library
     watched = _Watched(library.run)
     plan._library = watched  # type: ignore[assignment]
     shares = []
     try:
         replayed = step.told.replayed
         for _ in range(rounds):
-            watched.spent, started = 0.0, time.process_time()
+            watched.spent, started = 0.0, clock()
             call()
-            shares.append(1 - watched.spent / (time.process_time() - started))
+            shares.append(1 - watched.spent / (clock() - started))
         if step.told.replayed != replayed + rounds:
             raise ValueError(f"the step was not replayed: {step.told.reason}")
     finally:

@@ -37,9 +37,7 @@ def test_every_operation_is_counted_once_and_the_result_stays(ready):
     layers = found["convolution"].operations + found["linear"].operations
     assert layers == sum(op.kind == 0 for op in plan._ops)
     assert found[OUTSIDE].operations == 0
-    # a tiny operation may begin and end within one tick of the processor clock
-    assert all(spent.seconds >= 0 for spent in found.values())
-    assert any(spent.seconds > 0 for spent in found.values())
+    assert all(spent.seconds > 0 for spent in found.values())
     assert plan._library is library
     assert torch.equal(call()[0], before)
 
