@@ -1,14 +1,19 @@
 """Writes a packed network as a diffusers pipeline folder that ``from_pretrained`` loads."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import BrokenModel, UserError
-from quantarena.bench.files import make_shareable, sweep, work_folder
+from quantarena.bench.files import (
+    finish_replacing,
+    make_shareable,
+    put_in_place,
+    sweep,
+    work_folder,
+)
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.packed_network import as_diffusers_model
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
@@ -47,7 +52,7 @@ def save_pipeline(
     *,
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Write a pipeline folder, whole or not at all.
+    """Write a pipeline folder, whole or not at all; an earlier export stays until then.
 
     Args:
         workspace: the workload that was quantized.
@@ -69,11 +74,8 @@ def save_pipeline(
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep(folder.parent, f"{folder.name[:NAME_CHARACTERS]}-")
         with work_folder(folder.parent, folder.name[:NAME_CHARACTERS]) as work:
-            work.chmod(0o755)
             document = _fill(work, workspace, packed, meta)
-            if folder.is_dir():
-                shutil.rmtree(folder)
-            os.replace(work, folder)
+            put_in_place(work, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     return document
@@ -86,6 +88,7 @@ def check_target(folder: Path, *, replace: bool) -> None:
         UserError: it holds something else, or an earlier export and ``replace`` is False.
     """
     folder = folder.expanduser()
+    finish_replacing(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

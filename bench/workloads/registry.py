@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantarena.bench.errors import BrokenModel, UnknownName, UserError, did_you_mean
+from quantarena.bench.files import finish_replacing
 from quantarena.bench.workloads import hub, papers, settings, workload_name
 from quantarena.bench.workloads.inputs import arguments
 from quantarena.bench.workloads.inputs.condition_images import (
@@ -141,6 +142,8 @@ def resolve(name_or_path: str) -> WorkloadInfo:
         raise UserError("the workload's name is empty: give a name, a folder or an id of the Hub")
     folder = Path(base).expanduser()
     # These functions take names of any length; the methods of Path raise for very long ones.
+    if not os.path.isdir(folder):
+        finish_replacing(folder)
     if os.path.isdir(folder):
         return _read(folder, str(folder.resolve()), given)
     if os.path.isfile(folder):

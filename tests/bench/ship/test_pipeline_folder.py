@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from quantarena.bench.errors import BrokenModel, UserError
 from quantarena.bench.ship import quantize_model
 from quantarena.bench.ship.pipeline_folder import load_pipeline, open_exported
 from quantarena.bench.ship.save_pipeline import check_target
+from quantarena.bench.workloads import registry
 from quantarena.methods.core.bits import FP_WIDTH
 from quantarena.methods.core.packed.pack import pack
 from quantarena.methods.core.packed.parity import PARITY_LIMIT
@@ -117,6 +119,7 @@ def images(pipe):
 
 ELSEWHERE = """
 import sys
+from pathlib import Path
 import quantarena
 assert "torch" not in sys.modules
 import torch
@@ -239,6 +242,35 @@ def test_an_earlier_export_is_kept_unless_forced(exported, pixel_folder, cache, 
     document = json.loads(capsys.readouterr().out)
     assert document["meta"]["bits"] == "w8a8"
     assert open_exported(folder).meta == document["meta"]
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_earlier_export_outlives_a_kill_between_two_renames(exported, tmp_path):
+    """The state that ``put_in_place`` leaves there: the earlier folder has another name."""
+    folder, aside = tmp_path / "model", tmp_path / ".model-abcd1234.before"
+    shutil.copytree(exported, aside)
+    registry.resolve(str(folder))
+    assert open_exported(folder).meta == open_exported(exported).meta
+    folder.rename(aside)
+    with pytest.raises(UserError, match="holds a quantized model"):
+        check_target(folder, replace=False)
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_earlier_export_stays_where_the_new_one_cannot_be_put(
+    exported, pixel_folder, cache, tmp_path, capsys, monkeypatch
+):
+    folder, rename = shutil.copytree(exported, tmp_path / "model"), os.replace
+
+    def fails(source, target):
+        if str(source).endswith(".work") and Path(target) == folder:
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    assert quantize(pixel_folder, folder, cache, "--force", bits="w8a8") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert open_exported(folder).meta == open_exported(exported).meta
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 

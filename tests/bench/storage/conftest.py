@@ -15,7 +15,9 @@ import pytest
 def s3():
     """The URL of a bucket on a local S3 server."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'quantarena[s3]'")
-    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'quantarena[dev]'")
+    pytest.importorskip(
+        "moto.server", reason="moto is not installed: pip install 'quantarena[dev]'"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
