@@ -29,6 +29,8 @@ NAMES = {
 """The layers of others, and the headings of their columns."""
 SCALE, ZERO = 0.03, 128
 """Scale and zero point of activations; outputs have scale 1, whose rounding takes the same time."""
+MOST = 127
+"""Size of the largest weight code of 8 bits."""
 _OPSET, _IR = 17, 8
 
 
@@ -48,8 +50,8 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
         "bf16": _bf16(case, weight, x),
         "torch int8": _torch(case, weight, x),
         "onnxruntime": _onnx(case, weight, x),
-        "openvino fp32": _openvino(case, weight, x, quantized=False),
-        "openvino int8": _openvino(case, weight, x, quantized=True),
+        "openvino fp32": openvino_layer(case, weight, x, None),
+        "openvino int8": openvino_layer(case, weight, x, MOST),
     }
     return {name: run for name, run in layers.items() if run is not None}
 
@@ -65,10 +67,19 @@ def _bf16(case: Case, weight: Tensor, x: Tensor) -> Run | None:
     return partial(functional.conv2d, image, kernel, padding=1)
 
 
-def _openvino(case: Case, weight: Tensor, x: Tensor, *, quantized: bool) -> Run | None:
+def openvino_layer(case: Case, weight: Tensor, x: Tensor, most: int | None) -> Run | None:
     """A model of OpenVINO that has this one layer, in float32 or in int8, with torch's threads.
 
     In int8 it is inexact without dot-product instructions, as torch's is: see docs/kernels.md.
+
+    Args:
+        case: the layer.
+        weight: float32 weights.
+        x: float32 input, contiguous.
+        most: size of the largest weight code in int8; None is float32.
+
+    Returns:
+        A call that gives the output, or None where OpenVINO is not installed.
     """
     try:  # optional
         import openvino as core
@@ -77,8 +88,8 @@ def _openvino(case: Case, weight: Tensor, x: Tensor, *, quantized: bool) -> Run 
         return None
     entry = ov.parameter(list(x.shape), core.Type.f32)
     acts, factor = entry.output(0), ov.constant(weight.numpy()).output(0)
-    if quantized:
-        codes, scale = _codes(weight)
+    if most is not None:
+        codes, scale = weight_codes(weight, most)
         low, high = (ov.constant(np.float32((end - ZERO) * SCALE)) for end in (0, 255))
         acts = ov.fake_quantize(acts, low, high, low, high, 256).output(0)
         number = ov.convert(ov.constant(codes.numpy(), dtype=core.Type.i8), core.Type.f32)
@@ -104,9 +115,9 @@ def _openvino(case: Case, weight: Tensor, x: Tensor, *, quantized: bool) -> Run 
     return run
 
 
-def _codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric 8-bit codes by output channel, and their scales."""
-    scale = weight.flatten(1).abs().amax(dim=1) / 127
+def weight_codes(weight: Tensor, most: int = MOST) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes by output channel, the largest of that size, and their scales."""
+    scale = weight.flatten(1).abs().amax(dim=1) / most
     shape = (-1, *[1] * (weight.dim() - 1))
     return (weight / scale.view(shape)).round().to(torch.int8), scale
 
@@ -114,7 +125,7 @@ def _codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _torch(case: Case, weight: Tensor, x: Tensor) -> Run | None:
     """Torch's static x86 layer, or None where this build lacks it."""
     ops: Any = torch.ops.quantized
-    _, scale = _codes(weight)
+    _, scale = weight_codes(weight)
     zero = torch.zeros(weight.shape[0], dtype=torch.int64)
     try:
         torch.backends.quantized.engine = "x86"
@@ -144,7 +155,7 @@ def _onnx(case: Case, weight: Tensor, x: Tensor) -> Run | None:
         onnxruntime: Any = import_module("onnxruntime")
     except ImportError:
         return None
-    codes, scale = _codes(weight)
+    codes, scale = weight_codes(weight)
     if case.kind == "linear":
         codes = codes.t().contiguous()
     arrays: dict[str, Any] = {
