@@ -8,7 +8,10 @@ same noise.
     python docs/experiments/method_options.py METHOD w4a4 --set weight_lr=0.1 --set per_call=false
 
 Each ``--set`` makes one more line; commas join several options of one line. The values are those of
-``quantarena run --option METHOD.NAME=VALUE``.
+``quantarena run --option METHOD.NAME=VALUE``. The error of one call divides all squared errors by
+all squared predictions; beside it is the geometric mean of the errors of rows, each relative to its
+own prediction. ``--parts`` tells both again with weights alone, and with activations alone, in
+floating point: which of them the error comes from.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from quantarena.bench.cache import StageCache
 from quantarena.bench.memory import peak_growth
@@ -81,13 +85,25 @@ def quantized(
 
 
 @torch.no_grad()
+def one_call(
+    model: QuantizedModel, points: CalibrationSet, target: Tensor, *, weights: bool, acts: bool
+) -> str:
+    """The errors of one call with some of the quantizers."""
+    with model.using(weights=weights, acts=acts):
+        errors = (model.run(points) - target).square().flatten(1).sum(1)
+    sizes = target.square().flatten(1).sum(1)
+    whole, rows = errors.sum() / sizes.sum(), (errors / sizes).clamp_min(1e-12).log().mean().exp()
+    return f"one call {float(whole):.5f} (geometric {float(rows):.5f})"
+
+
+@torch.no_grad()
 def judge(
     model: QuantizedModel, workspace: Workspace, cache: StageCache, points: CalibrationSet
 ) -> str:
     """Measures the errors of one call and of whole images."""
     loaded, network, packed = workspace.loaded, workspace.loaded.denoiser, pack(model)
     target = points.call(network)
-    gap = float((model.run(points) - target).square().mean() / target.square().mean())
+    gap = one_call(model, points, target, weights=True, acts=True)
     reference = fp_images(workspace, cache).images
     loaded.put(packed.module)
     try:
@@ -97,7 +113,16 @@ def judge(
         loaded.put(network)
     found = fidelity(reference, drawn.images)
     scores = (f"{name} {float(values.mean()):.4f}" for name, values in found.items())
-    return f"one call {gap:.5f}  {'  '.join(scores)}"
+    return f"{gap}  {'  '.join(scores)}"
+
+
+@torch.no_grad()
+def tell_parts(model: QuantizedModel, points: CalibrationSet, network: nn.Module) -> None:
+    """Prints the error of one call without quantized weights, and without quantized activations."""
+    target = points.call(network)
+    for name, weights, acts in (("weights", False, True), ("activations", True, False)):
+        line = one_call(model, points, target, weights=weights, acts=acts)
+        print(f"    {name} in floating point: {line}", flush=True)
 
 
 def main() -> None:
@@ -115,6 +140,7 @@ def main() -> None:
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--policy", default="uniform")
     parser.add_argument("--set", action="append", default=[], help="one setting: a=1,b=False")
+    parser.add_argument("--parts", action="store_true", help="which part the error comes from")
     parser.add_argument("--cache", type=Path, help="folder of recordings and images to reuse")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -143,6 +169,8 @@ def main() -> None:
                 f"{text or 'as it is':40} {seconds:6.1f} core-s  {peak / 2**20:6.0f} MiB  {line}",
                 flush=True,
             )
+            if given.parts:
+                tell_parts(model, points, workspace.loaded.denoiser)
 
 
 if __name__ == "__main__":
