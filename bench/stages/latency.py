@@ -3,7 +3,8 @@
 import copy
 import json
 import statistics
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from quantarena.bench.closure import closure, closures_key, method_closure
 from quantarena.bench.devices.choose import Choice, choose, ratio_interval
 from quantarena.bench.devices.device import clock_of, peak_of
 from quantarena.bench.devices.turns import Progress, take_turns
-from quantarena.bench.errors import one_line
+from quantarena.bench.errors import QuantArenaError, one_line
 from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import summarise
 from quantarena.bench.metrics.fidelity.videos import video_fidelity
@@ -51,6 +52,7 @@ class Baseline:
         fp32: full precision in fp32, in its faster layout; the row of ``fp`` is timed on it.
         fp32_name: the name of that setting.
         candidates: names of all settings that it was chosen from.
+        broken: for each setting that a library's error kept out of the choice, that error.
     """
 
     name: str
@@ -58,6 +60,17 @@ class Baseline:
     fp32: nn.Module
     fp32_name: str
     candidates: tuple[str, ...]
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, backend: str) -> list[str]:
+        """Lines about settings that an error kept out, for the row of full precision itself."""
+        if backend != "fp32":
+            return []
+        return [
+            f"{name} was no candidate for the fastest unquantized setting, because it failed: "
+            f"{error}; speed-ups may be too large"
+            for name, error in self.broken.items()
+        ]
 
     def doubt(self, backend: str, latency: Latency) -> str:
         """A line where the timing of a row says that another candidate is faster; else empty.
@@ -112,13 +125,17 @@ def baseline(
         found: dict[str, nn.Module] = dict(fp32)
         cells: dict[str, list[Any]] = {}
         left_out: dict[str, str] = {}
+        broken: dict[str, str] = {}
         for setting in _settings(cell):
             try:
                 made = network(setting)
                 name, module = made.network.backend, made.network.module
                 reason = _outside(workspace, made, cache)
+            except QuantArenaError as error:  # it is not installed, or not for this processor
+                name, reason = setting.configured, error.message
             except Exception as error:  # a library's trouble must not cost all speed-ups
-                name, reason = setting.configured, one_line(error)
+                broken[setting.configured] = one_line(error)
+                continue
             if reason:
                 left_out[name] = reason
                 continue
@@ -130,6 +147,7 @@ def baseline(
             "cell": cells.get(chosen.name),
             "candidates": {name: _told(chosen, name) for name in found},
             "left_out": left_out,
+            "broken": broken,
         }
         (folder / "setting.json").write_text(json.dumps(document))
 
@@ -159,8 +177,8 @@ def baseline(
             _held.clear()
             _held[key] = network(asked).network.module
         module = _held[key]
-    candidates = tuple(said["candidates"])
-    return Baseline(said["name"], module, fp32[said["fp32"]], said["fp32"], candidates)
+    names = said["fp32"], tuple(said["candidates"]), said["broken"]
+    return Baseline(said["name"], module, fp32[said["fp32"]], *names)
 
 
 def _told(chosen: Choice, name: str) -> dict[str, Any]:

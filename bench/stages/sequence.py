@@ -247,7 +247,8 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
                 step=timed.step,
             )
         times.append(latency)
-        said = (warning, fastest.doubt(network.backend, latency))
+        doubt = fastest.doubt(network.backend, latency)
+        said = (warning, doubt, *fastest.missing(network.backend))
         warnings += [f"latency: {line}" for line in said if line]
         warnings += [timed.warning] if timed.warning else []
     if workspace.target.offload:
@@ -258,7 +259,8 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
         warnings.append(f"latency: its images were drawn on another machine, {_named(row.machine)}")
         row = replace(row, machine=here)
     with_times = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
-    return replace(with_times, warnings=(*row.warnings, *warnings))
+    # each batch may say the same
+    return replace(with_times, warnings=(*row.warnings, *dict.fromkeys(warnings)))
 
 
 @process_state()

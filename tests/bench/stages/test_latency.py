@@ -69,6 +69,15 @@ def test_a_setting_that_turns_out_to_be_faster_is_told(sleeper):
     assert replace(chosen, name="openvino fp32").doubt("openvino fp32", faster) == ""
 
 
+def test_a_setting_that_fails_is_told_on_full_precisions_own_row():
+    broken = {"fp@openvino": "RuntimeError: no such primitive"}
+    chosen = Baseline("fp32 eager", nn.Identity(), nn.Identity(), "fp32 eager", (), broken)
+    (line,) = chosen.missing("fp32")
+    assert "fp@openvino" in line
+    assert "no such primitive" in line
+    assert chosen.missing("packed") == []
+
+
 def test_peak_growth_sees_a_large_tensor():
     grown = peak_growth(lambda: torch.ones(16, 1024, 1024))
     assert grown == 0 or 50e6 < grown < 400e6

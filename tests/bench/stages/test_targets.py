@@ -42,6 +42,22 @@ def no_baseline(monkeypatch):
     monkeypatch.setattr(sequence, "baseline", fp32)
 
 
+def test_a_setting_that_fails_is_told_where_speedups_are(cell, paths, monkeypatch, tmp_path):
+    """A library's error keeps a setting out of the choice; a reader must know."""
+
+    def fails(*given):
+        raise RuntimeError("no such primitive")
+
+    monkeypatch.setattr(latency, "make_network", fails)
+    elsewhere = replace(paths, cache=tmp_path)  # other tests have chosen already
+    row = ran(replace(cell, method="fp", bits="fp"), elsewhere)
+    timed = sequence.time_cell(row, elsewhere, progress=quiet)
+    told = [line for line in timed.warnings if "no such primitive" in line]
+    assert told
+    assert all(line.startswith("latency: fp@") and "no candidate" in line for line in told)
+    assert len(set(told)) == len(told)
+
+
 def test_bfloat16_draws_other_images_of_the_same_model(cell, paths, plain):
     short = ran(replace(cell, target=Target(dtype="bf16")), paths)
     assert short.backend == plain.backend
