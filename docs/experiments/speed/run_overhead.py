@@ -2,9 +2,10 @@
 
 A plain loop calls the stages of each cell in one process: shared stages, cells, timings. The same
 cells then run under ``quantarena run``, in this process and on one private Ray worker, each with a
-cache of its own. Both walls and processor seconds of the whole process tree are taken: on a machine
-that others use, only the latter can be compared. Ray's start is measured apart, by a run that does
-nothing but start one worker, and is taken off.
+cache of its own. In each of them all calls of stages are timed where they happen, and what the
+whole process takes beyond their sum is counted: imports, planning, messages, files, the page. What
+other programs do to the stages changes neither side of that difference. Ray's start is measured
+apart, by a run that does nothing but start one worker, and is taken off.
 
     python docs/experiments/speed/run_overhead.py --workload emoji-t2i --images 16 --repeats 3
 """
@@ -19,12 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import timed_stages
+
 LOOP = """
 import sys
 from pathlib import Path
 from quantarena.bench.documents import parse_json, read
-from quantarena.bench.stages import sequence
 from quantarena.bench.store import Store
+import timed_stages as sequence
 
 folder = Path(sys.argv[1])
 cells = Store(folder / "planned").read_planned().cells
@@ -44,20 +47,27 @@ made = RayExecutor(Setting(sys.argv[1], sys.argv[1], STAGES), lambda *news: None
 made._ray.get([slot.actor.pid.remote() for slot in made._slots])
 made.close()
 """
-COMMAND = "import sys; from quantarena.bench.cli.main import main; sys.exit(main())"
+COMMAND = """
+import sys
+from quantarena.bench.run import executors
+executors.STAGES = "timed_stages"
+from quantarena.bench.cli.main import main
+sys.exit(main())
+"""
 
 
 def spent(*command: str) -> tuple[float, float, str]:
-    """Wall seconds, processor seconds of the process and its children, and what it printed."""
-    before, began = os.times(), time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wall, after = time.monotonic() - began, os.times()
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    busy = (after.children_user + after.children_system) - (
-        before.children_user + before.children_system
-    )
-    return wall, busy, done.stdout
+    """Wall seconds, those of them that are outside of all stages, and what it printed."""
+    with tempfile.NamedTemporaryFile("r", suffix=".spans") as spans:
+        here = str(Path(__file__).parent)
+        paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+        given = os.environ | {timed_stages.SPANS: spans.name, "PYTHONPATH": paths}
+        began = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=given)
+        wall = time.monotonic() - began
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        return wall, wall - sum(map(float, spans)), done.stdout
 
 
 def main() -> None:
@@ -109,19 +119,20 @@ def planned(grid: list[str], folder: Path) -> None:
 
 
 def summary(found: dict[str, list[tuple[float, float]]]) -> dict[str, object]:
-    """Medians over repeats, and what each way takes more than the loop."""
+    """Medians over repeats, and what each way takes more than the loop.
+
+    Both are relative to the stages of the loop: seconds outside of stages, less the loop's own and,
+    with Ray, less Ray's start.
+    """
     walls = {name: statistics.median(wall for wall, _ in runs) for name, runs in found.items()}
-    busy = {name: statistics.median(cpu for _, cpu in runs) for name, runs in found.items()}
-    start = {"wall": walls.get("start of Ray", 0.0), "cpu": busy.get("start of Ray", 0.0)}
+    outside = {name: statistics.median(rest for _, rest in runs) for name, runs in found.items()}
+    stages = walls["loop"] - outside["loop"]
     more = {}
     for name in ("local", "ray"):
-        if name in walls:
-            off = start if name == "ray" else {"wall": 0.0, "cpu": 0.0}
-            more[name] = {
-                "wall": round((walls[name] - off["wall"]) / walls["loop"] - 1, 4),
-                "cpu": round((busy[name] - off["cpu"]) / busy["loop"] - 1, 4),
-            }
-    return {"runs": found, "wall": walls, "cpu": busy, "more than the loop": more}
+        if name in outside:
+            start = outside["start of Ray"] if name == "ray" else 0.0
+            more[name] = round((outside[name] - outside["loop"] - start) / stages, 4)
+    return {"runs": found, "wall": walls, "outside": outside, "more than the loop": more}
 
 
 if __name__ == "__main__":
