@@ -24,6 +24,8 @@ from quantarena.methods.core.json_files import require_regular as require_regula
 _WORK, _LOCK, _BEFORE = ".work", ".lock", ".before"
 TEMPORARY = "quantarena"
 """Name of work folders among the system's temporary files."""
+_NAME_BYTES = 200
+"""Bytes of a name that a work folder repeats; a file system allows 255, with what is added."""
 OLD_SECONDS = 24 * 3600.0
 """Age from which a draft that has no lock counts as left behind."""
 JOIN_SECONDS = 120.0
@@ -238,6 +240,18 @@ def work_folder(parent: Path, name: str) -> Iterator[Path]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """A work folder for what will have that name; those that killed processes left are swept.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    sweep(folder.parent, f"{_short(folder.name)}-")
+    with work_folder(folder.parent, folder.name) as work:
+        yield work
+
+
 def sweep(parent: Path, name: str = "") -> int:
     """Delete the work folders of processes that have ended; returns how many.
 
@@ -281,7 +295,8 @@ def _sweep_one(lock: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             work = lock.with_suffix(_WORK)
             found = work.is_dir()
-            _finish(lock)
+            if not _finish(lock):
+                return 0
             shutil.rmtree(work, ignore_errors=True)
             lock.unlink()
             return int(found)
@@ -290,23 +305,33 @@ def _sweep_one(lock: Path) -> int:
     return 0
 
 
-def _finish(lock: Path) -> None:
+def _finish(lock: Path) -> bool:
     """Finish what ``put_in_place`` began in a process that has ended.
 
     Without the new folder, which was whole, the one that it was to replace gets its name back.
+
+    Returns:
+        Whether nothing is left to do. Where somebody took the name, both folders stay as they are.
     """
     before, work = lock.with_suffix(_BEFORE), lock.with_suffix(_WORK)
     if not before.is_dir():
-        return
-    folder = lock.with_name(lock.stem.removeprefix(".").rpartition("-")[0])
+        return True
+    told = lock.read_bytes() if lock.exists() else b""
+    name = os.fsdecode(told) or lock.stem.removeprefix(".").rpartition("-")[0]
+    folder = lock.with_name(name)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # an empty folder holds nobody's work
     if not os.path.lexists(folder):
         os.replace(work if work.is_dir() else before, folder)
+    elif work.is_dir():
+        return False
     shutil.rmtree(before, ignore_errors=True)
+    return True
 
 
 def _new_lock(parent: Path, name: str) -> tuple[int, Path]:
     while True:
-        handle, path = tempfile.mkstemp(prefix=f".{name}-", suffix=_LOCK, dir=parent)
+        handle, path = tempfile.mkstemp(prefix=f".{_short(name)}-", suffix=_LOCK, dir=parent)
         # A file system without locks has no sweep either.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -315,6 +340,10 @@ def _new_lock(parent: Path, name: str) -> tuple[int, Path]:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 return handle, Path(path)
         os.close(handle)
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _escaped(name: str) -> str:
@@ -333,6 +362,7 @@ def put_in_place(work: Path, folder: Path) -> None:
     work.chmod(0o755)
     if folder.exists():
         before = work.with_suffix(_BEFORE)
+        work.with_suffix(_LOCK).write_bytes(os.fsencode(folder.name))
         os.replace(folder, before)
         try:
             os.replace(work, folder)
@@ -350,7 +380,9 @@ def finish_replacing(folder: Path) -> None:
     Whoever opens a folder that ``put_in_place`` may replace calls this first. A living process is
     left alone.
     """
-    with contextlib.suppress(OSError):
-        folder = Path(os.path.abspath(folder))
-        if any(folder.parent.glob(f".{_escaped(folder.name)}-*{_BEFORE}")):
-            sweep(folder.parent, f"{folder.name}-")
+    with contextlib.suppress(OSError, ValueError):  # whatever it is, it is nothing of ours
+        # a folder is replaced behind its links: the link may point to what has no name now
+        for place in {os.path.abspath(folder), os.path.realpath(folder)}:
+            parent, name = Path(place).parent, f"{_short(Path(place).name)}-"
+            if any(parent.glob(f".{_escaped(name)}*{_BEFORE}")):
+                sweep(parent, name)

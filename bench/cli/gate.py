@@ -75,6 +75,7 @@ def gate(
     for option, _, bound in given:
         if not math.isfinite(bound):
             raise UserError(f"{option} must be a number, not {bound}")
+    files.finish_replacing(folder)
     if not os.path.isdir(folder) and not is_gguf(folder):
         raise UserError(
             f"{folder} is no folder and no .gguf file: write one with quantarena quantize"

@@ -137,8 +137,7 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures with a quantized model, as one grid."""
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    _require_export(folder)
     lookup.check_kernels()
     shown = StageLines(Reporter(quiet=quiet))
     exported = importlib.import_module("quantarena.bench.ship.pipeline_folder").open_exported(
@@ -174,8 +173,7 @@ def export_model(
     """Write a quantized denoiser for another runtime, which runs the same codes in int8."""
     if to not in OTHER_RUNTIMES:
         raise UserError(f"unknown runtime {to!r}: {did_you_mean(to, OTHER_RUNTIMES)}")
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder} is no folder: write one with quantarena quantize")
+    _require_export(folder)
     lookup.check_kernels()
     ship = importlib.import_module("quantarena.bench.ship.export_model")
     order = ship.Order(folder, to, output, images, rounds, seed)
@@ -229,3 +227,14 @@ def _command(cell: Cell, plugins: tuple[str, ...], prefer_plugin: bool) -> str:
     if prefer_plugin:
         words += ["--prefer-plugin"]
     return shlex.join([*words, "-o", "DIR"])
+
+
+def _require_export(folder: Path) -> None:
+    """Refuse, before anything is imported, what is no folder.
+
+    Raises:
+        UserError: the line says what writes one.
+    """
+    files.finish_replacing(folder)
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} is no folder: write one with quantarena quantize")

@@ -13,7 +13,7 @@ from typing import Any
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import UserError
-from quantarena.bench.files import finish_replacing, plain_errors, put_in_place, work_folder
+from quantarena.bench.files import draft_of, finish_replacing, plain_errors, put_in_place
 from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
@@ -141,7 +141,7 @@ def merge(
         left_out=tuple(left_out),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with plain_errors("write", out), taken(out), work_folder(out.parent, out.name) as work:
+    with plain_errors("write", out), taken(out), draft_of(out) as work:
         elsewhere = sum(_write(work, some, holdings) for some in placed.values())
         Store(work).write_planned(_plan(opened, title, command, placed))
         write_provenance(work, provenance)

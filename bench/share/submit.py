@@ -15,11 +15,11 @@ from typing import Any
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import (
+    draft_of,
     finish_replacing,
     plain_errors,
     put_in_place,
     utc_now,
-    work_folder,
     write_atomic,
 )
 from quantarena.bench.machine import versions
@@ -86,7 +86,7 @@ def submit(results: Path, folder: Path, *, name: str, share: float) -> Submitted
     listings = {row.key: holding.listing(row.key) for row in rows if row.status is Status.OK}
     wanted = _wanted(rows, listings, share)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with plain_errors("write", folder), work_folder(folder.parent, folder.name) as work:
+    with plain_errors("write", folder), draft_of(folder) as work:
         files = _copied(results, work, _names(rows, listings, wanted))
         write_atomic(work / README, _readme(name, rows, share))
         files[README] = _entry(work / README)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
+from quantarena.bench.files import finish_replacing
 from quantarena.bench.share.examine import Done, Examined, Holding, examine, read_rows
 from quantarena.bench.share.layout import MANIFEST, Problem, is_plain_file, limit, walk
 from quantarena.bench.share.manifest import Manifest, read_manifest, strange_entries
@@ -63,6 +64,7 @@ def verify(folder: Path, *, share: float = SHARE, done: Done = lambda count, tot
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: name the folder itself")
+    finish_replacing(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: write one with quantarena submit")
     present, problems = walk(folder)

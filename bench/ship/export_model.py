@@ -14,11 +14,10 @@ import torch
 from quantarena.bench.devices.runtimes import FILE_RUNTIMES, FileRuntime
 from quantarena.bench.devices.turns import take_turns
 from quantarena.bench.errors import QuantArenaError, Unsupported, UserError
-from quantarena.bench.files import sweep, work_folder
+from quantarena.bench.files import draft_of
 from quantarena.bench.metrics.fidelity.lpips import lpips
 from quantarena.bench.process_state import process_state
 from quantarena.bench.ship.pipeline_folder import ExportedPipeline, open_exported, workload_of
-from quantarena.bench.ship.save_pipeline import NAME_CHARACTERS
 from quantarena.bench.spec import Budget
 from quantarena.bench.stages.networks import EXAMPLE_ROWS
 from quantarena.bench.stages.quantize import Progress
@@ -82,8 +81,7 @@ def export_model(order: Order, progress: Progress) -> dict[str, Any]:
     progress("convert", 0, 1)
     output = order.output.expanduser().resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    sweep(output.parent, f"{output.name[:NAME_CHARACTERS]}-")
-    with work_folder(output.parent, output.name[:NAME_CHARACTERS]) as work:
+    with draft_of(output) as work:
         work.chmod(0o755)
         try:
             few = points.rows(slice(0, EXAMPLE_ROWS))

@@ -18,6 +18,7 @@ from torch import nn
 
 from quantarena.bench.documents import clean_text
 from quantarena.bench.errors import BrokenModel, first_line
+from quantarena.bench.files import finish_replacing
 from quantarena.bench.ship.packed_network import as_diffusers_model
 from quantarena.bench.ship.pipeline_clock import announce_in_pipelines
 from quantarena.bench.workloads import registry
@@ -74,6 +75,7 @@ def open_exported(folder: str | Path) -> ExportedPipeline:
         BrokenModel: as ``load_pipeline``.
     """
     folder = Path(folder).expanduser()
+    finish_replacing(folder)
     slot, kind, file = _slot(folder)
     sha256 = pipeline_sha256(folder)
     packed = load_packed(folder / slot, _skeleton(folder / slot, kind))

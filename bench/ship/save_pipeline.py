@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantarena.bench.errors import BrokenModel, UserError
-from quantarena.bench.files import (
-    finish_replacing,
-    make_shareable,
-    put_in_place,
-    sweep,
-    work_folder,
-)
+from quantarena.bench.files import draft_of, finish_replacing, make_shareable, put_in_place
 from quantarena.bench.ship.model_card import card
 from quantarena.bench.ship.packed_network import as_diffusers_model
 from quantarena.bench.ship.pipeline_folder import INDEX, read_index
@@ -40,8 +34,6 @@ LISTS = ("layers", "tensors")
 """Entries of a description that are long and only a program reads."""
 ONE_FILE = 1 << 62
 """Bytes above which weights are cut into several files: never."""
-NAME_CHARACTERS = 200
-"""Characters of a folder's name that its draft repeats; a file system allows 255 bytes."""
 
 
 def save_pipeline(
@@ -72,8 +64,7 @@ def save_pipeline(
     folder = folder.expanduser().resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent, f"{folder.name[:NAME_CHARACTERS]}-")
-        with work_folder(folder.parent, folder.name[:NAME_CHARACTERS]) as work:
+        with draft_of(folder) as work:
             document = _fill(work, workspace, packed, meta)
             put_in_place(work, folder)
     except OSError as error:

@@ -10,6 +10,7 @@ import pytest
 from quantarena.bench.cache import StageCache
 from quantarena.bench.files import (
     OLD_SECONDS,
+    draft_of,
     finish_replacing,
     put_in_place,
     sweep,
@@ -30,8 +31,8 @@ with work_folder(Path(sys.argv[1]), "quantize") as folder:
 REPLACE = """
 import os, shutil, signal, sys
 from pathlib import Path
-from quantarena.bench.files import put_in_place, work_folder
-place, moment = Path(sys.argv[1]), sys.argv[2]
+from quantarena.bench.files import draft_of, put_in_place
+folder, moment = Path(sys.argv[1]), sys.argv[2]
 rename, renamed = os.replace, []
 def die(*given, **rest):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,17 +41,26 @@ def replace(source, target):
         die()
     renamed.append(target)
     rename(source, target)
-with work_folder(place, "both-of.us") as work:
+with draft_of(folder) as work:
     (work / "row").write_text("new")
     os.replace = replace
     if moment == "deletion":
         shutil.rmtree = die
-    put_in_place(work, place / "both-of.us")
+    put_in_place(work, folder)
 """
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def replace_until_killed(folder, moment):
+    """Replace a folder that holds an old row; the process dies at that moment."""
+    folder.mkdir(exist_ok=True)
+    (folder / "row").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", REPLACE, str(folder), moment])
+    assert killed.returncode == -9
+    assert folder.exists() == (moment != "rename 1")
 
 
 @pytest.fixture
@@ -119,15 +129,62 @@ def test_drafts(tmp_path):
 @pytest.mark.parametrize("opens", [finish_replacing, lambda folder: sweep(folder.parent)])
 def test_a_kill_in_mid_replacement_is_put_right_by_whoever_comes_next(tmp_path, moment, row, opens):
     folder = tmp_path / "both-of.us"
-    folder.mkdir()
-    (folder / "row").write_text("old")
-    killed = subprocess.run([sys.executable, "-c", REPLACE, str(tmp_path), moment])
-    assert killed.returncode == -9
-    assert folder.exists() == (moment != "rename 1")
+    replace_until_killed(folder, moment)
     opens(folder)
     assert (folder / "row").read_text() == row
     sweep(tmp_path)
     assert names(tmp_path) == ["both-of.us"]
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "ü" * 120, "[odd] *?"])
+def test_names_that_are_cut_off_or_odd_come_back_whole(tmp_path, name):
+    folder = tmp_path / name
+    replace_until_killed(folder, "rename 1")
+    finish_replacing(folder)
+    assert (folder / "row").read_text() == "new"
+    assert names(tmp_path) == [name]
+
+
+def test_a_folder_is_put_right_through_a_link_to_it(tmp_path):
+    """What writes a folder goes through its links, and so must what reads it."""
+    folder, link = tmp_path / "kept" / "real", tmp_path / "link"
+    folder.parent.mkdir()
+    link.symlink_to(folder)
+    replace_until_killed(folder, "rename 1")
+    finish_replacing(link)
+    assert (link / "row").read_text() == "new"
+
+
+def test_an_empty_folder_of_the_same_name_costs_nothing(tmp_path):
+    folder = tmp_path / "packed"
+    replace_until_killed(folder, "rename 1")
+    folder.mkdir()
+    finish_replacing(folder)
+    assert (folder / "row").read_text() == "new"
+    assert names(tmp_path) == ["packed"]
+
+
+def test_both_folders_wait_where_somebody_took_the_name(tmp_path):
+    folder = tmp_path / "packed"
+    replace_until_killed(folder, "rename 1")
+    folder.mkdir()
+    (folder / "row").write_text("somebody's")
+    sweep(tmp_path)
+    assert (folder / "row").read_text() == "somebody's"
+    assert sorted(path.read_text() for path in tmp_path.glob(".*/row")) == ["new", "old"]
+    (folder / "row").rename(tmp_path / "moved")
+    finish_replacing(folder)
+    assert (folder / "row").read_text() == "new"
+    assert names(tmp_path) == ["moved", "packed"]
+
+
+def test_drafts_of_killed_processes_go_with_the_next_one(tmp_path):
+    folder = tmp_path / "joined"
+    replace_until_killed(folder, "rename 0")
+    assert len(names(tmp_path)) == 3
+    with draft_of(folder):
+        pass
+    assert names(tmp_path) == ["joined"]
 
 
 def test_an_earlier_folder_comes_back_where_the_new_one_is_gone(tmp_path):

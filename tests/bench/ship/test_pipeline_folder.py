@@ -254,6 +254,11 @@ def test_an_earlier_export_outlives_a_kill_between_two_renames(exported, tmp_pat
     folder.rename(aside)
     with pytest.raises(UserError, match="holds a quantized model"):
         check_target(folder, replace=False)
+    folder.rename(aside)
+    assert run(["sample", str(folder), "-o", str(tmp_path / "x.png"), "-n", "1", "-q"]) == 0
+    (tmp_path / "x.png").unlink()
+    folder.rename(aside)
+    assert load_pipeline(folder) is not None
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
