@@ -1,7 +1,7 @@
 """Layers of others to time beside ours: torch in bfloat16 and int8, onnxruntime, OpenVINO.
 
-Those of 8 bits take and give fp32, as ours do. The bfloat16 one takes and gives bfloat16, which is
-what it has inside of a network.
+Those of 8 bits take and give fp32, as ours do. Those of bfloat16, in eager torch and compiled, take
+and give bfloat16, which is what they have inside of a network.
 """
 
 import warnings
@@ -21,6 +21,7 @@ from quantarena.methods.timing.cases import Case
 Run = Callable[[], object]
 NAMES = {
     "bf16": "bf16",
+    "compiled bf16": "cbf16",
     "torch int8": "int8*",
     "onnxruntime": "ort",
     "openvino fp32": "ov32",
@@ -48,6 +49,7 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
     """
     layers = {
         "bf16": _bf16(case, weight, x),
+        "compiled bf16": _bf16(case, weight, x, compiled=True),
         "torch int8": _torch(case, weight, x),
         "onnxruntime": _onnx(case, weight, x),
         "openvino fp32": openvino_layer(case, weight, x, None),
@@ -56,15 +58,31 @@ def rivals(case: Case, weight: Tensor, x: Tensor) -> dict[str, Run]:
     return {name: run for name, run in layers.items() if run is not None}
 
 
-def _bf16(case: Case, weight: Tensor, x: Tensor) -> Run | None:
-    """Torch's layer in bfloat16, channels last where it has channels."""
+def _bf16(case: Case, weight: Tensor, x: Tensor, *, compiled: bool = False) -> Run | None:
+    """Torch's layer in bfloat16, channels last where it has channels; None where it cannot run.
+
+    Compiled, it is what torch.compile makes of this one layer at this one shape.
+    """
     if not computes_bf16():
         return None
-    if case.kind == "linear":
-        return partial(functional.linear, x.bfloat16(), weight.bfloat16())
-    form = torch.channels_last
+    layer: Callable[..., Tensor] = functional.linear
+    form = torch.contiguous_format
+    if case.kind != "linear":
+        layer, form = partial(functional.conv2d, padding=1), torch.channels_last
     image, kernel = (value.bfloat16().contiguous(memory_format=form) for value in (x, weight))
-    return partial(functional.conv2d, image, kernel, padding=1)
+    if not compiled:
+        return partial(layer, image, kernel)
+
+    def call(image: Tensor, kernel: Tensor) -> Tensor:
+        return layer(image, kernel)
+
+    torch.compiler.reset()  # past a few shapes of one function it would no longer compile
+    run = partial(torch.compile(call, dynamic=False), image, kernel)
+    try:
+        run()
+    except Exception:  # whatever the compiler's stages raise, as where there is no C++ compiler
+        return None
+    return run
 
 
 def openvino_layer(case: Case, weight: Tensor, x: Tensor, most: int | None) -> Run | None:
