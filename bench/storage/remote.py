@@ -102,20 +102,28 @@ class Remote:
         return marks
 
     def fetch_many(self, names: list[str]) -> dict[str, bytes]:
-        """The bytes of several objects, asked for together; those that are gone are left out."""
-        paths = {f"{self.root}/{name}": name for name in names}
-        if not paths:
+        """The bytes of several objects, asked for together; those that are gone are left out.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        if not names:
             return {}
+        paths = [f"{self.root}/{name}" for name in names]
+        # Whole files as ranges without ends: fsspec's ``cat`` takes [, ? and * for wildcards.
         found = self._patiently(
-            "read", names[0], lambda: self.system.cat(list(paths), on_error="return")
+            "read",
+            names[0],
+            lambda: self.system.cat_ranges(paths, None, None, on_error="return"),
         )
-        if isinstance(found, bytes):  # of one path it is no dictionary
-            return {names[0]: found}
-        byname = {paths.get(path) or paths[f"/{path}"]: data for path, data in found.items()}
-        for name, data in byname.items():
+        for name, data in zip(names, found, strict=True):
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
                 raise UserError(f"cannot read {self.url}/{name} ({data})")
-        return {name: bytes(data) for name, data in byname.items() if isinstance(data, bytes)}
+        return {
+            name: bytes(data)
+            for name, data in zip(names, found, strict=True)
+            if not isinstance(data, Exception)
+        }
 
     def push_folder(self, folder: Path, name: str) -> None:
         """Write the files below a folder as one object.
