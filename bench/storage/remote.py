@@ -30,6 +30,10 @@ TAR = ".tar"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
+class DamagedObjectError(Exception):
+    """An object of a store holds something else than what was put there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """A store behind a URL.
@@ -147,9 +151,10 @@ class Remote:
         self._put(name, lambda path: self.system.put_file(str(file), path))
 
     def fetch_folder(self, name: str, folder: Path) -> bool:
-        """Copy the files of such an object into a folder; False without an intact one.
+        """Copy the files of such an object into a folder; False if there is none.
 
         Raises:
+            DamagedObjectError: it is no whole tar file of plain files.
             UserError: the store cannot be read.
         """
         with temporary_folder() as place:
@@ -157,10 +162,13 @@ class Remote:
             path = f"{self.root}/{name}{TAR}"
             try:
                 self._patiently("read", name, lambda: self.system.get_file(path, str(file)))
-                with tarfile.open(file) as tar, plain_errors("write in", folder):
-                    tar.extractall(folder, filter="data")
-            except (FileNotFoundError, tarfile.TarError):
+            except FileNotFoundError:
                 return False
+            try:
+                with tarfile.open(file, mode="r:") as tar, plain_errors("write in", folder):
+                    tar.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise DamagedObjectError(f"{self.url}/{name}{TAR}: {error}") from None
         return True
 
     def forget_folder(self, name: str) -> None:
