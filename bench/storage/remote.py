@@ -55,6 +55,44 @@ class Remote:
             return FolderShelf(Path(place))
         return ObjectShelf(self.system, place)
 
+    def exists(self) -> bool:
+        """Whether the store is there: of an object store its bucket, otherwise its folder.
+
+        True for a file system that does not tell.
+
+        Raises:
+            UserError: it cannot be asked.
+        """
+        bucket = getattr(self.system, "async_impl", False) and "://" not in self.root
+        place = self.root.lstrip("/").partition("/")[0] if bucket else self.root
+
+        def asked() -> bool:
+            try:
+                self.system.invalidate_cache()
+                return bool(self.system.exists(place))
+            except NotImplementedError:
+                return True
+
+        return patiently(asked, f"reach {self.url}")
+
+    def runs(self) -> list[str]:
+        """The folders of the store that may be runs.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+
+        def listed() -> list[dict[str, Any]]:
+            self.system.invalidate_cache()
+            try:
+                return list(self.system.ls(self.root, detail=True))
+            except FileNotFoundError:
+                return []
+
+        folders = [e for e in patiently(listed, f"list {self.url}") if e.get("type") == "directory"]
+        names = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in folders)
+        return [name for name in names if name and not name.startswith(".")]
+
     def push(self, name: str, data: bytes) -> None:
         """Write an object, whole or not at all.
 
@@ -189,7 +227,10 @@ class Remote:
             else:
                 put(path)
 
-        self._patiently("write", name, whole)
+        try:
+            self._patiently("write", name, whole)
+        except FileNotFoundError as error:
+            raise UserError(missing(self.url)) from error
 
     def _patiently(self, doing: str, name: str, call: Callable[[], T]) -> T:
         return patiently(call, f"{doing} {self.url}/{name}")
@@ -198,6 +239,33 @@ class Remote:
 def is_url(text: str) -> bool:
     """Whether a results folder is named by a URL."""
     return "://" in text
+
+
+def missing(url: str) -> str:
+    """What is told of a store that is not there."""
+    return f"{url} does not exist or cannot be reached: check the bucket or folder, and your rights"
+
+
+def shown(folder: Path) -> str:
+    """A results folder or a run as its user names it: by the URL of the store that it mirrors."""
+    for place, name in ((folder, ""), (folder.parent, f"/{folder.name}")):
+        with contextlib.suppress(OSError):
+            return (place / ORIGIN).read_text(encoding="utf-8").strip() + name
+    return str(folder)
+
+
+def parted(url: str) -> tuple[str, str]:
+    """The URL of a store and the name of a run, of the URL of a run.
+
+    Raises:
+        UserError: it names no run in a store.
+    """
+    store, _, run = url.rstrip("/").rpartition("/")
+    if not store.partition("://")[2].strip("/"):
+        raise UserError(
+            f"{url} names no run: give the URL of a store and a run, such as {url}/quick"
+        )
+    return store, run
 
 
 def mirror(url: str) -> Path:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from quantarena.bench.errors import UserError
 from quantarena.bench.files import put_in_place, work_folder, write_atomic
 from quantarena.bench.schema import Row
 from quantarena.bench.storage.artefacts import (
@@ -24,7 +25,7 @@ from quantarena.bench.storage.artefacts import (
     stated_sha256,
 )
 from quantarena.bench.storage.drivers import FOLDER as DRIVERS
-from quantarena.bench.storage.remote import DamagedObjectError, Remote, remote_of
+from quantarena.bench.storage.remote import DamagedObjectError, Remote, missing, remote_of
 from quantarena.bench.storage.shelves import Shelf
 from quantarena.bench.storage.versions import is_the_same_with_more, ours_stands
 from quantarena.bench.store import Store, Warn, parse_row
@@ -63,9 +64,12 @@ class RunSync:
         """See that the store has conditional writes, without which two runs would double work.
 
         Raises:
-            UserError: it has not.
+            UserError: it has not, or there is no such store.
         """
-        self.shelf("probe").require_conditions()
+        try:
+            self.shelf("probe").require_conditions()
+        except FileNotFoundError as error:
+            raise UserError(missing(self._remote.url)) from error
 
     def pull(self, *, pictures: bool = True) -> None:
         """Copy what is new in the store into the folder, and retire what was deleted there.
@@ -320,12 +324,8 @@ def pull_names(results: Path) -> None:
     """Make a folder for each run of the store behind a results folder, if there is one."""
     if (remote := remote_of(results)) is None:
         return
-    remote.system.invalidate_cache()
-    with contextlib.suppress(FileNotFoundError):
-        for each in remote.system.ls(remote.root, detail=True):
-            name = str(each["name"]).rstrip("/").rpartition("/")[2]
-            if each.get("type") == "directory" and not name.startswith("."):
-                (results / name / "rows").mkdir(parents=True, exist_ok=True)
+    for name in remote.runs():
+        (results / name / "rows").mkdir(parents=True, exist_ok=True)
 
 
 def _row(path: Path) -> Row | None:
