@@ -21,7 +21,7 @@ from quantarena.bench.files import finish_replacing
 from quantarena.bench.plan.plan import minutes
 from quantarena.bench.plan.presets import DEFAULT
 from quantarena.bench.run.reporter import Reporter
-from quantarena.bench.storage.remote import is_url, mirror
+from quantarena.bench.storage.remote import is_url, mirror, missing, parted, remote_of, shown
 from quantarena.bench.storage.sync import pull, pull_names
 from quantarena.bench.store import Store
 
@@ -106,10 +106,11 @@ def opened(results: Path, name: str, reporter: Reporter | None = None) -> Store:
     finish_replacing(folder)
     pull(folder, reporter.warn)
     if not os.path.isdir(folder / "rows"):
+        require_store(results)
         known = run_names(results)
         hint = did_you_mean(name, known) if known else "nothing was run here yet"
         verb = name if name != "." else DEFAULT
-        raise UserError(f"no results in {folder}: {hint}; start with: quantarena run {verb}")
+        raise UserError(f"no results in {shown(folder)}: {hint}; start with: quantarena run {verb}")
     return Store(folder, reporter.warn)
 
 
@@ -120,8 +121,8 @@ def opened_run(results: Path, name: str) -> Store:
         UserError: there is no such run.
     """
     if is_url(name):
-        url, _, last = name.rstrip("/").rpartition("/")
-        results, name = mirror(url), last
+        url, name = parted(name)
+        results = mirror(url)
     for folder in (results / name, Path(name)):
         finish_replacing(folder)
     pull(results / name, Reporter().warn, pictures=False)
@@ -131,12 +132,22 @@ def opened_run(results: Path, name: str) -> Store:
     return opened(results, name)
 
 
+def require_store(results: Path) -> None:
+    """Refuse a results folder that mirrors a store which is not there.
+
+    Raises:
+        UserError: it does.
+    """
+    if (remote := remote_of(results)) is not None and not remote.exists():
+        raise UserError(missing(remote.url))
+
+
 def run_names(results: Path) -> tuple[str, ...]:
-    """Runs that have rows."""
+    """Runs that have rows; hidden folders are unfinished work."""
     if not results.is_dir():
         return ()
     pull_names(results)
-    return tuple(sorted(path.parent.name for path in results.glob("*/rows") if path.is_dir()))
+    return tuple(sorted(path.parent.name for path in results.glob("[!.]*/rows") if path.is_dir()))
 
 
 def listed(option: str, values: Iterable[str] | None) -> tuple[str, ...]:

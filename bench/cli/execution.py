@@ -297,7 +297,7 @@ def _remote(request: Request, made: Plan) -> Remote | None:
 
 def history(request: Request, warn: Warn) -> tuple[Row, ...]:
     """Outlines of other runs beside this one; what they took helps to estimate."""
-    others = sorted(request.results.glob("*/rows")) if request.results.is_dir() else ()
+    others = sorted(request.results.glob("[!.]*/rows")) if request.results.is_dir() else ()
     folders = (path.parent for path in others if path.parent != request.folder)
     stores = (Store(folder, warn, foreign=True) for folder in folders)
     return tuple(row for store in stores for row in outlines(store))

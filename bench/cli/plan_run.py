@@ -33,6 +33,7 @@ from quantarena.bench.run.rows import counts_line
 from quantarena.bench.schema import Row
 from quantarena.bench.share.place import require_unjoined
 from quantarena.bench.storage.outlines import outlines
+from quantarena.bench.storage.remote import is_url, shown
 from quantarena.bench.storage.status import RunStatus, run_status
 from quantarena.bench.storage.sync import pull
 from quantarena.bench.store import Store
@@ -74,7 +75,9 @@ def run(
     reporter = Reporter(quiet=quiet)
     request = made_request(given)
     done = run_request(request, timeout, reporter)
-    line = f"{counts_line(done.counts)} -> {done.page}"
+    place, line = shown(request.folder), f"{counts_line(done.counts)} -> {done.page}"
+    if is_url(place):
+        line = f"{counts_line(done.counts)} -> {place} (to open the page here: {done.page})"
     store = Store(request.folder, reporter.warn)
     whole = (store.get(cell.key) for cell in done.plan.cells) if as_json else ()
     summary = {
@@ -110,9 +113,8 @@ VERBS: dict[str, Verb] = {"plan": plan, "run": run, "status": status}
 
 def _status_lines(found: RunStatus, store: Store, now: datetime) -> list[str]:
     done = found.cells - found.counts["missing"]
-    line = (
-        f"{store.folder}: {found.state}, {done} of {found.cells} cells ({counts_line(found.counts)}"
-    )
+    line = f"{shown(store.folder)}: {found.state}, {done} of {found.cells} cells "
+    line += f"({counts_line(found.counts)}"
     line += f", {found.counts['untimed']} without latency)" if found.counts["untimed"] else ")"
     if found.seconds_left:
         line += f", about {minutes(found.seconds_left)} left"

@@ -24,6 +24,7 @@ from quantarena.bench.cli.common import (
     emit,
     listed,
     opened,
+    require_store,
     run_names,
     table,
 )
@@ -34,6 +35,7 @@ from quantarena.bench.report.compare import Difference, compare_rows
 from quantarena.bench.run.reporter import Reporter
 from quantarena.bench.schema import Row
 from quantarena.bench.spec import MOST_SEED
+from quantarena.bench.storage.remote import shown
 from quantarena.bench.store import Planned, Store
 from quantarena.methods.builtin import SETTING
 
@@ -223,7 +225,8 @@ def find_row(stores: Iterable[Store], name: str) -> tuple[Store, Row]:
 def _stores(results: Path, in_run: str | None) -> tuple[Store, ...]:
     names = (in_run,) if in_run else run_names(results)
     if not names:
-        raise UserError(f"no results in {results}: start with: quantarena run {DEFAULT}")
+        require_store(results)
+        raise UserError(f"no results in {shown(results)}: start with: quantarena run {DEFAULT}")
     return tuple(opened(results, name) for name in names)
 
 

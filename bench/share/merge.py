@@ -37,6 +37,7 @@ from quantarena.bench.share.reference import other_references
 from quantarena.bench.share.sample import SHARE
 from quantarena.bench.share.verify import is_submission, standings, verify
 from quantarena.bench.spec import Cell
+from quantarena.bench.storage.remote import shown
 from quantarena.bench.store import Planned, Store, signed_text
 
 Progress = Callable[[str, int, int], None]
@@ -267,9 +268,10 @@ def _names(results: Sequence[Path]) -> list[str]:
     folders = [folder.resolve() for folder in results]
     if len(set(folders)) < len(folders):
         double = next(f for n, f in enumerate(folders) if f in folders[:n])
-        raise UserError(f"{double} is named twice: keep one")
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        raise UserError(f"{shown(double)} is named twice: keep one")
+    parts = [Path(shown(folder)).parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(some[-depth:]) for some in parts]
         if len(set(names)) == len(names):
             break
     return [str(clean_text(name)) for name in names]
@@ -285,7 +287,7 @@ def _check_places(results: Sequence[Path], out: Path) -> None:
         if source == target or source in target.parents or target in source.parents:
             raise UserError(f"-o {out} and {folder} lie in one another: choose another -o")
         if (folder / FILE).exists():
-            raise UserError(f"{folder} is joined already: name its sources instead")
+            raise UserError(f"{shown(folder)} is joined already: name its sources instead")
     require_nothing_lost(out)
 
 

@@ -30,6 +30,10 @@ TAR = ".tar"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 
 
+class DamagedObjectError(Exception):
+    """An object of a store holds something else than what was put there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """A store behind a URL.
@@ -50,6 +54,44 @@ class Remote:
         if _is_file_system(self.system):  # links are made once; fsspec's create is not
             return FolderShelf(Path(place))
         return ObjectShelf(self.system, place)
+
+    def exists(self) -> bool:
+        """Whether the store is there: of an object store its bucket, otherwise its folder.
+
+        True for a file system that does not tell.
+
+        Raises:
+            UserError: it cannot be asked.
+        """
+        bucket = getattr(self.system, "async_impl", False) and "://" not in self.root
+        place = self.root.lstrip("/").partition("/")[0] if bucket else self.root
+
+        def asked() -> bool:
+            try:
+                self.system.invalidate_cache()
+                return bool(self.system.exists(place))
+            except NotImplementedError:
+                return True
+
+        return patiently(asked, f"reach {self.url}")
+
+    def runs(self) -> list[str]:
+        """The folders of the store that may be runs.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+
+        def listed() -> list[dict[str, Any]]:
+            self.system.invalidate_cache()
+            try:
+                return list(self.system.ls(self.root, detail=True))
+            except FileNotFoundError:
+                return []
+
+        folders = [e for e in patiently(listed, f"list {self.url}") if e.get("type") == "directory"]
+        names = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in folders)
+        return [name for name in names if name and not name.startswith(".")]
 
     def push(self, name: str, data: bytes) -> None:
         """Write an object, whole or not at all.
@@ -102,20 +144,28 @@ class Remote:
         return marks
 
     def fetch_many(self, names: list[str]) -> dict[str, bytes]:
-        """The bytes of several objects, asked for together; those that are gone are left out."""
-        paths = {f"{self.root}/{name}": name for name in names}
-        if not paths:
+        """The bytes of several objects, asked for together; those that are gone are left out.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        if not names:
             return {}
+        paths = [f"{self.root}/{name}" for name in names]
+        # Whole files as ranges without ends: fsspec's ``cat`` takes [, ? and * for wildcards.
         found = self._patiently(
-            "read", names[0], lambda: self.system.cat(list(paths), on_error="return")
+            "read",
+            names[0],
+            lambda: self.system.cat_ranges(paths, None, None, on_error="return"),
         )
-        if isinstance(found, bytes):  # of one path it is no dictionary
-            return {names[0]: found}
-        byname = {paths.get(path) or paths[f"/{path}"]: data for path, data in found.items()}
-        for name, data in byname.items():
+        for name, data in zip(names, found, strict=True):
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
                 raise UserError(f"cannot read {self.url}/{name} ({data})")
-        return {name: bytes(data) for name, data in byname.items() if isinstance(data, bytes)}
+        return {
+            name: bytes(data)
+            for name, data in zip(names, found, strict=True)
+            if not isinstance(data, Exception)
+        }
 
     def push_folder(self, folder: Path, name: str) -> None:
         """Write the files below a folder as one object.
@@ -139,9 +189,10 @@ class Remote:
         self._put(name, lambda path: self.system.put_file(str(file), path))
 
     def fetch_folder(self, name: str, folder: Path) -> bool:
-        """Copy the files of such an object into a folder; False without an intact one.
+        """Copy the files of such an object into a folder; False if there is none.
 
         Raises:
+            DamagedObjectError: it is no whole tar file of plain files.
             UserError: the store cannot be read.
         """
         with temporary_folder() as place:
@@ -149,10 +200,13 @@ class Remote:
             path = f"{self.root}/{name}{TAR}"
             try:
                 self._patiently("read", name, lambda: self.system.get_file(path, str(file)))
-                with tarfile.open(file) as tar, plain_errors("write in", folder):
-                    tar.extractall(folder, filter="data")
-            except (FileNotFoundError, tarfile.TarError):
+            except FileNotFoundError:
                 return False
+            try:
+                with tarfile.open(file, mode="r:") as tar, plain_errors("write in", folder):
+                    tar.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise DamagedObjectError(f"{self.url}/{name}{TAR}: {error}") from None
         return True
 
     def forget_folder(self, name: str) -> None:
@@ -173,7 +227,10 @@ class Remote:
             else:
                 put(path)
 
-        self._patiently("write", name, whole)
+        try:
+            self._patiently("write", name, whole)
+        except FileNotFoundError as error:
+            raise UserError(missing(self.url)) from error
 
     def _patiently(self, doing: str, name: str, call: Callable[[], T]) -> T:
         return patiently(call, f"{doing} {self.url}/{name}")
@@ -182,6 +239,33 @@ class Remote:
 def is_url(text: str) -> bool:
     """Whether a results folder is named by a URL."""
     return "://" in text
+
+
+def missing(url: str) -> str:
+    """What is told of a store that is not there."""
+    return f"{url} does not exist or cannot be reached: check the bucket or folder, and your rights"
+
+
+def shown(folder: Path) -> str:
+    """A results folder or a run as its user names it: by the URL of the store that it mirrors."""
+    for place, name in ((folder, ""), (folder.parent, f"/{folder.name}")):
+        with contextlib.suppress(OSError):
+            return (place / ORIGIN).read_text(encoding="utf-8").strip() + name
+    return str(folder)
+
+
+def parted(url: str) -> tuple[str, str]:
+    """The URL of a store and the name of a run, of the URL of a run.
+
+    Raises:
+        UserError: it names no run in a store.
+    """
+    store, _, run = url.rstrip("/").rpartition("/")
+    if not store.partition("://")[2].strip("/"):
+        raise UserError(
+            f"{url} names no run: give the URL of a store and a run, such as {url}/quick"
+        )
+    return store, run
 
 
 def mirror(url: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from quantarena.bench import machine
 from quantarena.bench.cache import MADE, Sharing, sharing
 from quantarena.bench.storage.leases import Leases
-from quantarena.bench.storage.remote import TAR, Remote, remote_of
+from quantarena.bench.storage.remote import TAR, DamagedObjectError, Remote, remote_of
 from quantarena.bench.storage.shelves import FolderShelf
 
 CACHE = ".cache"
@@ -79,8 +79,12 @@ class SharedStages(Sharing):
                 self._leases.release(lease)
 
     def fetch(self, entry: Path, work: Path) -> bool:
-        """Copy the entry from the remote store."""
-        return self._remote is not None and self._remote.fetch_folder(f"{CACHE}/{entry.name}", work)
+        """Copy the entry from the remote store; a damaged one is none, and is made again."""
+        with contextlib.suppress(DamagedObjectError):
+            return self._remote is not None and self._remote.fetch_folder(
+                f"{CACHE}/{entry.name}", work
+            )
+        return False
 
     def push(self, entry: Path) -> None:
         """Copy the entry to the remote store."""

@@ -15,10 +15,17 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from quantarena.bench.errors import UserError
 from quantarena.bench.files import put_in_place, work_folder, write_atomic
 from quantarena.bench.schema import Row
+from quantarena.bench.storage.artefacts import (
+    artefact_sha256,
+    forget_artefact,
+    places,
+    stated_sha256,
+)
 from quantarena.bench.storage.drivers import FOLDER as DRIVERS
-from quantarena.bench.storage.remote import Remote, remote_of
+from quantarena.bench.storage.remote import DamagedObjectError, Remote, missing, remote_of
 from quantarena.bench.storage.shelves import Shelf
 from quantarena.bench.storage.versions import is_the_same_with_more, ours_stands
 from quantarena.bench.store import Store, Warn, parse_row
@@ -57,9 +64,12 @@ class RunSync:
         """See that the store has conditional writes, without which two runs would double work.
 
         Raises:
-            UserError: it has not.
+            UserError: it has not, or there is no such store.
         """
-        self.shelf("probe").require_conditions()
+        try:
+            self.shelf("probe").require_conditions()
+        except FileNotFoundError as error:
+            raise UserError(missing(self._remote.url)) from error
 
     def pull(self, *, pictures: bool = True) -> None:
         """Copy what is new in the store into the folder, and retire what was deleted there.
@@ -101,7 +111,7 @@ class RunSync:
         self._keep()
 
     def _push_row(self, row: Row) -> None:
-        for place, mark in _places(row).items():
+        for place, mark in places(row).items():
             path = self._folder / place
             if self._known.get(place) == [mark] or not path.exists():
                 continue
@@ -231,20 +241,55 @@ class RunSync:
         return True
 
     def _pull_artefacts(self, row: Row) -> None:
-        """Copy a row's images and scores, unless those that lie here are this row's own."""
-        for place, mark in _places(row).items():
-            path = self._folder / place
+        """Copy a row's images and scores, unless those that lie here are this row's own.
+
+        What the store has is compared with the hash that the row states. If it differs, it is not
+        taken, and asked for again the next time: until then the row has none.
+        """
+        for place, mark in places(row).items():
+            path, stated = self._folder / place, stated_sha256(row, place)
             if path.exists() and self._known.get(place) == [mark]:
                 continue
-            if path.suffix:
-                self._fetch([place])
-                self._known[place] = [mark]
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with work_folder(path.parent, path.name) as draft:
-                if self._remote.fetch_folder(self._at(place), draft):
-                    put_in_place(draft, path)
-                    self._known[place] = [mark]
+            if stated is None or not path.exists() or artefact_sha256(path) != stated:
+                try:
+                    if not self._take(place, stated):
+                        continue
+                except DamagedObjectError as error:
+                    self._known.pop(place, None)
+                    if stated is not None:  # what lies here is another attempt's
+                        forget_artefact(path)
+                    self._warn(
+                        f"{row.cell.label}: its {place.partition('/')[0]} in {self._remote.url}/"
+                        f"{self._folder.name} are left out ({error}); the next sync asks again"
+                    )
+                    continue
+            self._known[place] = [mark]
+
+    def _take(self, place: str, stated: str | None) -> bool:
+        """Copy images or scores from the store; False if it has none.
+
+        Raises:
+            DamagedObjectError: they are not what the row states.
+        """
+        path = self._folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(path.parent, path.name) as work:
+            draft = work / path.name if path.suffix else work
+            if draft is work:
+                found = self._remote.fetch_folder(self._at(place), work)
+            else:
+                data = self._remote.fetch(self._at(place))
+                found = data is not None
+                draft.write_bytes(data or b"")
+            if not found:
+                return False
+            if stated is not None and artefact_sha256(draft) != stated:
+                raise DamagedObjectError("their hash is not the one that the row states")
+            if draft is work:
+                put_in_place(work, path)
+            else:
+                os.replace(draft, path)
+        return True
 
     def _is_new(self, name: str) -> bool:
         """Whether a file has changed here since it was copied; one that is not here has not."""
@@ -279,12 +324,8 @@ def pull_names(results: Path) -> None:
     """Make a folder for each run of the store behind a results folder, if there is one."""
     if (remote := remote_of(results)) is None:
         return
-    remote.system.invalidate_cache()
-    with contextlib.suppress(FileNotFoundError):
-        for each in remote.system.ls(remote.root, detail=True):
-            name = str(each["name"]).rstrip("/").rpartition("/")[2]
-            if each.get("type") == "directory" and not name.startswith("."):
-                (results / name / "rows").mkdir(parents=True, exist_ok=True)
+    for name in remote.runs():
+        (results / name / "rows").mkdir(parents=True, exist_ok=True)
 
 
 def _row(path: Path) -> Row | None:
@@ -299,20 +340,6 @@ def _parsed(data: bytes) -> Row | None:
     with contextlib.suppress(ValueError):
         return parse_row(data.decode("utf-8"))
     return None
-
-
-def _places(row: Row) -> dict[str, str]:
-    """Where a row's files are, each with a mark of what is in them.
-
-    A row that others wrote names no other places than its own.
-    """
-    own = {"images": f"images/{row.key}", "scores": f"scores/{row.key}.npz"}
-    files = {name: place for name, place in own.items() if row.artefacts.get(name) == place}
-    unhashed = f"attempt {row.attempt} of {row.finished}"  # rows of earlier versions
-    return {
-        place: f"{name} {row.artefacts.get(f'{name}_sha256', unhashed)}"
-        for name, place in files.items()
-    }
 
 
 def _numbers(path: Path) -> str:

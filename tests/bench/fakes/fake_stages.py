@@ -6,7 +6,6 @@ It maps ``method/bits`` (or ``prepare``, ``time``) to what happens there: ``ok``
 done something), ``lasting``, ``wrong`` or ``skip``.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from quantarena.bench import process_state
+from quantarena.bench.content import bytes_sha256, listing_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import Latency, Measurement, Observed, Parity, Row, Status
 
@@ -116,15 +116,11 @@ def run_cell(cell, paths, *, plugins=(), prefer_plugin=False, batch=0, progress)
         seconds={"quantize": 0.02, "sample": 0.03},
         artefacts={
             "images": f"images/{cell.key}",
-            "images_sha256": sha256(b"".join(p.read_bytes() for p in sorted(images.iterdir()))),
+            "images_sha256": listing_sha256({p.name: bytes_sha256(p) for p in images.iterdir()}),
             "scores": f"scores/{cell.key}.npz",
-            "scores_sha256": sha256(file.read_bytes()),
+            "scores_sha256": bytes_sha256(file),
         },
     )
-
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
 
 
 def time_cell(row, paths, *, plugins=(), progress):

@@ -297,3 +297,24 @@ def test_the_verbs(world, submission, capsys):
     assert lines[-1] == "refused"
     assert run(["merge", str(world / "one"), str(submission), "-o", str(out), "-q"]) == 2
     assert run(["verify", str(world / "absent")]) == 2
+
+
+def test_a_run_behind_a_url_is_a_source(world, tmp_path, monkeypatch, capsys):
+    """With its images, which are checked as those of a folder are."""
+    from quantarena.bench.cli.main import run
+    from quantarena.bench.storage.remote import mirror
+    from quantarena.bench.storage.sync import sync_of
+
+    url = f"file://{tmp_path}/store [v2]"
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "sender"))
+    shutil.copytree(world / "one", mirror(url) / "one")
+    sync_of(mirror(url) / "one").push_changed()
+    monkeypatch.setenv("QUANTARENA_CACHE", str(tmp_path / "reader"))
+    command = ["merge", f"{url}/one", str(world / "two"), "-o", str(world / "all"), "--json"]
+    assert run(command) == 0, capsys.readouterr().err
+    said = json.loads(capsys.readouterr().out)
+    assert [source["name"] for source in said["sources"]] == ["one", "two"]
+    assert said["sources"][0]["standings"] == {"verified": 3, "self-reported": 0, "refused": 0}
+    assert f"'{url}/one'" in opened(world, "all").read_planned().command
+    assert run(["merge", f"{url}/one", f"{url}/one", "-o", str(world / "all")]) == 2
+    assert f"{url}/one is named twice" in capsys.readouterr().err

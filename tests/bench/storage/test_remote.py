@@ -51,6 +51,71 @@ def test_objects_are_whole_and_listed_by_their_marks(url):
     assert list(remote.listing("a")) == ["c.json"]
 
 
+@pytest.mark.parametrize("name", ["runs [v2]", "a*b", "run?x=1", "[!a]**{1,2}"])
+def test_names_with_wildcards_are_names(url, name, tmp_path):
+    """Also beside folders that the wildcards would match."""
+    place = f"{url}/{name}"
+    remote = open_remote(place)
+    for other in ("runs v", "aXb", "runXx=1"):
+        open_remote(f"{url}/{other}").push("smoke/rows/1.json", b"of another store")
+    assert remote.fetch_many(["smoke/rows/1.json"]) == {}
+    asked = ["smoke/rows/1.json", "smoke/rows/none.json", "smoke/rows/[2]*?.json"]
+    for number in (0, 2):
+        remote.push(asked[number], b"%d" % number)
+    assert set(remote.listing("smoke/rows")) == {"1.json", "[2]*?.json"}
+    assert remote.fetch_many(asked) == {asked[0]: b"0", asked[2]: b"2"}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "0000.png").write_text("picture")
+    remote.push_folder(tmp_path / "folder", "smoke/images/1")
+    assert remote.fetch_folder("smoke/images/1", tmp_path / "copy")
+    assert (tmp_path / "copy" / "0000.png").read_text() == "picture"
+    lease = Leases(remote.shelf("smoke/.leases"), seconds=0.6).take("cell")
+    assert lease is not None
+    assert remote.shelf("smoke/.leases").names() != []
+    remote.forget(asked[0])
+    remote.forget_folder("smoke/images/1")
+    assert list(remote.listing("smoke/rows")) == ["[2]*?.json"]
+    assert remote.listing("smoke/images") == {}
+    assert len(open_remote(f"{url}/aXb").listing("smoke/rows")) == 1
+
+
+def test_a_run_on_a_url_with_wildcards(bench, url, tmp_path, monkeypatch):
+    where = ("--results", f"{url}/runs [v2]?*")
+    code, out, err = bench("run", "smoke", *where, results=False)
+    assert code == 0, err
+    elsewhere(monkeypatch, tmp_path)
+    code, out, err = bench("status", f"{where[1]}/smoke", results=False)
+    assert code == 0, err
+    assert "complete, 5 of 5 cells" in out
+    code, out, err = bench("run", "smoke", *where, results=False)
+    assert code == 0, err
+    assert "nothing to run" in err
+
+
+def test_objects_are_asked_for_together(url, monkeypatch):
+    """Of an object store many at once: one after the other would wait for each answer."""
+    remote = open_remote(url)
+    if not getattr(remote.system, "async_impl", False):
+        pytest.skip("this file system answers one call at a time")
+    names = [f"rows/{number}.json" for number in range(30)]
+    for name in names:
+        remote.push(name, name.encode())
+    waiting, most = [0], [0]
+    cat_file = type(remote.system)._cat_file
+
+    async def counted(self, *args, **kwargs):
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+        try:
+            return await cat_file(self, *args, **kwargs)
+        finally:
+            waiting[0] -= 1
+
+    monkeypatch.setattr(type(remote.system), "_cat_file", counted)
+    assert remote.fetch_many(names) == {name: name.encode() for name in names}
+    assert most[0] >= 10
+
+
 def test_leases_on_the_store(url):
     one, other = (Leases(open_remote(url).shelf("run/.leases"), seconds=0.6) for _ in range(2))
     one.shelf.require_conditions()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quantarena.bench.content import bytes_sha256, listing_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.spec import Cell
@@ -252,3 +253,82 @@ def test_what_failed_to_go_up_is_unsent(machines, monkeypatch):
     one.remote.forget(f"smoke/rows/{KEYS[0]}.json")
     one.pull()
     assert one.store.get(KEYS[0]) == again
+
+
+def hashed(machine: Machine, row: Row, picture: str) -> Row:
+    """A row that was made here with a picture and scores, and states their hashes."""
+    files = {"images": f"images/{row.key}", "scores": f"scores/{row.key}.npz"}
+    machine.put(row, picture=picture)
+    scores = machine.folder / files["scores"]
+    scores.parent.mkdir(exist_ok=True)
+    scores.write_text(f"scores of {picture}")
+    listing = {"0000.png": bytes_sha256(machine.folder / files["images"] / "0000.png")}
+    hashes = {"images_sha256": listing_sha256(listing), "scores_sha256": bytes_sha256(scores)}
+    return machine.store.put(replace(row, artefacts=files | hashes))
+
+
+def spoil(machine: Machine, what: str, row: Row, another: Row) -> None:
+    """Change what the store has of a row."""
+    system, place = machine.remote.system, f"{machine.remote.root}/smoke"
+    image = f"{place}/images/{row.key}.tar"
+    if what == "another row's":
+        system.pipe_file(image, system.cat_file(f"{place}/images/{another.key}.tar"))
+    elif what == "cut off":
+        system.pipe_file(image, system.cat_file(image)[:700])
+    elif what == "emptied":
+        system.pipe_file(image, b"")
+    else:
+        system.pipe_file(f"{place}/scores/{row.key}.npz", b"other scores")
+
+
+@pytest.mark.parametrize("what", ["another row's", "cut off", "emptied", "other scores"])
+def test_files_that_are_not_those_of_their_row_are_left_out(machines, monkeypatch, tmp_path, what):
+    one, other = machines
+    row, another = (hashed(one, row, row.cell.bits) for row in ROWS[:2])
+    one.push()
+    image = f"{one.remote.root}/smoke/images/{row.key}.tar"
+    before = one.remote.system.cat_file(image)
+    spoil(one, what, row, another)
+    new = Machine(monkeypatch, tmp_path / "new", one.remote.url)
+    kind = "scores" if what == "other scores" else "images"
+    place = "scores/{}.npz" if kind == "scores" else "images/{}"
+    for number in (1, 2):  # each sync asks again
+        new.pull()
+        assert len(new.lines) == number
+        assert row.cell.label in new.lines[-1]
+        assert f"its {kind} in {one.remote.url}/smoke" in new.lines[-1]
+        assert new.store.get(row.key) == row
+        assert not (new.folder / place.format(row.key)).exists()
+        assert new.picture(another) == another.cell.bits
+    if kind == "images":
+        one.remote.system.pipe_file(image, before)
+        new.pull()
+        assert new.picture(row) == row.cell.bits
+        assert len(new.lines) == 2
+    assert other.lines == one.lines == []
+
+
+def test_pictures_of_an_earlier_attempt_do_not_stand_for_those_that_are_left_out(machines):
+    one, other = machines
+    row, another = (hashed(one, row, row.cell.bits) for row in ROWS[:2])
+    one.push()
+    other.pull()
+    assert other.picture(row) == row.cell.bits
+    again = hashed(one, ROWS[0], "again")
+    one.push()
+    spoil(one, "another row's", again, another)
+    other.pull()
+    assert other.store.get(row.key) == again
+    assert not (other.folder / "images" / row.key).exists()
+    assert len(other.lines) == 1
+
+
+def test_pictures_that_lie_here_already_are_not_asked_for(machines, monkeypatch):
+    one, _ = machines
+    row = hashed(one, ROWS[0], "mine")
+    one.push()
+    (one.folder / KNOWN).unlink()
+    spoil(one, "cut off", row, row)
+    one.pull()
+    assert one.picture(row) == "mine"
+    assert one.lines == []
