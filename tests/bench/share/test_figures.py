@@ -9,7 +9,7 @@ import pytest
 
 from quantarena.bench.content import bytes_sha256
 from quantarena.bench.metrics.names import FRECHET, KID, LPIPS, SQNR
-from quantarena.bench.schema import Measurement, Observed, Parity, Row, Status
+from quantarena.bench.schema import Device, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.scores import FLOOR, REPLICATES
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.layout import MOST_IMAGES
@@ -195,6 +195,43 @@ def test_a_wide_gate_of_parity_is_none(edit, submission):
     assert any("its parity is 0.5" in line for line in found(submission))
 
 
+def test_no_row_is_beyond_its_own_gate(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=PARITY.limit)))
+    assert found(submission) == []
+    edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=2e-5)))
+    assert any("its parity is 2e-05, above the limit of 1e-05" in line for line in found(submission))
+
+
+# ---- times and the cell's target ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"threads": 64}, "its times are of 64 threads, its target has 1"),
+        ({"batch": 1}, "its times are of batches 1, its cell asks for 2"),
+        ({"clock": "cuda_event"}, "the clock 'cuda_event', its target has perf_counter"),
+    ],
+)
+def test_times_are_those_of_the_target(edit, submission, change, line):
+    edit("rtn", "w4a8", lambda row: replace(row, latency=replace(row.latency, **change)))
+    assert any(line in text for text in found(submission))
+
+
+def test_times_of_further_batches_are_those_of_the_budget(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, latency_by_batch=(row.latency,)))
+    assert any("of batches 2, 2, its cell asks for 2" in text for text in found(submission))
+    edit("rtn", "w4a8", lambda row: replace(row, latency=None))
+    assert any("times of further batches and none of its own" in line for line in found(submission))
+
+
+def test_the_device_is_that_of_the_target(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, device=Device("cpu", "Second CPU")))
+    assert found(submission) == []
+    edit("rtn", "w4a8", lambda row: replace(row, device=Device("cuda", "H200")))
+    assert any("its device is cuda, its target cpu" in line for line in found(submission))
+
+
 def test_full_precision_has_one_size(edit, submission):
     full = Observed(32.0, 32.0, {"fp": 1.0}, 1000, 1000, 0, 32.0, 100_000, 100_000, 0, 0)
     edit("fp", "fp", lambda row: replace(row, observed=full))
@@ -237,7 +274,11 @@ def test_what_nobody_computes_again_is_said(submission, edit, world, capsys):
 
 
 def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world):
-    edit("rtn", "w4a8", lambda row: replace(row, workload=row.workload | {"batch": 1}))
+    def halved(row):
+        timed = replace(row.latency, batch=1)
+        return replace(row, workload=row.workload | {"batch": 1}, latency=timed)
+
+    edit("rtn", "w4a8", halved)
     assert found(submission) == []
     merged = merge([world / "one", submission], world / "out", title="t", command="c")
     assert merged.provenance.left_out == ()
