@@ -180,7 +180,8 @@ def _open(folder: Path, name: str, place: int, share: float, progress: Progress)
         standings=standings(rows),
         package=tuple(sorted(versions)),
     )
-    kept = tuple(Candidate(name, place, one) for one in rows if not one.problems)
+    own = holding.kind == "results"
+    kept = tuple(Candidate(name, place, one, own) for one in rows if not one.problems)
     return Opened(source, holding, kept, tuple(refused), Store(folder).read_planned())
 
 

@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 
 from quantarena.bench.content import bytes_sha256
+from quantarena.bench.metrics.fidelity.lpips import weights_sha256
 from quantarena.bench.metrics.names import FRECHET, KID, LPIPS, SQNR
+from quantarena.bench.metrics.quality.effnet import SHA256
 from quantarena.bench.schema import Device, Measurement, Observed, Parity, Row, Status
 from quantarena.bench.scores import FLOOR, REPLICATES
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.layout import MOST_IMAGES
 from quantarena.bench.share.manifest import read_manifest, write_manifest
 from quantarena.bench.share.merge import merge
+from quantarena.bench.share.provenance import Standing
 from quantarena.bench.share.verify import verify
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages.real_images import shipped_label
 from quantarena.bench.store import Store, signed_text
+from quantarena.bench.workloads import pipeline, registry
+from quantarena.bench.workloads.sampling import Draw, draw_images, noise_sha256
 from quantarena.leaderboard.page.page import render
 
 BUDGET = Budget(images=4, batch=2, calibration_images=2, calibration_samples=8)
@@ -92,7 +98,9 @@ def test_floors_follow_from_their_scores(score, submission):
         from quantarena.bench.metrics.bootstrap import mean_interval
 
         _, low, high = mean_interval(drawn, groups=(0, 1, 2, 3))
-        one = Measurement(f"floor/bf16/{LPIPS}", value, low, high, n=4, board="floor")
+        name, known = f"floor/bf16/{LPIPS}", {"reference": "fp, weights rounded to bfloat16"}
+        known["extractor_sha256"] = weights_sha256()
+        one = Measurement(name, value, low, high, n=4, board="floor", **known)
         return lambda row: replace(row, measurements=(*row.measurements, one))
 
     score({FLOOR + LPIPS: drawn}, with_floor(2.5e-4), cell=("fp", "fp"))
@@ -121,7 +129,9 @@ def named(row, figures):
 
 
 def sqnr(value):
-    return Measurement(SQNR, value, value, value, n=4, unit="dB", higher_is_better=True)
+    return Measurement(
+        SQNR, value, value, value, n=4, unit="dB", higher_is_better=True, reference="fp"
+    )
 
 
 def test_a_mean_without_scores_is_refused(edit, submission):
@@ -130,7 +140,8 @@ def test_a_mean_without_scores_is_refused(edit, submission):
 
 
 def kid(value, low=-1.5, high=-0.5):
-    return Measurement(KID, value, low, high, n=4, unit="x1e-3", board="quality")
+    known = {"extractor_sha256": SHA256, "reference": shipped_label(registry.describe("emoji-dit"))}
+    return Measurement(KID, value, low, high, n=4, unit="x1e-3", board="quality", **known)
 
 
 def test_a_distance_of_whole_sets_needs_its_resamples(edit, score, submission):
@@ -199,7 +210,9 @@ def test_no_row_is_beyond_its_own_gate(edit, submission):
     edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=PARITY.limit)))
     assert found(submission) == []
     edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=2e-5)))
-    assert any("its parity is 2e-05, above the limit of 1e-05" in line for line in found(submission))
+    assert any(
+        "its parity is 2e-05, above the limit of 1e-05" in line for line in found(submission)
+    )
 
 
 # ---- times and the cell's target ---------------------------------------------------------------
@@ -273,15 +286,101 @@ def test_what_nobody_computes_again_is_said(submission, edit, world, capsys):
 # ---- honest rows that look odd -----------------------------------------------------------------
 
 
-def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world):
+def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world, halved_noise):
     def halved(row):
         timed = replace(row.latency, batch=1)
-        return replace(row, workload=row.workload | {"batch": 1}, latency=timed)
+        facts = {"batch": 1, "noise_sha256": halved_noise}
+        return replace(row, workload=row.workload | facts, latency=timed)
 
     edit("rtn", "w4a8", halved)
     assert found(submission) == []
     merged = merge([world / "one", submission], world / "out", title="t", command="c")
     assert merged.provenance.left_out == ()
+
+
+# ---- what this installation knows itself ------------------------------------------------------
+
+
+def standing(submission):
+    (one,) = [one for one in verify(submission, share=1.0).rows if one.row.key == KEY]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pipeline", "Nonsense"),
+        ("scheduler", "EulerDiscreteScheduler"),
+        ("reference", "mine"),
+        ("noise_sha256", "1" * 64),
+        ("frames", 4),
+        ("lora", {"name": "mine"}),
+    ],
+)
+def test_facts_of_a_shipped_workload(edit, submission, name, value):
+    edit("rtn", "w4a8", lambda row: replace(row, workload=row.workload | {name: value}))
+    assert any(f"its {name} is {str(value)[:20]}" in line for line in found(submission))
+
+
+def elsewhere(row, **machine):
+    facts = row.workload | {"noise_sha256": "1" * 64}
+    return replace(row, workload=facts, machine=row.machine | machine)
+
+
+@pytest.mark.parametrize(
+    ("machine", "line"),
+    [
+        ({"arch": "other"}, "another kind of processor"),
+        ({"isa": []}, "another kind of processor"),
+        ({"versions": {}}, "it is of quantarena None, here is"),
+    ],
+)
+def test_noise_of_other_machines_is_self_reported(edit, submission, machine, line):
+    edit("rtn", "w4a8", lambda row: elsewhere(row, **machine))
+    assert standing(submission).standing is Standing.SELF_REPORTED
+    assert any("noise_sha256" in text and line in text for text in standing(submission).doubts)
+
+
+def test_equal_noise_of_another_version_is_verified(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, machine=row.machine | {"arch": "other"}))
+    assert standing(submission).standing is Standing.VERIFIED
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        (LPIPS, {"extractor_sha256": "f" * 64}, f"the network of {LPIPS} is ffff"),
+        (LPIPS, {"extractor_sha256": None}, f"the network of {LPIPS} is None"),
+        ("psnr", {"reference": "mine"}, "psnr is against 'mine', here it is against 'fp'"),
+    ],
+)
+def test_networks_and_references_of_this_package(edit, submission, name, change, line):
+    def other(row):
+        figures = (replace(m, **change) if m.name == name else m for m in row.measurements)
+        return replace(row, measurements=tuple(figures))
+
+    edit("rtn", "w4a8", other)
+    assert any(line in text for text in found(submission))
+    versions = {"versions": {"quantarena": "99.0"}}
+    edit("rtn", "w4a8", lambda row: replace(other(row), machine=row.machine | versions))
+    assert found(submission) == []
+    assert standing(submission).standing is Standing.SELF_REPORTED
+
+
+def test_the_set_of_real_images_is_the_packages(edit, score, submission):
+    drawn = np.random.default_rng(0).normal(-1.0, 0.1, 2000)
+    ends = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    score({REPLICATES + KID: drawn}, more(replace(kid(-1.0, *ends), reference="emoji64 n=9")))
+    assert any(f"{KID} is against 'emoji64 n=9'" in line for line in found(submission))
+
+
+@pytest.mark.parametrize(
+    "workload", ["cifar10-uncond", "emoji-t2i", "emoji-t2i?sampler=DPMSolverMultistep"]
+)
+def test_noise_without_drawing_is_that_of_a_draw(workload):
+    info = registry.resolve(workload)
+    loaded, draw = pipeline.load(info), Draw("evaluate", 3, 1, 1, 2)
+    assert noise_sha256(loaded, info, draw) == draw_images(loaded, info, draw).noise_sha256
 
 
 # ---- memory ------------------------------------------------------------------------------------
