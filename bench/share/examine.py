@@ -16,10 +16,16 @@ from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
 from quantarena.bench.share.figures import Arrays, strange_figures, strange_times
-from quantarena.bench.share.layout import ROW_BYTES, Problem, is_plain_file, plain_line
+from quantarena.bench.share.layout import (
+    ROW_BYTES,
+    SHARE,
+    Problem,
+    is_plain_file,
+    plain_line,
+    sampled,
+)
 from quantarena.bench.share.manifest import is_numbered
 from quantarena.bench.share.provenance import Standing
-from quantarena.bench.share.sample import SHARE, sampled
 from quantarena.bench.share.tables import contradictions, other_code, unknown_here
 from quantarena.bench.store import parse_row
 from quantarena.methods.builtin import FP

@@ -18,7 +18,7 @@ from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
 from quantarena.bench.share.examine import Holding, examine, read_rows
-from quantarena.bench.share.layout import Problem, is_plain_file
+from quantarena.bench.share.layout import SHARE, Problem, is_plain_file
 from quantarena.bench.share.place import require_nothing_lost, taken
 from quantarena.bench.share.provenance import (
     ELSEWHERE,
@@ -34,7 +34,6 @@ from quantarena.bench.share.provenance import (
     write_provenance,
 )
 from quantarena.bench.share.reference import other_references
-from quantarena.bench.share.sample import SHARE
 from quantarena.bench.share.verify import is_submission, standings, verify
 from quantarena.bench.spec import Cell
 from quantarena.bench.store import Planned, Store, signed_text

@@ -11,19 +11,17 @@ from quantarena.bench.content import bytes_sha256
 from quantarena.bench.metrics.fidelity.lpips import weights_sha256
 from quantarena.bench.metrics.names import FRECHET, KID, LPIPS, SQNR
 from quantarena.bench.metrics.quality.effnet import SHA256
-from quantarena.bench.schema import Device, Measurement, Observed, Parity, Row, Status
+from quantarena.bench.schema import Measurement, Observed, Parity, Row, Status
 from quantarena.bench.scores import FLOOR, REPLICATES
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.layout import MOST_IMAGES
 from quantarena.bench.share.manifest import read_manifest, write_manifest
 from quantarena.bench.share.merge import merge
-from quantarena.bench.share.provenance import Standing
 from quantarena.bench.share.verify import verify
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.stages.real_images import shipped_label
 from quantarena.bench.store import Store, signed_text
-from quantarena.bench.workloads import pipeline, registry
-from quantarena.bench.workloads.sampling import Draw, draw_images, noise_sha256
+from quantarena.bench.workloads import registry
 from quantarena.leaderboard.page.page import render
 
 BUDGET = Budget(images=4, batch=2, calibration_images=2, calibration_samples=8)
@@ -158,6 +156,13 @@ def test_a_distance_of_whole_sets_needs_its_resamples(edit, score, submission):
     assert any("is -30, its resamples are around" in line for line in found(submission))
 
 
+def test_the_set_of_real_images_is_the_packages(edit, score, submission):
+    drawn = np.random.default_rng(0).normal(-1.0, 0.1, 2000)
+    ends = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    score({REPLICATES + KID: drawn}, more(replace(kid(-1.0, *ends), reference="emoji64 n=9")))
+    assert any(f"{KID} is against 'emoji64 n=9'" in line for line in found(submission))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
@@ -215,36 +220,6 @@ def test_no_row_is_beyond_its_own_gate(edit, submission):
     )
 
 
-# ---- times and the cell's target ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"threads": 64}, "its times are of 64 threads, its target has 1"),
-        ({"batch": 1}, "its times are of batches 1, its cell asks for 2"),
-        ({"clock": "cuda_event"}, "the clock 'cuda_event', its target has perf_counter"),
-    ],
-)
-def test_times_are_those_of_the_target(edit, submission, change, line):
-    edit("rtn", "w4a8", lambda row: replace(row, latency=replace(row.latency, **change)))
-    assert any(line in text for text in found(submission))
-
-
-def test_times_of_further_batches_are_those_of_the_budget(edit, submission):
-    edit("rtn", "w4a8", lambda row: replace(row, latency_by_batch=(row.latency,)))
-    assert any("of batches 2, 2, its cell asks for 2" in text for text in found(submission))
-    edit("rtn", "w4a8", lambda row: replace(row, latency=None))
-    assert any("times of further batches and none of its own" in line for line in found(submission))
-
-
-def test_the_device_is_that_of_the_target(edit, submission):
-    edit("rtn", "w4a8", lambda row: replace(row, device=Device("cpu", "Second CPU")))
-    assert found(submission) == []
-    edit("rtn", "w4a8", lambda row: replace(row, device=Device("cuda", "H200")))
-    assert any("its device is cuda, its target cpu" in line for line in found(submission))
-
-
 def test_full_precision_has_one_size(edit, submission):
     full = Observed(32.0, 32.0, {"fp": 1.0}, 1000, 1000, 0, 32.0, 100_000, 100_000, 0, 0)
     edit("fp", "fp", lambda row: replace(row, observed=full))
@@ -296,91 +271,6 @@ def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world, halved_
     assert found(submission) == []
     merged = merge([world / "one", submission], world / "out", title="t", command="c")
     assert merged.provenance.left_out == ()
-
-
-# ---- what this installation knows itself ------------------------------------------------------
-
-
-def standing(submission):
-    (one,) = [one for one in verify(submission, share=1.0).rows if one.row.key == KEY]
-    return one
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("pipeline", "Nonsense"),
-        ("scheduler", "EulerDiscreteScheduler"),
-        ("reference", "mine"),
-        ("noise_sha256", "1" * 64),
-        ("frames", 4),
-        ("lora", {"name": "mine"}),
-    ],
-)
-def test_facts_of_a_shipped_workload(edit, submission, name, value):
-    edit("rtn", "w4a8", lambda row: replace(row, workload=row.workload | {name: value}))
-    assert any(f"its {name} is {str(value)[:20]}" in line for line in found(submission))
-
-
-def elsewhere(row, **machine):
-    facts = row.workload | {"noise_sha256": "1" * 64}
-    return replace(row, workload=facts, machine=row.machine | machine)
-
-
-@pytest.mark.parametrize(
-    ("machine", "line"),
-    [
-        ({"arch": "other"}, "another kind of processor"),
-        ({"isa": []}, "another kind of processor"),
-        ({"versions": {}}, "it is of quantarena None, here is"),
-    ],
-)
-def test_noise_of_other_machines_is_self_reported(edit, submission, machine, line):
-    edit("rtn", "w4a8", lambda row: elsewhere(row, **machine))
-    assert standing(submission).standing is Standing.SELF_REPORTED
-    assert any("noise_sha256" in text and line in text for text in standing(submission).doubts)
-
-
-def test_equal_noise_of_another_version_is_verified(edit, submission):
-    edit("rtn", "w4a8", lambda row: replace(row, machine=row.machine | {"arch": "other"}))
-    assert standing(submission).standing is Standing.VERIFIED
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "line"),
-    [
-        (LPIPS, {"extractor_sha256": "f" * 64}, f"the network of {LPIPS} is ffff"),
-        (LPIPS, {"extractor_sha256": None}, f"the network of {LPIPS} is None"),
-        ("psnr", {"reference": "mine"}, "psnr is against 'mine', here it is against 'fp'"),
-    ],
-)
-def test_networks_and_references_of_this_package(edit, submission, name, change, line):
-    def other(row):
-        figures = (replace(m, **change) if m.name == name else m for m in row.measurements)
-        return replace(row, measurements=tuple(figures))
-
-    edit("rtn", "w4a8", other)
-    assert any(line in text for text in found(submission))
-    versions = {"versions": {"quantarena": "99.0"}}
-    edit("rtn", "w4a8", lambda row: replace(other(row), machine=row.machine | versions))
-    assert found(submission) == []
-    assert standing(submission).standing is Standing.SELF_REPORTED
-
-
-def test_the_set_of_real_images_is_the_packages(edit, score, submission):
-    drawn = np.random.default_rng(0).normal(-1.0, 0.1, 2000)
-    ends = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
-    score({REPLICATES + KID: drawn}, more(replace(kid(-1.0, *ends), reference="emoji64 n=9")))
-    assert any(f"{KID} is against 'emoji64 n=9'" in line for line in found(submission))
-
-
-@pytest.mark.parametrize(
-    "workload", ["cifar10-uncond", "emoji-t2i", "emoji-t2i?sampler=DPMSolverMultistep"]
-)
-def test_noise_without_drawing_is_that_of_a_draw(workload):
-    info = registry.resolve(workload)
-    loaded, draw = pipeline.load(info), Draw("evaluate", 3, 1, 1, 2)
-    assert noise_sha256(loaded, info, draw) == draw_images(loaded, info, draw).noise_sha256
 
 
 # ---- memory ------------------------------------------------------------------------------------
