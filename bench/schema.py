@@ -17,6 +17,8 @@ SUSPECT = "suspect: "
 """Start of a warning that something on our own side may be wrong; the page shows these apart."""
 SELF_REPORTED = "self-reported: "
 """Start of a warning that nobody but the sender of a row has checked it, and why."""
+DRAWN_ELSEWHERE = "latency: its images were drawn on another machine"
+"""Start of a warning that a row's machine has timed it, and not drawn its images."""
 
 
 class Status(StrEnum):

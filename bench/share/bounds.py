@@ -199,6 +199,8 @@ def _of_parity(found: Parity) -> Iterator[str]:
             f"its parity is {found.max_rel:g} over {found.layers} layers, with a limit of "
             f"{found.limit:g} where {PARITY_LIMIT:g} is the largest"
         )
+    elif found.max_rel > found.limit:  # the gate ends a cell before it has a row with parity
+        yield f"its parity is {found.max_rel:g}, above the limit of {found.limit:g}"
 
 
 def own_word(row: Row) -> tuple[str, ...]:

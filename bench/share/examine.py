@@ -11,14 +11,21 @@ from pathlib import Path
 
 from quantarena.bench.content import bytes_sha256, listing_sha256
 from quantarena.bench.documents import parse_json
+from quantarena.bench.errors import QuantArenaError
 from quantarena.bench.files import read_text
 from quantarena.bench.schema import Row, Status
 from quantarena.bench.scores import read_scores
 from quantarena.bench.share.figures import Arrays, strange_figures, strange_times
-from quantarena.bench.share.layout import ROW_BYTES, Problem, is_plain_file, plain_line
+from quantarena.bench.share.layout import (
+    ROW_BYTES,
+    SHARE,
+    Problem,
+    is_plain_file,
+    plain_line,
+    sampled,
+)
 from quantarena.bench.share.manifest import is_numbered
 from quantarena.bench.share.provenance import Standing
-from quantarena.bench.share.sample import SHARE, sampled
 from quantarena.bench.share.tables import contradictions, other_code, unknown_here
 from quantarena.bench.store import parse_row
 from quantarena.methods.builtin import FP
@@ -145,6 +152,7 @@ def _examined(
     if row.status is not Status.OK:
         doubt = f"it is {row.status}, which no file shows"
         return replace(one, doubts=(*one.doubts, doubt)) if holding.kind != "results" else one
+    one = _judged(one, "strange_networks")
     one, scores = _with_scores(holding, one)
     one = _with_images(holding, one)
     if one.problems or scores is None:
@@ -187,6 +195,18 @@ def _with_images(holding: Holding, one: Examined) -> Examined:
         return _doubt(one, "it states no hash of its images: an earlier version wrote it")
     if stated != listing_sha256(listing):
         return _problem(one, "its images are not those that it states the hash of")
+    return _judged(one, "strange_noise")
+
+
+def _judged(one: Examined, check: str) -> Examined:
+    """What a check of ``installed`` finds: doubts where the row is of other code, else problems."""
+    installed = importlib.import_module("quantarena.bench.share.installed")  # it imports torch
+    try:
+        lines, why = getattr(installed, check)(one.row)
+    except QuantArenaError as error:
+        return _doubt(one, f"it could not be compared with this installation: {error}")
+    for line in lines:
+        one = _doubt(one, f"{line}; {why}") if why else _problem(one, line)
     return one
 
 

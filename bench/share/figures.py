@@ -1,6 +1,6 @@
 """A row's numbers against its own scores file: means, intervals, counts and times. No torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from quantarena.bench.metrics.names import BIASED_RESAMPLES, IMAGE_PAIRS, INCEPT
 from quantarena.bench.schema import Latency, Measurement, Row
 from quantarena.bench.scores import CURVE, FLOOR, FLOOR_SEED, REPLICATES, UNITS
 from quantarena.bench.share.bounds import SLACK, floor_of, values_range
+from quantarena.bench.target import Target
 from quantarena.methods.builtin import FP
 
 Arrays = Mapping[str, NDArray[np.float64]]
@@ -140,10 +141,39 @@ def _equal(here: float | None, there: float | None, slack: float) -> bool:
 
 
 def strange_times(row: Row) -> Iterator[str]:
-    """Each time of a row that no clock gives. Whether a time is true, only its machine knows."""
-    for time in (row.latency, *row.latency_by_batch):
-        if time is not None:
-            yield from _of_clock(time, full_precision=row.cell.method == FP)
+    """Each time of a row that no clock gives, or that was taken elsewhere than the cell says.
+
+    Whether a time is true, only its machine knows.
+    """
+    target, batch = row.cell.target, row.workload.get("batch")
+    if row.device is not None and row.device.kind != target.kind:
+        yield f"its device is {row.device.kind}, its target {target.kind}"
+    if row.latency is None:
+        if row.latency_by_batch:
+            yield "it has times of further batches and none of its own"
+        return
+    times = (row.latency, *row.latency_by_batch)
+    for time in times:
+        yield from _of_clock(time, full_precision=row.cell.method == FP)
+        yield from _of_target(time, target)
+    # Where memory ran out, images were drawn and steps timed with half of the budget's batch.
+    first = batch if isinstance(batch, int) and batch else row.cell.budget.batch
+    asked, timed = (first, *row.cell.budget.latency_batches), tuple(one.batch for one in times)
+    if timed != asked:
+        yield f"its times are of batches {_listed(timed)}, its cell asks for {_listed(asked)}"
+
+
+def _of_target(time: Latency, target: Target) -> Iterator[str]:
+    if time.threads != target.threads:
+        yield f"its times are of {time.threads} threads, its target has {target.threads}"
+    clock = "cuda_event" if target.kind == "cuda" and not target.offload else "perf_counter"
+    if time.clock != clock:
+        yield f"its times are of the clock {time.clock[:20]!r}, its target has {clock}"
+
+
+def _listed(batches: Sequence[int]) -> str:
+    shown = ", ".join(map(str, batches[:8]))
+    return f"{shown} and more" if len(batches) > 8 else shown
 
 
 def _of_clock(time: Latency, *, full_precision: bool) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Which files a shared folder may hold, how large they may be, and which it does hold. No torch.
 
 Nothing is opened here. Names come from a whitelist, so no name leads out of the folder, and links
-are never followed.
+are never followed. Which images are scored again follows from a hash, so that no side chooses.
 """
 
+import hashlib
+import math
 import os
 import re
 import stat
@@ -28,6 +30,9 @@ MOST_BYTES = 1 << 34
 MOST_FILES = 1 << 19
 MOST_IMAGES = 1 << 17
 """Most images of a row."""
+SHARE = 0.01
+"""Share of a row's images that are scored again; one at least is taken."""
+SAMPLE_RULE = "the images whose sha256 of 'SEED/NUMBER' is least; SEED is the row's images_sha256"
 _SHOWN = 160
 
 
@@ -112,3 +117,22 @@ def is_plain_file(path: Path) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except (OSError, ValueError):
         return False
+
+
+def sampled(seed: str, count: int, share: float = SHARE) -> tuple[int, ...]:
+    """Numbers of the images of a row that are scored again, in order.
+
+    Args:
+        seed: the row's ``images_sha256``, which is known only when all images are drawn.
+        count: number of its images.
+        share: share of them, 0 to 1.
+    """
+    wanted = min(count, max(1, math.ceil(share * count - 1e-9)))
+    if wanted == count:
+        return tuple(range(count))
+    order = sorted(range(count), key=lambda number: _place(seed, number))
+    return tuple(sorted(order[:wanted]))
+
+
+def _place(seed: str, number: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{number}".encode()).digest()

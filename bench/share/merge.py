@@ -18,7 +18,7 @@ from quantarena.bench.schema import SELF_REPORTED, Row, Status
 from quantarena.bench.share.bounds import own_word
 from quantarena.bench.share.conflicts import RULE, Candidate, ordered, other_settings, reason
 from quantarena.bench.share.examine import Holding, examine, read_rows
-from quantarena.bench.share.layout import Problem, is_plain_file
+from quantarena.bench.share.layout import SHARE, Problem, is_plain_file
 from quantarena.bench.share.place import require_nothing_lost, taken
 from quantarena.bench.share.provenance import (
     ELSEWHERE,
@@ -34,7 +34,6 @@ from quantarena.bench.share.provenance import (
     write_provenance,
 )
 from quantarena.bench.share.reference import other_references
-from quantarena.bench.share.sample import SHARE
 from quantarena.bench.share.verify import is_submission, standings, verify
 from quantarena.bench.spec import Cell
 from quantarena.bench.storage.remote import shown
@@ -181,7 +180,8 @@ def _open(folder: Path, name: str, place: int, share: float, progress: Progress)
         standings=standings(rows),
         package=tuple(sorted(versions)),
     )
-    kept = tuple(Candidate(name, place, one) for one in rows if not one.problems)
+    own = holding.kind == "results"
+    kept = tuple(Candidate(name, place, one, own) for one in rows if not one.problems)
     return Opened(source, holding, kept, tuple(refused), Store(folder).read_planned())
 
 

@@ -5,11 +5,12 @@ beside each other only if these are one and the same network.
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from quantarena.bench.schema import Status
-from quantarena.bench.share.conflicts import Candidate, ordered
+from quantarena.bench.share.conflicts import Candidate, rank
 from quantarena.bench.share.examine import Holding
 from quantarena.bench.share.layout import is_plain_file
 from quantarena.methods.builtin import FP
@@ -23,8 +24,9 @@ def other_references(
 ) -> tuple[list[Candidate], dict[int, str]]:
     """The candidates, some with doubts, and which of them lean on other images.
 
-    Of the full-precision rows of a workload, seed and budget one stands, by the usual rule; those
-    of other sources have to draw the same images, as far as both sources hold them.
+    Of the full-precision rows of a workload, seed and budget one stands: an own one before
+    those of submissions, a verified one before others, then what most sources drew. Those of other
+    sources have to draw the same images, as far as both sources hold them.
 
     Args:
         candidates: rows of all sources.
@@ -41,7 +43,8 @@ def other_references(
     wrong: dict[tuple[str, str], str] = {}
     doubts: dict[tuple[str, str], str] = {}
     for board, some in rows.items():
-        first, *others = ordered(some)
+        alike = Counter(_hash(one) for one in {(c.source, _hash(c)): c for c in some}.values())
+        first, *others = sorted(some, key=lambda one: rank(one, alike[_hash(one)]))
         for other in others:
             if other.source == first.source:
                 continue
@@ -70,8 +73,7 @@ def _compared(
     first: Candidate, other: Candidate, holdings: Mapping[str, Holding]
 ) -> tuple[str, str]:
     """Why two full-precision rows are not one network's, and why that could not be found out."""
-    hashes = [one.row.artefacts.get("images_sha256") for one in (first, other)]
-    if hashes[0] is not None and hashes[0] == hashes[1]:
+    if _hash(first) and _hash(first) == _hash(other):
         return "", ""
     pairs = [
         (number, *(holdings[one.source].image(one.row.key, number) for one in (first, other)))
@@ -85,6 +87,10 @@ def _compared(
         if why := rescore.unlike(pair, first.row.cell.target.kind):
             return f"its full precision is not that of {first.source}: {why}", ""
     return "", ""
+
+
+def _hash(one: Candidate) -> str:
+    return one.row.artefacts.get("images_sha256", "")
 
 
 def _shared(first: Candidate, other: Candidate, holdings: Mapping[str, Holding]) -> Iterable[int]:

@@ -25,7 +25,14 @@ from quantarena.bench.files import (
 from quantarena.bench.machine import versions
 from quantarena.bench.schema import SCHEMA_VERSION, Row, Status
 from quantarena.bench.share.examine import Holding, Listing, read_rows
-from quantarena.bench.share.layout import MANIFEST, README, is_plain_file, limit
+from quantarena.bench.share.layout import (
+    MANIFEST,
+    README,
+    SAMPLE_RULE,
+    is_plain_file,
+    limit,
+    sampled,
+)
 from quantarena.bench.share.manifest import (
     FORMAT,
     VERSION,
@@ -35,7 +42,6 @@ from quantarena.bench.share.manifest import (
     write_manifest,
 )
 from quantarena.bench.share.provenance import FILE as MERGED
-from quantarena.bench.share.sample import RULE, sampled
 from quantarena.methods.builtin import FP
 
 
@@ -186,7 +192,7 @@ def _manifest(
         machines=tuple(machines.values()),
         closures=dict(sorted(codes.items())),
         share=share,
-        rule=RULE,
+        rule=SAMPLE_RULE,
         images={key: dict(listing) for key, listing in listings.items()},
         files=dict(sorted(files.items())),
     )

@@ -14,9 +14,12 @@ from quantarena.bench.workloads.pipeline_hash import pipeline_sha256
 from quantarena.bench.workloads.registry import WorkloadInfo
 from quantarena.bench.workloads.settings import LORA, PATHS
 from quantarena.methods.builtin import FP, builtins
+from quantarena.methods.core.json_files import read_object
 
 SHOWN = 64
 """Conditions that a row repeats at most."""
+SCHEDULER = "Scheduler"
+"""End of the names of samplers' classes, which a setting may leave out."""
 MOST_NAME = 300
 """Longest name that a page shows in a line; those of paths are the longest."""
 
@@ -66,7 +69,7 @@ def _long_names(row: Row) -> list[str]:
 def unknown_here(row: Row) -> list[str]:
     """What of a row this package has no table for, so that nobody here can check it."""
     cell, found = row.cell, []
-    if _shipped(cell.workload) is None:
+    if shipped(cell.workload) is None:
         found.append(f"its workload {cell.workload} is not one that ships with this package")
     if cell.method not in builtins():
         found.append(f"its method {cell.method} is not one of this package")
@@ -90,7 +93,7 @@ def _code(module: str) -> str:
 
 def _of_workload(row: Row) -> list[str]:
     """Settings of the row that its workload does not have here."""
-    info = _shipped(row.cell.workload)
+    info = shipped(row.cell.workload)
     if info is None:
         return []
     budget = row.cell.budget
@@ -108,17 +111,20 @@ def _of_workload(row: Row) -> list[str]:
     }
     if info.resolution:
         expected["resolution"] = info.resolution
+    pipeline, scheduler = _classes(info)
+    expected |= {"pipeline": pipeline, "scheduler": scheduler, "reference": info.reference}
+    expected |= dict.fromkeys(("lora", "inputs", "frames"))  # such settings are never looked up
     if not info.sampler and not info.outliers:  # these change what the hash is of
         expected["model_sha256"] = _model(info)
     return [
-        f"its {name} is {_brief(row.workload.get(name))}, {row.cell.workload} has {_brief(value)}"
+        f"its {name} is {brief(row.workload.get(name))}, {row.cell.workload} has {brief(value)}"
         for name, value in expected.items()
         if row.workload.get(name) != value
     ]
 
 
 @cache
-def _shipped(name: str) -> WorkloadInfo | None:
+def shipped(name: str) -> WorkloadInfo | None:
     """A workload of the zoo with plain settings; None for any other name.
 
     Other names are never looked up: they may be paths, and a row of a stranger chose them.
@@ -133,10 +139,19 @@ def _shipped(name: str) -> WorkloadInfo | None:
 
 
 @cache
+def _classes(info: WorkloadInfo) -> tuple[str, str]:
+    """Classes of the pipeline and of its sampler, which a setting may replace."""
+    parts = read_object(info.path / registry.INDEX)
+    sampler = info.sampler or str(parts["scheduler"][1])
+    return str(parts["_class_name"]), f"{sampler.removesuffix(SCHEDULER)}{SCHEDULER}"
+
+
+@cache
 def _model(info: WorkloadInfo) -> str:
     return pipeline_sha256(info.path)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value of a row as a line shows it."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -8,10 +8,9 @@ from quantarena.bench.content import bytes_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.files import finish_replacing
 from quantarena.bench.share.examine import Done, Examined, Holding, examine, read_rows
-from quantarena.bench.share.layout import MANIFEST, Problem, is_plain_file, limit, walk
+from quantarena.bench.share.layout import MANIFEST, SHARE, Problem, is_plain_file, limit, walk
 from quantarena.bench.share.manifest import Manifest, read_manifest, strange_entries
 from quantarena.bench.share.provenance import Standing
-from quantarena.bench.share.sample import SHARE
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ BOARD = "floor"
 ROUNDED, OTHER_SEED, HALVES = "bf16", "seed", "halves"
 PREFIX = {ROUNDED: FLOOR, OTHER_SEED: FLOOR_SEED}
 """Of the per-image numbers in the scores file of full precision's row."""
+REFERENCES = {
+    ROUNDED: "fp, weights rounded to bfloat16",
+    OTHER_SEED: "fp, same prompts and other noise",
+}
+HALF_OF = "half of "
+"""What floors state that they compare with; the halves are of a set of real images."""
 NEGLIGIBLE = 2e-3
 """Share of the distance between images of different noise below which a distance means nothing.
 
@@ -133,19 +139,15 @@ def measurements(
         seed: of the resamples and of the split.
         groups: prompt of each image, where prompts repeat.
     """
-    lines = {
-        ROUNDED: "fp, weights rounded to bfloat16",
-        OTHER_SEED: "fp, same prompts and other noise",
-    }
     floors = [
-        _renamed(m, kind, lines[kind])
+        _renamed(m, kind, REFERENCES[kind])
         for kind, metrics in found.items()
         for m in summarise(metrics, seed=seed, groups=groups)
     ]
     if real is not None and len(real.tensor) >= 4:
         test, other = halves(real, images, seed)
         scored = quality(test, other, seed=seed).measurements
-        floors += [_renamed(m, HALVES, f"half of {real.label}") for m in scored]
+        floors += [_renamed(m, HALVES, HALF_OF + real.label) for m in scored]
     return tuple(m for m in floors if m.value is not None)
 
 

@@ -7,13 +7,14 @@ from torch import Tensor
 from quantarena.bench.cache import StageCache
 from quantarena.bench.errors import UserError
 from quantarena.bench.metrics.image_folder import load_folder
-from quantarena.bench.metrics.quality.features import Features
-from quantarena.bench.metrics.quality.features_file import reference_features
+from quantarena.bench.metrics.quality.features import Features, images_sha256, set_label
+from quantarena.bench.metrics.quality.features_file import load_features, reference_features
 from quantarena.bench.stages.workspace import Workspace
 from quantarena.bench.workloads.emoji64 import heldout_images
+from quantarena.bench.workloads.registry import WorkloadInfo
 
 _LOG = logging.getLogger(__name__)
-_EMOJI = "emoji64/heldout"
+_EMOJI, _EMOJI_NAME = "emoji64/heldout", "emoji64-heldout"
 
 
 def real_features(workspace: Workspace, cache: StageCache) -> Features | None:
@@ -40,8 +41,20 @@ def read_reference(
     if name != _EMOJI and not path.is_dir():
         return reference_features(path, cache.root, name=path.name), ()
     pictures, lines = _pictures(workspace)
-    label = "emoji64-heldout" if name == _EMOJI else path.name
+    label = _EMOJI_NAME if name == _EMOJI else path.name
     return reference_features(pictures, cache.root, name=label), lines
+
+
+def shipped_label(info: WorkloadInfo) -> str:
+    """What measurements state of the real images of a workload of the zoo, without a network.
+
+    Raises:
+        UserError: the file of their features cannot be read.
+    """
+    if info.reference != _EMOJI:
+        return load_features(info.reference_path).label
+    images = heldout_images(info.resolution)
+    return set_label(_EMOJI_NAME, images_sha256(images), len(images))
 
 
 def real_images(workspace: Workspace) -> Tensor:

@@ -21,7 +21,7 @@ from quantarena.bench.errors import one_line, out_of_memory
 from quantarena.bench.machine import fingerprint, same_machine
 from quantarena.bench.memory import peak_bytes
 from quantarena.bench.process_state import process_state
-from quantarena.bench.schema import Row, Status
+from quantarena.bench.schema import DRAWN_ELSEWHERE, Row, Status
 from quantarena.bench.spec import Cell
 from quantarena.bench.stages import floors
 from quantarena.bench.stages.closeness import probe
@@ -256,7 +256,7 @@ def _timed(row: Row, paths: Paths, plugins: tuple[str, ...], progress: Progress)
     here = fingerprint()
     if not same_machine(row.machine, here):
         # Readers compare times within a machine, so the row names the one that was timed.
-        warnings.append(f"latency: its images were drawn on another machine, {_named(row.machine)}")
+        warnings.append(f"{DRAWN_ELSEWHERE}, {_named(row.machine)}")
         row = replace(row, machine=here)
     with_times = replace(row, latency=times[0], latency_by_batch=tuple(times[1:]))
     # each batch may say the same

@@ -4,6 +4,7 @@ The noise of image ``i`` depends only on the model, the seed, the purpose and ``
 depend on batch size, worker or order. So images of different methods are pairs.
 """
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -200,13 +201,7 @@ def draw_images(
 
     def fingerprint(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if first[0]:
-            sample = (
-                args[0]
-                if args
-                else kwargs[next(iter(inspect.signature(module.forward).parameters))]
-            )
-            assert isinstance(sample, Tensor)
-            digest.update(sample.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(_input_bytes(module, args, kwargs))
             first[0] = False
 
     handle = loaded.denoiser.register_forward_pre_hook(fingerprint, with_kwargs=True)
@@ -227,6 +222,43 @@ def draw_images(
     if made is None:
         raise ValueError("no images were asked for")
     return Drawn(made.images.flatten(0, -4), digest.hexdigest(), made.frames)
+
+
+class _Seen(Exception):
+    """The network was called, and its first input is known."""
+
+
+@torch.no_grad()
+def noise_sha256(loaded: LoadedPipeline, info: WorkloadInfo, draw: Draw) -> str:
+    """``Drawn.noise_sha256`` of a draw, without drawing: each batch ends where the network begins.
+
+    Raises:
+        BrokenModel: the pipeline refuses its arguments.
+        UserError: the sampler does not take the settings.
+    """
+    digest = hashlib.sha256()
+
+    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        digest.update(_input_bytes(module, args, kwargs))
+        raise _Seen
+
+    handle = loaded.denoiser.register_forward_pre_hook(seen, with_kwargs=True)
+    batch = batch_of(loaded.pipe, info, draw.batch)
+    try:
+        for start in range(0, draw.count, batch):
+            with contextlib.suppress(_Seen):
+                _run(loaded.pipe, info, draw, range(start, min(start + batch, draw.count)))
+    finally:
+        handle.remove()
+    return digest.hexdigest()
+
+
+def _input_bytes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The bytes of a network's noisy sample, in float32."""
+    name = next(iter(inspect.signature(module.forward).parameters))
+    sample = args[0] if args else kwargs[name]
+    assert isinstance(sample, Tensor)
+    return sample.detach().float().cpu().contiguous().numpy().tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,12 @@ class Features:
     @property
     def label(self) -> str:
         """Set, hash and number of images, as measurements state their reference."""
-        return f"{self.name} sha256:{self.images_sha256[:12]} n={self.tensor.shape[0]}"
+        return set_label(self.name, self.images_sha256, len(self.tensor))
+
+
+def set_label(name: str, sha256: str, images: int) -> str:
+    """Set, hash and number of images, as measurements state their reference."""
+    return f"{name} sha256:{sha256[:12]} n={images}"
 
 
 def images_sha256(images: Tensor) -> str:

@@ -49,6 +49,11 @@ class Scorer:
     captions: tuple[str, ...]
     sha256: str
 
+    @property
+    def label(self) -> str:
+        """What measurements state that they compare with."""
+        return f"{len(self.captions)} captions of emoji64"
+
     def similarity(self, features: Tensor) -> Tensor:
         """The cosine of each image's embedding with each caption's, (N, C), both centred.
 

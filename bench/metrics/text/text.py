@@ -63,7 +63,6 @@ def _shipped(
         ALIGNMENT: f"quantarena, cosine in MiniLM's space, torch {torch.__version__}",
         R_PRECISION: f"quantarena, nearer than {DISTRACTORS} other captions",
     }
-    reference = f"{len(known.captions)} captions of emoji64"
     return tuple(
         mean_of(
             METRICS[name],
@@ -72,7 +71,7 @@ def _shipped(
             groups=groups,
             impl=impl[name],
             sha256=known.sha256,
-            reference=reference,
+            reference=known.label,
         )
         for name in names
     ), values

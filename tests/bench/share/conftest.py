@@ -1,6 +1,7 @@
 """Small results whose numbers are true: made-up pictures, scored by the package's own metrics."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from quantarena.bench.content import bytes_sha256, listing_sha256
+from quantarena.bench.machine import fingerprint
 from quantarena.bench.metrics.fidelity.fidelity import fidelity, summarise
 from quantarena.bench.metrics.image_folder import save_folder
 from quantarena.bench.schema import Latency, Row, Status
@@ -20,12 +22,14 @@ from quantarena.bench.share.tables import _model
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.store import Store, signed_text
 from quantarena.bench.workloads import registry
+from quantarena.bench.workloads.sampling import Draw, generators_of
 
 WORKLOAD, IMAGES, SIDE = "emoji-dit", 4, 32
 BUDGET = Budget(images=IMAGES, batch=2, calibration_images=2, calibration_samples=8)
+SHARED = {name: fingerprint()[name] for name in ("versions", "arch", "isa")}
 MACHINES = {
-    "first": {"cpu": "First CPU", "cores": 2, "gpu": None, "versions": {"quantarena": "0.1.0"}},
-    "second": {"cpu": "Second CPU", "cores": 8, "gpu": None, "versions": {"quantarena": "0.1.0"}},
+    "first": {"cpu": "First CPU", "cores": 2, "gpu": None, **SHARED},
+    "second": {"cpu": "Second CPU", "cores": 8, "gpu": None, **SHARED},
 }
 WIDTHS = {"w8a8": 2.0, "w4a8": 12.0, "w4a4": 40.0}
 
@@ -39,6 +43,17 @@ def pictures(noise):
     base = rng.integers(40, 200, (IMAGES, 3, 8, 8)).repeat(SIDE // 8, 2).repeat(SIDE // 8, 3)
     noisy = base + np.random.default_rng(int(noise)).normal(0, noise, base.shape)
     return torch.from_numpy(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def noise(batch):
+    """The hash of what the network of emoji-dit sees first: each half of guidance has the noise."""
+    info, digest = registry.describe(WORKLOAD), hashlib.sha256()
+    draw = Draw("evaluate", IMAGES, 0, info.steps, batch)
+    for start in range(0, IMAGES, batch):
+        seeds = generators_of(info, draw, range(start, start + batch))
+        latents = torch.cat([torch.randn((1, 4, 8, 8), generator=seed) for seed in seeds])
+        digest.update(torch.cat([latents, latents]).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def facts():
@@ -56,7 +71,7 @@ def facts():
         "conditions": info.conditions,
         "prompts": [info.prompts[i % len(info.prompts)] for i in range(64)],
         "reference": info.reference,
-        "noise_sha256": "0" * 64,
+        "noise_sha256": noise(BUDGET.batch),
     }
 
 
@@ -177,6 +192,12 @@ def edit(submission, resign):
         return changed
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def halved_noise():
+    """Hash of the noise of a row that was drawn with half of its budget's batch."""
+    return noise(BUDGET.batch // 2)
 
 
 @pytest.fixture

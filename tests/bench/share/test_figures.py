@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from quantarena.bench.content import bytes_sha256
+from quantarena.bench.metrics.fidelity.lpips import weights_sha256
 from quantarena.bench.metrics.names import FRECHET, KID, LPIPS, SQNR
+from quantarena.bench.metrics.quality.effnet import SHA256
 from quantarena.bench.schema import Measurement, Observed, Parity, Row, Status
 from quantarena.bench.scores import FLOOR, REPLICATES
 from quantarena.bench.share.bounds import own_word
@@ -17,7 +19,9 @@ from quantarena.bench.share.manifest import read_manifest, write_manifest
 from quantarena.bench.share.merge import merge
 from quantarena.bench.share.verify import verify
 from quantarena.bench.spec import Budget, Cell
+from quantarena.bench.stages.real_images import shipped_label
 from quantarena.bench.store import Store, signed_text
+from quantarena.bench.workloads import registry
 from quantarena.leaderboard.page.page import render
 
 BUDGET = Budget(images=4, batch=2, calibration_images=2, calibration_samples=8)
@@ -92,7 +96,9 @@ def test_floors_follow_from_their_scores(score, submission):
         from quantarena.bench.metrics.bootstrap import mean_interval
 
         _, low, high = mean_interval(drawn, groups=(0, 1, 2, 3))
-        one = Measurement(f"floor/bf16/{LPIPS}", value, low, high, n=4, board="floor")
+        name, known = f"floor/bf16/{LPIPS}", {"reference": "fp, weights rounded to bfloat16"}
+        known["extractor_sha256"] = weights_sha256()
+        one = Measurement(name, value, low, high, n=4, board="floor", **known)
         return lambda row: replace(row, measurements=(*row.measurements, one))
 
     score({FLOOR + LPIPS: drawn}, with_floor(2.5e-4), cell=("fp", "fp"))
@@ -121,7 +127,9 @@ def named(row, figures):
 
 
 def sqnr(value):
-    return Measurement(SQNR, value, value, value, n=4, unit="dB", higher_is_better=True)
+    return Measurement(
+        SQNR, value, value, value, n=4, unit="dB", higher_is_better=True, reference="fp"
+    )
 
 
 def test_a_mean_without_scores_is_refused(edit, submission):
@@ -130,7 +138,8 @@ def test_a_mean_without_scores_is_refused(edit, submission):
 
 
 def kid(value, low=-1.5, high=-0.5):
-    return Measurement(KID, value, low, high, n=4, unit="x1e-3", board="quality")
+    known = {"extractor_sha256": SHA256, "reference": shipped_label(registry.describe("emoji-dit"))}
+    return Measurement(KID, value, low, high, n=4, unit="x1e-3", board="quality", **known)
 
 
 def test_a_distance_of_whole_sets_needs_its_resamples(edit, score, submission):
@@ -145,6 +154,13 @@ def test_a_distance_of_whole_sets_needs_its_resamples(edit, score, submission):
     assert any("does not follow from its resamples" in line for line in found(submission))
     edit("rtn", "w4a8", more(kid(-30.0, low, high)))
     assert any("is -30, its resamples are around" in line for line in found(submission))
+
+
+def test_the_set_of_real_images_is_the_packages(edit, score, submission):
+    drawn = np.random.default_rng(0).normal(-1.0, 0.1, 2000)
+    ends = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
+    score({REPLICATES + KID: drawn}, more(replace(kid(-1.0, *ends), reference="emoji64 n=9")))
+    assert any(f"{KID} is against 'emoji64 n=9'" in line for line in found(submission))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +211,15 @@ def test_a_wide_gate_of_parity_is_none(edit, submission):
     assert any("its parity is 0.5" in line for line in found(submission))
 
 
+def test_no_row_is_beyond_its_own_gate(edit, submission):
+    edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=PARITY.limit)))
+    assert found(submission) == []
+    edit("rtn", "w4a8", lambda row: replace(row, parity=replace(PARITY, max_rel=2e-5)))
+    assert any(
+        "its parity is 2e-05, above the limit of 1e-05" in line for line in found(submission)
+    )
+
+
 def test_full_precision_has_one_size(edit, submission):
     full = Observed(32.0, 32.0, {"fp": 1.0}, 1000, 1000, 0, 32.0, 100_000, 100_000, 0, 0)
     edit("fp", "fp", lambda row: replace(row, observed=full))
@@ -236,8 +261,13 @@ def test_what_nobody_computes_again_is_said(submission, edit, world, capsys):
 # ---- honest rows that look odd -----------------------------------------------------------------
 
 
-def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world):
-    edit("rtn", "w4a8", lambda row: replace(row, workload=row.workload | {"batch": 1}))
+def test_a_row_whose_batch_was_halved_is_honest(edit, submission, world, halved_noise):
+    def halved(row):
+        timed = replace(row.latency, batch=1)
+        facts = {"batch": 1, "noise_sha256": halved_noise}
+        return replace(row, workload=row.workload | facts, latency=timed)
+
+    edit("rtn", "w4a8", halved)
     assert found(submission) == []
     merged = merge([world / "one", submission], world / "out", title="t", command="c")
     assert merged.provenance.left_out == ()

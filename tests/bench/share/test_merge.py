@@ -10,10 +10,14 @@ import pytest
 
 from quantarena.bench.cli.common import opened
 from quantarena.bench.errors import UserError
-from quantarena.bench.schema import SELF_REPORTED, Row, Status
+from quantarena.bench.metrics.names import CLIP_SCORE
+from quantarena.bench.schema import SELF_REPORTED, Measurement, Row, Status
+from quantarena.bench.share.conflicts import Candidate, other_settings
+from quantarena.bench.share.examine import Examined
 from quantarena.bench.share.merge import merge
 from quantarena.bench.share.place import require_unjoined
 from quantarena.bench.share.provenance import ELSEWHERE, SOURCE, Standing, read_provenance
+from quantarena.bench.share.submit import submit
 from quantarena.bench.spec import Budget, Cell
 from quantarena.bench.store import Store, signed_text
 from quantarena.leaderboard.page.page import render
@@ -108,16 +112,70 @@ def test_a_tampered_row_is_left_out_and_named(world):
     assert Store(world / "out").get(SHARED.key).machine["cpu"] == "First CPU"
 
 
+def foreign(row, digit="1"):
+    """Other noise than here, from another kind of processor, where that may well be."""
+    facts = row.workload | {"noise_sha256": digit * 64}
+    return replace(row, workload=facts, machine=row.machine | {"arch": "other"})
+
+
 def test_other_settings_do_not_share_a_board(world):
-    """Rows of a workload that is not ours have only one another to be compared with."""
-
-    def other_noise(row):
-        return replace(row, workload=row.workload | {"noise_sha256": "1" * 64})
-
-    change(world / "two", SHARED, other_noise)
+    change(world / "two", SHARED, foreign)
     done = joined(world / "one", world / "two", out=world / "out")
     (left_out,) = done.provenance.left_out
+    assert (left_out.source, left_out.row) == ("two", SHARED.key)
     assert "noise_sha256" in left_out.reason
+
+
+def sent(world, source, name, edit=lambda row: row):
+    """A submission of a machine's rows, each changed before."""
+    copy = world / f"{name}-results"
+    shutil.copytree(world / source, copy)
+    for row in Store(copy).rows():
+        change(copy, row.cell, edit)
+    submit(copy, world / name, name=name, share=1.0)
+    return world / name
+
+
+def left_out(world, *folders):
+    """Names of the sources that have lost rows; each has then lost all of them."""
+    lost = joined(*folders, out=world / "out").provenance.left_out
+    sources = {one.source for one in lost}
+    assert len(lost) == sum(len(Store(world / source).rows()) for source in sources)
+    return sources
+
+
+def test_submissions_never_set_the_board_of_ones_own_rows(world):
+    for row in Store(world / "one").rows():
+        change(world / "one", row.cell, foreign)  # self-reported, and theirs are verified
+    assert left_out(world, sent(world, "two", "theirs"), world / "one") == {"theirs"}
+
+
+def test_verified_rows_set_the_board_before_self_reported_ones(world):
+    theirs, honest = sent(world, "two", "theirs", foreign), sent(world, "one", "honest")
+    assert left_out(world, theirs, honest) == {"theirs"}
+
+
+def test_what_most_sources_say_sets_the_board(world):
+    """All are self-reported, since nobody here can draw the noise of their processors."""
+    odd = sent(world, "two", "odd", lambda row: foreign(row, "2"))
+    first, second = sent(world, "one", "first", foreign), sent(world, "one", "second", foreign)
+    assert left_out(world, odd, first, second) == {"odd"}
+    assert left_out(world, odd, first) == {"first"}  # nothing but the order is left
+
+
+def test_a_metric_that_one_machine_lacks_puts_no_row_off(world):
+    row = Store(world / "two").get(SHARED.key)
+
+    def clip(place, value, **others):
+        one = Measurement(CLIP_SCORE, value, board="quality", higher_is_better=True, **others)
+        found = Examined(replace(row, measurements=(*row.measurements, one)), str(place))
+        return Candidate(str(place), place, found)
+
+    bare = clip(0, None, reason="set QUANTARENA_CLIP")
+    full = clip(1, 20.0, extractor_sha256="a" * 64, reference="prompts")
+    other = clip(2, 20.0, extractor_sha256="b" * 64, reference="prompts")
+    assert other_settings([bare, full]) == {}
+    assert list(other_settings([bare, full, other])) == [2]
 
 
 def test_rows_of_a_submission_name_it_and_share_no_clock(world, submission):

@@ -59,8 +59,11 @@ def joined(world, *folders):
     return merge(folders, world / "out", title="t", command="c")
 
 
-def test_rows_that_lean_on_other_images_are_left_out(shifted, world):
-    done = joined(world, world / "one", shifted(30.0))
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_lean_on_other_images_are_left_out(shifted, world, first):
+    """Their own images fit one another, and being named first gives them no board."""
+    folders = (shifted(30.0), world / "one")
+    done = joined(world, *(folders if first else reversed(folders)))
     left_out = {one.source for one in done.provenance.left_out}
     assert left_out == {"sent"}
     assert len(done.provenance.left_out) == 5
@@ -83,8 +86,8 @@ def test_what_cannot_be_compared_is_self_reported(shifted, world):
         file.unlink()
     done = joined(world, sent, world / "one")
     found = done.provenance.origins
-    ours = [one for one in found.values() if one.source == "one"]
-    assert ours
-    assert all(one.standing is Standing.SELF_REPORTED for one in ours)
+    assert {one.source for one in found.values()} == {"one", "sent"}
+    assert {one.standing for one in found.values()} == {Standing.SELF_REPORTED}
     assert done.provenance.left_out == ()
-    assert any("could not be compared with those of sent" in r for o in ours for r in o.reasons)
+    theirs = [one for one in found.values() if one.source == "sent"]
+    assert all("could not be compared with those of one" in one.reasons[-1] for one in theirs)

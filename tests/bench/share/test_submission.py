@@ -12,8 +12,8 @@ from quantarena.bench.content import bytes_sha256, listing_sha256
 from quantarena.bench.errors import UserError
 from quantarena.bench.schema import Status
 from quantarena.bench.share import layout
+from quantarena.bench.share.layout import sampled
 from quantarena.bench.share.provenance import Standing
-from quantarena.bench.share.sample import sampled
 from quantarena.bench.share.submit import submit
 from quantarena.bench.share.verify import verify
 from quantarena.bench.spec import Budget, Cell
