@@ -279,14 +279,6 @@ def test_an_earlier_export_stays_where_the_new_one_cannot_be_put(
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
-def test_other_folders_are_never_written_over(tmp_path):
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        check_target(tmp_path, replace=True)
-    with pytest.raises(UserError, match="is a file"):
-        check_target(tmp_path / "precious.txt", replace=True)
-
-
 @pytest.mark.parametrize(
     ("more", "line"),
     [
